@@ -1,0 +1,29 @@
+//! Everything Highwater says to NATS: the only crate that uses the NATS client.
+//!
+//! # Layout
+//! - [`Bus`], [`ConnectSettings`]: a connection, checked for JetStream and its version; core publish, request, subscribe
+//! - [`StreamSpec`]: stream definitions as data, applied idempotently; stream state
+//! - [`StreamReader`]: gap-checked, re-opening reader of one stream, `AckPolicy::None`
+//! - [`Publisher`]: acknowledged publishing
+//! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`
+//! - [`Endpoints`]: ADR-32 services with coded errors
+//!
+//! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
+
+mod connect;
+mod error;
+mod publisher;
+mod reader;
+mod service;
+mod state_log;
+mod streams;
+
+pub use connect::{Bus, ConnectSettings, Incoming, Reply, Subscription};
+pub use error::BusError;
+pub use publisher::{Ack, PublishFailure, Publisher};
+pub use reader::{ReadFrom, StreamMessage, StreamReader};
+pub use service::{Endpoints, ServiceRequest, ServiceSpec};
+pub use state_log::{Appended, StateFollower, StateLog};
+pub use streams::{StreamSpec, StreamState};
+
+pub use bytes::Bytes;

@@ -1,0 +1,269 @@
+//! A gap-checked reader of one stream.
+//!
+//! A pull consumer with `AckPolicy::None` and overlapping pulls from a given sequence on. The server accepts a start past the
+//! stream's end or below its first message silently, and a recreated stream looks gapless: so the stream's state is compared
+//! before and after every opening, and what contradicts ends the reader with [`BusError::StreamChanged`]. The consumer sequence
+//! shows messages that were lost on the way, also on filtered streams; then the reader re-opens where it stood.
+
+use crate::{connect::Bus, error::BusError, streams::StreamState};
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    message::Message,
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use std::time::Duration;
+
+/// Messages asked for at once. The client drops what exceeds its subscription capacity, which is far larger.
+const PULL_BATCH: usize = 8_192;
+const PULL_EXPIRES: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+const INACTIVE: Duration = Duration::from_secs(30);
+const RETRY: [u64; 6] = [10, 50, 100, 250, 500, 1000];
+
+/// Where to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadFrom {
+    /// The last sequence that is already known; reading begins after it.
+    pub after: u64,
+    /// Only this subject; None: all.
+    pub filter: Option<String>,
+    /// The stream's creation time when `after` was read; None: not known.
+    pub created: Option<i64>,
+}
+
+/// A message of a stream.
+#[derive(Debug, Clone)]
+pub struct StreamMessage {
+    pub seq: u64,
+    /// Server time, nanoseconds since the epoch.
+    pub time: i64,
+    /// Messages that the server still held for this reader when it sent this one; a hint.
+    pub pending: u64,
+    pub subject: async_nats::Subject,
+    /// `KV-Operation`.
+    pub operation: Option<String>,
+    /// `Nats-Marker-Reason` is set.
+    pub marker: bool,
+    pub payload: Bytes,
+}
+
+/// Reads one stream in order.
+pub struct StreamReader {
+    bus: Bus,
+    stream: String,
+    filter: Option<String>,
+    /// The last stream sequence handed out or passed.
+    after: u64,
+    created: i64,
+    server_id: String,
+    messages: Option<pull::Stream>,
+    consumer: String,
+    consumer_seq: u64,
+    /// Times that the reader was opened again on another server, or on one that had restarted.
+    restarts: u64,
+}
+
+impl StreamReader {
+    /// Opens a stream; it must exist and agree with `from`.
+    pub async fn open(bus: &Bus, stream: &str, from: ReadFrom) -> Result<Self, BusError> {
+        let state = bus.stream_state(stream).await?;
+        let mut reader = Self {
+            bus: bus.clone(),
+            stream: stream.into(),
+            filter: from.filter,
+            after: from.after,
+            created: from.created.unwrap_or(state.created),
+            server_id: bus.server_id(),
+            messages: None,
+            consumer: String::new(),
+            consumer_seq: 0,
+            restarts: 0,
+        };
+        reader.check(&state)?;
+        reader.subscribe().await?;
+        let state = reader.bus.stream_state(stream).await?;
+        reader.check(&state)?;
+        Ok(reader)
+    }
+
+    /// Creation time of the stream, nanoseconds since the epoch.
+    pub fn created(&self) -> i64 {
+        self.created
+    }
+
+    fn check(&self, state: &StreamState) -> Result<(), BusError> {
+        let changed = |why: String| Err(BusError::StreamChanged { stream: self.stream.clone(), why });
+        if state.created != self.created {
+            return changed("it was created anew".into());
+        }
+        if state.last_seq < self.after {
+            return changed(format!("its last sequence is {}, but {} was read before", state.last_seq, self.after));
+        }
+        Ok(())
+    }
+
+    async fn subscribe(&mut self) -> Result<(), BusError> {
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.after + 1 },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.filter.clone().unwrap_or_default(),
+            inactive_threshold: INACTIVE,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let consumer = self
+            .bus
+            .js
+            .create_consumer_on_stream(config, self.stream.clone())
+            .await
+            .map_err(|e| BusError::other("consumer", format!("{}: {e}", self.stream)))?;
+        self.consumer.clone_from(&consumer.cached_info().name);
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(PULL_BATCH)
+            .expires(PULL_EXPIRES)
+            .heartbeat(HEARTBEAT)
+            .messages()
+            .await
+            .map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
+        self.messages = Some(messages);
+        self.consumer_seq = 0;
+        self.server_id = self.bus.server_id();
+        Ok(())
+    }
+
+    /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
+    async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
+        tracing::info!(stream = self.stream, after = self.after, why, "opening the stream again");
+        self.messages = None;
+        self.restarts += u64::from(self.bus.server_id() != self.server_id);
+        // Best effort: the server also removes it when it is inactive.
+        let old = std::mem::take(&mut self.consumer);
+        let _ = self.bus.js.delete_consumer_from_stream(old, self.stream.as_str()).await;
+        for attempt in 0.. {
+            let wait = RETRY[RETRY.len().min(attempt + 1) - 1];
+            match self.bus.stream_state(&self.stream).await {
+                Ok(state) => {
+                    self.check(&state)?;
+                    match self.subscribe().await {
+                        Ok(()) => {
+                            let state = self.bus.stream_state(&self.stream).await;
+                            if let Ok(state) = state {
+                                self.check(&state)?;
+                                return Ok(());
+                            }
+                        }
+                        Err(error) => tracing::debug!(stream = self.stream, %error, "cannot open yet"),
+                    }
+                }
+                Err(error @ BusError::NoStream(_)) => {
+                    return Err(BusError::StreamChanged { stream: self.stream.clone(), why: error.to_string() });
+                }
+                Err(error) => tracing::debug!(stream = self.stream, %error, "cannot open yet"),
+            }
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for a message, then takes what is ready, at most `most`.
+    ///
+    /// Cancel safe as far as messages go: one that was taken is returned.
+    pub async fn next_ready(&mut self, most: usize, out: &mut Vec<StreamMessage>) -> Result<(), BusError> {
+        while out.is_empty() {
+            let Some(messages) = self.messages.as_mut() else {
+                self.reopen("it was not open").await?;
+                continue;
+            };
+            let mut next = messages.next().await;
+            let mut trouble = None;
+            loop {
+                match next {
+                    Some(Ok(message)) => {
+                        if let Err(why) = self.take(&message, out) {
+                            trouble = Some(why);
+                            break;
+                        }
+                    }
+                    Some(Err(error)) => {
+                        trouble = Some(error.to_string());
+                        break;
+                    }
+                    None => {
+                        trouble = Some("the subscription ended".into());
+                        break;
+                    }
+                }
+                if out.len() >= most {
+                    break;
+                }
+                let Some(messages) = self.messages.as_mut() else { break };
+                match messages.next().now_or_never() {
+                    Some(ready) => next = ready,
+                    None => break,
+                }
+            }
+            if let Some(why) = trouble {
+                if out.is_empty() {
+                    self.reopen(&why).await?;
+                } else {
+                    // What was taken is good; the next call opens again.
+                    self.messages = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: &Message, out: &mut Vec<StreamMessage>) -> Result<(), String> {
+        let info = message.info().map_err(|e| format!("a message without reply subject: {e}"))?;
+        if info.consumer_sequence != self.consumer_seq + 1 {
+            return Err(format!("message {} of the consumer came after {}", info.consumer_sequence, self.consumer_seq));
+        }
+        if info.stream_sequence <= self.after {
+            return Err(format!("message {} came after {}", info.stream_sequence, self.after));
+        }
+        self.consumer_seq = info.consumer_sequence;
+        self.after = info.stream_sequence;
+        let headers = message.headers.as_ref();
+        out.push(StreamMessage {
+            seq: info.stream_sequence,
+            time: info.published.unix_timestamp_nanos() as i64,
+            pending: info.pending,
+            subject: message.subject.clone(),
+            operation: headers.and_then(|h| h.get("KV-Operation")).map(|v| v.as_str().to_owned()),
+            marker: headers.is_some_and(|h| h.get("Nats-Marker-Reason").is_some()),
+            payload: message.payload.clone(),
+        });
+        Ok(())
+    }
+
+    /// Times that the reader was opened again on another server, or on one that had restarted.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// Name of the consumer, for [`Bus::consumer_delivered`].
+    pub fn consumer(&self) -> &str {
+        &self.consumer
+    }
+}
+
+impl Bus {
+    /// Pending messages and last stream sequence sent of a consumer.
+    pub async fn consumer_delivered(&self, stream: &str, consumer: &str) -> Result<(u64, u64), BusError> {
+        delivered(self, stream, consumer).await
+    }
+}
+
+async fn delivered(bus: &Bus, stream: &str, consumer: &str) -> Result<(u64, u64), BusError> {
+    let consumer: async_nats::jetstream::consumer::Consumer<pull::Config> = bus
+        .js
+        .get_consumer_from_stream(consumer, stream)
+        .await
+        .map_err(|e| BusError::other("consumer info", e))?;
+    let info = consumer.cached_info();
+    Ok((info.num_pending, info.delivered.stream_sequence))
+}

@@ -1,0 +1,174 @@
+//! Stream definitions as data, applied idempotently, and the state of a stream.
+
+use crate::{connect::Bus, error::BusError};
+use async_nats::jetstream::{
+    context::GetStreamErrorKind,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use highwater_schemas::subjects;
+use std::time::Duration;
+
+const MIB: i64 = 1024 * 1024;
+/// A mutation topic holds this much for indexers that are behind; what is older is caught up from the source.
+const MUTATION_MAX_BYTES: i64 = 1024 * MIB;
+const MUTATION_MAX_AGE: Duration = Duration::from_secs(15 * 60);
+/// A catchup topic is full at this size: the router waits until the indexer has made room.
+const CATCHUP_MAX_BYTES: i64 = 256 * MIB;
+/// Longer than any retry of a publish.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+
+/// One of Highwater's own streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSpec {
+    pub name: String,
+    pub subject: String,
+    pub max_bytes: i64,
+    pub max_age: Duration,
+    pub discard_new: bool,
+    pub rollup: bool,
+    pub duplicate_window: Duration,
+    pub replicas: usize,
+}
+
+impl StreamSpec {
+    /// Live key versions: bounded in age and bytes, the oldest go first.
+    pub fn mutation(bucket: &str) -> Self {
+        Self {
+            name: subjects::mutation_stream(bucket),
+            subject: format!("hw.mutation.{bucket}.*"),
+            max_bytes: MUTATION_MAX_BYTES,
+            max_age: MUTATION_MAX_AGE,
+            discard_new: false,
+            rollup: false,
+            duplicate_window: DUPLICATE_WINDOW,
+            replicas: 1,
+        }
+    }
+    /// Catchup sessions: bounded in bytes, refuses when full.
+    pub fn catchup(bucket: &str) -> Self {
+        Self {
+            name: subjects::catchup_stream(bucket),
+            subject: format!("hw.catchup.{bucket}.*"),
+            max_bytes: CATCHUP_MAX_BYTES,
+            max_age: Duration::ZERO,
+            discard_new: true,
+            ..Self::mutation(bucket)
+        }
+    }
+    /// The replicated log: no limits, rollup allowed.
+    pub fn state() -> Self {
+        Self {
+            name: subjects::STATE_STREAM.into(),
+            subject: "hw.state.>".into(),
+            max_bytes: -1,
+            max_age: Duration::ZERO,
+            discard_new: false,
+            rollup: true,
+            duplicate_window: Duration::from_secs(120),
+            replicas: 1,
+        }
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            name: self.name.clone(),
+            subjects: vec![self.subject.clone()],
+            max_bytes: self.max_bytes,
+            max_age: self.max_age,
+            retention: RetentionPolicy::Limits,
+            discard: if self.discard_new { DiscardPolicy::New } else { DiscardPolicy::Old },
+            storage: StorageType::File,
+            allow_rollup: self.rollup,
+            allow_direct: true,
+            num_replicas: self.replicas,
+            duplicate_window: self.duplicate_window,
+            ..Config::default()
+        }
+    }
+}
+
+/// What a stream holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamState {
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    /// Time of the last message, nanoseconds since the epoch; 0 when there never was one.
+    pub last_time: i64,
+    pub messages: u64,
+    pub subjects: Vec<String>,
+    pub max_messages_per_subject: i64,
+}
+
+impl Bus {
+    /// Creates the stream, or brings it to the definition; a difference that cannot be updated is an error.
+    pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<(), BusError> {
+        match self.js.get_stream(&spec.name).await {
+            Ok(stream) => {
+                let found = &stream.cached_info().config;
+                let wanted = spec.config();
+                let same = found.subjects == wanted.subjects
+                    && found.max_bytes == wanted.max_bytes
+                    && found.max_age == wanted.max_age
+                    && found.discard == wanted.discard
+                    && found.allow_rollup == wanted.allow_rollup;
+                if same {
+                    return Ok(());
+                }
+                self.js.update_stream(Config { num_replicas: found.num_replicas, ..wanted }).await.map_err(|e| {
+                    BusError::StreamDiffers { stream: spec.name.clone(), why: e.to_string() }
+                })?;
+                Ok(())
+            }
+            Err(_) => match self.js.create_stream(spec.config()).await {
+                Ok(_) => Ok(()),
+                Err(e) => Err(BusError::Other { what: "create stream", why: format!("{}: {e}", spec.name) }),
+            },
+        }
+    }
+
+    /// Deletes a stream; one that does not exist is fine.
+    pub async fn delete_stream(&self, name: &str) -> Result<(), BusError> {
+        match self.js.delete_stream(name).await {
+            Ok(_) => Ok(()),
+            Err(_) if matches!(self.stream_state(name).await, Err(BusError::NoStream(_))) => Ok(()),
+            Err(e) => Err(BusError::other("delete stream", e)),
+        }
+    }
+
+    /// Removes messages of a subject, up to and excluding `below` when given.
+    pub async fn purge(&self, stream: &str, subject: &str, below: Option<u64>) -> Result<(), BusError> {
+        let handle = self.js.get_stream_no_info(stream).await.map_err(|e| BusError::other("purge", e))?;
+        let purge = handle.purge().filter(subject);
+        let done = match below {
+            Some(seq) => purge.sequence(seq).await,
+            None => purge.await,
+        };
+        done.map(|_| ()).map_err(|e| BusError::other("purge", e))
+    }
+
+    /// The stream's state now, as its leader sees it.
+    pub async fn stream_state(&self, name: &str) -> Result<StreamState, BusError> {
+        let stream = self.js.get_stream(name).await.map_err(|e| match e.kind() {
+            GetStreamErrorKind::JetStream(j) if j.error_code().0 == 10059 => BusError::NoStream(name.into()),
+            _ => BusError::other("stream info", format!("{name}: {e}")),
+        })?;
+        let info = stream.cached_info();
+        let nanos = |t: time_nanos::Time| t.unix_timestamp_nanos() as i64;
+        let last_time = if info.state.last_sequence == 0 { 0 } else { nanos(info.state.last_timestamp).max(0) };
+        Ok(StreamState {
+            created: nanos(info.created),
+            first_seq: info.state.first_sequence,
+            last_seq: info.state.last_sequence,
+            last_time,
+            messages: info.state.messages,
+            subjects: info.config.subjects.clone(),
+            max_messages_per_subject: info.config.max_messages_per_subject,
+        })
+    }
+}
+
+mod time_nanos {
+    pub(super) type Time = async_nats::datetime::DateTime;
+}

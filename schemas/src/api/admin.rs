@@ -1,0 +1,74 @@
+//! `hw.admin.*`.
+
+use crate::definition::{BucketDefinition, Source};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A reply or request without fields.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+/// `hw.admin.bucket.add`.
+pub type BucketAdd = BucketDefinition;
+
+/// `hw.admin.bucket.remove`: only a bucket without indexes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketRemove {
+    pub name: String,
+}
+
+/// One declared bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BucketSummary {
+    pub name: String,
+    pub source: Source,
+    /// Number of source streams.
+    pub vbuckets: usize,
+    pub indexes: usize,
+}
+
+/// Reply of `hw.admin.bucket.list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BucketList {
+    pub buckets: Vec<BucketSummary>,
+}
+
+/// `hw.admin.index.build`: builds deferred indexes of a bucket in one pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IndexBuild {
+    pub bucket: String,
+    pub names: Vec<String>,
+}
+
+/// `hw.admin.index.drop`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IndexDrop {
+    pub bucket: String,
+    pub name: String,
+}
+
+/// An index as a DDL reply names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IndexSummary {
+    pub bucket: String,
+    pub name: String,
+    pub id: String,
+    /// created, building, active or error.
+    pub state: String,
+}
+
+/// Reply of `hw.admin.index.create` and `.drop`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IndexReply {
+    pub index: IndexSummary,
+}
+
+/// Reply of `hw.admin.index.build`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IndexesReply {
+    pub indexes: Vec<IndexSummary>,
+}

@@ -1,0 +1,189 @@
+//! Membership and status: nodes ↔ coordinator, and what `highwater status` shows.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeKind {
+    Coordinator,
+    Projector,
+    Indexer,
+    Catalog,
+}
+
+impl NodeKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::Projector => "projector",
+            Self::Indexer => "indexer",
+            Self::Catalog => "catalog",
+        }
+    }
+}
+
+/// Where a slice stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SliceState {
+    /// Follows a session from zero.
+    Building,
+    /// Follows a session from where it stood: its chain had a gap.
+    Catchup,
+    /// Follows the mutation topic; readable at a coming ST.
+    Merged,
+    /// Follows the mutation topic and is readable.
+    Active,
+    /// Cannot go on; `error` says why.
+    Error,
+}
+
+/// One slice of an indexer node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SliceReport {
+    pub bucket: String,
+    /// The index's number.
+    pub index: u32,
+    pub partition: u32,
+    pub state: SliceState,
+    /// The session it follows; 0: none, so one is needed when it is building or in catchup.
+    pub session: u64,
+    /// The newest session that it needs no more: merged, or given up.
+    #[serde(default)]
+    pub done_with: u64,
+    /// Per vbucket the seqno that a new session may start from.
+    pub resume: Vec<u64>,
+    /// Documents that sessions have brought so far.
+    pub docs_done: u64,
+    /// Entries in the index.
+    pub items: u64,
+    /// Bytes on disk, live pages.
+    pub bytes: u64,
+    /// Documents that the slice could not take.
+    pub unindexed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a projector found in a source that contradicts what was read from it before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Suspicion {
+    pub bucket: String,
+    pub vb: u16,
+    /// The branch that it contradicts.
+    pub vbuuid: u64,
+    pub reason: String,
+}
+
+/// `hw.cluster.join`: sent at every heartbeat and at every notable change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Join {
+    pub node: String,
+    pub kind: NodeKind,
+    /// One per start of the process.
+    pub incarnation: u64,
+    /// Per bucket the newest ST that this node has applied; indexers only.
+    #[serde(default)]
+    pub applied: Vec<(String, crate::timestamp::StabilityTimestamp)>,
+    /// Per bucket the newest durable ST number; indexers only.
+    #[serde(default)]
+    pub durable: Vec<(String, u64)>,
+    #[serde(default)]
+    pub slices: Vec<SliceReport>,
+    /// Projectors only.
+    #[serde(default)]
+    pub suspicions: Vec<Suspicion>,
+}
+
+/// Reply of `hw.cluster.join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JoinReply {
+    pub coordinator: String,
+    /// How often to send the next one, milliseconds.
+    pub heartbeat_ms: u64,
+}
+
+/// One node as the coordinator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemberStatus {
+    pub node: String,
+    pub kind: NodeKind,
+    pub alive: bool,
+    /// Milliseconds since its last heartbeat.
+    pub last_heartbeat_ms: u64,
+}
+
+/// One bucket as the coordinator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BucketStatus {
+    pub name: String,
+    /// Newest stability timestamp, 0 when there is none yet.
+    pub st: u64,
+    pub exact: bool,
+    /// Per vbucket: stream, seqno, covered, projector.
+    pub vbuckets: Vec<VbStatus>,
+    /// Newest durable ST.
+    pub durable: u64,
+    /// Open sessions.
+    pub sessions: usize,
+}
+
+/// One vbucket of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VbStatus {
+    pub stream: String,
+    pub vbuuid: String,
+    pub generation: u64,
+    pub projector: String,
+    pub seqno: u64,
+    pub covered: u64,
+    pub source_last: u64,
+}
+
+/// Reply of `hw.cluster.members`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterStatus {
+    pub coordinator: String,
+    pub term: u64,
+    /// Version of the replicated state.
+    pub version: u64,
+    pub members: Vec<MemberStatus>,
+    pub buckets: Vec<BucketStatus>,
+}
+
+/// A document that an index could not take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnindexedDoc {
+    pub id: String,
+    pub vb: u16,
+    pub seqno: u64,
+    /// not_json, too_deep, too_large, key_too_long or id_too_long.
+    pub reason: String,
+}
+
+/// `hw.node.<id>.status`; naming one slice asks for what it could not take.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeStatusRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
+}
+
+/// Reply of `hw.node.<id>.status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeStatus {
+    pub node: String,
+    pub kind: NodeKind,
+    pub slices: Vec<SliceReport>,
+    /// Data messages refused because they were damaged or of an unknown version.
+    pub refused_messages: u64,
+    /// Per slice, in order, a bounded list of what it could not take; only when asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unindexed: Vec<UnindexedDoc>,
+}

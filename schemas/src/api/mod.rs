@@ -1,0 +1,91 @@
+//! The JSON messages of people and foreign clients (design section 21).
+//!
+//! Every reply carries `"ok"`; a failure is `{"ok":false,"error":{"code","message","retry"}}`. A request with an unknown field
+//! is refused, and the message names the field.
+
+mod admin;
+mod cluster;
+mod query;
+
+pub use admin::{
+    BucketAdd, BucketList, BucketRemove, BucketSummary, IndexBuild, IndexDrop, IndexSummary, IndexReply, Empty, IndexesReply,
+};
+pub use cluster::{ClusterStatus, Join, JoinReply, MemberStatus, NodeKind, NodeStatus, NodeStatusRequest, SliceReport, SliceState, BucketStatus, Suspicion, UnindexedDoc, VbStatus};
+pub use query::{
+    Consistency, CountReply, DescribeReply, Describe, IndexStats, ResultRow, ListReply, ListRequest, ScanQuery, ScanResult, SnapshotChoice,
+    AtPlus, VbPosition,
+};
+
+use crate::error::{ApiError, ErrorCode};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// The longest request that is looked at, bytes.
+pub const MAX_REQUEST: usize = 256 * 1024;
+
+/// Reads a request; an empty payload counts as `{}`.
+pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
+    if payload.len() > MAX_REQUEST {
+        return Err(ApiError::new(
+            ErrorCode::MalformedRequest,
+            format!("the request has {} bytes; at most {MAX_REQUEST} are taken", payload.len()),
+        ));
+    }
+    let text: &[u8] = if payload.is_empty() { b"{}" } else { payload };
+    serde_json::from_slice(text).map_err(|e| {
+        let message = e.to_string();
+        let code = if message.starts_with("unknown field") { ErrorCode::UnknownField } else { ErrorCode::MalformedRequest };
+        ApiError::new(code, message)
+    })
+}
+
+/// The reply of a request that went well: `value`'s fields beside `"ok":true`.
+pub fn ok<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut out = br#"{"ok":true"#.to_vec();
+    match serde_json::to_vec(value) {
+        Ok(text) if text.len() > 2 && text[0] == b'{' => {
+            out.push(b',');
+            out.extend_from_slice(&text[1..]);
+        }
+        _ => out.push(b'}'),
+    }
+    out
+}
+
+/// The reply of a request that was refused or failed.
+pub fn failure(error: &ApiError) -> Vec<u8> {
+    serde_json::json!({"ok": false, "error": error}).to_string().into_bytes()
+}
+
+/// Reads a reply: the whole object, or the error it carries.
+pub fn reply(payload: &[u8]) -> Result<Value, ApiError> {
+    let value: Value = serde_json::from_slice(payload)
+        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("the reply is not JSON: {e}")))?;
+    match value.get("ok") {
+        Some(Value::Bool(true)) => Ok(value),
+        _ => Err(value
+            .get("error")
+            .and_then(|e| serde_json::from_value(e.clone()).ok())
+            .unwrap_or_else(|| ApiError::new(ErrorCode::Internal, format!("the reply has neither ok nor error: {value}")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_named() {
+        let error = parse::<BucketRemove>(br#"{"name":"a","nmae":1}"#).unwrap_err();
+        assert_eq!(error.code, ErrorCode::UnknownField);
+        assert!(error.message.contains("nmae"), "{}", error.message);
+    }
+
+    #[test]
+    fn replies_carry_ok_or_the_error() {
+        assert_eq!(ok(&Empty {}), br#"{"ok":true}"#);
+        let error = ApiError::new(ErrorCode::Timeout, "late");
+        assert_eq!(reply(&failure(&error)).unwrap_err(), error);
+        assert_eq!(reply(&ok(&serde_json::json!({"a":1}))).unwrap()["a"], 1);
+    }
+}

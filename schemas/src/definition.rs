@@ -1,0 +1,188 @@
+//! Buckets and indexes as users declare them, and their compiled form.
+
+use crate::{
+    error::{ApiError, ErrorCode},
+    expr::{self, Expr, Path},
+    names, subjects,
+};
+use serde::{Deserialize, Serialize};
+
+/// The most keys one index may have.
+pub const MAX_KEYS: usize = 16;
+/// The most included fields one index may have.
+pub const MAX_INCLUDE: usize = 32;
+/// The most hash partitions one index may have.
+pub const MAX_PARTITIONS: u32 = 64;
+/// The most streams one bucket may have.
+pub const MAX_VBUCKETS: usize = 64;
+
+/// One source stream of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceStream {
+    pub name: String,
+    /// Subjects begin with this; the docid is the rest.
+    #[serde(default)]
+    pub strip_prefix: String,
+}
+
+/// Where a bucket's documents come from: exactly one of the two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// A NATS key-value bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<String>,
+    /// Keyed JetStream streams, one vbucket each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Vec<SourceStream>>,
+}
+
+/// A declared bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketDefinition {
+    pub name: String,
+    pub source: Source,
+}
+
+impl BucketDefinition {
+    /// The declaration of a NATS key-value bucket under its own name.
+    pub fn kv(name: &str) -> Self {
+        Self { name: name.into(), source: Source { kv: Some(name.into()), streams: None } }
+    }
+
+    pub fn check(&self) -> Result<(), ApiError> {
+        names::check("bucket", &self.name)?;
+        let refuse = |m: &str| Err(ApiError::new(ErrorCode::BadDefinition, m));
+        match (&self.source.kv, &self.source.streams) {
+            (Some(kv), None) => names::check("key-value bucket", kv),
+            (None, Some(streams)) => {
+                if streams.is_empty() || streams.len() > MAX_VBUCKETS {
+                    return refuse(&format!("source.streams must name 1 to {MAX_VBUCKETS} streams"));
+                }
+                for (i, s) in streams.iter().enumerate() {
+                    if s.name.is_empty() || s.name.contains(['.', '*', '>', ' ', '/', '\\']) {
+                        return refuse(&format!("source.streams[{i}].name {:?} is not a stream name", s.name));
+                    }
+                    if s.name.starts_with("HW_") {
+                        return refuse(&format!("source.streams[{i}].name {:?}: streams that begin with HW_ are Highwater's own", s.name));
+                    }
+                    if streams[..i].iter().any(|o| o.name == s.name) {
+                        return refuse(&format!("source.streams[{i}].name {:?} is named twice", s.name));
+                    }
+                }
+                Ok(())
+            }
+            _ => refuse("source must have either kv or streams"),
+        }
+    }
+
+    /// True for a NATS key-value bucket, whose operations travel in a header.
+    pub fn is_kv(&self) -> bool {
+        self.source.kv.is_some()
+    }
+
+    /// Stream name and subject prefix of each vbucket, in order.
+    pub fn vbuckets(&self) -> Vec<SourceStream> {
+        match (&self.source.kv, &self.source.streams) {
+            (Some(kv), _) => vec![SourceStream { name: subjects::kv_stream(kv), strip_prefix: subjects::kv_prefix(kv) }],
+            (None, Some(streams)) => streams.clone(),
+            (None, None) => Vec::new(),
+        }
+    }
+}
+
+/// An index as users define it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IndexDefinition {
+    pub bucket: String,
+    pub name: String,
+    /// Path expressions, each with an optional `ASC` or `DESC`; none: a primary index, ordered by docid.
+    #[serde(default)]
+    pub keys: Vec<String>,
+    /// Only documents for which this is true are in the index.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// Fields stored beside the key and returned with each row.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Hash partitions by docid.
+    #[serde(default = "one")]
+    pub num_partition: u32,
+    /// Further copies of each partition on other nodes.
+    #[serde(default)]
+    pub num_replica: u32,
+    /// Also index documents whose leading key is missing.
+    #[serde(default)]
+    pub include_missing: bool,
+    /// Wait for `index build` instead of building at once.
+    #[serde(default)]
+    pub defer_build: bool,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// One key of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPart {
+    pub path: Path,
+    pub descending: bool,
+}
+
+/// An index definition after parsing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompiledIndex {
+    pub keys: Vec<KeyPart>,
+    pub condition: Option<Expr>,
+    pub include: Vec<Path>,
+    pub include_missing: bool,
+}
+
+impl CompiledIndex {
+    /// True for an index without keys, which is ordered by docid.
+    pub fn primary(&self) -> bool {
+        self.keys.is_empty()
+    }
+    /// For each key whether it is descending.
+    pub fn directions(&self) -> Vec<bool> {
+        self.keys.iter().map(|k| k.descending).collect()
+    }
+}
+
+impl IndexDefinition {
+    /// Checks every field and parses the expressions.
+    pub fn compile(&self) -> Result<CompiledIndex, ApiError> {
+        names::check("bucket", &self.bucket)?;
+        names::check("index", &self.name)?;
+        let refuse = |m: String| Err(ApiError::new(ErrorCode::BadDefinition, m));
+        if self.keys.len() > MAX_KEYS {
+            return refuse(format!("keys: at most {MAX_KEYS}, not {}", self.keys.len()));
+        }
+        if self.include.len() > MAX_INCLUDE {
+            return refuse(format!("include: at most {MAX_INCLUDE}, not {}", self.include.len()));
+        }
+        if self.num_partition == 0 || self.num_partition > MAX_PARTITIONS {
+            return refuse(format!("num_partition: 1 to {MAX_PARTITIONS}, not {}", self.num_partition));
+        }
+        if self.num_replica > 0 {
+            return Err(ApiError::new(ErrorCode::NotSupported, "num_replica: this version keeps one copy of each partition; leave it at 0"));
+        }
+        let mut keys = Vec::with_capacity(self.keys.len());
+        for (i, text) in self.keys.iter().enumerate() {
+            keys.push(expr::parse_key(text).map_err(|e| e.in_field(&format!("keys[{i}]")))?);
+        }
+        let condition = match &self.condition {
+            Some(text) => Some(expr::parse_condition(text).map_err(|e| e.in_field("where"))?),
+            None => None,
+        };
+        let mut include = Vec::with_capacity(self.include.len());
+        for (i, text) in self.include.iter().enumerate() {
+            include.push(expr::parse_path(text).map_err(|e| e.in_field(&format!("include[{i}]")))?);
+        }
+        Ok(CompiledIndex { keys, condition, include, include_missing: self.include_missing })
+    }
+}

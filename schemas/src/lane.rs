@@ -1,0 +1,68 @@
+//! The bounded in-process channel between the projector and the router that runs beside it.
+//!
+//! A *lane* carries one vbucket's key versions in order, either for a generation of the mutation topic or for a catchup
+//! session. The projector opens a lane by handing its receiving end to the router.
+
+use crate::{
+    timestamp::{Asked, Position},
+    wire::KeyVersions,
+};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::mpsc;
+
+/// Chunks that may wait in a lane; a projector that is ahead of its router waits here.
+pub const LANE_CAPACITY: usize = 32;
+/// Lanes that may wait to be taken up by the router.
+pub const OPEN_CAPACITY: usize = 64;
+
+/// Who gets which of a bucket's entries, under one topology version.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routes {
+    pub topology: u64,
+    /// Node → the (index number, partition, number of partitions) that it hosts.
+    pub nodes: BTreeMap<String, Vec<(u32, u32, u32)>>,
+}
+
+/// What a lane is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LaneTarget {
+    /// Every subscriber's mutation subject.
+    Mutation,
+    /// One catchup session's subject.
+    Catchup { session: u64 },
+}
+
+/// A new lane.
+#[derive(Debug)]
+pub struct OpenLane {
+    pub bucket: String,
+    pub vb: u16,
+    pub vbuuid: u64,
+    pub generation: u64,
+    pub target: LaneTarget,
+    /// Where the chain starts.
+    pub from: Position,
+    /// Creation time of the source stream, nanoseconds since the epoch.
+    pub created: i64,
+    pub input: mpsc::Receiver<Chunk>,
+}
+
+/// A step of a lane.
+#[derive(Debug)]
+pub enum Chunk {
+    /// Key versions up to a position, maybe none.
+    Versions {
+        routes: Arc<Routes>,
+        versions: KeyVersions,
+        to: Position,
+        covered: u64,
+        server_time: i64,
+        hash: u64,
+        /// Nothing more was ready: send at once.
+        idle: bool,
+        /// Send even when it is empty: a chain may start here.
+        anchor: bool,
+    },
+    /// `covered` rose, or a want was answered, without new messages.
+    Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64 },
+}

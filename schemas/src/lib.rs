@@ -1,0 +1,28 @@
+//! Every message, subject name, timestamp type and the key encoding of Highwater: the one thing that all services share.
+//!
+//! # Layout
+//! - [`names`], [`subjects`]: what things are called on the bus
+//! - [`error`]: the coded errors of the public face
+//! - [`timestamp`]: positions, timestamps and stability timestamps
+//! - [`definition`]: buckets and indexes as users declare them, and their compiled form
+//! - [`expr`]: the `where` language; [`collation`]: the order-preserving key encoding
+//! - [`wire`]: the rkyv messages of the data path; [`api`]: the JSON messages of people and foreign clients
+//! - [`state`]: the replicated log of changes and the StateContext it yields
+//! - [`lane`]: the bounded in-process channel between projector and router
+//!
+//! Invariant: nothing here performs I/O, reads a clock or draws a random number.
+
+pub mod api;
+pub mod collation;
+pub mod definition;
+pub mod error;
+pub mod expr;
+pub mod lane;
+pub mod names;
+pub mod state;
+pub mod subjects;
+pub mod timestamp;
+pub mod wire;
+
+pub use error::{ApiError, ErrorCode};
+pub use timestamp::{Position, StVb, StabilityTimestamp};

@@ -1,0 +1,344 @@
+//! The StateContext: what the log of changes adds up to.
+
+use super::record::{Change, PlacedIndex, Record, SessionVb, SliceName};
+use crate::{
+    api::NodeKind,
+    definition::{BucketDefinition, CompiledIndex},
+    lane::Routes,
+    timestamp::{Position, StabilityTimestamp},
+};
+use std::collections::BTreeMap;
+
+/// Persistence timestamps kept per bucket.
+pub const HISTORY_KEPT: usize = 64;
+
+/// Why a record cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    #[error("record {found} follows {expected}: the log has a hole or is another log")]
+    Order { expected: u64, found: u64 },
+    #[error("record {version} does not continue the hash chain: this is another log")]
+    Chain { version: u64 },
+    #[error("record {version} has term {found}, below {current}")]
+    Term { version: u64, found: u64, current: u64 },
+    #[error("record {version} cannot be read: {why}")]
+    Garbage { version: u64, why: String },
+    #[error("record {version} speaks of {what}, which does not exist")]
+    Unknown { version: u64, what: String },
+}
+
+/// Life of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IndexState {
+    /// Waits for `index build`.
+    Created,
+    Building,
+    Active,
+    Failed(String),
+}
+
+impl IndexState {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Building => "building",
+            Self::Active => "active",
+            Self::Failed(_) => "error",
+        }
+    }
+}
+
+/// An index of a bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Index {
+    pub placed: PlacedIndex,
+    pub compiled: CompiledIndex,
+    pub state: IndexState,
+    /// The topology version in which its slices appeared; 0 before it is built.
+    pub topology: u64,
+}
+
+/// A branch of a vbucket's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failover {
+    pub vbuuid: u64,
+    /// The seqno at which the branch starts.
+    pub start: u64,
+}
+
+/// A vbucket: its branch and the generations of its chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vbucket {
+    /// Newest first.
+    pub failover: Vec<Failover>,
+    /// 0: not owned yet.
+    pub generation: u64,
+    pub projector: String,
+    pub incarnation: u64,
+    /// Where the present generation starts to read.
+    pub restart: u64,
+    /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
+    pub starts: BTreeMap<u64, (u64, Position)>,
+}
+
+impl Vbucket {
+    pub fn vbuuid(&self) -> u64 {
+        self.failover.first().map_or(0, |f| f.vbuuid)
+    }
+    /// Where generation `generation` starts.
+    pub fn start_of(&self, generation: u64) -> Option<Position> {
+        self.starts.get(&generation).map(|(_, x)| *x)
+    }
+}
+
+/// A catchup session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    pub id: u64,
+    pub node: String,
+    pub incarnation: u64,
+    pub slices: Vec<SliceName>,
+    pub vbs: Vec<SessionVb>,
+    /// The topology version it evaluates under.
+    pub topology: u64,
+}
+
+/// A declared bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bucket {
+    pub definition: BucketDefinition,
+    pub vbuckets: Vec<Vbucket>,
+    /// By number.
+    pub indexes: BTreeMap<u32, Index>,
+    /// The version of the last record that changed who hosts what.
+    pub topology: u64,
+    pub sessions: BTreeMap<u64, Session>,
+    /// ST numbers below this one may have been used.
+    pub numbers_below: u64,
+    /// Oldest first.
+    pub history: Vec<StabilityTimestamp>,
+    /// The version of the record that declared it: tells a bucket from a later one of the same name.
+    pub declared: u64,
+}
+
+impl Bucket {
+    pub fn index_by_name(&self, name: &str) -> Option<&Index> {
+        self.indexes.values().find(|i| i.placed.definition.name == name)
+    }
+    /// The indexes whose slices exist, with their numbers.
+    pub fn live_indexes(&self) -> impl Iterator<Item = (u32, &Index)> {
+        self.indexes.iter().filter(|(_, i)| i.topology > 0).map(|(n, i)| (*n, i))
+    }
+    /// Who gets which entries under the present topology.
+    pub fn routes(&self) -> Routes {
+        let mut routes = Routes { topology: self.topology, ..Routes::default() };
+        for (number, index) in self.live_indexes() {
+            let n = index.placed.hosts.len() as u32;
+            for (partition, node) in index.placed.hosts.iter().enumerate() {
+                routes.nodes.entry(node.clone()).or_default().push((number, partition as u32, n));
+            }
+        }
+        routes
+    }
+}
+
+/// A registered node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeEntry {
+    pub incarnation: u64,
+    /// It has left, or missed its heartbeats.
+    pub gone: bool,
+}
+
+/// Everything that the log says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StateContext {
+    pub incarnation: String,
+    pub term: u64,
+    pub version: u64,
+    /// Hash of the last record.
+    pub hash: String,
+    pub coordinator: String,
+    pub nodes: BTreeMap<(NodeKind, String), NodeEntry>,
+    pub buckets: BTreeMap<String, Bucket>,
+    /// The next index number.
+    pub next_index: u32,
+    pub next_session: u64,
+}
+
+impl StateContext {
+    /// Applies a record as it was appended.
+    pub fn apply_json(&mut self, json: &[u8]) -> Result<Record, StateError> {
+        let record: Record = serde_json::from_slice(json)
+            .map_err(|e| StateError::Garbage { version: self.version + 1, why: e.to_string() })?;
+        if record.version != self.version + 1 {
+            return Err(StateError::Order { expected: self.version + 1, found: record.version });
+        }
+        if record.prev != self.hash {
+            return Err(StateError::Chain { version: record.version });
+        }
+        if record.term < self.term {
+            return Err(StateError::Term { version: record.version, found: record.term, current: self.term });
+        }
+        self.apply(&record)?;
+        self.incarnation.clone_from(&record.incarnation);
+        self.term = record.term;
+        self.version = record.version;
+        self.hash = Record::hash(json);
+        Ok(record)
+    }
+
+    fn apply(&mut self, record: &Record) -> Result<(), StateError> {
+        let version = record.version;
+        match &record.change {
+            Change::TermStarted { coordinator } => self.coordinator.clone_from(coordinator),
+            Change::NodeJoined { node, kind, incarnation } => {
+                self.nodes.insert((*kind, node.clone()), NodeEntry { incarnation: *incarnation, gone: false });
+            }
+            Change::NodeLeft { node, kind } => {
+                if let Some(entry) = self.nodes.get_mut(&(*kind, node.clone())) {
+                    entry.gone = true;
+                }
+            }
+            Change::BucketAdded { definition, vbuuids } => {
+                let vbuckets = vbuuids
+                    .iter()
+                    .map(|vbuuid| Vbucket {
+                        failover: vec![Failover { vbuuid: *vbuuid, start: 0 }],
+                        generation: 0,
+                        projector: String::new(),
+                        incarnation: 0,
+                        restart: 0,
+                        starts: BTreeMap::new(),
+                    })
+                    .collect();
+                let bucket = Bucket {
+                    definition: definition.clone(),
+                    vbuckets,
+                    indexes: BTreeMap::new(),
+                    topology: version,
+                    sessions: BTreeMap::new(),
+                    numbers_below: 1,
+                    history: Vec::new(),
+                    declared: version,
+                };
+                self.buckets.insert(definition.name.clone(), bucket);
+            }
+            Change::BucketRemoved { bucket } => {
+                self.buckets.remove(bucket);
+            }
+            Change::VbucketAssigned { bucket, vb, generation, projector, incarnation, x, restart } => {
+                let entry = self.vbucket(version, bucket, *vb)?;
+                entry.generation = *generation;
+                entry.projector.clone_from(projector);
+                entry.incarnation = *incarnation;
+                entry.restart = *restart;
+                let vbuuid = entry.vbuuid();
+                entry.starts.insert(*generation, (vbuuid, *x));
+            }
+            Change::BranchStarted { bucket, vb, vbuuid, start, reason: _ } => {
+                self.vbucket(version, bucket, *vb)?.failover.insert(0, Failover { vbuuid: *vbuuid, start: *start });
+                let entry = self.bucket(version, bucket)?;
+                entry.sessions.clear();
+                entry.history.clear();
+                for index in entry.indexes.values_mut().filter(|i| i.state == IndexState::Active) {
+                    index.state = IndexState::Building;
+                }
+            }
+            Change::IndexCreated { index } => {
+                let compiled = index
+                    .definition
+                    .compile()
+                    .map_err(|e| StateError::Garbage { version, why: format!("index {}: {e}", index.definition.name) })?;
+                self.next_index = self.next_index.max(index.number);
+                let entry = self.bucket(version, &index.definition.bucket)?;
+                entry.indexes.insert(
+                    index.number,
+                    Index { placed: index.clone(), compiled, state: IndexState::Created, topology: 0 },
+                );
+            }
+            Change::IndexBuilding { bucket, indexes } => {
+                let entry = self.bucket(version, bucket)?;
+                entry.topology = version;
+                for number in indexes {
+                    if let Some(index) = entry.indexes.get_mut(number) {
+                        index.state = IndexState::Building;
+                        index.topology = version;
+                    }
+                }
+            }
+            Change::IndexActive { bucket, index } => self.index(version, bucket, *index)?.state = IndexState::Active,
+            Change::IndexFailed { bucket, index, reason } => {
+                self.index(version, bucket, *index)?.state = IndexState::Failed(reason.clone());
+            }
+            Change::IndexDropped { bucket, index } => {
+                let entry = self.bucket(version, bucket)?;
+                entry.topology = version;
+                entry.indexes.remove(index);
+                for session in entry.sessions.values_mut() {
+                    session.slices.retain(|s| s.index != *index);
+                }
+                entry.sessions.retain(|_, s| !s.slices.is_empty());
+            }
+            Change::SessionOpened { bucket, session, node, incarnation, slices, vbs } => {
+                self.next_session = self.next_session.max(*session);
+                let entry = self.bucket(version, bucket)?;
+                let opened = Session {
+                    id: *session,
+                    node: node.clone(),
+                    incarnation: *incarnation,
+                    slices: slices.clone(),
+                    vbs: vbs.clone(),
+                    topology: entry.topology,
+                };
+                entry.sessions.insert(*session, opened);
+            }
+            Change::SessionClosed { bucket, session } => {
+                self.bucket(version, bucket)?.sessions.remove(session);
+            }
+            Change::NumbersReserved { bucket, below } => self.bucket(version, bucket)?.numbers_below = *below,
+            Change::Persisted { bucket, st } => {
+                let history = &mut self.bucket(version, bucket)?.history;
+                history.push(st.clone());
+                thin(history);
+            }
+        }
+        Ok(())
+    }
+
+    fn bucket(&mut self, version: u64, name: &str) -> Result<&mut Bucket, StateError> {
+        self.buckets.get_mut(name).ok_or_else(|| StateError::Unknown { version, what: format!("bucket {name}") })
+    }
+
+    fn vbucket(&mut self, version: u64, bucket: &str, vb: u16) -> Result<&mut Vbucket, StateError> {
+        self.bucket(version, bucket)?
+            .vbuckets
+            .get_mut(usize::from(vb))
+            .ok_or_else(|| StateError::Unknown { version, what: format!("vbucket {vb} of {bucket}") })
+    }
+
+    fn index(&mut self, version: u64, bucket: &str, number: u32) -> Result<&mut Index, StateError> {
+        self.bucket(version, bucket)?
+            .indexes
+            .get_mut(&number)
+            .ok_or_else(|| StateError::Unknown { version, what: format!("index {number} of {bucket}") })
+    }
+
+    /// The nodes of a kind that are there.
+    pub fn alive(&self, kind: NodeKind) -> impl Iterator<Item = (&str, &NodeEntry)> {
+        self.nodes.iter().filter(move |((k, _), e)| *k == kind && !e.gone).map(|((_, n), e)| (n.as_str(), e))
+    }
+}
+
+/// Keeps the newest half of the history and every second one of the older half.
+fn thin(history: &mut Vec<StabilityTimestamp>) {
+    if history.len() <= HISTORY_KEPT {
+        return;
+    }
+    let old = history.len() / 2;
+    let mut at = 0;
+    history.retain(|_| {
+        at += 1;
+        at > old || at % 2 == 0
+    });
+}

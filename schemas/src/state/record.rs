@@ -1,0 +1,108 @@
+//! One change of the replicated state.
+
+use crate::{
+    api::NodeKind,
+    definition::{BucketDefinition, IndexDefinition},
+    timestamp::{Position, StabilityTimestamp},
+};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// A slice by the names that the coordinator gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SliceName {
+    /// The index's number.
+    pub index: u32,
+    pub partition: u32,
+}
+
+/// A new index and where its partitions live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedIndex {
+    /// Rises over all indexes, never reused.
+    pub number: u32,
+    /// What users see.
+    pub id: String,
+    pub definition: IndexDefinition,
+    /// Partition → host.
+    pub hosts: Vec<String>,
+}
+
+/// Where a session reads one vbucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionVb {
+    pub generation: u64,
+    /// Exclusive.
+    pub from: u64,
+}
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+pub enum Change {
+    /// A coordinator took office; the first record of its term.
+    TermStarted { coordinator: String },
+    /// A node is there, or there again under a new incarnation.
+    NodeJoined { node: String, kind: NodeKind, incarnation: u64 },
+    NodeLeft { node: String, kind: NodeKind },
+    BucketAdded { definition: BucketDefinition, vbuuids: Vec<u64> },
+    BucketRemoved { bucket: String },
+    /// A new generation of a vbucket's chain begins at `x`, read from `restart` on.
+    VbucketAssigned {
+        bucket: String,
+        vb: u16,
+        generation: u64,
+        projector: String,
+        incarnation: u64,
+        /// The highest position of any ST issued before.
+        x: Position,
+        /// X's covered seqno.
+        restart: u64,
+    },
+    /// The source's history is not the one that was indexed: a new branch, everything is built again.
+    BranchStarted { bucket: String, vb: u16, vbuuid: u64, start: u64, reason: String },
+    IndexCreated { index: PlacedIndex },
+    IndexBuilding { bucket: String, indexes: Vec<u32> },
+    IndexActive { bucket: String, index: u32 },
+    IndexFailed { bucket: String, index: u32, reason: String },
+    IndexDropped { bucket: String, index: u32 },
+    /// A catchup session: the projectors that own the vbuckets read the source again for these slices of one node.
+    SessionOpened { bucket: String, session: u64, node: String, incarnation: u64, slices: Vec<SliceName>, vbs: Vec<SessionVb> },
+    SessionClosed { bucket: String, session: u64 },
+    /// ST numbers below this one may be used.
+    NumbersReserved { bucket: String, below: u64 },
+    /// A persistence timestamp that every live indexer has made durable.
+    Persisted { bucket: String, st: StabilityTimestamp },
+}
+
+/// An entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// One per life of the log.
+    pub incarnation: String,
+    pub term: u64,
+    /// Ours, not the stream's; rises by one.
+    pub version: u64,
+    /// Hash of the record before, hexadecimal; empty in the first.
+    pub prev: String,
+    /// Milliseconds since the epoch, for people.
+    pub at: u64,
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+impl Record {
+    pub fn to_json(&self) -> Vec<u8> {
+        // Records hold nothing that JSON cannot.
+        serde_json::to_vec(self).expect("records are JSON")
+    }
+    /// The hash that the next record carries.
+    pub fn hash(json: &[u8]) -> String {
+        format!("{:032x}", xxh3_128(json))
+    }
+}
+
+/// A vbuuid as users see it.
+pub fn vbuuid_text(vbuuid: u64) -> String {
+    format!("{vbuuid:016x}")
+}

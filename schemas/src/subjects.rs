@@ -1,0 +1,55 @@
+//! Subject and stream names. All subjects start with `hw.`.
+
+pub const ADMIN_SERVICE: &str = "highwater-admin";
+pub const QUERY_SERVICE: &str = "highwater-query";
+/// The stream of the replicated log; its one subject is [`STATE_SUBJECT`].
+pub const STATE_STREAM: &str = "HW_STATE";
+pub const STATE_SUBJECT: &str = "hw.state.log";
+pub const CLUSTER_JOIN: &str = "hw.cluster.join";
+pub const CLUSTER_MEMBERS: &str = "hw.cluster.members";
+pub const CLUSTER_EVENT: &str = "hw.cluster.event";
+
+/// `hw.admin.<noun>.<verb>`.
+pub fn admin(noun_verb: &str) -> String {
+    format!("hw.admin.{noun_verb}")
+}
+/// `hw.query.<verb>`.
+pub fn query(verb: &str) -> String {
+    format!("hw.query.{verb}")
+}
+/// `hw.node.<id>.<verb>`.
+pub fn node(id: &str, verb: &str) -> String {
+    format!("hw.node.{id}.{verb}")
+}
+pub fn want(bucket: &str) -> String {
+    format!("hw.want.{bucket}")
+}
+pub fn sync(bucket: &str) -> String {
+    format!("hw.sync.{bucket}")
+}
+pub fn hwt(bucket: &str, node: &str) -> String {
+    format!("hw.hwt.{bucket}.{node}")
+}
+pub fn stability(bucket: &str) -> String {
+    format!("hw.stability.{bucket}")
+}
+pub fn mutation_stream(bucket: &str) -> String {
+    format!("HW_MUTATION_{bucket}")
+}
+pub fn mutation(bucket: &str, node: &str) -> String {
+    format!("hw.mutation.{bucket}.{node}")
+}
+pub fn catchup_stream(bucket: &str) -> String {
+    format!("HW_CATCHUP_{bucket}")
+}
+pub fn catchup(bucket: &str, session: u64) -> String {
+    format!("hw.catchup.{bucket}.{session}")
+}
+/// The stream behind a NATS key-value bucket.
+pub fn kv_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+/// The subject prefix of a NATS key-value bucket's keys.
+pub fn kv_prefix(bucket: &str) -> String {
+    format!("$KV.{bucket}.")
+}

@@ -1,0 +1,345 @@
+//! Key versions in columns: what the projector yields, the router packs and the indexer applies.
+//!
+//! Three flat vectors instead of nested ones: validation is a bounds check per record, nothing is allocated per document,
+//! and the archive can be looked at again for free. `bytes` holds, document by document, the docid and then for each of its
+//! entries the encoded key and the included fields; the records hold the ends.
+
+use super::WireError;
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// What happened to a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DocOp {
+    Put,
+    Delete,
+    /// The whole document cannot be indexed; old entries are removed.
+    Unindexable(Unindexable),
+}
+
+/// Why a document or one of its entries is not indexed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Unindexable {
+    NotJson = 1,
+    TooDeep = 2,
+    TooLarge = 3,
+    KeyTooLong = 4,
+    IdTooLong = 5,
+}
+
+impl Unindexable {
+    pub fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::NotJson,
+            2 => Self::TooDeep,
+            3 => Self::TooLarge,
+            4 => Self::KeyTooLong,
+            5 => Self::IdTooLong,
+            _ => return None,
+        })
+    }
+    /// The word users see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotJson => "not_json",
+            Self::TooDeep => "too_deep",
+            Self::TooLarge => "too_large",
+            Self::KeyTooLong => "key_too_long",
+            Self::IdTooLong => "id_too_long",
+        }
+    }
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+struct DocRecord {
+    seqno: u64,
+    docid_end: u32,
+    /// Number of key records up to and including this document's.
+    keys_end: u32,
+    /// 0 put, 1 delete, 16 + reason unindexable.
+    op: u8,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+struct KeyRecord {
+    index: u32,
+    key_end: u32,
+    include_end: u32,
+    /// 0, or why this index cannot take the document; the key is empty then.
+    reason: u8,
+}
+
+/// The key versions of a run of documents of one vbucket, in seqno order.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyVersions {
+    docs: Vec<DocRecord>,
+    keys: Vec<KeyRecord>,
+    bytes: Vec<u8>,
+}
+
+impl KeyVersions {
+    pub fn is_empty(&self) -> bool {
+        self.docs.is_empty()
+    }
+    /// Number of documents.
+    pub fn len(&self) -> usize {
+        self.docs.len()
+    }
+    /// About how many bytes the archive takes.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + self.docs.len() * 17 + self.keys.len() * 13
+    }
+    pub fn clear(&mut self) {
+        self.docs.clear();
+        self.keys.clear();
+        self.bytes.clear();
+    }
+
+    /// Begins a document. Its entries follow with [`Self::push_key`].
+    pub fn push_doc(&mut self, seqno: u64, docid: &str, op: DocOp) {
+        self.bytes.extend_from_slice(docid.as_bytes());
+        let op = match op {
+            DocOp::Put => 0,
+            DocOp::Delete => 1,
+            DocOp::Unindexable(reason) => 16 + reason as u8,
+        };
+        self.docs.push(DocRecord { seqno, docid_end: self.bytes.len() as u32, keys_end: self.keys.len() as u32, op });
+    }
+
+    /// Adds an entry of the last document: `write` appends the encoded key, then `include` the included fields.
+    ///
+    /// If `write` answers a reason, what it wrote is taken back and the entry says that this index cannot take the document.
+    pub fn push_key(
+        &mut self,
+        index: u32,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unindexable>,
+        include: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let start = self.bytes.len();
+        let reason = match write(&mut self.bytes) {
+            Ok(()) => 0,
+            Err(reason) => {
+                self.bytes.truncate(start);
+                reason as u8
+            }
+        };
+        let key_end = self.bytes.len() as u32;
+        if reason == 0 {
+            include(&mut self.bytes);
+        }
+        self.keys.push(KeyRecord { index, key_end, include_end: self.bytes.len() as u32, reason });
+        if let Some(doc) = self.docs.last_mut() {
+            doc.keys_end = self.keys.len() as u32;
+        }
+    }
+
+    /// Copies a document of another set, with the entries that `keep` accepts.
+    pub fn push_view(&mut self, doc: &DocView<'_>, keep: impl Fn(u32) -> bool) {
+        self.push_doc(doc.seqno, doc.docid, doc.op);
+        for key in doc.keys() {
+            if keep(key.index) {
+                self.push_key(
+                    key.index,
+                    |out| match key.reason {
+                        Some(reason) => Err(reason),
+                        None => {
+                            out.extend_from_slice(key.key);
+                            Ok(())
+                        }
+                    },
+                    |out| out.extend_from_slice(key.include),
+                );
+            }
+        }
+    }
+
+    /// Appends a whole set.
+    pub fn append(&mut self, other: &KeyVersions) {
+        let (bytes, keys) = (self.bytes.len() as u32, self.keys.len() as u32);
+        self.bytes.extend_from_slice(&other.bytes);
+        self.docs.extend(other.docs.iter().map(|d| DocRecord { docid_end: d.docid_end + bytes, keys_end: d.keys_end + keys, ..*d }));
+        self.keys.extend(
+            other.keys.iter().map(|k| KeyRecord { key_end: k.key_end + bytes, include_end: k.include_end + bytes, ..*k }),
+        );
+    }
+
+    /// A view for reading.
+    pub fn view(&self) -> VersionsView<'_> {
+        VersionsView { columns: Columns::Owned(self) }
+    }
+}
+
+impl ArchivedKeyVersions {
+    /// Checks that every record stays within its column, that ends never fall, and that docids are UTF-8.
+    pub fn check(&self) -> Result<(), WireError> {
+        let (mut at, mut key, mut seqno) = (0u32, 0u32, 0u64);
+        let total = self.bytes.len() as u32;
+        for doc in self.docs.iter() {
+            let (docid_end, keys_end) = (doc.docid_end.to_native(), doc.keys_end.to_native());
+            if docid_end < at || docid_end > total {
+                return Err(WireError::Content("docid out of range"));
+            }
+            if std::str::from_utf8(&self.bytes[at as usize..docid_end as usize]).is_err() {
+                return Err(WireError::Content("docid is not UTF-8"));
+            }
+            if keys_end < key || keys_end as usize > self.keys.len() {
+                return Err(WireError::Content("keys out of range"));
+            }
+            if doc.seqno.to_native() < seqno {
+                return Err(WireError::Content("seqnos fall"));
+            }
+            if doc.op > 1 && Unindexable::from_code(doc.op.wrapping_sub(16)).is_none() {
+                return Err(WireError::Content("unknown operation"));
+            }
+            seqno = doc.seqno.to_native();
+            at = docid_end;
+            for record in &self.keys[key as usize..keys_end as usize] {
+                let (key_end, include_end) = (record.key_end.to_native(), record.include_end.to_native());
+                if key_end < at || include_end < key_end || include_end > total {
+                    return Err(WireError::Content("key out of range"));
+                }
+                if record.reason != 0 && Unindexable::from_code(record.reason).is_none() {
+                    return Err(WireError::Content("unknown reason"));
+                }
+                at = include_end;
+            }
+            key = keys_end;
+        }
+        if at != total || key as usize != self.keys.len() {
+            return Err(WireError::Content("bytes or keys that belong to no document"));
+        }
+        Ok(())
+    }
+
+    /// A view for reading; only after [`Self::check`].
+    pub fn view(&self) -> VersionsView<'_> {
+        VersionsView { columns: Columns::Archived(self) }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Columns<'a> {
+    Owned(&'a KeyVersions),
+    Archived(&'a ArchivedKeyVersions),
+}
+
+impl<'a> Columns<'a> {
+    fn doc(self, i: usize) -> Option<DocRecord> {
+        match self {
+            Self::Owned(v) => v.docs.get(i).copied(),
+            Self::Archived(v) => v.docs.get(i).map(|d| DocRecord {
+                seqno: d.seqno.to_native(),
+                docid_end: d.docid_end.to_native(),
+                keys_end: d.keys_end.to_native(),
+                op: d.op,
+            }),
+        }
+    }
+    fn key(self, i: usize) -> Option<KeyRecord> {
+        match self {
+            Self::Owned(v) => v.keys.get(i).copied(),
+            Self::Archived(v) => v.keys.get(i).map(|k| KeyRecord {
+                index: k.index.to_native(),
+                key_end: k.key_end.to_native(),
+                include_end: k.include_end.to_native(),
+                reason: k.reason,
+            }),
+        }
+    }
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Owned(v) => &v.bytes,
+            Self::Archived(v) => &v.bytes,
+        }
+    }
+}
+
+/// Reads key versions, owned or archived.
+#[derive(Clone, Copy)]
+pub struct VersionsView<'a> {
+    columns: Columns<'a>,
+}
+
+impl<'a> VersionsView<'a> {
+    pub fn len(&self) -> usize {
+        match self.columns {
+            Columns::Owned(v) => v.docs.len(),
+            Columns::Archived(v) => v.docs.len(),
+        }
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The documents in seqno order.
+    pub fn docs(self) -> impl Iterator<Item = DocView<'a>> {
+        let columns = self.columns;
+        let (mut i, mut at, mut key) = (0usize, 0usize, 0usize);
+        std::iter::from_fn(move || {
+            let doc = columns.doc(i)?;
+            let bytes = columns.bytes();
+            let docid = std::str::from_utf8(bytes.get(at..doc.docid_end as usize)?).ok()?;
+            let (first, last) = (key, doc.keys_end as usize);
+            let keys_at = doc.docid_end as usize;
+            at = if last > first { columns.key(last - 1)?.include_end as usize } else { keys_at };
+            key = last;
+            i += 1;
+            let op = match doc.op {
+                0 => DocOp::Put,
+                1 => DocOp::Delete,
+                code => DocOp::Unindexable(Unindexable::from_code(code.wrapping_sub(16))?),
+            };
+            Some(DocView { seqno: doc.seqno, docid, op, columns, first, last, keys_at })
+        })
+    }
+}
+
+/// One document's key versions.
+pub struct DocView<'a> {
+    pub seqno: u64,
+    pub docid: &'a str,
+    pub op: DocOp,
+    columns: Columns<'a>,
+    first: usize,
+    last: usize,
+    keys_at: usize,
+}
+
+impl<'a> DocView<'a> {
+    /// The entries of all indexes; an index without one has no entry for this document.
+    pub fn keys(&self) -> impl Iterator<Item = KeyView<'a>> + use<'a> {
+        let (columns, last) = (self.columns, self.last);
+        let (mut i, mut at) = (self.first, self.keys_at);
+        std::iter::from_fn(move || {
+            if i >= last {
+                return None;
+            }
+            let record = columns.key(i)?;
+            let bytes = columns.bytes();
+            let key = bytes.get(at..record.key_end as usize)?;
+            let include = bytes.get(record.key_end as usize..record.include_end as usize)?;
+            at = record.include_end as usize;
+            i += 1;
+            Some(KeyView { index: record.index, key, include, reason: Unindexable::from_code(record.reason) })
+        })
+    }
+}
+
+/// One entry of a document in one index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyView<'a> {
+    pub index: u32,
+    /// The encoded secondary key, without docid.
+    pub key: &'a [u8],
+    /// The included fields as a JSON object, or empty.
+    pub include: &'a [u8],
+    /// Set when this index cannot take the document.
+    pub reason: Option<Unindexable>,
+}
+
+/// The hash partition that a document belongs to.
+pub fn partition_of(docid: &str, num_partition: u32) -> u32 {
+    if num_partition <= 1 {
+        return 0;
+    }
+    (xxhash_rust::xxh3::xxh3_64(docid.as_bytes()) % u64::from(num_partition)) as u32
+}

@@ -1,0 +1,178 @@
+use super::*;
+use crate::freshness::Floor;
+use highwater_schemas::{
+    StVb,
+    definition::BucketDefinition,
+    state::{Change, Record},
+    timestamp::{Asked, Position},
+};
+
+const INSTANCE: u64 = 5;
+const BRANCH: u64 = 0xb;
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn append(core: &mut Core, change: Change) {
+    let context = core.context();
+    let record = Record {
+        incarnation: "log".into(),
+        term: 1,
+        version: context.version + 1,
+        prev: context.hash.clone(),
+        at: 0,
+        change,
+    };
+    core.record(&record.to_json()).unwrap();
+}
+
+fn declared() -> Core {
+    let mut core = Core::new(INSTANCE);
+    append(&mut core, Change::BucketAdded { definition: BucketDefinition::kv("users"), vbuuids: vec![BRANCH] });
+    core
+}
+
+fn st(number: u64, seqno: u64, wanted: bool) -> StabilityTimestamp {
+    let vb = StVb { vbuuid: BRANCH, position: Position::new(seqno, 0), covered: seqno, ..StVb::default() };
+    StabilityTimestamp { number, term: 1, wanted, persist: false, vbs: vec![vb] }
+}
+
+fn hear(core: &mut Core, now: Duration, st: StabilityTimestamp) {
+    core.stability(now, Stability { bucket: "users".into(), st, wanted: Vec::new() });
+}
+
+fn report(core: &mut Core, node: &str, incarnation: u64, held: (u64, u64)) {
+    core.high_watermark(HighWatermark {
+        bucket: "users".into(),
+        node: node.into(),
+        incarnation,
+        hwt: Vec::new(),
+        held,
+        durable: 0,
+        queued: 0,
+    });
+}
+
+fn waiting(hosts: &[&str], need: impl Into<Option<Need>>) -> Waiting {
+    Waiting {
+        bucket: "users".into(),
+        hosts: hosts.iter().map(ToString::to_string).collect(),
+        need: need.into(),
+        since: 1,
+        began: ms(0),
+        deadline: ms(5_000),
+        lowest: 0,
+        outlook: Outlook::default(),
+    }
+}
+
+fn at_plus(seqno: u64) -> Need {
+    Need::AtPlus(vec![Floor { vbuuid: None, seqno }])
+}
+
+fn used(step: Step) -> StChoice {
+    match step {
+        Step::Use(choice) => choice.at,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn any_of_one_partition_asks_the_node_at_once() {
+    let mut core = declared();
+    assert_eq!(used(core.step(&mut waiting(&["a"], None), ms(0))), StChoice::AtLeast(0));
+}
+
+#[test]
+fn the_oldest_timestamp_that_serves_is_waited_for() {
+    let mut core = declared();
+    for number in 1..=5 {
+        hear(&mut core, ms(number), st(number, number * 10, false));
+    }
+    assert_eq!(used(core.step(&mut waiting(&["a"], at_plus(25)), ms(10))), StChoice::AtLeast(3));
+    let mut again = Waiting { lowest: 5, ..waiting(&["a"], at_plus(25)) };
+    assert_eq!(used(core.step(&mut again, ms(10))), StChoice::AtLeast(5));
+}
+
+#[test]
+fn a_scan_wants_at_once_then_again_and_fails_at_its_deadline() {
+    let mut core = declared();
+    hear(&mut core, ms(0), st(1, 10, false));
+    let mut scan = waiting(&["a"], at_plus(25));
+    let want = |seq| Step::Send(Want { bucket: "users".into(), catalog: INSTANCE, seq });
+    assert_eq!(core.step(&mut scan, ms(0)), want(1));
+    assert_eq!(core.step(&mut scan, ms(0)), Step::Sleep(ms(20)));
+    // Another scan that began before that want shares it, one that began later does not.
+    assert_eq!(core.step(&mut waiting(&["a"], at_plus(26)), ms(5)), Step::Sleep(ms(20)));
+    let mut later = Waiting { since: core.next_want(), ..waiting(&["a"], at_plus(26)) };
+    assert_eq!(core.step(&mut later, ms(6)), want(2));
+    let mut at_once = Waiting { since: core.next_want(), ..waiting(&["a"], at_plus(26)) };
+    assert_eq!(core.step(&mut at_once, ms(6)), Step::Sleep(ms(7)));
+    assert_eq!(core.step(&mut scan, ms(26)), want(3));
+    // An answered want that did not help is followed sooner.
+    let mut answered = st(2, 20, true);
+    answered.vbs[0].asked.push(Asked { catalog: INSTANCE, seq: 3 });
+    hear(&mut core, ms(27), answered);
+    let mut young = Waiting { began: ms(26), ..waiting(&["a"], at_plus(25)) };
+    assert_eq!(core.step(&mut young, ms(27)), Step::Sleep(ms(28)));
+    assert_eq!(core.step(&mut scan, ms(27)), Step::Sleep(ms(26) + ms(26) / 4));
+    hear(&mut core, ms(29), st(3, 25, true));
+    assert_eq!(used(core.step(&mut scan, ms(29))), StChoice::AtLeast(3));
+    let mut late = waiting(&["a"], at_plus(99));
+    assert!(matches!(core.step(&mut late, ms(5_000)), Step::Fail(e) if e.code == ErrorCode::Timeout));
+}
+
+#[test]
+fn several_partitions_scan_at_one_timestamp_that_all_hold() {
+    let mut core = declared();
+    let mut scan = waiting(&["a", "b"], None);
+    assert!(matches!(core.step(&mut scan, ms(0)), Step::Send(_)));
+    for number in 1..=6 {
+        hear(&mut core, ms(number), st(number, number, number == 4));
+    }
+    // Nobody has reported: the wanted one may not be skipped.
+    assert_eq!(used(core.step(&mut scan, ms(6))), StChoice::Exactly(4));
+    // Node a went 5, 6; node b skipped 5 and 6 is not there yet: of the shared ones the wanted one is sure.
+    report(&mut core, "a", 1, (1, 5));
+    report(&mut core, "a", 1, (1, 6));
+    report(&mut core, "b", 1, (1, 4));
+    assert_eq!(used(core.step(&mut scan, ms(7))), StChoice::Exactly(4));
+    report(&mut core, "b", 1, (1, 6));
+    assert_eq!(used(core.step(&mut scan, ms(8))), StChoice::Exactly(6));
+    // A restarted node holds nothing until it says so.
+    report(&mut core, "b", 2, (0, 0));
+    assert_eq!(used(core.step(&mut scan, ms(9))), StChoice::Exactly(4));
+    assert_eq!(used(core.step(&mut waiting(&["a", "b"], at_plus(3)), ms(9))), StChoice::Exactly(4));
+    // Too new for what is wanted or held by all.
+    assert!(matches!(core.step(&mut waiting(&["a", "b"], at_plus(5)), ms(50)), Step::Send(_)));
+}
+
+#[test]
+fn old_timestamps_lower_terms_and_strange_buckets_are_dropped() {
+    let mut core = declared();
+    hear(&mut core, ms(0), st(1, 10, true));
+    hear(&mut core, ms(1_000), st(2, 20, true));
+    hear(&mut core, ms(2_500), StabilityTimestamp { term: 2, ..st(3, 30, true) });
+    hear(&mut core, ms(2_600), st(9, 90, true));
+    let seen = &core.seen["users"];
+    assert_eq!(seen.sts.keys().copied().collect::<Vec<_>>(), [2, 3]);
+    core.stability(ms(0), Stability { bucket: "other".into(), st: st(1, 1, false), wanted: Vec::new() });
+    assert!(!core.seen.contains_key("other"));
+    for number in 10..10 + 2 * MAX_STS as u64 {
+        hear(&mut core, ms(2_700), StabilityTimestamp { term: 2, ..st(number, 1, false) });
+    }
+    assert_eq!(core.seen["users"].sts.len(), MAX_STS);
+    append(&mut core, Change::BucketRemoved { bucket: "users".into() });
+    assert!(core.seen.is_empty());
+    assert!(
+        matches!(core.step(&mut waiting(&["a"], None), ms(0)), Step::Fail(e) if e.code == ErrorCode::BucketNotFound)
+    );
+}
+
+#[test]
+fn missed_wanted_timestamps_come_with_the_next_broadcast() {
+    let mut core = declared();
+    core.stability(ms(0), Stability { bucket: "users".into(), st: st(4, 40, false), wanted: vec![st(2, 20, true)] });
+    assert_eq!(used(core.step(&mut waiting(&["a", "b"], at_plus(15)), ms(0))), StChoice::Exactly(2));
+}

@@ -1,0 +1,138 @@
+//! `hw.query.list`, `.describe` and `.nodes`.
+
+use crate::{
+    fields::Fields,
+    request::find,
+    service::Shared,
+    stats::{Reports, index_stats},
+};
+use futures_util::future::join_all;
+use highwater_bus::BusError;
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{self, DescribeReply, IndexStats, ListReply, NodeStatus, NodeStatusRequest, UnindexedDoc},
+    names,
+    state::{Index, IndexState},
+    subjects,
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+/// A healthy host answers in a millisecond.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Indexes with their buckets' source streams.
+type Known = Vec<(Index, Vec<String>)>;
+
+pub async fn list(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
+    let mut fields = Fields::read(payload, &["bucket"])?;
+    let wanted: Option<String> = fields.take("bucket", "a bucket's name")?;
+    if let Some(bucket) = &wanted {
+        names::check("bucket", bucket)?;
+    }
+    let known = {
+        let core = shared.core();
+        let buckets = &core.context().buckets;
+        if let Some(bucket) = wanted.as_ref().filter(|bucket| !buckets.contains_key(*bucket)) {
+            return Err(ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {bucket}")));
+        }
+        let wanted = buckets.values().filter(|b| wanted.as_ref().is_none_or(|name| *name == b.definition.name));
+        wanted.flat_map(|bucket| bucket.indexes.values().map(|index| (index.clone(), streams(bucket)))).collect()
+    };
+    let indexes = gather(shared, known).await;
+    Ok(api::ok(&ListReply { indexes }))
+}
+
+pub async fn describe(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
+    let mut fields = Fields::read(payload, &["bucket", "index"])?;
+    let bucket: String = fields.need("bucket", "the bucket's name")?;
+    let index: String = fields.need("index", "the index's name")?;
+    names::check("bucket", &bucket)?;
+    names::check("index", &index)?;
+    let (found, streams) = {
+        let core = shared.core();
+        let (bucket, index) = find(core.context(), &bucket, &index)?;
+        (index.clone(), streams(bucket))
+    };
+    let (number, hosts) = (found.placed.number, found.placed.hosts.clone());
+    let (mut indexes, unindexed) =
+        tokio::join!(gather(shared, vec![(found, streams)]), unindexed(shared, &bucket, number, &hosts));
+    let Some(index) = indexes.pop() else { return Err(ApiError::new(ErrorCode::Internal, "an index without numbers")) };
+    Ok(api::ok(&DescribeReply { index, hosts, unindexed }))
+}
+
+/// How far the build of an index is, as part of a message.
+pub async fn progress(shared: &Shared, bucket: &str, index: &str) -> Option<String> {
+    let known = {
+        let core = shared.core();
+        let (bucket, index) = find(core.context(), bucket, index).ok()?;
+        vec![(index.clone(), streams(bucket))]
+    };
+    let stats = gather(shared, known).await.pop()?;
+    Some(format!("{:.0} % built", stats.progress * 100.0))
+}
+
+/// The cluster as the coordinator sees it, in its own words.
+pub async fn nodes(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
+    Fields::read(payload, &[])?;
+    let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, b"{}".to_vec(), MEMBERS_TIMEOUT).await;
+    let reply = reply.map_err(|e| ApiError::new(ErrorCode::NoCoordinator, e.to_string()))?;
+    api::reply(&reply.payload).map(|_| reply.payload.to_vec())
+}
+
+/// Nobody is there to issue stability timestamps.
+pub async fn coordinator_is_silent(shared: &Shared) -> bool {
+    let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, b"{}".to_vec(), MEMBERS_TIMEOUT).await;
+    matches!(reply, Err(BusError::NoResponders { .. }))
+}
+
+fn streams(bucket: &highwater_schemas::state::Bucket) -> Vec<String> {
+    bucket.definition.vbuckets().into_iter().map(|stream| stream.name).collect()
+}
+
+/// Asks the hosts and, for what is not active, the sources.
+async fn gather(shared: &Shared, known: Known) -> Vec<IndexStats> {
+    let hosts: BTreeSet<&String> =
+        known.iter().filter(|(index, _)| index.topology > 0).flat_map(|(index, _)| &index.placed.hosts).collect();
+    let unread: BTreeSet<&String> =
+        known.iter().filter(|(index, _)| index.state != IndexState::Active).flat_map(|(_, streams)| streams).collect();
+    let status = |host: String| async move {
+        let status = node_status(shared, &host, &NodeStatusRequest::default()).await;
+        (host, status)
+    };
+    let messages = |stream: String| async move {
+        let messages = shared.bus.stream_state(&stream).await.ok().map(|state| state.messages);
+        (stream, messages)
+    };
+    let (reports, messages) = tokio::join!(
+        join_all(hosts.into_iter().cloned().map(status)),
+        join_all(unread.into_iter().cloned().map(messages)),
+    );
+    let reports: Reports = reports.into_iter().collect();
+    let messages: HashMap<String, Option<u64>> = messages.into_iter().collect();
+    let count = |streams: &[String]| streams.iter().map(|s| messages.get(s).copied().flatten()).sum::<Option<u64>>();
+    known.iter().map(|(index, streams)| index_stats(index, &reports, count(streams))).collect()
+}
+
+/// What the index's slices could not take, as far as their hosts answer.
+async fn unindexed(shared: &Shared, bucket: &str, index: u32, hosts: &[String]) -> Vec<UnindexedDoc> {
+    let ask = |(partition, host): (usize, String)| async move {
+        let (index, partition) = (Some(index), Some(partition as u32));
+        node_status(shared, &host, &NodeStatusRequest { bucket: Some(bucket.to_owned()), index, partition }).await
+    };
+    let answers = join_all(hosts.iter().cloned().enumerate().map(ask)).await;
+    let mut unindexed: Vec<UnindexedDoc> = answers.into_iter().flatten().flat_map(|status| status.unindexed).collect();
+    unindexed.sort_unstable_by(|a, b| (a.vb, a.seqno, &a.id).cmp(&(b.vb, b.seqno, &b.id)));
+    unindexed
+}
+
+async fn node_status(shared: &Shared, host: &str, request: &NodeStatusRequest) -> Option<NodeStatus> {
+    let request = serde_json::to_vec(request).ok()?;
+    let reply = shared.bus.request(&subjects::node(host, "status"), request, STATUS_TIMEOUT).await.ok()?;
+    serde_json::from_slice(&reply.payload)
+        .inspect_err(|error| tracing::debug!(host, %error, "a status cannot be read"))
+        .ok()
+}

@@ -1,0 +1,260 @@
+//! The shell: tasks, subscriptions and the dispatch of requests. See the crate's head for who does what.
+
+use crate::{CatalogError, Config, core::Core, list, scan};
+use futures_util::FutureExt as _;
+use highwater_bus::{Bus, BusError, ServiceRequest, ServiceSpec, Subscription};
+use highwater_schemas::{
+    ApiError, ErrorCode, api,
+    api::{Join, JoinReply, NodeKind},
+    subjects,
+    wire::{self, HighWatermark, Stability},
+};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Semaphore, oneshot, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+/// Requests in flight get this long at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// DDL waits for appends and hosts, so it gets longer than queries.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often to join until a coordinator says otherwise, and the limits of what it may say.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+const HEARTBEAT_LIMITS: (u64, u64) = (50, 10_000);
+
+/// What every task needs.
+pub struct Shared {
+    pub bus: Bus,
+    pub config: Config,
+    core: Mutex<Core>,
+    /// Something in the core changed.
+    changed: watch::Sender<()>,
+    started: Instant,
+}
+
+impl Shared {
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        // The core is changed by whole events only, so it is sound even if a task panicked.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+    /// The core's time.
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Runs a catalog until `stop` turns true. `ready` hears when it has read the log and takes requests.
+pub async fn run(
+    config: Config,
+    bus: Bus,
+    ready: oneshot::Sender<()>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), CatalogError> {
+    config.check()?;
+    let instance = uuid::Uuid::new_v4().as_u64_pair().0;
+    let slots = Arc::new(Semaphore::new(config.in_flight));
+    let in_flight = config.in_flight as u32;
+    let shared = Arc::new(Shared {
+        bus: bus.clone(),
+        config,
+        core: Mutex::new(Core::new(instance)),
+        changed: watch::Sender::new(()),
+        started: Instant::now(),
+    });
+    let stability = bus.subscribe(&subjects::stability("*")).await?;
+    let reports = bus.subscribe(&subjects::hwt("*", "*")).await?;
+    let (read, caught_up) = oneshot::channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow(Arc::clone(&shared), read));
+    tasks.spawn(listen(Arc::clone(&shared), stability, reports));
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        ended = tasks.join_next() => return Err(why(ended)),
+        Ok(()) = caught_up => {}
+    }
+    let mut queries = bus.service(&query_spec()).await?;
+    let mut admin = bus.service(&admin_spec()).await?;
+    bus.flush().await?;
+    tasks.spawn(heartbeat(Arc::clone(&shared), instance));
+    tracing::info!(node = shared.config.node, "catalog ready");
+    // Whoever started us may not care.
+    let _ = ready.send(());
+    loop {
+        let request = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            ended = tasks.join_next() => return Err(why(ended)),
+            request = queries.next() => request,
+            request = admin.next() => request,
+        };
+        let Some(request) = request else { return Err(CatalogError::Ended("the connection to NATS")) };
+        if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move {
+                serve(&shared, request).await;
+                drop(slot);
+            });
+        } else {
+            let message = format!("{in_flight} requests are being worked on already");
+            request.respond(Err(ApiError::new(ErrorCode::TooManyRequests, message))).await;
+        }
+    }
+    drop((queries, admin));
+    if timeout(DRAIN, slots.acquire_many(in_flight)).await.is_err() {
+        tracing::warn!("requests were still in flight at the end");
+    }
+    Ok(())
+}
+
+/// The error of the background task that ended first; none of them ends by itself.
+fn why(ended: Option<Result<Result<(), CatalogError>, tokio::task::JoinError>>) -> CatalogError {
+    match ended {
+        Some(Ok(Err(error))) => error,
+        _ => CatalogError::Ended("a background task"),
+    }
+}
+
+fn query_spec() -> ServiceSpec {
+    let verbs = ["scan", "count", "list", "describe", "nodes"];
+    ServiceSpec {
+        name: subjects::QUERY_SERVICE.into(),
+        description: "Scans and counts of Highwater's indexes".into(),
+        endpoints: verbs.map(|verb| (verb.to_owned(), subjects::query(verb))).into(),
+        queue_group: Some(subjects::QUERY_SERVICE.into()),
+    }
+}
+
+fn admin_spec() -> ServiceSpec {
+    ServiceSpec {
+        name: subjects::ADMIN_SERVICE.into(),
+        description: "Administration of Highwater, passed on to the coordinator".into(),
+        endpoints: vec![("admin".into(), subjects::admin(">"))],
+        queue_group: Some(subjects::ADMIN_SERVICE.into()),
+    }
+}
+
+async fn serve(shared: &Arc<Shared>, request: ServiceRequest) {
+    if let Some(noun_verb) = request.subject.strip_prefix(&subjects::admin("")) {
+        let noun_verb = noun_verb.to_owned();
+        match pass_on(shared, &noun_verb, request.payload.to_vec()).await {
+            Ok(reply) => request.pass_on(reply).await,
+            Err(error) => request.respond(Err(error)).await,
+        }
+        return;
+    }
+    let answer = AssertUnwindSafe(query(shared, &request.subject, &request.payload)).catch_unwind().await;
+    // A requester must hear of our mistake too, rather than wait for its own timeout.
+    let answer =
+        answer.unwrap_or_else(|_| Err(ApiError::new(ErrorCode::Internal, "the catalog panicked; its log says where")));
+    request.respond(answer).await;
+}
+
+async fn query(shared: &Arc<Shared>, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
+    match subject.rsplit('.').next().unwrap_or_default() {
+        "scan" => scan::scan(shared, payload).await,
+        "count" => scan::count(shared, payload).await,
+        "list" => list::list(shared, payload).await,
+        "describe" => list::describe(shared, payload).await,
+        "nodes" => list::nodes(shared, payload).await,
+        verb => Err(ApiError::new(ErrorCode::NotSupported, format!("this version has no query {verb}"))),
+    }
+}
+
+/// Sends an administrative request to the coordinator.
+async fn pass_on(shared: &Shared, noun_verb: &str, payload: Vec<u8>) -> Result<highwater_bus::Reply, ApiError> {
+    let coordinator = shared.core().context().coordinator.clone();
+    let silent = |why: String| ApiError::new(ErrorCode::NoCoordinator, why);
+    if coordinator.is_empty() {
+        return Err(silent("no coordinator has taken office yet".into()));
+    }
+    let subject = subjects::node(&coordinator, &format!("admin.{noun_verb}"));
+    shared.bus.request(&subject, payload, ADMIN_TIMEOUT).await.map_err(|e| match e {
+        BusError::Timeout { .. } => ApiError::new(
+            ErrorCode::Timeout,
+            format!("coordinator {coordinator} did not answer in time; it may still do what was asked"),
+        ),
+        BusError::NoResponders { .. } => {
+            silent(format!("coordinator {coordinator} does not answer hw.admin.{noun_verb}"))
+        }
+        e => silent(e.to_string()),
+    })
+}
+
+async fn follow(shared: Arc<Shared>, read: oneshot::Sender<()>) -> Result<(), CatalogError> {
+    let mut follower = shared.bus.follow_state();
+    let mut read = Some(read);
+    loop {
+        let record = follower.next().await?;
+        shared.core().record(&record)?;
+        if follower.caught_up() {
+            shared.changed.send_replace(());
+            if let Some(read) = read.take() {
+                // `run` waits for it unless it is ending.
+                let _ = read.send(());
+            }
+        }
+    }
+}
+
+async fn listen(
+    shared: Arc<Shared>,
+    mut stability: Subscription,
+    mut reports: Subscription,
+) -> Result<(), CatalogError> {
+    let mut refused = 0u64;
+    loop {
+        let taken = tokio::select! {
+            message = stability.next() => {
+                let message = message.ok_or(CatalogError::Ended("the connection to NATS"))?;
+                wire::decode::<Stability>(&message.payload).map(|m| shared.core().stability(shared.now(), m))
+            }
+            message = reports.next() => {
+                let message = message.ok_or(CatalogError::Ended("the connection to NATS"))?;
+                wire::decode::<HighWatermark>(&message.payload).map(|m| shared.core().high_watermark(m))
+            }
+        };
+        match taken {
+            Ok(()) => {
+                shared.changed.send_replace(());
+            }
+            Err(error) => {
+                refused += 1;
+                // Once: who sends garbage sends much of it.
+                if refused == 1 {
+                    tracing::warn!(%error, "a stability message cannot be read; further ones are only counted");
+                }
+            }
+        }
+    }
+}
+
+async fn heartbeat(shared: Arc<Shared>, incarnation: u64) -> Result<(), CatalogError> {
+    let join = Join {
+        node: shared.config.node.clone(),
+        kind: NodeKind::Catalog,
+        incarnation,
+        applied: Vec::new(),
+        durable: Vec::new(),
+        slices: Vec::new(),
+        suspicions: Vec::new(),
+    };
+    let payload = serde_json::to_vec(&join).map_err(|_| CatalogError::Ended("the heartbeat"))?;
+    loop {
+        let reply = shared.bus.request(subjects::CLUSTER_JOIN, payload.clone(), JOIN_TIMEOUT).await;
+        let every = match reply.ok().and_then(|reply| api::reply(&reply.payload).ok()) {
+            Some(value) => serde_json::from_value::<JoinReply>(value).ok(),
+            None => None,
+        };
+        let (least, most) = HEARTBEAT_LIMITS;
+        sleep(every.map_or(HEARTBEAT, |reply| Duration::from_millis(reply.heartbeat_ms.clamp(least, most)))).await;
+    }
+}

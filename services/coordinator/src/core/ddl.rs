@@ -1,0 +1,237 @@
+//! DDL: buckets and indexes come and go. Each request is checked whole before the first change is made.
+
+use super::{Action, Core, Token};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply, NodeKind},
+    definition::{BucketDefinition, IndexDefinition},
+    names,
+    state::{Bucket, Change, Index, IndexState, PlacedIndex},
+};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use uuid::Builder;
+
+/// A checked admin request.
+#[derive(Debug, Clone)]
+pub(crate) enum Ddl {
+    BucketAdd(BucketDefinition),
+    BucketRemove(BucketRemove),
+    BucketList,
+    IndexCreate(IndexDefinition),
+    IndexBuild(IndexBuild),
+    IndexDrop(IndexDrop),
+}
+
+impl Ddl {
+    /// The bucket whose source streams must be looked at first.
+    pub(crate) fn probes(&self) -> Option<BucketDefinition> {
+        match self {
+            Self::BucketAdd(definition) => Some(definition.clone()),
+            Self::IndexCreate(index) => Some(BucketDefinition::kv(&index.bucket)),
+            _ => None,
+        }
+    }
+}
+
+/// What the shell found out about the source streams: Ok, or why the bucket cannot be followed.
+pub(crate) type Probe = Result<(), ApiError>;
+
+impl Core {
+    pub(super) fn ddl(&mut self, _now: u64, token: Token, ddl: Ddl, probe: &Probe, random: u64, out: &mut Vec<Action>) {
+        let mut changes = Vec::new();
+        let answer = match ddl {
+            Ddl::BucketAdd(definition) => self.bucket_add(&definition, probe, random, &mut changes),
+            Ddl::BucketRemove(request) => self.bucket_remove(&request, &mut changes),
+            Ddl::BucketList => Ok(json(&self.bucket_list())),
+            Ddl::IndexCreate(definition) => self.index_create(definition, probe, random, &mut changes),
+            Ddl::IndexBuild(request) => self.index_build(&request, &mut changes),
+            Ddl::IndexDrop(request) => self.index_drop(&request, &mut changes),
+        };
+        if answer.is_ok() {
+            out.append(&mut changes);
+        }
+        out.push(Action::Reply { token, answer });
+    }
+
+    fn bucket_add(&self, definition: &BucketDefinition, probe: &Probe, random: u64, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+        definition.check()?;
+        match self.context.buckets.get(&definition.name) {
+            Some(known) if known.definition == *definition => return Ok(json(&Empty {})),
+            Some(_) => {
+                return Err(ApiError::new(
+                    ErrorCode::BucketExists,
+                    format!("bucket {} is declared already, with another source", definition.name),
+                ));
+            }
+            None => {}
+        }
+        probe.clone()?;
+        Self::declare(definition, random, out);
+        Ok(json(&Empty {}))
+    }
+
+    fn declare(definition: &BucketDefinition, random: u64, out: &mut Vec<Action>) {
+        let vbuuids = (0..definition.vbuckets().len() as u64).map(|vb| mix(random, vb)).collect();
+        out.push(Action::EnsureStreams { bucket: definition.name.clone() });
+        out.push(Action::Append(Change::BucketAdded { definition: definition.clone(), vbuuids }));
+    }
+
+    fn bucket_remove(&self, request: &BucketRemove, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+        let bucket = self.bucket(&request.name)?;
+        if !bucket.indexes.is_empty() {
+            return Err(ApiError::new(
+                ErrorCode::BucketInUse,
+                format!("bucket {} still has {} indexes: drop them first", request.name, bucket.indexes.len()),
+            ));
+        }
+        out.push(Action::Append(Change::BucketRemoved { bucket: request.name.clone() }));
+        out.push(Action::DeleteStreams { bucket: request.name.clone() });
+        Ok(json(&Empty {}))
+    }
+
+    fn bucket_list(&self) -> BucketList {
+        let buckets = self
+            .context
+            .buckets
+            .values()
+            .map(|b| BucketSummary {
+                name: b.definition.name.clone(),
+                source: b.definition.source.clone(),
+                vbuckets: b.vbuckets.len(),
+                indexes: b.indexes.len(),
+            })
+            .collect();
+        BucketList { buckets }
+    }
+
+    fn index_create(&self, definition: IndexDefinition, probe: &Probe, random: u64, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+        definition.compile()?;
+        match self.context.buckets.get(&definition.bucket) {
+            Some(bucket) => {
+                if bucket.index_by_name(&definition.name).is_some() {
+                    return Err(ApiError::new(
+                        ErrorCode::IndexExists,
+                        format!("index {} exists already on bucket {}", definition.name, definition.bucket),
+                    ));
+                }
+            }
+            None => {
+                probe.clone().map_err(|e| match e.code {
+                    ErrorCode::SourceNotFound => ApiError::new(
+                        ErrorCode::BucketNotFound,
+                        format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
+                    ),
+                    _ => e,
+                })?;
+                Self::declare(&BucketDefinition::kv(&definition.bucket), random, out);
+            }
+        }
+        let number = self.context.next_index + 1;
+        let hosts = self.place(definition.num_partition)?;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&mix(random, 1 << 32).to_be_bytes());
+        bytes[8..].copy_from_slice(&mix(random, 2 << 32).to_be_bytes());
+        let id = Builder::from_random_bytes(bytes).into_uuid().to_string();
+        let (bucket, name, deferred) = (definition.bucket.clone(), definition.name.clone(), definition.defer_build);
+        let placed = PlacedIndex { number, id: id.clone(), definition, hosts };
+        out.push(Action::Append(Change::IndexCreated { index: placed }));
+        if !deferred {
+            out.push(Action::Append(Change::IndexBuilding { bucket: bucket.clone(), indexes: vec![number] }));
+        }
+        let state = if deferred { "created" } else { "building" };
+        Ok(json(&IndexReply { index: IndexSummary { bucket, name, id, state: state.into() } }))
+    }
+
+    /// Spreads partitions over the live indexers, the least loaded first.
+    fn place(&self, partitions: u32) -> Result<Vec<String>, ApiError> {
+        let mut load: BTreeMap<&str, usize> = self.context.alive(NodeKind::Indexer).map(|(n, _)| (n, 0)).collect();
+        if load.is_empty() {
+            return Err(ApiError::new(ErrorCode::NoIndexer, "no indexer is alive to host the index"));
+        }
+        for index in self.context.buckets.values().flat_map(|b| b.indexes.values()) {
+            for host in &index.placed.hosts {
+                if let Some(n) = load.get_mut(host.as_str()) {
+                    *n += 1;
+                }
+            }
+        }
+        let mut hosts = Vec::new();
+        for _ in 0..partitions {
+            if let Some((node, n)) = load.iter_mut().min_by_key(|(_, n)| **n) {
+                hosts.push((*node).to_owned());
+                *n += 1;
+            }
+        }
+        Ok(hosts)
+    }
+
+    fn index_build(&self, request: &IndexBuild, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+        let bucket = self.bucket(&request.bucket)?;
+        if request.names.is_empty() {
+            return Err(ApiError::new(ErrorCode::MalformedRequest, "names: at least one index"));
+        }
+        let (mut numbers, mut indexes) = (Vec::new(), Vec::new());
+        for name in &request.names {
+            let index = find(bucket, name)?;
+            if index.state == IndexState::Created && !numbers.contains(&index.placed.number) {
+                numbers.push(index.placed.number);
+            }
+            let state = if index.state == IndexState::Created { "building" } else { index.state.as_str() };
+            indexes.push(IndexSummary { state: state.into(), ..summary(index) });
+        }
+        if !numbers.is_empty() {
+            out.push(Action::Append(Change::IndexBuilding { bucket: request.bucket.clone(), indexes: numbers }));
+        }
+        Ok(json(&IndexesReply { indexes }))
+    }
+
+    fn index_drop(&self, request: &IndexDrop, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+        let bucket = self.bucket(&request.bucket)?;
+        let index = find(bucket, &request.name)?;
+        let number = index.placed.number;
+        out.push(Action::Append(Change::IndexDropped { bucket: request.bucket.clone(), index: number }));
+        for session in bucket.sessions.values().filter(|s| s.slices.iter().all(|x| x.index == number)) {
+            out.push(Action::PurgeSession { bucket: request.bucket.clone(), session: session.id });
+        }
+        let index = IndexSummary { state: "dropped".into(), ..summary(index) };
+        Ok(json(&IndexReply { index }))
+    }
+
+    fn bucket(&self, name: &str) -> Result<&Bucket, ApiError> {
+        names::check("bucket", name)?;
+        self.context
+            .buckets
+            .get(name)
+            .ok_or_else(|| ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {name}")))
+    }
+}
+
+fn find<'a>(bucket: &'a Bucket, name: &str) -> Result<&'a Index, ApiError> {
+    names::check("index", name)?;
+    bucket.index_by_name(name).ok_or_else(|| {
+        ApiError::new(ErrorCode::IndexNotFound, format!("there is no index {name} on bucket {}", bucket.definition.name))
+    })
+}
+
+fn summary(index: &Index) -> IndexSummary {
+    IndexSummary {
+        bucket: index.placed.definition.bucket.clone(),
+        name: index.placed.definition.name.clone(),
+        id: index.placed.id.clone(),
+        state: index.state.as_str().into(),
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+/// Spreads one random number over several ids; never 0.
+pub(super) fn mix(random: u64, salt: u64) -> u64 {
+    let mut x = random ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (x ^ (x >> 31)).max(1)
+}

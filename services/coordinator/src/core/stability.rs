@@ -1,0 +1,206 @@
+//! Stability and persistence timestamps of each bucket.
+
+use super::{Action, Core};
+use crate::config::{Config, NUMBER_BLOCK};
+use highwater_schemas::{
+    StabilityTimestamp, StVb,
+    api::NodeKind,
+    state::Change,
+    wire::{HighWatermark, Stability, Sync},
+};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Wants within this time share one ST, milliseconds.
+const WANT_SPACING: u64 = 2;
+/// How long wanted STs are repeated for those who missed the broadcast, milliseconds.
+const REPEAT_WANTED: u64 = 1_000;
+/// Wanted STs repeated at most.
+const MOST_REPEATED: usize = 64;
+/// An idle bucket repeats its last ST this often, milliseconds.
+const IDLE_REPEAT: u64 = 500;
+
+/// One bucket's stability.
+#[derive(Default)]
+pub(super) struct BucketStability {
+    last: Option<StabilityTimestamp>,
+    /// Newest SYNC per vbucket under the generation in force.
+    sync: Vec<Option<StVb>>,
+    source_last: Vec<u64>,
+    next: u64,
+    dirty: bool,
+    wanted: bool,
+    issued_at: u64,
+    published_at: u64,
+    marked_at: u64,
+    /// Number of the last ST marked to be made durable.
+    marked: u64,
+    repeat: VecDeque<(u64, StabilityTimestamp)>,
+    /// Marked and not yet confirmed.
+    unconfirmed: Option<StabilityTimestamp>,
+    durable: BTreeMap<String, u64>,
+}
+
+impl BucketStability {
+    pub(super) fn last(&self) -> Option<&StabilityTimestamp> {
+        self.last.as_ref()
+    }
+    pub(super) fn source_last(&self, vb: usize) -> u64 {
+        self.source_last.get(vb).copied().unwrap_or(0)
+    }
+    /// When the next ST may be issued; None when nothing waits for it.
+    pub(super) fn next_issue(&self, config: &Config) -> Option<u64> {
+        self.dirty.then(|| self.issued_at + self.spacing(config))
+    }
+    fn spacing(&self, config: &Config) -> u64 {
+        if self.wanted { WANT_SPACING } else { config.stability_interval.as_millis() as u64 }
+    }
+    /// A vbucket has a new owner or branch: what the old one said is void.
+    pub(super) fn forget_sync(&mut self, vb: u16) {
+        if let Some(slot) = self.sync.get_mut(usize::from(vb)) {
+            *slot = None;
+        }
+    }
+}
+
+impl Core {
+    /// Takes up what the log and the nodes know of the past, once per bucket.
+    pub(super) fn recover_stability(&mut self) {
+        for (name, bucket) in &self.context.buckets {
+            if self.stability.contains_key(name) {
+                continue;
+            }
+            let applied = self.members.newest_applied(name);
+            let durable = bucket.history.last();
+            let last = [applied, durable]
+                .into_iter()
+                .flatten()
+                .filter(|st| st.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid()))
+                .max_by_key(|st| st.number)
+                .cloned();
+            let entry = BucketStability {
+                last,
+                sync: vec![None; bucket.vbuckets.len()],
+                source_last: vec![0; bucket.vbuckets.len()],
+                next: bucket.numbers_below,
+                marked: durable.map_or(0, |d| d.number),
+                ..BucketStability::default()
+            };
+            self.stability.insert(name.clone(), entry);
+        }
+    }
+
+    pub(super) fn sync(&mut self, now: u64, sync: &Sync, out: &mut Vec<Action>) {
+        let (Some(bucket), Some(entry)) = (self.context.buckets.get(&sync.bucket), self.stability.get_mut(&sync.bucket)) else {
+            return;
+        };
+        for part in &sync.vbs {
+            let vb = usize::from(part.vb);
+            let Some(vbucket) = bucket.vbuckets.get(vb) else { continue };
+            if part.state.vbuuid != vbucket.vbuuid() || part.state.generation != vbucket.generation {
+                continue;
+            }
+            let slot = &mut entry.sync[vb];
+            if slot.as_ref().is_some_and(|old| !old.position.le(part.state.position)) {
+                continue;
+            }
+            entry.source_last[vb] = part.source_last;
+            if slot.as_ref() == Some(&part.state) {
+                continue;
+            }
+            entry.wanted |= slot.as_ref().map_or(!part.state.asked.is_empty(), |old| old.asked != part.state.asked);
+            entry.dirty = true;
+            *slot = Some(part.state.clone());
+        }
+        self.issue(now, &sync.bucket, out);
+    }
+
+    pub(super) fn issue_all(&mut self, now: u64, out: &mut Vec<Action>) {
+        let names: Vec<String> = self.stability.keys().cloned().collect();
+        for name in names {
+            self.issue(now, &name, out);
+            let Some(entry) = self.stability.get_mut(&name) else { continue };
+            if let Some(last) = &entry.last
+                && last.term == self.context.term
+                && now >= entry.published_at + IDLE_REPEAT
+            {
+                entry.published_at = now;
+                out.push(Action::Publish(Stability { bucket: name, st: last.clone(), wanted: Vec::new() }));
+            }
+        }
+    }
+
+    fn issue(&mut self, now: u64, name: &str, out: &mut Vec<Action>) {
+        let Some(entry) = self.stability.get_mut(name) else { return };
+        let Some(bucket) = self.context.buckets.get(name) else { return };
+        let current = |last: &StabilityTimestamp| last.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid());
+        if entry.last.as_ref().is_some_and(|last| !current(last)) {
+            // The last ST is of an abandoned branch: the new branch starts without one.
+            entry.last = None;
+            entry.unconfirmed = None;
+        }
+        let persist_due = now >= entry.marked_at + self.config.persistence_interval.as_millis() as u64
+            && entry.last.as_ref().is_some_and(|l| l.number != entry.marked);
+        if !(entry.dirty || persist_due) || now < entry.issued_at + entry.spacing(&self.config) {
+            return;
+        }
+        let Some(vbs) = entry.sync.iter().cloned().collect::<Option<Vec<StVb>>>() else { return };
+        if let Some(last) = &entry.last
+            && !last.vbs.iter().zip(&vbs).all(|(l, s)| l.position.le(s.position))
+        {
+            // A new generation that has not yet reached X.
+            return;
+        }
+        if entry.next >= bucket.numbers_below {
+            let below = entry.next + NUMBER_BLOCK;
+            out.push(Action::Append(Change::NumbersReserved { bucket: name.into(), below }));
+        }
+        let st = StabilityTimestamp {
+            number: entry.next,
+            term: self.context.term,
+            wanted: entry.wanted || persist_due,
+            persist: persist_due,
+            vbs,
+        };
+        entry.next += 1;
+        entry.dirty = false;
+        entry.wanted = false;
+        entry.issued_at = now;
+        entry.published_at = now;
+        if persist_due {
+            entry.marked_at = now;
+            entry.marked = st.number;
+            entry.unconfirmed = Some(st.clone());
+        }
+        while entry.repeat.front().is_some_and(|(at, _)| now >= at + REPEAT_WANTED) || entry.repeat.len() > MOST_REPEATED {
+            entry.repeat.pop_front();
+        }
+        out.push(Action::Publish(Stability {
+            bucket: name.into(),
+            st: st.clone(),
+            wanted: entry.repeat.iter().map(|(_, st)| st.clone()).collect(),
+        }));
+        if st.wanted {
+            entry.repeat.push_back((now, st.clone()));
+        }
+        entry.last = Some(st);
+    }
+
+    /// A persistence timestamp that every live indexer of the bucket has made durable goes into the history.
+    pub(super) fn high_watermark(&mut self, hwt: &HighWatermark, out: &mut Vec<Action>) {
+        let (Some(bucket), Some(entry)) = (self.context.buckets.get(&hwt.bucket), self.stability.get_mut(&hwt.bucket)) else {
+            return;
+        };
+        entry.durable.insert(hwt.node.clone(), hwt.durable);
+        let Some(marked) = &entry.unconfirmed else { return };
+        let hosts = bucket.routes();
+        let confirmed = hosts
+            .nodes
+            .keys()
+            .filter(|node| self.context.nodes.get(&(NodeKind::Indexer, (*node).clone())).is_some_and(|e| !e.gone))
+            .all(|node| entry.durable.get(node).is_some_and(|n| *n >= marked.number));
+        if confirmed && !hosts.nodes.is_empty() {
+            out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.clone() }));
+            entry.unconfirmed = None;
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The command line.
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use highwater_bus::ConnectSettings;
+use std::path::PathBuf;
+
+/// Secondary indexes and consistent scans for JSON documents in NATS.
+#[derive(Parser)]
+#[command(name = "highwater", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run all services in one process; without --nats-url beside a nats-server of its own.
+    Dev(Dev),
+    /// Run the index coordinator.
+    Coordinator(Service),
+    /// Run a projector with its router.
+    Projector(Service),
+    /// Run an indexer.
+    Indexer(Service),
+    /// Run a query catalog.
+    Catalog(Service),
+    /// Declare, list and remove buckets.
+    #[command(subcommand)]
+    Bucket(Bucket),
+    /// Create, build, drop, list, describe and wait for indexes.
+    #[command(subcommand)]
+    Index(Index),
+    /// Scan an index.
+    Scan(Scan),
+    /// Count the rows of a range.
+    Count(Count),
+    /// Show nodes and buckets.
+    Status(Status),
+}
+
+impl Command {
+    /// What is logged unless HIGHWATER_LOG says otherwise.
+    pub(crate) fn default_log(&self) -> &'static str {
+        match self {
+            Self::Dev(_) => "warn",
+            Self::Coordinator(_) | Self::Projector(_) | Self::Indexer(_) | Self::Catalog(_) => "info",
+            _ => "error",
+        }
+    }
+}
+
+/// How to reach NATS, as the nats CLI does.
+#[derive(ClapArgs, Clone)]
+pub(crate) struct Nats {
+    /// URL of nats-server; several separated by commas.
+    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222")]
+    pub(crate) nats_url: String,
+    #[arg(long, env = "NATS_USER")]
+    pub(crate) nats_user: Option<String>,
+    #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
+    pub(crate) nats_password: Option<String>,
+    #[arg(long, env = "NATS_TOKEN", hide_env_values = true)]
+    pub(crate) nats_token: Option<String>,
+    /// A credentials file.
+    #[arg(long, env = "NATS_CREDS")]
+    pub(crate) nats_creds: Option<PathBuf>,
+    /// An nkey seed.
+    #[arg(long, env = "NATS_NKEY", hide_env_values = true)]
+    pub(crate) nats_nkey: Option<String>,
+}
+
+impl Nats {
+    pub(crate) fn settings(&self, name: &str) -> ConnectSettings {
+        ConnectSettings {
+            url: self.nats_url.clone(),
+            user: self.nats_user.clone(),
+            password: self.nats_password.clone(),
+            token: self.nats_token.clone(),
+            creds: self.nats_creds.clone(),
+            nkey: self.nats_nkey.clone(),
+            name: name.into(),
+        }
+    }
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Service {
+    /// Name of this node: 1 to 64 characters of A-Z a-z 0-9 _ -.
+    #[arg(long)]
+    pub(crate) node_id: String,
+    /// Where this node keeps its files.
+    #[arg(long, env = "HIGHWATER_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) nats: Nats,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Dev {
+    /// Where NATS and the services keep their files.
+    #[arg(long, env = "HIGHWATER_DATA_DIR", default_value = "highwater-data")]
+    pub(crate) data_dir: PathBuf,
+    /// Use this nats-server instead of starting one.
+    #[arg(long, conflicts_with = "nats_port")]
+    pub(crate) nats_url: Option<String>,
+    /// Port of the nats-server to start.
+    #[arg(long, default_value_t = 4222)]
+    pub(crate) nats_port: u16,
+}
+
+/// A client command's way to the services.
+#[derive(ClapArgs)]
+pub(crate) struct Client {
+    #[command(flatten)]
+    pub(crate) nats: Nats,
+    /// Print the reply as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long to wait for an answer, milliseconds.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub(crate) timeout_ms: u64,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Bucket {
+    /// Declare a bucket: a NATS key-value bucket, or keyed streams.
+    Add {
+        name: String,
+        /// The NATS key-value bucket; without --kv and --stream, the one of the same name.
+        #[arg(long, conflicts_with = "stream")]
+        kv: Option<String>,
+        /// A source stream as STREAM or STREAM=SUBJECT_PREFIX; once per vbucket.
+        #[arg(long)]
+        stream: Vec<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// List declared buckets.
+    List {
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Remove a declaration; the documents stay.
+    Remove {
+        name: String,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Index {
+    /// Create an index.
+    Create {
+        bucket: String,
+        name: String,
+        /// A path with an optional ASC or DESC, such as "address.city" or "age DESC"; none: a primary index.
+        #[arg(long)]
+        key: Vec<String>,
+        /// Only documents for which this is true, such as "active = true".
+        #[arg(long = "where")]
+        condition: Option<String>,
+        /// A field to keep beside the key.
+        #[arg(long)]
+        include: Vec<String>,
+        #[arg(long, default_value_t = 1)]
+        num_partition: u32,
+        /// Also index documents whose leading key is missing.
+        #[arg(long)]
+        include_missing: bool,
+        /// Wait for `index build`.
+        #[arg(long)]
+        defer_build: bool,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Build deferred indexes of a bucket in one pass.
+    Build {
+        bucket: String,
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Drop an index.
+    Drop {
+        bucket: String,
+        name: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// List indexes, of one bucket or of all.
+    List {
+        bucket: Option<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Show an index, and the documents that it could not take.
+    Describe {
+        bucket: String,
+        name: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Wait until indexes are active, showing their progress.
+    Wait {
+        bucket: String,
+        /// None: all of the bucket.
+        names: Vec<String>,
+        /// Give up after this many seconds.
+        #[arg(long, default_value_t = 600)]
+        within: u64,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+/// What to scan or count. Bounds are JSON arrays, such as '["NO", 100000]'; a single value may stand without brackets.
+#[derive(ClapArgs)]
+pub(crate) struct Range {
+    pub(crate) bucket: String,
+    pub(crate) index: String,
+    /// Keys equal to this.
+    #[arg(long, conflicts_with_all = ["low", "high", "inclusion"])]
+    pub(crate) equal: Option<String>,
+    /// Keys from here on.
+    #[arg(long)]
+    pub(crate) low: Option<String>,
+    /// Keys up to here.
+    #[arg(long)]
+    pub(crate) high: Option<String>,
+    /// Which bounds belong to the range.
+    #[arg(long, value_parser = ["both", "low", "high", "neither"])]
+    pub(crate) inclusion: Option<String>,
+    /// any, request_plus, at_plus=REVISION or at_snapshot=ST.
+    #[arg(long, default_value = "any")]
+    pub(crate) consistency: String,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Scan {
+    #[command(flatten)]
+    pub(crate) range: Range,
+    /// From the end to the beginning.
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// Rows to pass over first.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) offset: u64,
+    /// Rows wanted in all.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) limit: u64,
+    /// All rows, whatever --limit says.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Count {
+    #[command(flatten)]
+    pub(crate) range: Range,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) client: Client,
+}

@@ -1,0 +1,181 @@
+//! `highwater bucket` and `highwater index`.
+
+use super::{Session, print, show};
+use crate::args::{Bucket, Index};
+use anyhow::{Result, bail};
+use highwater_schemas::{
+    api::{self, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply, IndexStats, IndexesReply, ListReply, ListRequest},
+    definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
+    subjects,
+};
+use serde_json::Value;
+use std::{
+    io::{IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+const POLL: Duration = Duration::from_millis(100);
+
+pub(crate) async fn bucket(command: Bucket) -> Result<()> {
+    match command {
+        Bucket::Add { name, kv, stream, client } => {
+            let session = Session::open(&client).await?;
+            let source = if stream.is_empty() {
+                Source { kv: Some(kv.unwrap_or_else(|| name.clone())), streams: None }
+            } else {
+                Source { kv: None, streams: Some(stream.iter().map(|s| source_stream(s)).collect()) }
+            };
+            let reply = session.ask(&subjects::admin("bucket.add"), &BucketDefinition { name: name.clone(), source }).await?;
+            print(session.json, &reply, || format!("bucket {name} is declared"));
+        }
+        Bucket::List { client } => {
+            let session = Session::open(&client).await?;
+            let (reply, list): (Value, BucketList) = session.typed(&subjects::admin("bucket.list"), &Empty {}).await?;
+            print(session.json, &reply, || {
+                let rows = list.buckets.iter().map(|b| {
+                    let source = match (&b.source.kv, &b.source.streams) {
+                        (Some(kv), _) => format!("key-value bucket {kv}"),
+                        (None, Some(s)) => format!("streams {}", s.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")),
+                        (None, None) => String::new(),
+                    };
+                    vec![b.name.clone(), source, b.indexes.to_string()]
+                });
+                show::table(&["BUCKET", "SOURCE", "INDEXES"], &[2], rows)
+            });
+        }
+        Bucket::Remove { name, client } => {
+            let session = Session::open(&client).await?;
+            let reply = session.ask(&subjects::admin("bucket.remove"), &api::BucketRemove { name: name.clone() }).await?;
+            print(session.json, &reply, || format!("bucket {name} is no longer declared; its documents are where they were"));
+        }
+    }
+    Ok(())
+}
+
+fn source_stream(text: &str) -> SourceStream {
+    let (name, prefix) = text.split_once('=').unwrap_or((text, ""));
+    SourceStream { name: name.into(), strip_prefix: prefix.into() }
+}
+
+pub(crate) async fn index(command: Index) -> Result<()> {
+    match command {
+        Index::Create { bucket, name, key, condition, include, num_partition, include_missing, defer_build, client } => {
+            let session = Session::open(&client).await?;
+            let definition = IndexDefinition {
+                bucket,
+                name,
+                keys: key,
+                condition,
+                include,
+                num_partition,
+                num_replica: 0,
+                include_missing,
+                defer_build,
+            };
+            let (reply, created): (Value, IndexReply) = session.typed(&subjects::admin("index.create"), &definition).await?;
+            print(session.json, &reply, || {
+                let index = &created.index;
+                let hint = if defer_build { "index build" } else { "index wait" };
+                format!("index {} on {} is {}; `highwater {hint} {} {}`", index.name, index.bucket, index.state, index.bucket, index.name)
+            });
+        }
+        Index::Build { bucket, names, client } => {
+            let session = Session::open(&client).await?;
+            let (reply, built): (Value, IndexesReply) =
+                session.typed(&subjects::admin("index.build"), &IndexBuild { bucket, names }).await?;
+            print(session.json, &reply, || {
+                show::table(&["INDEX", "STATE"], &[], built.indexes.iter().map(|i| vec![i.name.clone(), i.state.clone()]))
+            });
+        }
+        Index::Drop { bucket, name, client } => {
+            let session = Session::open(&client).await?;
+            let reply = session.ask(&subjects::admin("index.drop"), &IndexDrop { bucket, name: name.clone() }).await?;
+            print(session.json, &reply, || format!("index {name} is dropped"));
+        }
+        Index::List { bucket, client } => {
+            let session = Session::open(&client).await?;
+            let (reply, list) = list(&session, bucket).await?;
+            print(session.json, &reply, || indexes(&list));
+        }
+        Index::Describe { bucket, name, client } => {
+            let session = Session::open(&client).await?;
+            let (reply, described): (Value, DescribeReply) =
+                session.typed(&subjects::query("describe"), &Describe { bucket, index: name }).await?;
+            print(session.json, &reply, || describe(&described));
+        }
+        Index::Wait { bucket, names, within, client } => {
+            let session = Session::open(&client).await?;
+            wait(&session, bucket, &names, Duration::from_secs(within)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn list(session: &Session, bucket: Option<String>) -> Result<(Value, Vec<IndexStats>)> {
+    let (reply, list): (Value, ListReply) = session.typed(&subjects::query("list"), &ListRequest { bucket }).await?;
+    Ok((reply, list.indexes))
+}
+
+fn indexes(list: &[IndexStats]) -> String {
+    let rows = list.iter().map(|i| {
+        let keys = if i.keys.is_empty() { "(primary)".to_owned() } else { i.keys.join(", ") };
+        vec![
+            i.bucket.clone(),
+            i.name.clone(),
+            i.state.clone(),
+            format!("{:.0}%", i.progress * 100.0),
+            show::thousands(i.items),
+            show::bytes(i.bytes),
+            show::thousands(i.unindexed),
+            keys,
+            i.error.clone().or_else(|| i.condition.as_ref().map(|c| format!("where {c}"))).unwrap_or_default(),
+        ]
+    });
+    show::table(&["BUCKET", "INDEX", "STATE", "DONE", "ITEMS", "DISK", "UNINDEXED", "KEYS", ""], &[3, 4, 5, 6], rows)
+}
+
+fn describe(reply: &DescribeReply) -> String {
+    let mut text = indexes(std::slice::from_ref(&reply.index));
+    text.push_str("\n\npartitions on: ");
+    text.push_str(&reply.hosts.join(", "));
+    if !reply.unindexed.is_empty() {
+        text.push_str("\n\n");
+        let rows = reply.unindexed.iter().map(|d| vec![d.id.clone(), d.vb.to_string(), d.seqno.to_string(), d.reason.clone()]);
+        text.push_str(&show::table(&["DOCUMENT NOT INDEXED", "VB", "SEQNO", "REASON"], &[1, 2], rows));
+    }
+    text
+}
+
+async fn wait(session: &Session, bucket: String, names: &[String], within: Duration) -> Result<()> {
+    let until = Instant::now() + within;
+    let live = !session.json && std::io::stderr().is_terminal();
+    loop {
+        let (reply, all) = list(session, Some(bucket.clone())).await?;
+        if let Some(unknown) = names.iter().find(|n| !all.iter().any(|i| i.name == **n)) {
+            bail!("there is no index {unknown} on bucket {bucket}");
+        }
+        let wanted: Vec<IndexStats> = all.into_iter().filter(|i| names.is_empty() || names.contains(&i.name)).collect();
+        if let Some(failed) = wanted.iter().find(|i| i.state == "error") {
+            bail!("index {} failed: {}", failed.name, failed.error.as_deref().unwrap_or("no reason given"));
+        }
+        if let Some(deferred) = wanted.iter().find(|i| i.state == "created") {
+            bail!("index {} is deferred: `highwater index build {bucket} {}` first", deferred.name, deferred.name);
+        }
+        if live {
+            let line: Vec<String> = wanted.iter().map(|i| format!("{} {:.0}%", i.name, i.progress * 100.0)).collect();
+            eprint!("\r\x1b[K{}", line.join("  "));
+            let _ = std::io::stderr().flush();
+        }
+        if wanted.iter().all(|i| i.state == "active") {
+            if live {
+                eprintln!();
+            }
+            print(session.json, &reply, || indexes(&wanted));
+            return Ok(());
+        }
+        if Instant::now() > until {
+            bail!("not active within {} s", within.as_secs());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

@@ -1,0 +1,54 @@
+//! Highwater's one binary: a subcommand per service, `dev` (all of them in one process beside a child nats-server), and the CLI.
+//!
+//! Exit codes: 0 ok, 1 refused or failed, 2 usage.
+
+mod args;
+mod cli;
+mod serve;
+
+use args::{Args, Command};
+use clap::Parser;
+use std::{io::IsTerminal, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_env("HIGHWATER_LOG").unwrap_or_else(|_| EnvFilter::new(args.command.default_log()));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("highwater: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(run(args));
+    // Scans on blocking threads may still be under way.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("highwater: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Dev(dev) => serve::dev(dev).await,
+        Command::Coordinator(service) => serve::one(serve::Kind::Coordinator, service).await,
+        Command::Projector(service) => serve::one(serve::Kind::Projector, service).await,
+        Command::Indexer(service) => serve::one(serve::Kind::Indexer, service).await,
+        Command::Catalog(service) => serve::one(serve::Kind::Catalog, service).await,
+        Command::Bucket(command) => cli::bucket(command).await,
+        Command::Index(command) => cli::index(command).await,
+        Command::Scan(command) => cli::scan(command).await,
+        Command::Count(command) => cli::count(command).await,
+        Command::Status(command) => cli::status(command).await,
+    }
+}

@@ -1,0 +1,8 @@
+//! Runs services: one per process, or all of them for `dev`.
+
+mod child_nats;
+mod dev;
+mod services;
+
+pub(crate) use dev::dev;
+pub(crate) use services::{Kind, one};

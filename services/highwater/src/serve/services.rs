@@ -1,0 +1,148 @@
+//! One service, from its arguments to its end.
+
+use crate::args::Service;
+use anyhow::{Context, Result, bail};
+use highwater_bus::{Bus, ConnectSettings};
+use highwater_schemas::{lane, names};
+use std::{
+    fs::{File, TryLockError},
+    future::Future,
+    io::Write,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+};
+
+/// The services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Coordinator,
+    Projector,
+    Indexer,
+    Catalog,
+}
+
+impl Kind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::Projector => "projector",
+            Self::Indexer => "indexer",
+            Self::Catalog => "catalog",
+        }
+    }
+    fn keeps_files(self) -> bool {
+        matches!(self, Self::Coordinator | Self::Indexer)
+    }
+}
+
+/// A running service: ends with an error, or well when told to stop.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// Runs one service until SIGTERM or SIGINT.
+pub(crate) async fn one(kind: Kind, args: Service) -> Result<()> {
+    names::check("node", &args.node_id)?;
+    let (ready, serving) = oneshot::channel();
+    let (stopper, stop) = watch::channel(false);
+    let settings = args.nats.settings(&format!("highwater {} {}", kind.as_str(), args.node_id));
+    let mut running = start(kind, &args.node_id, &args.data_dir, &settings, ready, stop).await?;
+    tokio::spawn(async move {
+        stopped().await;
+        let _ = stopper.send(true);
+    });
+    let node = args.node_id;
+    tokio::select! {
+        ended = &mut running => return ended,
+        Ok(()) = serving => say(&format!("highwater ready {} {node}", kind.as_str())),
+    }
+    running.await
+}
+
+/// Starts a service: connects, locks its files, and hands back what to wait for.
+pub(crate) async fn start(
+    kind: Kind,
+    node: &str,
+    data_dir: &Path,
+    settings: &ConnectSettings,
+    ready: oneshot::Sender<()>,
+    stop: watch::Receiver<bool>,
+) -> Result<Running> {
+    let dir = data_dir.join(kind.as_str());
+    let lock = if kind.keeps_files() { Some(lock(&dir)?) } else { None };
+    let bus = Bus::connect(settings).await?;
+    let incarnation = uuid::Uuid::new_v4().as_u64_pair().0;
+    let node = node.to_owned();
+    Ok(match kind {
+        Kind::Coordinator => {
+            let config = highwater_coordinator::Config::new(node, dir, incarnation);
+            kept(lock, async move { Ok(highwater_coordinator::run(config, bus, ready, stop).await?) })
+        }
+        Kind::Projector => {
+            let config = highwater_projector::Config::new(node, incarnation);
+            let (lanes, open) = mpsc::channel(lane::OPEN_CAPACITY);
+            kept(lock, async move {
+                let router = highwater_router::run(bus.clone(), open, stop.clone());
+                let projector = highwater_projector::run(config, bus, lanes, ready, stop);
+                tokio::select! {
+                    ended = projector => Ok(ended?),
+                    ended = router => Ok(ended?),
+                }
+            })
+        }
+        Kind::Indexer => {
+            let config = highwater_indexer::Config::new(node, dir, incarnation);
+            kept(lock, async move { Ok(highwater_indexer::run(config, bus, ready, stop).await?) })
+        }
+        Kind::Catalog => {
+            let config = highwater_catalog::Config::new(node);
+            kept(lock, async move { Ok(highwater_catalog::run(config, bus, ready, stop).await?) })
+        }
+    })
+}
+
+/// The lock is held as long as the service runs.
+fn kept(lock: Option<File>, service: impl Future<Output = Result<()>> + Send + 'static) -> Running {
+    Box::pin(async move {
+        let outcome = service.await;
+        drop(lock);
+        outcome
+    })
+}
+
+/// Creates the directory and locks it against other processes.
+pub(crate) fn lock(dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create data directory {}", dir.display()))?;
+    let path: PathBuf = dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("data directory {} is not writable", dir.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("data directory {} is in use by another process", dir.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(crate) async fn stopped() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// One line on stdout, at once.
+pub(crate) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // Nobody may be reading.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

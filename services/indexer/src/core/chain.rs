@@ -1,0 +1,148 @@
+//! One vbucket's mutation queue: the intervals received and not yet applied, and how a slice follows them.
+//!
+//! Batches of generation *g* count exactly for positions in (X of *g*, X of *g + 1*], also when they arrive late. A batch
+//! advances a slice when its topology is not older than the slice and its interval begins at or below the slice's position and
+//! ends above it.
+
+use crate::payload::Payload;
+use highwater_schemas::{Position, wire::BatchView};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+/// A received batch.
+pub(crate) type Batch = BatchView<Payload>;
+
+/// The branch in force and the generations of its chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Shares {
+    pub(crate) vbuuid: u64,
+    /// The generation in force.
+    pub(crate) generation: u64,
+    /// Generation → X, of the branch in force.
+    pub(crate) starts: BTreeMap<u64, Position>,
+}
+
+impl Shares {
+    /// The part of a batch's interval that counts.
+    fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
+        let lo = batch.from.max(*self.starts.get(&batch.generation)?);
+        let hi = self.starts.get(&(batch.generation + 1)).map_or(batch.to, |next| batch.to.min(*next));
+        (lo.le(hi) && batch.removal.is_none()).then_some((lo, hi))
+    }
+}
+
+/// A batch's share in a slice's advance: its documents in `after < seqno ≤ upto`.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) batch: Arc<Batch>,
+    pub(crate) after: u64,
+    pub(crate) upto: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Queued {
+    topic: u64,
+    batch: Arc<Batch>,
+}
+
+/// The queue of one vbucket.
+#[derive(Debug, Default)]
+pub(crate) struct Chain {
+    /// In the order of `from`.
+    queue: VecDeque<Queued>,
+    bytes: usize,
+}
+
+impl Chain {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn push(&mut self, topic: u64, batch: Arc<Batch>) {
+        self.bytes += batch.size();
+        let key = |b: &Batch| (b.from.seqno, b.from.round, b.to.seqno);
+        let at = self.queue.partition_point(|q| key(&q.batch) <= key(&batch));
+        self.queue.insert(at, Queued { topic, batch });
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.queue.clear();
+        self.bytes = 0;
+    }
+
+    /// Follows the chain from `position`, at most to `limit`: the steps and where they end.
+    pub(crate) fn advance(&self, shares: &Shares, topology: u64, position: Position, limit: Option<Position>) -> (Vec<Step>, Position) {
+        let (mut steps, mut at) = (Vec::new(), position);
+        loop {
+            let before = at;
+            for queued in &self.queue {
+                if limit == Some(at) {
+                    break;
+                }
+                let batch = &queued.batch;
+                if batch.topology < topology || batch.vbuuid != shares.vbuuid {
+                    continue;
+                }
+                let Some((lo, mut hi)) = shares.interval(batch) else { continue };
+                if let Some(limit) = limit {
+                    hi = hi.min(limit);
+                }
+                if !lo.le(at) || hi.le(at) || !lo.le(hi) {
+                    continue;
+                }
+                steps.push(Step { batch: Arc::clone(batch), after: at.seqno, upto: hi.seqno });
+                at = at.max(hi);
+            }
+            if at == before {
+                return (steps, at);
+            }
+        }
+    }
+
+    /// Where a slice that comes from a session may join: the lowest start from which the chain runs unbroken to the newest
+    /// position that is held.
+    pub(crate) fn join_at(&self, shares: &Shares, topology: u64) -> Option<Position> {
+        let starts = self
+            .queue
+            .iter()
+            .filter(|q| q.batch.topology >= topology && q.batch.vbuuid == shares.vbuuid)
+            .filter_map(|q| shares.interval(&q.batch).map(|(lo, _)| lo));
+        let mut best: Option<(Position, Position)> = None;
+        for start in starts {
+            // Starts rise: one that the best chain has passed ends where that one ends.
+            if best.is_some_and(|(lo, end)| lo.le(start) && start.le(end)) {
+                continue;
+            }
+            let (_, end) = self.advance(shares, topology, start, None);
+            if best.is_none_or(|(_, newest)| newest != end && newest.le(end)) {
+                best = Some((start, end));
+            }
+        }
+        best.map(|(lo, _)| lo)
+    }
+
+    /// Drops what `needed` does not name; beyond `quota` bytes also what is only `held`, the oldest first.
+    pub(crate) fn release(&mut self, shares: &Shares, quota: usize, needed: impl Fn(&Batch, Position) -> bool, held: impl Fn(&Batch) -> bool) {
+        let mut bytes = self.bytes;
+        self.queue.retain(|queued| {
+            let batch = &queued.batch;
+            let keep = batch.vbuuid == shares.vbuuid
+                && match shares.interval(batch) {
+                    Some((_, hi)) => needed(batch, hi) || (held(batch) && bytes <= quota),
+                    None => batch.removal.is_some(),
+                };
+            if !keep {
+                bytes -= batch.size();
+            }
+            keep
+        });
+        self.bytes = bytes;
+    }
+
+    /// The newest topic sequence such that every batch up to it lies wholly at or below `position`.
+    pub(crate) fn topic_below(&self, position: Position) -> Option<u64> {
+        self.queue.iter().filter(|q| !q.batch.to.le(position)).map(|q| q.topic - 1).min()
+    }
+}

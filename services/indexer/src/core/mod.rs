@@ -1,0 +1,433 @@
+//! One bucket on this node: its mutation queue, its slices and the stability timestamps they apply. Pure: no I/O, no clock.
+
+mod chain;
+mod session;
+mod slice;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use chain::{Batch, Shares, Step};
+pub(crate) use slice::{Mode, Slice};
+
+use crate::store::SliceMark;
+use chain::Chain;
+use highwater_schemas::{Position, StabilityTimestamp, state::SliceName};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+/// Live batches that only slices in sessions still need, bytes; what is older is dropped: their session reads further instead.
+pub(crate) const HOLD_QUOTA: usize = 32 * 1024 * 1024;
+/// Batches ahead of what the node knows or of the chain are held up to this, bytes; then the oldest go and leave a gap.
+const AHEAD_QUOTA: usize = 16 * 1024 * 1024;
+/// An ST out of reach for this long, with no batch that helps, is a gap. Milliseconds.
+const GAP_AFTER: u64 = 2_000;
+/// Stability timestamps that may wait; beyond it those that nobody wants go, then the oldest.
+const MOST_PENDING: usize = 4_096;
+
+/// What the log says about the bucket, for this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct BucketView {
+    pub(crate) topology: u64,
+    pub(crate) shares: Vec<Shares>,
+    /// The slices hosted here, with the topology version in which each appeared.
+    pub(crate) slices: BTreeMap<SliceName, u64>,
+    /// Open sessions of this node in this incarnation: id → its slices and where each vbucket starts.
+    pub(crate) sessions: BTreeMap<u64, (Vec<SliceName>, Vec<u64>)>,
+}
+
+/// What to do, in this order.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Open the store of a slice, from scratch when `reset`, and tell with [`BucketCore::opened`].
+    Open { slice: SliceName, reset: bool },
+    /// The slice is no longer hosted: close its store and remove its files.
+    Remove { slice: SliceName },
+    /// Apply the steps, seal, and offer the snapshot as this ST if `readable`.
+    Apply { slice: SliceName, steps: Vec<(u16, Step)>, st: Arc<StabilityTimestamp>, readable: bool },
+    /// Take a session's batch: its documents above `after`. In bulk while the slice was never readable.
+    Collect { slice: SliceName, batch: Arc<Batch>, after: u64, bulk: bool },
+    /// Write what is there with this mark, then tell with [`BucketCore::persisted`].
+    Persist { slice: SliceName, mark: SliceMark, topic: u64 },
+    /// The messages of a session below this sequence are durable.
+    Purge { session: u64, below: u64 },
+    /// The states of slices changed: the coordinator should know.
+    Report,
+}
+
+/// The state machine of one bucket.
+pub(crate) struct BucketCore {
+    view: BucketView,
+    chains: Vec<Chain>,
+    ahead: VecDeque<(u64, Arc<Batch>)>,
+    ahead_bytes: usize,
+    slices: BTreeMap<SliceName, Slice>,
+    pending: BTreeMap<u64, Arc<StabilityTimestamp>>,
+    /// Highest term of any ST seen.
+    term: u64,
+    /// Last sequence taken from the mutation topic, and the topic's creation time.
+    topic: (u64, i64),
+    purged: BTreeMap<u64, u64>,
+    /// Batches that count nowhere: of another branch, or outside their generation's share.
+    pub(crate) dropped: u64,
+}
+
+impl BucketCore {
+    pub(crate) fn new() -> Self {
+        Self {
+            view: BucketView::default(),
+            chains: Vec::new(),
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            slices: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            term: 0,
+            topic: (0, 0),
+            purged: BTreeMap::new(),
+            dropped: 0,
+        }
+    }
+
+    pub(crate) fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.values()
+    }
+
+    /// Bytes of live batches in memory.
+    pub(crate) fn queued(&self) -> usize {
+        self.chains.iter().map(Chain::bytes).sum::<usize>() + self.ahead_bytes
+    }
+
+    /// Where the mutation topic is to be read from: after this sequence of the topic created then; None: from its end on.
+    pub(crate) fn resume_topic(marks: &[SliceMark]) -> Option<(u64, i64)> {
+        marks.iter().filter(|m| !m.vbs.is_empty() && !m.building).map(|m| (m.topic, m.topic_created)).min()
+    }
+
+    /// The topic was opened, created then, to be read after `after`.
+    pub(crate) fn topic_opened(&mut self, after: u64, created: i64) {
+        self.topic = (after, created);
+    }
+
+    /// The log has moved on.
+    pub(crate) fn state(&mut self, view: BucketView) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.chains.resize_with(view.shares.len(), Chain::default);
+        for (vb, shares) in view.shares.iter().enumerate() {
+            if self.view.shares.get(vb).is_some_and(|old| old.vbuuid != shares.vbuuid) {
+                // The queue belongs to the abandoned branch.
+                self.chains[vb].clear();
+                self.pending.clear();
+            }
+        }
+        let known = |vb: usize| self.view.shares.get(vb).map_or(0, |s| s.generation);
+        let new_starts: Vec<Vec<Position>> = view
+            .shares
+            .iter()
+            .enumerate()
+            .map(|(vb, shares)| shares.starts.range(known(vb) + 1..).map(|(_, x)| *x).collect())
+            .collect();
+        self.view = view;
+        for name in self.slices.keys().filter(|n| !self.view.slices.contains_key(n)) {
+            out.push(Action::Remove { slice: *name });
+        }
+        self.slices.retain(|name, _| self.view.slices.contains_key(name));
+        for name in self.view.slices.keys() {
+            match self.slices.get(name) {
+                None => out.push(Action::Open { slice: *name, reset: false }),
+                Some(slice) if !on_branch(slice, &self.view.shares) => out.push(Action::Open { slice: *name, reset: true }),
+                Some(_) => {}
+            }
+        }
+        for slice in self.slices.values_mut() {
+            let beyond = slice.vbs.iter().zip(&new_starts).any(|(vb, starts)| starts.iter().any(|x| !vb.position.le(*x)));
+            if slice.in_step() && beyond {
+                // It merged beyond the last ST of the old generation: what it took there is void.
+                slice.fall_out();
+                out.push(Action::Report);
+            }
+        }
+        self.attach_sessions(&mut out);
+        for (topic, batch) in std::mem::take(&mut self.ahead) {
+            self.ahead_bytes -= batch.size();
+            self.admit(topic, batch);
+        }
+        out
+    }
+
+    /// A slice's store is open. A slice that is not on the branch in force is to be opened again from scratch.
+    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark) -> Vec<Action> {
+        let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
+        let vbuuids: Vec<u64> = self.view.shares.iter().map(|s| s.vbuuid).collect();
+        let slice = Slice::opened(name, *topology, mark, &vbuuids);
+        if !on_branch(&slice, &self.view.shares) {
+            return vec![Action::Open { slice: name, reset: true }];
+        }
+        self.slices.insert(name, slice);
+        let mut out = vec![Action::Report];
+        self.attach_sessions(&mut out);
+        out
+    }
+
+    /// A slice cannot go on.
+    pub(crate) fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
+        let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
+        let slice = self.slices.entry(name).or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), &[]));
+        slice.mode = Mode::Failed(why);
+        slice.readable = false;
+        vec![Action::Report]
+    }
+
+    /// A batch of the mutation topic.
+    pub(crate) fn live(&mut self, topic: u64, batch: Arc<Batch>) -> Vec<Action> {
+        self.topic.0 = topic;
+        self.admit(topic, batch);
+        let mut out = Vec::new();
+        self.merge_sessions(&mut out);
+        out
+    }
+
+    fn admit(&mut self, topic: u64, batch: Arc<Batch>) {
+        let Some(shares) = self.view.shares.get(usize::from(batch.vb)) else {
+            self.hold_ahead(topic, batch);
+            return;
+        };
+        if batch.generation > shares.generation || batch.topology > self.view.topology {
+            self.hold_ahead(topic, batch);
+        } else if batch.vbuuid == shares.vbuuid && shares.starts.contains_key(&batch.generation) && !self.slices.is_empty() {
+            self.chains[usize::from(batch.vb)].push(topic, batch);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    fn hold_ahead(&mut self, topic: u64, batch: Arc<Batch>) {
+        self.ahead_bytes += batch.size();
+        self.ahead.push_back((topic, batch));
+        while self.ahead_bytes > AHEAD_QUOTA {
+            if let Some((_, old)) = self.ahead.pop_front() {
+                self.ahead_bytes -= old.size();
+                self.dropped += 1;
+            }
+        }
+    }
+
+    /// Stability timestamps, as broadcast.
+    pub(crate) fn stability(&mut self, sts: impl IntoIterator<Item = StabilityTimestamp>) {
+        for st in sts {
+            if st.term < self.term || st.vbs.len() != self.view.shares.len() {
+                continue;
+            }
+            self.term = st.term;
+            if self.slices.values().any(|s| s.holds() || s.applied < st.number) {
+                self.pending.entry(st.number).or_insert_with(|| Arc::new(st));
+            }
+        }
+        while self.pending.len() > MOST_PENDING {
+            let victim = self.pending.iter().find(|(_, st)| !st.wanted).or(self.pending.iter().next()).map(|(n, _)| *n);
+            victim.and_then(|n| self.pending.remove(&n));
+        }
+    }
+
+    /// Applies what can be applied, and looks for gaps.
+    pub(crate) fn advance(&mut self, now: u64) -> Vec<Action> {
+        let mut out = Vec::new();
+        let names: Vec<SliceName> = self.slices.values().filter(|s| s.in_step()).map(|s| s.name).collect();
+        for name in names {
+            while self.apply_next(name, &mut out) {}
+            self.look_for_gap(name, now, &mut out);
+        }
+        self.retry_flushes(now, &mut out);
+        self.release();
+        out
+    }
+
+    /// Applies the next ST of a slice: the first wanted one, or the newest before it that is within reach.
+    fn apply_next(&mut self, name: SliceName, out: &mut Vec<Action>) -> bool {
+        let Some(slice) = self.slices.get(&name) else { return false };
+        let mut best: Option<(Arc<StabilityTimestamp>, Vec<(u16, Step)>)> = None;
+        for st in self.pending.range(slice.applied + 1..).map(|(_, st)| st) {
+            if st.vbs.iter().zip(&slice.vbs).any(|(s, vb)| s.vbuuid != vb.vbuuid || !vb.position.le(s.position)) {
+                // Of another branch, or the slice is beyond it: it can never show this one.
+                continue;
+            }
+            let Some(steps) = self.reach(slice, st) else { break };
+            best = Some((Arc::clone(st), steps));
+            if st.wanted {
+                break;
+            }
+        }
+        let Some((st, steps)) = best else { return false };
+        let Some(slice) = self.slices.get_mut(&name) else { return false };
+        for (vb, state) in slice.vbs.iter_mut().zip(&st.vbs) {
+            vb.position = state.position;
+            vb.covered = state.covered;
+            vb.content = vb.content.max(state.position.seqno);
+            vb.server_time = state.server_time;
+            vb.hash = state.hash;
+        }
+        slice.applied = st.number;
+        slice.term = st.term;
+        slice.stuck = None;
+        if !slice.readable && st.vbs.iter().zip(&slice.readable_from).all(|(s, from)| s.covered >= *from) {
+            slice.readable = true;
+            slice.building = false;
+            out.push(Action::Report);
+        }
+        let readable = slice.readable;
+        out.push(Action::Apply { slice: name, steps, st: Arc::clone(&st), readable });
+        if st.persist && readable && !slice.persisting {
+            slice.persisting = true;
+            let mark = self.mark(name);
+            out.extend(mark.map(|mark| Action::Persist { slice: name, mark, topic: 0 }));
+        }
+        true
+    }
+
+    /// The steps that bring a slice to an ST; None when it is out of reach.
+    fn reach(&self, slice: &Slice, st: &StabilityTimestamp) -> Option<Vec<(u16, Step)>> {
+        let mut all = Vec::new();
+        for (vb, ((state, at), shares)) in st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares).enumerate() {
+            if state.generation > shares.generation {
+                return None;
+            }
+            let (steps, end) = self.chains[vb].advance(shares, slice.topology, at.position, Some(state.position));
+            if end != state.position {
+                return None;
+            }
+            all.extend(steps.into_iter().map(|s| (vb as u16, s)));
+        }
+        Some(all)
+    }
+
+    /// A slice with an ST out of reach, whose chain does not grow, has a gap.
+    fn look_for_gap(&mut self, name: SliceName, now: u64, out: &mut Vec<Action>) {
+        let Some(slice) = self.slices.get(&name) else { return };
+        let waiting = self.pending.range(slice.applied + 1..).any(|(_, st)| {
+            st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares).all(|((s, vb), shares)| {
+                s.vbuuid == vb.vbuuid && vb.position.le(s.position) && s.generation <= shares.generation
+            })
+        });
+        let ends = if waiting { self.ends(slice) } else { Vec::new() };
+        let Some(slice) = self.slices.get_mut(&name) else { return };
+        if !waiting {
+            slice.stuck = None;
+            return;
+        }
+        match &slice.stuck {
+            Some((since, before)) if *before == ends => {
+                if now >= since + GAP_AFTER {
+                    slice.fall_out();
+                    out.push(Action::Report);
+                }
+            }
+            _ => slice.stuck = Some((now, ends)),
+        }
+    }
+
+    /// Where the chain of a slice ends in each vbucket.
+    fn ends(&self, slice: &Slice) -> Vec<Position> {
+        slice
+            .vbs
+            .iter()
+            .enumerate()
+            .map(|(vb, at)| self.chains[vb].advance(&self.view.shares[vb], slice.topology, at.position, None).1)
+            .collect()
+    }
+
+    /// The newest position received without a gap by every slice in step; None when no slice is.
+    pub(crate) fn high_watermark(&self) -> Option<Vec<Position>> {
+        let mut lowest: Option<Vec<Position>> = None;
+        for slice in self.slices.values().filter(|s| s.in_step()) {
+            let ends = self.ends(slice);
+            lowest = Some(match lowest {
+                None => ends,
+                Some(low) => low.into_iter().zip(ends).map(|(a, b)| a.min(b)).collect(),
+            });
+        }
+        lowest
+    }
+
+    fn release(&mut self) {
+        let topologies: Vec<u64> = self.slices.values().filter(|s| s.holds()).map(|s| s.topology).collect();
+        let quota = HOLD_QUOTA / self.chains.len().max(1);
+        for (vb, chain) in self.chains.iter_mut().enumerate() {
+            let positions: Vec<(u64, Position)> =
+                self.slices.values().filter(|s| s.in_step()).map(|s| (s.topology, s.vbs[vb].position)).collect();
+            chain.release(
+                &self.view.shares[vb],
+                quota,
+                |batch, hi| positions.iter().any(|(topology, at)| batch.topology >= *topology && !hi.le(*at)),
+                |batch| topologies.iter().any(|t| batch.topology >= *t),
+            );
+        }
+        let done = self.slices.values().filter(|s| !matches!(s.mode, Mode::Failed(_))).map(|s| if s.holds() { 0 } else { s.applied }).min();
+        if let Some(done) = done {
+            self.pending = self.pending.split_off(&(done + 1));
+        }
+    }
+
+    /// The mark a slice would be stored with now.
+    fn mark(&self, name: SliceName) -> Option<SliceMark> {
+        let slice = self.slices.get(&name)?;
+        let below = slice.vbs.iter().zip(&self.chains).filter_map(|(vb, chain)| chain.topic_below(vb.position)).min();
+        let ahead = self.ahead.iter().map(|(topic, _)| topic - 1).min();
+        let topic = [below, ahead].into_iter().flatten().min().unwrap_or(self.topic.0);
+        Some(slice.mark(topic, self.topic.1))
+    }
+
+    /// Memory is short: make what is applied durable now.
+    pub(crate) fn persist_now(&mut self, name: SliceName) -> Vec<Action> {
+        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.in_step() && !s.persisting) else { return Vec::new() };
+        slice.persisting = true;
+        self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic: 0 }).into_iter().collect()
+    }
+
+    /// The node is about to end: make everything durable.
+    pub(crate) fn persist_all(&mut self) -> Vec<Action> {
+        let names: Vec<SliceName> = self.slices.keys().copied().collect();
+        names
+            .into_iter()
+            .flat_map(|name| {
+                let mut actions = self.persist_now(name);
+                actions.extend(self.persist_session(name));
+                actions
+            })
+            .collect()
+    }
+
+    /// Outcome of a [`Action::Persist`].
+    pub(crate) fn persisted(&mut self, name: SliceName, mark: &SliceMark, topic: u64, good: bool) -> Vec<Action> {
+        let mut out = Vec::new();
+        let Some(slice) = self.slices.get_mut(&name) else { return out };
+        slice.persisting = false;
+        if good && !mark.building {
+            slice.durable = mark.st;
+        }
+        let session = slice.following.as_ref().map(|f| f.id);
+        if good && let Some(session) = session {
+            self.collected_durably(name, session, topic, &mut out);
+        }
+        self.finish_flush(name, good, &mut out);
+        self.merge_sessions(&mut out);
+        out
+    }
+
+    /// Newest ST that every slice in step has made durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
+    }
+
+    /// The newest ST any slice has applied.
+    pub(crate) fn newest_applied(&self) -> Option<u64> {
+        self.slices.values().map(|s| s.applied).max().filter(|n| *n > 0)
+    }
+
+    /// Sessions that this node follows now.
+    pub(crate) fn sessions(&self) -> BTreeSet<u64> {
+        self.slices.values().filter_map(|s| s.following.as_ref()).map(|f| f.id).collect()
+    }
+}
+
+fn on_branch(slice: &Slice, shares: &[Shares]) -> bool {
+    slice.vbs.len() == shares.len() && slice.vbs.iter().zip(shares).all(|(vb, s)| vb.vbuuid == s.vbuuid)
+}

@@ -1,0 +1,199 @@
+//! Sessions: building an empty slice, or bringing one up whose chain had a gap, and merging it into the live chain
+//! (design section 9).
+
+use super::{Action, Batch, BucketCore, Mode, slice::Following};
+use highwater_schemas::{Position, state::SliceName};
+use std::sync::Arc;
+
+/// A flush that failed is tried again after this, milliseconds.
+const FLUSH_RETRY: u64 = 1_000;
+
+impl BucketCore {
+    /// Slices that wait take up the session that was opened for them; those whose session is over wait again.
+    pub(super) fn attach_sessions(&mut self, out: &mut Vec<Action>) {
+        for slice in self.slices.values_mut() {
+            if slice.following.as_ref().is_some_and(|f| !self.view.sessions.contains_key(&f.id)) {
+                slice.fall_out();
+                out.push(Action::Report);
+            }
+            if slice.mode != Mode::Waiting {
+                continue;
+            }
+            let open = self.view.sessions.iter().rev().find(|(id, (slices, _))| **id > slice.done_with && slices.contains(&slice.name));
+            if let Some((id, (_, from))) = open {
+                // What lies above the session's start and below the slice's own is read twice and changes nothing.
+                let vbs = slice.resume().into_iter().zip(from).map(|(own, from)| (own.max(*from), own.max(*from))).collect();
+                slice.following = Some(Following { id: *id, vbs, topic: 0 });
+                slice.mode = Mode::Session;
+                out.push(Action::Report);
+            }
+        }
+        self.purged.retain(|id, _| self.view.sessions.contains_key(id));
+    }
+
+    /// A batch of a catchup topic.
+    pub(crate) fn session_batch(&mut self, session: u64, topic: u64, batch: &Arc<Batch>) -> Vec<Action> {
+        let mut out = Vec::new();
+        let vb = usize::from(batch.vb);
+        for slice in self.slices.values_mut() {
+            let bulk = slice.in_bulk();
+            let Some(following) = slice.following.as_mut().filter(|f| f.id == session) else { continue };
+            if slice.mode != Mode::Session {
+                continue;
+            }
+            let on_branch = slice.vbs.get(vb).is_some_and(|s| s.vbuuid == batch.vbuuid);
+            let Some(at) = following.vbs.get_mut(vb).filter(|_| on_branch && batch.session == session) else {
+                self.dropped += 1;
+                continue;
+            };
+            if batch.from.seqno > at.0 {
+                // The session itself has a hole: another one from what is covered.
+                tracing::warn!(session, vb, from = batch.from.seqno, at = at.0, "a session skipped a batch");
+                slice.fall_out();
+                out.push(Action::Report);
+                continue;
+            }
+            following.topic = topic;
+            if batch.to.seqno > at.0 {
+                out.push(Action::Collect { slice: slice.name, batch: Arc::clone(batch), after: at.0, bulk });
+                slice.docs_done += batch.docs as u64;
+            }
+            at.0 = at.0.max(batch.to.seqno);
+            at.1 = at.1.max(batch.covered);
+            let state = &mut slice.vbs[vb];
+            state.position = Position::new(at.0, state.position.round.max(batch.to.round));
+            state.covered = at.1;
+            state.content = state.content.max(at.0);
+        }
+        self.merge_sessions(&mut out);
+        out
+    }
+
+    /// A slice has collected much: make it durable, so that the build can go on from there.
+    pub(crate) fn persist_session(&mut self, name: SliceName) -> Vec<Action> {
+        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.mode == Mode::Session && !s.persisting) else { return Vec::new() };
+        slice.persisting = true;
+        let topic = slice.following.as_ref().map_or(0, |f| f.topic);
+        self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic }).into_iter().collect()
+    }
+
+    /// Slices that have read far enough to join the live chain.
+    pub(super) fn merge_sessions(&mut self, out: &mut Vec<Action>) {
+        let ready: Vec<SliceName> =
+            self.slices.values().filter(|s| s.mode == Mode::Session && self.joins(s.name).is_some()).map(|s| s.name).collect();
+        for name in ready {
+            let Some(slice) = self.slices.get_mut(&name) else { continue };
+            if slice.in_bulk() {
+                // What was collected in bulk becomes durable first: then it can be looked up.
+                slice.mode = Mode::Flushing;
+                if !slice.persisting {
+                    self.flush(name, out);
+                }
+            } else {
+                self.join(name, out);
+            }
+        }
+    }
+
+    fn flush(&mut self, name: SliceName, out: &mut Vec<Action>) {
+        let mark = self.mark(name);
+        if let (Some(slice), Some(mark)) = (self.slices.get_mut(&name), mark) {
+            slice.persisting = true;
+            slice.flushed = true;
+            slice.retry_flush = None;
+            let topic = slice.following.as_ref().map_or(0, |f| f.topic);
+            out.push(Action::Persist { slice: name, mark, topic });
+        }
+    }
+
+    /// Tries flushes again that failed a while ago.
+    pub(super) fn retry_flushes(&mut self, now: u64, out: &mut Vec<Action>) {
+        let mut due = Vec::new();
+        for slice in self.slices.values_mut().filter(|s| s.mode == Mode::Flushing && !s.persisting) {
+            match slice.retry_flush {
+                Some(0) => slice.retry_flush = Some(now + FLUSH_RETRY),
+                Some(at) if now >= at => due.push(slice.name),
+                _ => {}
+            }
+        }
+        for name in due {
+            self.flush(name, out);
+        }
+    }
+
+    /// True while batches of this session must wait: a slice of it is being flushed.
+    pub(crate) fn session_paused(&self, session: u64) -> bool {
+        self.slices.values().any(|s| s.mode == Mode::Flushing && s.following.as_ref().is_some_and(|f| f.id == session))
+    }
+
+    /// A persist of a slice that waits to be flushed has ended.
+    pub(super) fn finish_flush(&mut self, name: SliceName, good: bool, out: &mut Vec<Action>) {
+        let Some(slice) = self.slices.get(&name).filter(|s| s.mode == Mode::Flushing) else { return };
+        let flushed = slice.flushed;
+        if !good {
+            if let Some(slice) = self.slices.get_mut(&name) {
+                slice.retry_flush = Some(0);
+            }
+        } else if !flushed {
+            self.flush(name, out);
+        } else if self.joins(name).is_some() {
+            self.join(name, out);
+        } else if let Some(slice) = self.slices.get_mut(&name) {
+            // The place to join has moved on meanwhile.
+            slice.mode = Mode::Session;
+            slice.flushed = false;
+        }
+    }
+
+    /// Where a slice may join in every vbucket, if its session has covered that much.
+    fn joins(&self, name: SliceName) -> Option<Vec<Position>> {
+        let slice = self.slices.get(&name)?;
+        let following = slice.following.as_ref()?;
+        following
+            .vbs
+            .iter()
+            .enumerate()
+            .map(|(vb, (_, covered))| {
+                let join = self.chains[vb].join_at(&self.view.shares[vb], slice.topology)?;
+                (*covered >= join.seqno).then_some(join)
+            })
+            .collect()
+    }
+
+    fn join(&mut self, name: SliceName, out: &mut Vec<Action>) {
+        let Some(joins) = self.joins(name) else { return };
+        let Some(slice) = self.slices.get_mut(&name) else { return };
+        let Some(following) = slice.following.take() else { return };
+        for (vb, join) in slice.vbs.iter_mut().zip(joins) {
+            vb.position = join;
+            vb.covered = vb.covered.min(join.seqno);
+        }
+        slice.readable_from = slice.vbs.iter().map(|vb| vb.content).collect();
+        slice.done_with = slice.done_with.max(following.id);
+        slice.applied = 0;
+        slice.mode = Mode::InStep;
+        slice.joined = true;
+        slice.flushed = false;
+        slice.readable = false;
+        out.push(Action::Report);
+    }
+
+    /// Makes room in the catchup topic below what every slice of the session has made durable.
+    pub(super) fn collected_durably(&mut self, name: SliceName, session: u64, topic: u64, out: &mut Vec<Action>) {
+        if let Some(slice) = self.slices.get_mut(&name) {
+            slice.session_durable = topic;
+        }
+        let below = self
+            .slices
+            .values()
+            .filter(|s| s.following.as_ref().is_some_and(|f| f.id == session))
+            .map(|s| s.session_durable)
+            .min()
+            .unwrap_or(0);
+        let purged = self.purged.entry(session).or_default();
+        if below > *purged {
+            *purged = below;
+            out.push(Action::Purge { session, below: below + 1 });
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Where one slice stands.
+
+use crate::store::{SliceMark, SliceVb};
+use highwater_schemas::{Position, api::SliceState, state::SliceName};
+
+/// What a slice follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Needs a session and is in none.
+    Waiting,
+    Session,
+    /// Its session is far enough: what it collected is being written before live batches may follow.
+    Flushing,
+    /// The mutation topic.
+    InStep,
+    Failed(String),
+}
+
+/// How far a slice is in its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Following {
+    pub(crate) id: u64,
+    /// Per vbucket: read up to, covered up to.
+    pub(crate) vbs: Vec<(u64, u64)>,
+    /// Sequence in the catchup topic of the last batch taken.
+    pub(crate) topic: u64,
+}
+
+/// One slice.
+#[derive(Debug, Clone)]
+pub(crate) struct Slice {
+    pub(crate) name: SliceName,
+    /// The topology version in which it appeared.
+    pub(crate) topology: u64,
+    pub(crate) vbs: Vec<SliceVb>,
+    pub(crate) mode: Mode,
+    /// Has never been readable since it was empty.
+    pub(crate) building: bool,
+    pub(crate) readable: bool,
+    /// Per vbucket: readable from the first ST whose covered is at or above this.
+    pub(crate) readable_from: Vec<u64>,
+    /// The newest ST applied.
+    pub(crate) applied: u64,
+    pub(crate) term: u64,
+    pub(crate) docs_done: u64,
+    pub(crate) following: Option<Following>,
+    pub(crate) done_with: u64,
+    /// Newest durable ST; 0 when none is.
+    pub(crate) durable: u64,
+    pub(crate) persisting: bool,
+    /// Has followed the live chain since it was empty: what it collects now must be looked up.
+    pub(crate) joined: bool,
+    /// A failed flush is tried again at this time; 0: as soon as the time is known.
+    pub(crate) retry_flush: Option<u64>,
+    /// While flushing: the running persist holds everything that was collected.
+    pub(crate) flushed: bool,
+    /// Sequence of the catchup topic up to which the session's batches are durable.
+    pub(crate) session_durable: u64,
+    /// Since when an ST is out of reach, and where the chain ended then.
+    pub(crate) stuck: Option<(u64, Vec<Position>)>,
+}
+
+impl Slice {
+    /// A slice as its store was opened.
+    pub(crate) fn opened(name: SliceName, topology: u64, mark: &SliceMark, vbuuids: &[u64]) -> Self {
+        let fresh = mark.vbs.len() != vbuuids.len();
+        let vbs = if fresh {
+            vbuuids.iter().map(|vbuuid| SliceVb { vbuuid: *vbuuid, ..SliceVb::default() }).collect()
+        } else {
+            mark.vbs.clone()
+        };
+        let building = fresh || mark.building;
+        Self {
+            name,
+            topology,
+            readable_from: vec![0; vbs.len()],
+            vbs,
+            mode: if building { Mode::Waiting } else { Mode::InStep },
+            building,
+            readable: !building,
+            applied: if building { 0 } else { mark.st },
+            term: mark.term,
+            docs_done: if fresh { 0 } else { mark.docs_done },
+            following: None,
+            done_with: 0,
+            durable: if building { 0 } else { mark.st },
+            persisting: false,
+            joined: !building,
+            retry_flush: None,
+            flushed: false,
+            session_durable: 0,
+            stuck: None,
+        }
+    }
+
+    pub(crate) fn in_step(&self) -> bool {
+        self.mode == Mode::InStep
+    }
+
+    /// What sessions bring may be collected without looking anything up.
+    pub(crate) fn in_bulk(&self) -> bool {
+        self.building && !self.joined
+    }
+
+    /// Per vbucket where a new session may start.
+    pub(crate) fn resume(&self) -> Vec<u64> {
+        self.vbs.iter().map(|vb| vb.covered.min(vb.position.seqno)).collect()
+    }
+
+    /// It needs live batches that it cannot apply yet.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self.mode, Mode::Waiting | Mode::Session | Mode::Flushing)
+    }
+
+    pub(crate) fn state(&self) -> SliceState {
+        match self.mode {
+            Mode::Failed(_) => SliceState::Error,
+            Mode::InStep if self.readable => SliceState::Active,
+            Mode::InStep => SliceState::Merged,
+            _ if self.building => SliceState::Building,
+            _ => SliceState::Catchup,
+        }
+    }
+
+    /// Its chain is broken: it needs a session, from what it has covered.
+    pub(crate) fn fall_out(&mut self) {
+        if let Some(following) = self.following.take() {
+            self.done_with = self.done_with.max(following.id);
+        }
+        for vb in &mut self.vbs {
+            vb.position.seqno = vb.position.seqno.min(vb.covered);
+        }
+        self.mode = Mode::Waiting;
+        self.flushed = false;
+        self.session_durable = 0;
+        self.readable = false;
+        self.stuck = None;
+    }
+
+    /// What is stored with its data.
+    pub(crate) fn mark(&self, topic: u64, topic_created: i64) -> SliceMark {
+        SliceMark {
+            st: self.applied,
+            term: self.term,
+            building: !(self.in_step() && self.readable),
+            vbs: self.vbs.clone(),
+            topic,
+            topic_created,
+            docs_done: self.docs_done,
+        }
+    }
+}

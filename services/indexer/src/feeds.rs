@@ -1,0 +1,182 @@
+//! The tasks that feed a bucket's worker: mutation topic, sessions, stability broadcasts; and the one that speaks its HWT.
+
+use crate::{
+    config::{QUEUE_BYTES, SESSION_BYTES},
+    core::Batch,
+    payload::Payload,
+    worker::Event,
+};
+use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader};
+use highwater_schemas::{
+    subjects,
+    wire::{self, HighWatermark, Stability},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// Messages taken at once.
+const TAKE: usize = 64;
+const RETRY: Duration = Duration::from_millis(200);
+/// HWT on progress, no faster than this.
+const HWT_SPACING: Duration = Duration::from_millis(5);
+/// HWT of an idle bucket is repeated this often: broadcasts are lossy.
+const HWT_REPEAT: Duration = Duration::from_millis(500);
+/// A damaged source of messages is logged once; then only counted.
+pub(crate) type Refused = Arc<AtomicU64>;
+
+/// What every feed of a bucket has in common.
+#[derive(Clone)]
+pub(crate) struct Feed {
+    pub(crate) bus: Bus,
+    pub(crate) bucket: String,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) refused: Refused,
+}
+
+impl Feed {
+    /// Follows the mutation topic from where the slices stand.
+    pub(crate) async fn mutation(self, node: String, mut resume: Option<(u64, i64)>) {
+        let stream = subjects::mutation_stream(&self.bucket);
+        let subject = subjects::mutation(&self.bucket, &node);
+        let share = Arc::new(Semaphore::new(QUEUE_BYTES));
+        let mut first = true;
+        loop {
+            let state = match self.bus.stream_state(&stream).await {
+                Ok(state) => state,
+                Err(error) => {
+                    tracing::warn!(stream, %error, "cannot read the mutation topic yet");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
+            let after = match resume {
+                // Nothing is stored: what comes from now on is enough, sessions bring the rest.
+                None if first => state.last_seq,
+                Some((after, created)) if created == state.created && after <= state.last_seq => after,
+                // Another topic, or one that lost its tail: from its beginning, and the chain decides.
+                _ => 0,
+            };
+            first = false;
+            let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created) };
+            match StreamReader::open(&self.bus, &stream, from).await {
+                Ok(reader) => {
+                    if self.events.send(Event::TopicOpened { after, created: reader.created() }).await.is_err() {
+                        return;
+                    }
+                    if self.pump(reader, &share, |topic, batch| Event::Live { topic, batch }).await.is_err() {
+                        return;
+                    }
+                    resume = None;
+                }
+                Err(error) => {
+                    tracing::warn!(stream, %error, "cannot open the mutation topic");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Follows a session until aborted.
+    pub(crate) async fn session(self, session: u64) {
+        let stream = subjects::catchup_stream(&self.bucket);
+        let from = ReadFrom { after: 0, filter: Some(subjects::catchup(&self.bucket, session)), created: None };
+        let share = Arc::new(Semaphore::new(SESSION_BYTES));
+        loop {
+            match StreamReader::open(&self.bus, &stream, from.clone()).await {
+                Ok(reader) => {
+                    if self.pump(reader, &share, |topic, batch| Event::Session { session, topic, batch }).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(stream, session, %error, "cannot open the session");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Hands on batches until the stream changes (Ok) or nobody wants them any more (Err).
+    async fn pump(&self, mut reader: StreamReader, share: &Arc<Semaphore>, event: impl Fn(u64, Arc<Batch>) -> Event) -> Result<(), ()> {
+        let mut messages: Vec<StreamMessage> = Vec::new();
+        loop {
+            match reader.next_ready(TAKE, &mut messages).await {
+                Ok(()) => {}
+                Err(error @ BusError::StreamChanged { .. }) => {
+                    tracing::warn!(bucket = self.bucket, %error, "reading the topic from its beginning");
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(bucket = self.bucket, %error, "reading the topic");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            for message in messages.drain(..) {
+                let size = (message.payload.len() as u32).max(1);
+                let Ok(permit) = Arc::clone(share).acquire_many_owned(size).await else { return Err(()) };
+                match Batch::parse(&self.bucket, Payload::new(message.payload, Some(permit))) {
+                    Ok(batch) => self.events.send(event(message.seq, Arc::new(batch))).await.map_err(|_| ())?,
+                    Err(error) => {
+                        if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                            tracing::warn!(subject = message.subject.as_str(), seq = message.seq, %error, "refused a batch; further ones are only counted");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands on the bucket's stability timestamps.
+    pub(crate) async fn stability(self) {
+        let subject = subjects::stability(&self.bucket);
+        loop {
+            let Ok(mut subscription) = self.bus.subscribe(&subject).await else {
+                tokio::time::sleep(RETRY).await;
+                continue;
+            };
+            while let Some(message) = subscription.next().await {
+                match wire::decode::<Stability>(&message.payload) {
+                    Ok(stability) if stability.bucket == self.bucket => {
+                        let mut sts = stability.wanted;
+                        sts.push(stability.st);
+                        if self.events.send(Event::Stability(sts)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(_) => {
+                        self.refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(error) => {
+                        if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                            tracing::warn!(subject, %error, "refused a stability timestamp; further ones are only counted");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Publishes the HWT of one bucket when it moves, and now and then when it does not.
+pub(crate) async fn speak(bus: Bus, mut watermark: watch::Receiver<Option<HighWatermark>>) {
+    loop {
+        let current = watermark.borrow_and_update().clone();
+        if let Some(hwt) = current {
+            let subject = subjects::hwt(&hwt.bucket, &hwt.node);
+            if let Err(error) = bus.publish(&subject, wire::encode(&hwt)).await {
+                tracing::debug!(%error, "cannot publish HWT");
+            }
+        }
+        tokio::time::sleep(HWT_SPACING).await;
+        match tokio::time::timeout(HWT_REPEAT, watermark.changed()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(_)) => return,
+        }
+    }
+}

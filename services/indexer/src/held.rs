@@ -1,0 +1,146 @@
+//! The stability snapshots that scans may use: per slice the STs of the last seconds, leased ones longer.
+
+use crate::{config::HELD, store::Snapshot};
+use highwater_schemas::{ErrorCode, StabilityTimestamp, state::SliceName, wire::StChoice};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// The longest lease.
+const MOST_LEASE: Duration = Duration::from_secs(300);
+
+struct Entry {
+    st: Arc<StabilityTimestamp>,
+    snapshot: Snapshot,
+    until: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<u64, Entry>,
+    /// Why there is nothing to read.
+    closed: Option<(ErrorCode, String)>,
+}
+
+/// The snapshots of one slice.
+pub(crate) struct HeldSlice {
+    state: Mutex<State>,
+    newest: watch::Sender<u64>,
+}
+
+/// A snapshot and the ST that it shows.
+pub(crate) type At = (Arc<StabilityTimestamp>, Snapshot);
+
+impl HeldSlice {
+    fn new() -> Self {
+        Self { state: Mutex::default(), newest: watch::Sender::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slice shows `st` now.
+    pub(crate) fn offer(&self, st: Arc<StabilityTimestamp>, snapshot: Snapshot) {
+        let now = Instant::now();
+        let number = st.number;
+        let mut state = self.lock();
+        state.closed = None;
+        state.entries.insert(number, Entry { st, snapshot, until: now + HELD });
+        state.entries.retain(|n, e| *n >= number || e.until > now);
+        drop(state);
+        self.newest.send_modify(|n| *n = number.max(*n));
+    }
+
+    /// Drops what has expired, but for the newest.
+    pub(crate) fn expire(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let newest = state.entries.keys().next_back().copied();
+        state.entries.retain(|n, e| Some(*n) == newest || e.until > now);
+    }
+
+    /// Nothing can be read until the next offer.
+    pub(crate) fn close(&self, code: ErrorCode, why: String) {
+        let mut state = self.lock();
+        state.entries.clear();
+        state.closed = Some((code, why));
+        drop(state);
+        self.newest.send_modify(|_| ());
+    }
+
+    /// Oldest and newest ST held.
+    pub(crate) fn range(&self) -> Option<(u64, u64)> {
+        let state = self.lock();
+        Some((*state.entries.keys().next()?, *state.entries.keys().next_back()?))
+    }
+
+    pub(crate) fn newest(&self) -> Option<At> {
+        self.lock().entries.values().next_back().map(|e| (Arc::clone(&e.st), e.snapshot.clone()))
+    }
+
+    fn find(&self, choice: StChoice, lease: Duration) -> Result<Option<At>, (ErrorCode, String)> {
+        let mut state = self.lock();
+        if let Some(closed) = &state.closed {
+            return Err(closed.clone());
+        }
+        let newest = state.entries.keys().next_back().copied();
+        let number = match choice {
+            StChoice::AtLeast(n) => newest.filter(|newest| *newest >= n),
+            StChoice::Exactly(n) if state.entries.contains_key(&n) => Some(n),
+            StChoice::Exactly(n) if newest.is_some_and(|newest| newest > n) => {
+                return Err((ErrorCode::SnapshotExpired, format!("ST {n} is no longer held")));
+            }
+            StChoice::Exactly(_) => None,
+        };
+        Ok(number.and_then(|n| state.entries.get_mut(&n)).map(|e| {
+            e.until = e.until.max(Instant::now() + lease.min(MOST_LEASE));
+            (Arc::clone(&e.st), e.snapshot.clone())
+        }))
+    }
+
+    /// The snapshot to use, waiting for it until `deadline`.
+    pub(crate) async fn wait(&self, choice: StChoice, lease: Duration, deadline: Instant) -> Result<At, (ErrorCode, String)> {
+        let mut newest = self.newest.subscribe();
+        loop {
+            newest.borrow_and_update();
+            if let Some(found) = self.find(choice, lease)? {
+                return Ok(found);
+            }
+            match tokio::time::timeout_at(deadline.into(), newest.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err((ErrorCode::TopologyStale, "the slice is gone".into())),
+                Err(_) => return Err((ErrorCode::Timeout, format!("{choice:?} was not reached in time"))),
+            }
+        }
+    }
+}
+
+/// All slices of the node, by bucket and name.
+#[derive(Clone, Default)]
+pub(crate) struct Held {
+    slices: Arc<Mutex<BTreeMap<(String, SliceName), Arc<HeldSlice>>>>,
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, SliceName), Arc<HeldSlice>>> {
+        self.slices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn open(&self, bucket: &str, slice: SliceName) -> Arc<HeldSlice> {
+        let held = Arc::new(HeldSlice::new());
+        self.lock().insert((bucket.to_owned(), slice), Arc::clone(&held));
+        held
+    }
+
+    pub(crate) fn remove(&self, bucket: &str, slice: SliceName) {
+        self.lock().remove(&(bucket.to_owned(), slice));
+    }
+
+    pub(crate) fn get(&self, bucket: &str, slice: SliceName) -> Option<Arc<HeldSlice>> {
+        self.lock().get(&(bucket.to_owned(), slice)).cloned()
+    }
+}

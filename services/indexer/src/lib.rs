@@ -1,0 +1,36 @@
+//! The indexer: mutation queues → slices on local disk → scans.
+//!
+//! # Layout
+//! - `core`: one bucket's queue, slices, sessions and stability timestamps; pure
+//! - [`store`]: one slice's forward and back index on disk, with stability layers in memory
+//! - `worker`: one thread per bucket: owns the core and the stores
+//! - `held`: the snapshots that scans may use; `scan` serves them
+//! - `feeds`: the tasks that read mutation topic, sessions and stability broadcasts into a worker
+//! - `service`: follows the replicated log, answers requests, reports
+//! - `files`: the directories of slices
+//!
+//! # Threads, tasks and channels
+//! Per bucket one worker thread (inbox of `worker::EVENTS`), and tasks for its topic, its sessions, its stability broadcasts and
+//! its HWT. Received batches count against `config::QUEUE_BYTES` and `config::SESSION_BYTES`: a feed waits when these are used
+//! up, and the topic holds the data. One persister task per node writes one slice at a time. Scans run on blocking threads,
+//! `config::SCANS` at once. The service ends all of them.
+//!
+//! # Invariants
+//! - The indexer never looks at a source stream.
+//! - Positions live in the store, in the same transaction as the data.
+//! - A slice shows exactly the mutations at or below the ST that it names.
+
+pub mod config;
+mod core;
+mod feeds;
+mod files;
+mod held;
+mod payload;
+mod report;
+mod scan;
+mod service;
+pub mod store;
+mod worker;
+
+pub use config::Config;
+pub use service::{IndexerError, run};

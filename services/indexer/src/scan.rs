@@ -1,0 +1,96 @@
+//! Serves scans of one slice at one stability snapshot.
+
+use crate::held::{At, Held};
+use highwater_schemas::{
+    ErrorCode,
+    state::SliceName,
+    wire::{Rows, ScanMode, ScanPage, ScanReply, ScanRequest},
+};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+use tokio::sync::Semaphore;
+
+/// The deadline is looked at every so many rows.
+const LOOK: u64 = 4_096;
+
+/// Waits for the ST and answers a page or a count; never fails otherwise than by a coded refusal.
+pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore) -> ScanReply {
+    let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
+    let slice = SliceName { index: request.index, partition: request.partition };
+    let Some(held) = held.get(&request.bucket, slice) else {
+        return ScanReply::refused(ErrorCode::TopologyStale, "this node does not host the slice");
+    };
+    let lease = Duration::from_millis(u64::from(request.lease_ms));
+    let at = match held.wait(request.at, lease, deadline).await {
+        Ok(at) => at,
+        Err((code, message)) => return ScanReply::refused(code, message),
+    };
+    // Waiting for an ST takes no turn, reading does.
+    let Ok(turn) = turns.acquire().await else {
+        return ScanReply::refused(ErrorCode::NodeUnavailable, "the node is ending");
+    };
+    let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline)).await {
+        Ok(reply) => reply,
+        Err(error) => ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")),
+    };
+    drop(turn);
+    reply
+}
+
+fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant) -> ScanReply {
+    let mut page = ScanPage {
+        st: (**st).clone(),
+        unindexed: snapshot.unindexed(),
+        rows: Rows::default(),
+        count: 0,
+        skipped: 0,
+        more: false,
+    };
+    let outcome = match request.mode {
+        ScanMode::Count => snapshot.count(&request.ranges).map(|count| {
+            page.count = count;
+            false
+        }),
+        ScanMode::Rows => rows(request, snapshot, &mut page, deadline),
+    };
+    match outcome {
+        Ok(false) => ScanReply::Page(page),
+        Ok(true) => ScanReply::refused(ErrorCode::Timeout, "the scan took longer than its deadline"),
+        Err(error) => {
+            tracing::error!(bucket = request.bucket, index = request.index, %error, "scan failed");
+            ScanReply::refused(ErrorCode::StorageFailed, error.to_string())
+        }
+    }
+}
+
+/// Fills the page; true when the deadline passed.
+fn rows(
+    request: &ScanRequest,
+    snapshot: &crate::store::Snapshot,
+    page: &mut ScanPage,
+    deadline: Instant,
+) -> Result<bool, crate::store::StoreError> {
+    let (mut looked, mut late) = (0u64, false);
+    let page_bytes = request.page_bytes as usize;
+    snapshot.scan(&request.ranges, request.reverse, request.after.as_deref(), &mut |key, include| {
+        looked += 1;
+        if looked.is_multiple_of(LOOK) && Instant::now() >= deadline {
+            late = true;
+            return ControlFlow::Break(());
+        }
+        if page.skipped < request.skip {
+            page.skipped += 1;
+            return ControlFlow::Continue(());
+        }
+        let full = page.rows.size() + key.len() + include.len() + 8 > page_bytes;
+        if page.rows.len() as u64 >= request.limit || (full && !page.rows.is_empty()) {
+            page.more = true;
+            return ControlFlow::Break(());
+        }
+        page.rows.push(key, include);
+        ControlFlow::Continue(())
+    })?;
+    Ok(late)
+}

@@ -1,0 +1,423 @@
+//! Follows the replicated log, runs a worker per bucket, answers scans and status, reports to the coordinator.
+
+use crate::{
+    config::{Config, MOST_SCANS, SCANS},
+    core::{BucketView, Shares},
+    feeds::{self, Feed, Refused},
+    files::SliceFiles,
+    held::Held,
+    report::BucketReport,
+    scan,
+    store::SliceIdentity,
+    worker::{self, EVENTS, Event, Outside, PersistRequest, SliceInfo, Worker},
+};
+use highwater_bus::{Bus, BusError, Endpoints, ServiceRequest, ServiceSpec};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{self, Join, NodeKind, NodeStatus, UnindexedDoc},
+    state::{Bucket, SliceName, StateContext},
+    subjects,
+    wire::{self, ScanReply, ScanRequest},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+/// Persists that may wait for the persister.
+const PERSISTS: usize = 1_024;
+/// Purges of catchup topics that may wait.
+const PURGES: usize = 64;
+/// Workers look at what has expired this often.
+const TICK: Duration = Duration::from_millis(50);
+/// Unindexable documents listed per slice.
+const LISTED: usize = 100;
+/// How long buckets may take to make themselves durable at the end.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Why the indexer ended.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexerError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error("data directory: {0}")]
+    Disk(#[from] io::Error),
+    #[error("the state log cannot be used: {0}")]
+    State(#[from] highwater_schemas::state::StateError),
+}
+
+struct Running {
+    /// Tells a bucket from a later one of the same name.
+    declared: u64,
+    events: mpsc::Sender<Event>,
+    report: watch::Receiver<BucketReport>,
+    feed: Feed,
+    tasks: Vec<AbortHandle>,
+    sessions: BTreeMap<u64, AbortHandle>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for task in self.tasks.iter().chain(self.sessions.values()) {
+            task.abort();
+        }
+    }
+}
+
+struct Shell {
+    config: Config,
+    bus: Bus,
+    context: StateContext,
+    files: SliceFiles,
+    held: Held,
+    persister: mpsc::Sender<PersistRequest>,
+    purges: mpsc::Sender<(String, u64, u64)>,
+    buckets: BTreeMap<String, Running>,
+    refused: Refused,
+    /// Changes whenever a bucket has something to report.
+    notable: watch::Sender<u64>,
+}
+
+/// Runs the indexer until `stop` turns true; then makes durable what is applied.
+pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop: watch::Receiver<bool>) -> Result<(), IndexerError> {
+    std::fs::create_dir_all(&config.data_dir)?;
+    let mut tasks = JoinSet::new();
+    let (persister, persists) = mpsc::channel(PERSISTS);
+    tasks.spawn(persist_in_turn(persists));
+    let (purges, purging) = mpsc::channel(PURGES);
+    tasks.spawn(purge(bus.clone(), purging));
+    let held = Held::default();
+    let mut requests = endpoints(&bus, &config).await?;
+    let mut follower = bus.follow_state();
+    let notable = watch::Sender::new(0);
+    let mut noted = notable.subscribe();
+    let mut shell = Shell {
+        files: SliceFiles::new(&config.data_dir),
+        bus: bus.clone(),
+        context: StateContext::default(),
+        held: held.clone(),
+        persister,
+        purges,
+        buckets: BTreeMap::new(),
+        refused: Refused::default(),
+        notable,
+        config: config.clone(),
+    };
+    let scans = Arc::new(Semaphore::new(SCANS));
+    let waiting = Arc::new(Semaphore::new(MOST_SCANS));
+    let mut heartbeat = tokio::time::interval(config.heartbeat);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut caught_up = false;
+    let mut ready = Some(ready);
+    loop {
+        if !caught_up && follower.caught_up() {
+            caught_up = true;
+            shell.remove_orphans()?;
+            shell.reconcile().await;
+            shell.report().await;
+        }
+        if caught_up && let Some(ready) = ready.take() {
+            let _ = ready.send(());
+        }
+        tokio::select! {
+            record = follower.next() => {
+                shell.context.apply_json(&record?)?;
+                if caught_up {
+                    shell.reconcile().await;
+                }
+            }
+            request = requests.next() => match request {
+                Some(request) => shell.request(request, &held, &scans, &waiting).await,
+                None => return Ok(()),
+            },
+            _ = heartbeat.tick(), if caught_up => shell.report().await,
+            Ok(()) = noted.changed(), if caught_up => shell.report().await,
+            _ = tick.tick() => {
+                for bucket in shell.buckets.values() {
+                    // A full inbox keeps the worker going without ticks.
+                    let _ = bucket.events.try_send(Event::Tick);
+                }
+            }
+            _ = stop.changed() => {
+                shell.drain().await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn endpoints(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
+    let endpoint = |verb: &str| (verb.to_owned(), subjects::node(&config.node, verb));
+    bus.service(&ServiceSpec {
+        name: "highwater-indexer".into(),
+        description: "Highwater index slices".into(),
+        endpoints: vec![endpoint("scan"), endpoint("status"), endpoint("ping")],
+        queue_group: None,
+    })
+    .await
+}
+
+/// One slice persists at a time.
+async fn persist_in_turn(mut requests: mpsc::Receiver<PersistRequest>) {
+    while let Some(PersistRequest { job, done, to }) = requests.recv().await {
+        match tokio::task::spawn_blocking(move || job.run()).await {
+            Ok(outcome) => {
+                // The worker ended meanwhile: nobody waits for it.
+                let _ = to.send(done(outcome)).await;
+            }
+            Err(error) => tracing::error!(%error, "a persist panicked"),
+        }
+    }
+}
+
+async fn purge(bus: Bus, mut purges: mpsc::Receiver<(String, u64, u64)>) {
+    while let Some((bucket, session, below)) = purges.recv().await {
+        let stream = subjects::catchup_stream(&bucket);
+        if let Err(error) = bus.purge(&stream, &subjects::catchup(&bucket, session), Some(below)).await {
+            tracing::debug!(stream, session, %error, "cannot purge");
+        }
+    }
+}
+
+impl Shell {
+    fn remove_orphans(&self) -> io::Result<()> {
+        let known: BTreeSet<(String, String)> = self
+            .context
+            .buckets
+            .iter()
+            .flat_map(|(name, bucket)| infos(&self.config.node, bucket).into_values().map(|i| (name.clone(), worker::stem(&i))))
+            .collect();
+        self.files.remove_orphans(&known)
+    }
+
+    /// Brings the workers and their sessions to what the log says.
+    async fn reconcile(&mut self) {
+        let context = &self.context;
+        let stay = |name: &String, r: &Running| context.buckets.get(name).is_some_and(|b| b.declared == r.declared);
+        let gone: Vec<String> = self.buckets.iter().filter(|(n, r)| !stay(n, r)).map(|(n, _)| n.clone()).collect();
+        for name in gone {
+            self.buckets.remove(&name);
+        }
+        let names: Vec<String> = self.context.buckets.keys().cloned().collect();
+        for name in names {
+            let Some(bucket) = self.context.buckets.get(&name) else { continue };
+            let (view, infos) = (view(&self.config, bucket), infos(&self.config.node, bucket));
+            if self.buckets.contains_key(&name) {
+                self.update(&name, view, infos).await;
+            } else if !view.slices.is_empty() {
+                let declared = bucket.declared;
+                self.start(&name, declared, view, infos).await;
+            }
+        }
+    }
+
+    async fn update(&mut self, name: &str, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
+        let Some(running) = self.buckets.get_mut(name) else { return };
+        running.sessions.retain(|id, task| {
+            let open = view.sessions.contains_key(id);
+            if !open {
+                task.abort();
+            }
+            open
+        });
+        for id in view.sessions.keys() {
+            if !running.sessions.contains_key(id) {
+                let task = tokio::spawn(running.feed.clone().session(*id)).abort_handle();
+                running.sessions.insert(*id, task);
+            }
+        }
+        if running.events.send(Event::State { view, infos }).await.is_err() {
+            tracing::error!(bucket = name, "the bucket's worker has ended");
+        }
+    }
+
+    async fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let (watermark, watermarks) = watch::channel(None);
+        let (report, reports) = watch::channel(BucketReport::default());
+        let outside = Outside {
+            node: self.config.node.clone(),
+            incarnation: self.config.incarnation,
+            bucket: name.to_owned(),
+            files: self.files.clone(),
+            held: self.held.clone(),
+            memory_quota: self.config.memory_quota,
+            persister: self.persister.clone(),
+            events: events.downgrade(),
+            watermark,
+            report,
+            purges: self.purges.clone(),
+        };
+        let thread = std::thread::Builder::new().name(format!("bucket {name}"));
+        if let Err(error) = thread.spawn(move || Worker::new(outside).run(inbox)) {
+            tracing::error!(bucket = name, %error, "cannot start the bucket's worker");
+            return;
+        }
+        let (resume, resumed) = oneshot::channel();
+        let sessions = view.clone();
+        if events.send(Event::Start { view, infos: infos.clone(), resume }).await.is_err() {
+            return;
+        }
+        let Ok(from) = resumed.await else { return };
+        let feed = Feed { bus: self.bus.clone(), bucket: name.to_owned(), events: events.clone(), refused: Arc::clone(&self.refused) };
+        let tasks = vec![
+            tokio::spawn(feed.clone().mutation(self.config.node.clone(), from)).abort_handle(),
+            tokio::spawn(feed.clone().stability()).abort_handle(),
+            tokio::spawn(feeds::speak(self.bus.clone(), watermarks)).abort_handle(),
+            tokio::spawn(note(reports.clone(), self.notable.clone())).abort_handle(),
+        ];
+        let running = Running { declared, events, report: reports, feed, tasks, sessions: BTreeMap::new() };
+        self.buckets.insert(name.to_owned(), running);
+        // Sessions that were open before are taken up as any other.
+        self.update(name, sessions, infos).await;
+    }
+
+    async fn report(&self) {
+        let reports: Vec<(String, BucketReport)> =
+            self.buckets.iter().map(|(name, r)| (name.clone(), r.report.borrow().clone())).collect();
+        let join = Join {
+            node: self.config.node.clone(),
+            kind: NodeKind::Indexer,
+            incarnation: self.config.incarnation,
+            applied: reports.iter().filter_map(|(n, r)| Some((n.clone(), r.applied.clone()?))).collect(),
+            durable: reports.iter().map(|(n, r)| (n.clone(), r.durable)).collect(),
+            slices: reports.into_iter().flat_map(|(_, r)| r.slices).collect(),
+            suspicions: Vec::new(),
+        };
+        let payload = serde_json::to_vec(&join).unwrap_or_default();
+        if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {
+            tracing::debug!(%error, "cannot report");
+        }
+    }
+
+    async fn request(&self, request: ServiceRequest, held: &Held, scans: &Arc<Semaphore>, waiting: &Arc<Semaphore>) {
+        match request.subject.rsplit('.').next() {
+            Some("scan") => {
+                let Ok(place) = Arc::clone(waiting).try_acquire_owned() else {
+                    let reply = ScanReply::refused(ErrorCode::TooManyRequests, "too many scans wait on this node");
+                    request.respond(Ok(wire::encode(&reply))).await;
+                    return;
+                };
+                let (held, scans, refused) = (held.clone(), Arc::clone(scans), Arc::clone(&self.refused));
+                tokio::spawn(async move {
+                    let reply = match wire::decode::<ScanRequest>(&request.payload) {
+                        Ok(scan) => scan::serve(&held, scan, &scans).await,
+                        Err(error) => {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                            ScanReply::refused(ErrorCode::MalformedRequest, error.to_string())
+                        }
+                    };
+                    request.respond(Ok(wire::encode(&reply))).await;
+                    drop(place);
+                });
+            }
+            Some("status") => {
+                let status = self.status(&request.payload);
+                request.respond(status.map(|s| api::ok(&s))).await;
+            }
+            _ => request.respond(Ok(api::ok(&api::Empty {}))).await,
+        }
+    }
+
+    /// All slices; with a list of what one of them could not take when the request names it.
+    fn status(&self, payload: &[u8]) -> Result<NodeStatus, ApiError> {
+        let asked: api::NodeStatusRequest = api::parse(payload)?;
+        let mut unindexed = Vec::new();
+        if let (Some(bucket), Some(index), Some(partition)) = (&asked.bucket, asked.index, asked.partition)
+            && let Some((_, snapshot)) = self.held.get(bucket, SliceName { index, partition }).and_then(|h| h.newest())
+        {
+            let listed = snapshot.unindexed_docs(LISTED).map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()))?;
+            unindexed = listed
+                .into_iter()
+                .map(|(vb, id, seqno, reason)| UnindexedDoc { id, vb, seqno, reason: reason.as_str().into() })
+                .collect();
+        }
+        Ok(NodeStatus {
+            node: self.config.node.clone(),
+            kind: NodeKind::Indexer,
+            slices: self.buckets.values().flat_map(|r| r.report.borrow().slices.clone()).collect(),
+            refused_messages: self.refused.load(Ordering::Relaxed),
+            unindexed,
+        })
+    }
+
+    /// Makes durable what is applied.
+    async fn drain(&mut self) {
+        let mut waiting = Vec::new();
+        for running in self.buckets.values() {
+            let (done, drained) = oneshot::channel();
+            if running.events.send(Event::Drain(done)).await.is_ok() {
+                waiting.push(drained);
+            }
+        }
+        let all = async {
+            for drained in waiting {
+                let _ = drained.await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, all).await.is_err() {
+            tracing::warn!("not everything could be made durable in time");
+        }
+    }
+}
+
+/// Passes on that a bucket has something to report.
+async fn note(mut reports: watch::Receiver<BucketReport>, notable: watch::Sender<u64>) {
+    let mut last = 0;
+    while reports.changed().await.is_ok() {
+        let now = reports.borrow_and_update().notable;
+        if now != last {
+            last = now;
+            notable.send_modify(|n| *n += 1);
+        }
+    }
+}
+
+fn view(config: &Config, bucket: &Bucket) -> BucketView {
+    let shares = bucket
+        .vbuckets
+        .iter()
+        .map(|v| Shares {
+            vbuuid: v.vbuuid(),
+            generation: v.generation,
+            starts: v.starts.iter().filter(|(_, (u, _))| *u == v.vbuuid()).map(|(g, (_, x))| (*g, *x)).collect(),
+        })
+        .collect();
+    let slices = hosted(&config.node, bucket).map(|(name, topology, _)| (name, topology)).collect();
+    let sessions = bucket
+        .sessions
+        .values()
+        .filter(|s| s.node == config.node && s.incarnation == config.incarnation)
+        .map(|s| (s.id, (s.slices.clone(), s.vbs.iter().map(|v| v.from).collect())))
+        .collect();
+    BucketView { topology: bucket.topology, shares, slices, sessions }
+}
+
+fn hosted<'a>(node: &'a str, bucket: &'a Bucket) -> impl Iterator<Item = (SliceName, u64, SliceInfo)> + 'a {
+    bucket.live_indexes().flat_map(move |(number, index)| {
+        let partitions = index.placed.hosts.len() as u32;
+        index.placed.hosts.iter().enumerate().filter(move |(_, host)| *host == node).map(move |(partition, _)| {
+            let name = SliceName { index: number, partition: partition as u32 };
+            let identity = SliceIdentity {
+                bucket: bucket.definition.name.clone(),
+                declared: bucket.declared,
+                index_id: index.placed.id.clone(),
+                index: number,
+                partition: partition as u32,
+            };
+            (name, index.topology, SliceInfo { identity, partitions })
+        })
+    })
+}
+
+fn infos(node: &str, bucket: &Bucket) -> BTreeMap<SliceName, SliceInfo> {
+    hosted(node, bucket).map(|(name, _, info)| (name, info)).collect()
+}

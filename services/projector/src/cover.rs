@@ -1,0 +1,150 @@
+//! Hidden revisions, and what a reader may claim to have covered.
+//!
+//! With a history of one, an overwritten revision is gone at once. A reader that meets a missing sequence *g* may be missing an
+//! acknowledged write whose successor lies ahead. It asks the stream's last sequence L *after* meeting the hole; the hole is
+//! closed when it has read up to L without meeting a further one on the way. Every further hole renews L for the whole window.
+//! Until then `covered` stays below the first hole.
+
+/// How far a reader is, and how much of that nothing can be hidden in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cover {
+    position: u64,
+    /// Holes met so far: tells an answer that was asked for before the last one.
+    holes: u64,
+    window: Option<Window>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Window {
+    first_hole: u64,
+    /// The stream's last sequence, asked after the last hole.
+    until: Option<u64>,
+}
+
+/// What must be handed back with the answer to a question for the stream's last sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Question(u64);
+
+impl Cover {
+    /// A reader that begins after `covered`.
+    pub(crate) fn new(covered: u64) -> Self {
+        Self { position: covered, holes: 0, window: None }
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    pub(crate) fn covered(&self) -> u64 {
+        self.window.map_or(self.position, |w| w.first_hole - 1)
+    }
+
+    /// A message was read.
+    pub(crate) fn message(&mut self, seq: u64) {
+        debug_assert!(seq > self.position, "messages come in order");
+        if seq > self.position + 1 {
+            self.holes += 1;
+            let first_hole = self.window.map_or(self.position + 1, |w| w.first_hole);
+            self.window = Some(Window { first_hole, until: None });
+        }
+        self.position = seq;
+        self.close();
+    }
+
+    /// True while an answer to [`Self::question`] is needed.
+    pub(crate) fn needs_answer(&self) -> bool {
+        self.window.is_some_and(|w| w.until.is_none())
+    }
+
+    /// To be taken right before the stream's last sequence is asked for.
+    pub(crate) fn question(&self) -> Question {
+        Question(self.holes)
+    }
+
+    /// The stream's last sequence was `last_seq` at some time after the question was taken.
+    pub(crate) fn answer(&mut self, question: Question, last_seq: u64) {
+        if question.0 != self.holes {
+            return;
+        }
+        if let Some(window) = &mut self.window {
+            window.until = Some(window.until.unwrap_or(last_seq).min(last_seq));
+        }
+        self.close();
+    }
+
+    /// The stream's last sequence was `last_seq`, and after that the server had nothing more for this reader: the messages
+    /// between were removed.
+    pub(crate) fn nothing_more(&mut self, last_seq: u64) {
+        self.position = self.position.max(last_seq);
+        self.window = None;
+    }
+
+    fn close(&mut self) {
+        if self.window.and_then(|w| w.until).is_some_and(|until| self.position >= until) {
+            self.window = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_holes_everything_read_is_covered() {
+        let mut c = Cover::new(0);
+        for seq in 1..=5 {
+            c.message(seq);
+            assert_eq!((c.position(), c.covered(), c.needs_answer()), (seq, seq, false));
+        }
+    }
+
+    #[test]
+    fn a_hole_stays_open_until_the_last_sequence_asked_after_it_is_reached() {
+        let mut c = Cover::new(0);
+        c.message(1);
+        c.message(4);
+        assert_eq!(c.covered(), 1);
+        assert!(c.needs_answer());
+        let q = c.question();
+        c.answer(q, 6);
+        c.message(5);
+        assert_eq!(c.covered(), 1);
+        c.message(6);
+        assert_eq!(c.covered(), 6);
+    }
+
+    #[test]
+    fn an_answer_asked_for_before_the_last_hole_does_not_count() {
+        let mut c = Cover::new(0);
+        c.message(2);
+        let early = c.question();
+        c.message(4);
+        c.answer(early, 4);
+        assert_eq!(c.covered(), 0, "the hole at 3 was met after the question");
+        let q = c.question();
+        c.answer(q, 4);
+        assert_eq!(c.covered(), 4);
+    }
+
+    #[test]
+    fn a_further_hole_renews_the_whole_window() {
+        let mut c = Cover::new(0);
+        c.message(2);
+        let q = c.question();
+        c.answer(q, 5);
+        c.message(5);
+        assert_eq!(c.covered(), 0, "3 and 4 are missing: what was asked before does not close them");
+        let q = c.question();
+        c.answer(q, 5);
+        assert_eq!(c.covered(), 5);
+    }
+
+    #[test]
+    fn a_removed_last_message_raises_the_position() {
+        let mut c = Cover::new(3);
+        c.message(5);
+        c.nothing_more(7);
+        assert_eq!((c.position(), c.covered()), (7, 7));
+    }
+}

@@ -1,0 +1,27 @@
+//! The projector: source streams → key versions.
+//!
+//! # Layout
+//! - `cover`: what a reader of a stream with hidden revisions may claim to have covered (design section 4)
+//! - [`evaluate`]: one document → its entries in every index
+//! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
+//! - `pump`: the task under it that takes messages off the stream
+//! - `service`: follows the replicated log, starts and stops vbucket tasks, reports
+//!
+//! # Tasks and channels
+//! Each vbucket task has a pump (channel of `pump::CAPACITY` chunks), a lane to the router (`lane::LANE_CAPACITY` chunks) and an
+//! inbox of wants (`vbucket::WANTS`; what exceeds it is dropped, catalogs repeat their wants). The service ends all of them.
+//!
+//! # Invariants
+//! - Stateless: told which vbuckets, with which generation, from which position.
+//! - Order within a vbucket is never changed; one message is evaluated once, for all indexes.
+//! - The projector never knows which node hosts what: it hands the routes on to the router unread.
+
+mod config;
+mod cover;
+pub mod evaluate;
+mod pump;
+mod service;
+mod vbucket;
+
+pub use config::Config;
+pub use service::{ProjectorError, run};

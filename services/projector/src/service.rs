@@ -1,0 +1,265 @@
+//! Follows the replicated log; starts and stops vbucket tasks; reports to the coordinator.
+
+use crate::{
+    config::Config,
+    vbucket::{self, Assignment, Plan, WANTS},
+};
+use highwater_bus::{Bus, BusError};
+use highwater_schemas::{
+    Position,
+    api::{Join, NodeKind, Suspicion},
+    lane::{LaneTarget, OpenLane, Routes},
+    state::{Bucket, Session, StateContext},
+    subjects,
+    timestamp::Asked,
+    wire,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+/// Why the projector ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectorError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error("the state log cannot be used: {0}")]
+    State(#[from] highwater_schemas::state::StateError),
+}
+
+/// A vbucket of a generation, or of a session when that is not 0.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    bucket: String,
+    declared: u64,
+    vb: u16,
+    generation: u64,
+    session: u64,
+}
+
+struct Running {
+    abort: AbortHandle,
+    wants: mpsc::Sender<Asked>,
+    plan: watch::Sender<Arc<Plan>>,
+    vbuuid: u64,
+}
+
+struct Shell {
+    config: Config,
+    bus: Bus,
+    context: StateContext,
+    running: BTreeMap<Key, Running>,
+    tasks: JoinSet<(Key, Option<String>)>,
+    lanes: mpsc::Sender<OpenLane>,
+    suspicions: Vec<Suspicion>,
+}
+
+/// Runs the projector until `stop` turns true.
+pub async fn run(
+    config: Config,
+    bus: Bus,
+    lanes: mpsc::Sender<OpenLane>,
+    ready: oneshot::Sender<()>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ProjectorError> {
+    let mut wants = bus.subscribe("hw.want.*").await?;
+    let mut follower = bus.follow_state();
+    let mut heartbeat = tokio::time::interval(config.heartbeat);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut shell = Shell {
+        config,
+        bus,
+        context: StateContext::default(),
+        running: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        lanes,
+        suspicions: Vec::new(),
+    };
+    let _ = ready.send(());
+    loop {
+        tokio::select! {
+            record = follower.next() => {
+                shell.context.apply_json(&record?)?;
+                if follower.caught_up() {
+                    shell.reconcile();
+                }
+            }
+            want = wants.next() => match want {
+                Some(message) => shell.want(&message.payload),
+                None => return Ok(()),
+            },
+            Some(ended) = shell.tasks.join_next() => {
+                if let Ok((key, why)) = ended {
+                    shell.ended(&key, why);
+                    shell.report().await;
+                }
+            }
+            _ = heartbeat.tick() => {
+                if follower.caught_up() {
+                    shell.reconcile();
+                }
+                shell.report().await;
+            }
+            _ = stop.changed() => return Ok(()),
+        }
+    }
+}
+
+impl Shell {
+    fn want(&self, payload: &[u8]) {
+        let Ok(want) = wire::decode::<wire::Want>(payload) else {
+            tracing::warn!("refused a want");
+            return;
+        };
+        for (_, running) in self.running.iter().filter(|(k, _)| k.bucket == want.bucket && k.session == 0) {
+            // A full inbox answers the wants in it; catalogs repeat theirs.
+            let _ = running.wants.try_send(Asked { catalog: want.catalog, seq: want.seq });
+        }
+    }
+
+    /// Starts what the log says is ours and is not running; stops what is no longer ours.
+    fn reconcile(&mut self) {
+        let mut wanted: BTreeMap<Key, Arc<Plan>> = BTreeMap::new();
+        for (name, bucket) in &self.context.buckets {
+            for (vb, vbucket) in bucket.vbuckets.iter().enumerate() {
+                if vbucket.projector != self.config.node || vbucket.incarnation != self.config.incarnation {
+                    continue;
+                }
+                let key = |session| Key {
+                    bucket: name.clone(),
+                    declared: bucket.declared,
+                    vb: vb as u16,
+                    generation: vbucket.generation,
+                    session,
+                };
+                wanted.insert(key(0), live_plan(bucket));
+                for session in bucket.sessions.values() {
+                    if session.vbs.get(vb).is_some_and(|s| s.generation == vbucket.generation) {
+                        wanted.insert(key(session.id), session_plan(bucket, session));
+                    }
+                }
+            }
+        }
+        let keep: BTreeSet<Key> = wanted.keys().cloned().collect();
+        self.running.retain(|key, running| {
+            let stay = keep.contains(key);
+            if !stay {
+                running.abort.abort();
+            }
+            stay
+        });
+        for (key, plan) in wanted {
+            match self.running.get(&key) {
+                Some(running) => {
+                    running.plan.send_if_modified(|old| {
+                        let changed = *old != plan;
+                        if changed {
+                            *old = plan;
+                        }
+                        changed
+                    });
+                }
+                None => self.start(key, plan),
+            }
+        }
+    }
+
+    fn start(&mut self, key: Key, plan: Arc<Plan>) {
+        let Some(bucket) = self.context.buckets.get(&key.bucket) else { return };
+        let vb = usize::from(key.vb);
+        let (Some(stream), Some(vbucket)) = (bucket.definition.vbuckets().get(vb).cloned(), bucket.vbuckets.get(vb)) else {
+            return;
+        };
+        let round = vbucket.start_of(key.generation).map_or(0, |x| x.round);
+        let (target, from) = match bucket.sessions.get(&key.session) {
+            Some(session) => (LaneTarget::Catchup { session: key.session }, session.vbs.get(vb).map_or(0, |s| s.from)),
+            None => (LaneTarget::Mutation, vbucket.restart),
+        };
+        let vbuuid = vbucket.vbuuid();
+        let assignment = Assignment {
+            bucket: key.bucket.clone(),
+            stream: stream.name,
+            prefix: stream.strip_prefix,
+            kv: bucket.definition.is_kv(),
+            vb: key.vb,
+            vbuuid,
+            generation: key.generation,
+            target,
+            from: Position::new(from, round),
+            max_document: self.config.max_document,
+        };
+        tracing::info!(bucket = key.bucket, vb = key.vb, generation = key.generation, session = key.session, from, "reading");
+        let (plan_in, plan_out) = watch::channel(plan);
+        let (wants_in, wants_out) = mpsc::channel(WANTS);
+        let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
+        let abort = self
+            .tasks
+            .spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
+        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid });
+    }
+
+    /// A task ended by itself: the source contradicts, or its lane went.
+    fn ended(&mut self, key: &Key, why: Option<String>) {
+        let Some(why) = why else {
+            // Its lane or reader went: the next look at the log starts it again.
+            self.running.remove(key);
+            return;
+        };
+        let Some(running) = self.running.get(key) else { return };
+        tracing::warn!(bucket = key.bucket, vb = key.vb, session = key.session, why, "the source is not what was read before");
+        self.suspicions.push(Suspicion { bucket: key.bucket.clone(), vb: key.vb, vbuuid: running.vbuuid, reason: why });
+    }
+
+    async fn report(&mut self) {
+        // A suspicion is repeated until the log shows another branch.
+        let context = &self.context;
+        self.suspicions.retain(|s| {
+            context
+                .buckets
+                .get(&s.bucket)
+                .and_then(|b| b.vbuckets.get(usize::from(s.vb)))
+                .is_some_and(|v| v.vbuuid() == s.vbuuid)
+        });
+        let join = Join {
+            node: self.config.node.clone(),
+            kind: NodeKind::Projector,
+            incarnation: self.config.incarnation,
+            applied: Vec::new(),
+            durable: Vec::new(),
+            slices: Vec::new(),
+            suspicions: self.suspicions.clone(),
+        };
+        let payload = serde_json::to_vec(&join).unwrap_or_default();
+        if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {
+            tracing::debug!(%error, "cannot report");
+        }
+    }
+}
+
+fn live_plan(bucket: &Bucket) -> Arc<Plan> {
+    Arc::new(Plan {
+        routes: Arc::new(bucket.routes()),
+        indexes: bucket.live_indexes().map(|(n, i)| (n, i.compiled.clone())).collect(),
+        // Every session needs a place in the live chain to merge at.
+        anchor: bucket.sessions.keys().next_back().copied().unwrap_or(0),
+    })
+}
+
+/// A session sees the slices it was opened for, on their one node.
+fn session_plan(bucket: &Bucket, session: &Session) -> Arc<Plan> {
+    let mut routes = Routes { topology: session.topology, ..Routes::default() };
+    let mut indexes: BTreeMap<u32, _> = BTreeMap::new();
+    for slice in &session.slices {
+        if let Some(index) = bucket.indexes.get(&slice.index) {
+            let partitions = index.placed.hosts.len() as u32;
+            routes.nodes.entry(session.node.clone()).or_default().push((slice.index, slice.partition, partitions));
+            indexes.insert(slice.index, index.compiled.clone());
+        }
+    }
+    Arc::new(Plan { routes: Arc::new(routes), indexes: indexes.into_iter().collect(), anchor: 0 })
+}

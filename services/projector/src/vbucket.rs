@@ -1,0 +1,356 @@
+//! One vbucket of one generation, or of one session: reads the source, evaluates, hands the key versions to its lane.
+//!
+//! The task knows the source's last sequence only by asking (`STREAM.INFO`, one request under way at a time). An answer serves
+//! three ends at once: it closes holes ([`Cover`]), it answers the wants that came before it was asked, and it shows a source
+//! that went back. With nothing to read and a last sequence ahead, the consumer is asked whether anything is still to come; if
+//! not, the last messages were removed and the position rises over them.
+
+use crate::{
+    cover::{Cover, Question},
+    evaluate::Evaluator,
+    pump::{self, Pumped},
+};
+use highwater_bus::{Bus, BusError, StreamMessage, StreamState};
+use highwater_schemas::{
+    Position,
+    definition::CompiledIndex,
+    lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
+    timestamp::Asked,
+    wire::KeyVersions,
+};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Wants that may wait for a vbucket task.
+pub(crate) const WANTS: usize = 256;
+/// While reading far behind the source's end, holes are asked about this often at most.
+const ASK_FAR: Duration = Duration::from_millis(20);
+/// This close to the end, messages, holes are asked about at once.
+const NEAR: u64 = 4_096;
+/// The source is looked at this often when nothing happens.
+const POLL: Duration = Duration::from_secs(1);
+/// An answer that shows the source ahead is checked against the consumer after this silence.
+const SILENCE: Duration = Duration::from_millis(5);
+/// Key versions of one chunk, bytes.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// What to evaluate and for whom; changes with the topology.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Plan {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) indexes: Vec<(u32, CompiledIndex)>,
+    /// Rises when a chain must get a place to start from though nothing changed.
+    pub(crate) anchor: u64,
+}
+
+/// What the task is told when it starts.
+pub(crate) struct Assignment {
+    pub(crate) bucket: String,
+    pub(crate) stream: String,
+    pub(crate) prefix: String,
+    pub(crate) kv: bool,
+    pub(crate) vb: u16,
+    pub(crate) vbuuid: u64,
+    pub(crate) generation: u64,
+    pub(crate) target: LaneTarget,
+    /// Read from here on; the round is that of X.
+    pub(crate) from: Position,
+    pub(crate) max_document: usize,
+}
+
+/// Runs until aborted. Answers why the source contradicts what was read, or None when its lane or reader is gone.
+pub(crate) async fn run(
+    bus: Bus,
+    assignment: Assignment,
+    plan: watch::Receiver<Arc<Plan>>,
+    wants: mpsc::Receiver<Asked>,
+    lanes: mpsc::Sender<OpenLane>,
+) -> Option<String> {
+    let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
+    let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), assignment.from.seqno, pumped_out));
+    // The pump ends when its receiver is dropped with this task.
+    drop(pump);
+    let created = match pumped.recv().await {
+        Some(Pumped::Opened { created }) => created,
+        Some(Pumped::Changed(why)) => return Some(why),
+        Some(Pumped::Messages { .. }) | None => return None,
+    };
+    let (lane, input) = mpsc::channel(LANE_CAPACITY);
+    let open = OpenLane {
+        bucket: assignment.bucket.clone(),
+        vb: assignment.vb,
+        vbuuid: assignment.vbuuid,
+        generation: assignment.generation,
+        target: assignment.target.clone(),
+        from: assignment.from,
+        created,
+        input,
+    };
+    if lanes.send(open).await.is_err() {
+        return None;
+    }
+    let routes = Arc::clone(&plan.borrow().routes);
+    let evaluator = Evaluator::with_max_document(&plan.borrow().indexes, assignment.max_document);
+    let task = Task {
+        cover: Cover::new(assignment.from.seqno),
+        round: assignment.from.round,
+        created,
+        routes,
+        evaluator,
+        lane,
+        bus,
+        source_last: 0,
+        last_message: (0, 0),
+        consumer: "".into(),
+        restarts: 0,
+        asking: None,
+        asked_at: None,
+        waiting: BTreeMap::new(),
+        answered: BTreeMap::new(),
+        pending: 0,
+        read_at: Instant::now(),
+        assignment,
+    };
+    task.run(pumped, plan, wants).await
+}
+
+struct Asking {
+    question: Question,
+    wants: BTreeMap<u64, u64>,
+    answer: oneshot::Receiver<Answer>,
+}
+
+struct Answer {
+    state: Result<StreamState, BusError>,
+    /// Whether the consumer had been sent everything, asked after the state: (pending, last sequence sent).
+    delivered: Option<(u64, u64)>,
+}
+
+struct Task {
+    assignment: Assignment,
+    bus: Bus,
+    lane: mpsc::Sender<Chunk>,
+    cover: Cover,
+    round: u64,
+    created: i64,
+    routes: Arc<Routes>,
+    evaluator: Evaluator,
+    source_last: u64,
+    /// Time and hash of the last message.
+    last_message: (i64, u64),
+    consumer: Arc<str>,
+    restarts: u64,
+    asking: Option<Asking>,
+    asked_at: Option<Instant>,
+    /// Wants that the next question will answer: catalog → seq.
+    waiting: BTreeMap<u64, u64>,
+    answered: BTreeMap<u64, u64>,
+    pending: u64,
+    read_at: Instant,
+}
+
+/// The task's end: why the source contradicts, or nothing when its lane or reader is gone.
+type Ended = Option<String>;
+
+impl Task {
+    async fn run(
+        mut self,
+        mut pumped: mpsc::Receiver<Pumped>,
+        mut plan: watch::Receiver<Arc<Plan>>,
+        mut wants: mpsc::Receiver<Asked>,
+    ) -> Ended {
+        // A new chain begins with an anchor.
+        if let Err(ended) = self.send(KeyVersions::default(), true, true).await {
+            return ended;
+        }
+        loop {
+            self.ask_if_needed();
+            let ended: Result<(), Ended> = tokio::select! {
+                biased;
+                changed = plan.changed() => match changed {
+                    Ok(()) => {
+                        let plan = Arc::clone(&plan.borrow_and_update());
+                        self.evaluator = Evaluator::with_max_document(&plan.indexes, self.assignment.max_document);
+                        self.routes = Arc::clone(&plan.routes);
+                        self.send(KeyVersions::default(), true, true).await
+                    }
+                    Err(_) => Err(None),
+                },
+                answer = answered(&mut self.asking) => self.answer(answer).await,
+                Some(want) = wants.recv() => {
+                    let newest = self.waiting.entry(want.catalog).or_default();
+                    *newest = want.seq.max(*newest);
+                    Ok(())
+                }
+                next = pumped.recv() => match next {
+                    Some(Pumped::Messages { messages, consumer, restarts }) => {
+                        self.consumer = consumer;
+                        self.messages(&messages, restarts, pumped.is_empty()).await
+                    }
+                    Some(Pumped::Changed(why)) => Err(Some(why)),
+                    Some(Pumped::Opened { .. }) => Ok(()),
+                    None => Err(None),
+                },
+                () = tokio::time::sleep(POLL) => {
+                    self.ask();
+                    let sessions = plan.borrow().anchor > 0;
+                    // A slice that merges needs a place in the live chain, also when nothing is written.
+                    if sessions { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
+                }
+            };
+            if let Err(ended) = ended {
+                return ended;
+            }
+        }
+    }
+
+    async fn messages(&mut self, messages: &[StreamMessage], restarts: u64, idle: bool) -> Result<(), Ended> {
+        if restarts != self.restarts {
+            self.restarts = restarts;
+            if self.cover.covered() < self.cover.position() {
+                return Err(Some("the server restarted while revisions were hidden".into()));
+            }
+        }
+        let mut versions = KeyVersions::default();
+        for (i, message) in messages.iter().enumerate() {
+            self.cover.message(message.seq);
+            self.pending = message.pending;
+            if let Some(docid) = message.subject.as_str().strip_prefix(self.assignment.prefix.as_str()) {
+                if is_delete(message, self.assignment.kv) {
+                    self.evaluator.delete(message.seq, docid, &mut versions);
+                } else {
+                    self.evaluator.evaluate(message.seq, docid, &message.payload, &mut versions);
+                }
+            }
+            let last = i + 1 == messages.len();
+            if last || versions.size() >= CHUNK_BYTES {
+                self.last_message = (message.time, fingerprint(message));
+                self.send(std::mem::take(&mut versions), last && idle, false).await?;
+            }
+        }
+        self.read_at = Instant::now();
+        Ok(())
+    }
+
+    async fn send(&mut self, versions: KeyVersions, idle: bool, anchor: bool) -> Result<(), Ended> {
+        let chunk = Chunk::Versions {
+            routes: Arc::clone(&self.routes),
+            versions,
+            to: Position::new(self.cover.position(), self.round),
+            covered: self.cover.covered(),
+            server_time: self.last_message.0,
+            hash: self.last_message.1,
+            idle,
+            anchor,
+        };
+        self.lane.send(chunk).await.map_err(|_| None)
+    }
+
+    /// Asks at once near the end or for a want, now and then while far behind.
+    fn ask_if_needed(&mut self) {
+        let open = self.cover.needs_answer()
+            && (self.pending < NEAR || self.asked_at.is_none_or(|at| at.elapsed() >= ASK_FAR));
+        if open || !self.waiting.is_empty() {
+            self.ask();
+        }
+    }
+
+    fn ask(&mut self) {
+        if self.asking.is_some() {
+            return;
+        }
+        let (done, answer) = oneshot::channel();
+        let (bus, stream, consumer) = (self.bus.clone(), self.assignment.stream.clone(), Arc::clone(&self.consumer));
+        let (position, silent) = (self.cover.position(), self.read_at.elapsed() >= SILENCE);
+        self.asking = Some(Asking { question: self.cover.question(), wants: std::mem::take(&mut self.waiting), answer });
+        self.asked_at = Some(Instant::now());
+        tokio::spawn(async move {
+            let state = bus.stream_state(&stream).await;
+            let ahead = state.as_ref().is_ok_and(|s| s.last_seq > position);
+            let delivered = if ahead && silent && !consumer.is_empty() {
+                bus.consumer_delivered(&stream, &consumer).await.ok()
+            } else {
+                None
+            };
+            let _ = done.send(Answer { state, delivered });
+        });
+    }
+
+    async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), Ended> {
+        let Some(Answer { state: Ok(state), delivered }) = answer else {
+            // Asked again at the next occasion; the wants are kept.
+            for (catalog, seq) in asking.wants {
+                let newest = self.waiting.entry(catalog).or_default();
+                *newest = seq.max(*newest);
+            }
+            tokio::time::sleep(SILENCE).await;
+            return Ok(());
+        };
+        if state.created != self.created {
+            return Err(Some("the source was created anew".into()));
+        }
+        if state.last_seq < self.source_last.max(self.assignment.from.seqno) {
+            return Err(Some(format!("the source's last sequence fell from {} to {}", self.source_last, state.last_seq)));
+        }
+        self.source_last = state.last_seq;
+        self.cover.answer(asking.question, state.last_seq);
+        // What the consumer was sent last may still be on its way here: then `sent` is above the position.
+        let nothing_more = delivered.is_some_and(|(pending, sent)| pending == 0 && sent <= self.cover.position());
+        let never_sent = self.consumer.is_empty() && state.messages == 0;
+        if state.last_seq > self.cover.position() && (nothing_more || never_sent) {
+            self.cover.nothing_more(state.last_seq);
+            self.last_message = (state.last_time, 0);
+            self.send(KeyVersions::default(), true, false).await?;
+        }
+        for (catalog, seq) in asking.wants {
+            let newest = self.answered.entry(catalog).or_default();
+            *newest = seq.max(*newest);
+        }
+        // Catalogs come and go: only the newest few are told of.
+        while self.answered.len() > 64 {
+            self.answered.pop_first();
+        }
+        let chunk = Chunk::Covered {
+            to: Position::new(self.cover.position(), self.round),
+            covered: self.cover.covered(),
+            asked: self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect(),
+            source_last: self.source_last,
+        };
+        self.lane.send(chunk).await.map_err(|_| None)
+    }
+}
+
+/// Waits for the question under way; for ever when there is none.
+async fn answered(asking: &mut Option<Asking>) -> (Asking, Option<Answer>) {
+    match asking {
+        Some(under_way) => {
+            let answer = (&mut under_way.answer).await.ok();
+            match asking.take() {
+                Some(done) => (done, answer),
+                None => std::future::pending().await,
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn is_delete(message: &StreamMessage, kv: bool) -> bool {
+    if message.marker {
+        return true;
+    }
+    if kv { matches!(message.operation.as_deref(), Some("DEL" | "PURGE")) } else { message.payload.is_empty() }
+}
+
+/// Tells a message from another one at the same sequence.
+fn fingerprint(message: &StreamMessage) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(message.subject.as_bytes());
+    hash.update(&[0]);
+    hash.update(&message.payload);
+    hash.digest()
+}

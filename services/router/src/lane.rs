@@ -1,0 +1,309 @@
+//! One lane: chunks in, batches and SYNC out.
+
+use crate::{
+    packer::{BATCH_BYTES, Packed, Packer, Step},
+    window::{Part, Resend, Window},
+};
+use highwater_bus::{Bus, Publisher};
+use highwater_schemas::{
+    Position, StVb,
+    lane::{Chunk, LaneTarget, OpenLane},
+    subjects,
+    timestamp::Asked,
+    wire::{self, Batch, Sync, SyncVb},
+};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+
+/// Key versions wait at most this long for company.
+const LINGER: Duration = Duration::from_millis(2);
+/// SYNC on progress, no faster than this.
+const SYNC_SPACING: Duration = Duration::from_millis(5);
+/// SYNC of an idle vbucket is repeated this often: broadcasts are lossy.
+const SYNC_REPEAT: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(50);
+/// Claims that may wait for their position to be published; catalogs repeat their wants.
+const CLAIMS: usize = 64;
+
+struct Lane {
+    open: LaneInfo,
+    bus: Bus,
+    publisher: Publisher,
+    packer: Packer,
+    window: Window,
+    acks: JoinSet<(Part, bool)>,
+    sync: StVb,
+    source_last: u64,
+    /// What was covered or asked at positions that are not yet published, oldest first.
+    claims: VecDeque<(Position, u64, Vec<Asked>)>,
+    changed: bool,
+    urgent: bool,
+    synced_at: Instant,
+    /// When the open batch is to be sent at the latest.
+    due: Option<Instant>,
+    flushed_at: Instant,
+}
+
+struct LaneInfo {
+    bucket: String,
+    vb: u16,
+    vbuuid: u64,
+    generation: u64,
+    target: LaneTarget,
+}
+
+/// Runs until its input ends.
+pub(crate) async fn run(bus: Bus, open: OpenLane) {
+    let mut input = open.input;
+    let mut lane = Lane {
+        publisher: Publisher::new(bus.clone()),
+        bus,
+        packer: Packer::new(open.from),
+        window: Window::default(),
+        acks: JoinSet::new(),
+        sync: StVb {
+            vbuuid: open.vbuuid,
+            generation: open.generation,
+            position: open.from,
+            covered: open.from.seqno,
+            created: open.created,
+            ..StVb::default()
+        },
+        open: LaneInfo { bucket: open.bucket, vb: open.vb, vbuuid: open.vbuuid, generation: open.generation, target: open.target },
+        source_last: 0,
+        claims: VecDeque::new(),
+        changed: false,
+        urgent: false,
+        synced_at: Instant::now(),
+        due: None,
+        flushed_at: Instant::now(),
+    };
+    loop {
+        let linger = lane.due.map_or(SYNC_REPEAT, |due| due.saturating_duration_since(Instant::now()));
+        let sync_in = if lane.changed { SYNC_SPACING } else { SYNC_REPEAT }.saturating_sub(lane.synced_at.elapsed());
+        tokio::select! {
+            Some(done) = lane.acks.join_next() => {
+                if let Ok((part, acked)) = done {
+                    lane.settled(part, acked).await;
+                }
+            }
+            chunk = input.recv(), if !lane.window.full() => match chunk {
+                Some(chunk) => lane.chunk(chunk, input.is_empty()).await,
+                None => return,
+            },
+            () = tokio::time::sleep(linger.min(sync_in)) => {
+                if lane.due.is_some_and(|due| due <= Instant::now()) {
+                    lane.flush().await;
+                }
+            }
+        }
+        lane.speak().await;
+    }
+}
+
+impl Lane {
+    async fn chunk(&mut self, chunk: Chunk, last: bool) {
+        match chunk {
+            Chunk::Versions { routes, versions, to, covered, server_time, hash, idle, anchor } => {
+                if let Some(closed) = self.packer.add(Step { routes, versions, to, covered, server_time, hash, anchor }) {
+                    self.send(closed).await;
+                }
+                // A lone message goes at once; under load, messages wait for company.
+                let lone = idle && last && self.flushed_at.elapsed() >= LINGER;
+                if lone || anchor || self.packer.full() {
+                    self.flush().await;
+                } else if self.due.is_none() {
+                    self.due = Some(Instant::now() + LINGER);
+                }
+            }
+            Chunk::Covered { to, covered, asked, source_last } => {
+                self.flush().await;
+                self.source_last = source_last;
+                if self.open.target != LaneTarget::Mutation {
+                    self.cover_session(to, covered).await;
+                    return;
+                }
+                self.claims.push_back((to, covered, asked));
+                if self.claims.len() > CLAIMS {
+                    self.claims.pop_front();
+                }
+                self.claim();
+            }
+        }
+    }
+
+    /// A session's receiver learns what is covered from the batches alone.
+    async fn cover_session(&mut self, to: Position, covered: u64) {
+        if covered > self.sync.covered {
+            self.sync.covered = covered;
+            let anchor = Step {
+                routes: self.packer.routes(),
+                versions: wire::KeyVersions::default(),
+                to,
+                covered,
+                server_time: self.sync.server_time,
+                hash: self.sync.hash,
+                anchor: true,
+            };
+            if let Some(closed) = self.packer.add(anchor) {
+                self.send(closed).await;
+            }
+            self.flush().await;
+        }
+    }
+
+    async fn flush(&mut self) {
+        self.due = None;
+        self.flushed_at = Instant::now();
+        if let Some(packed) = self.packer.flush() {
+            self.send(packed).await;
+        }
+    }
+
+    async fn send(&mut self, packed: Packed) {
+        debug_assert!(packed.nodes.iter().all(|(_, v)| v.size() < 3 * BATCH_BYTES), "a batch is bounded");
+        for part in self.window.push(packed) {
+            self.publish(part, Duration::ZERO).await;
+        }
+        self.advance();
+    }
+
+    async fn publish(&mut self, part: Part, delay: Duration) {
+        let Some((packed, (node, versions))) = self.window.get(part).and_then(|p| p.nodes.get(part.node).map(|n| (p, n))) else {
+            return;
+        };
+        let session = match self.open.target {
+            LaneTarget::Mutation => 0,
+            LaneTarget::Catchup { session } => session,
+        };
+        let subject = match session {
+            0 => subjects::mutation(&self.open.bucket, node),
+            session => subjects::catchup(&self.open.bucket, session),
+        };
+        let (from, to) = (packed.from, packed.to);
+        let id = format!(
+            "{node}.{}.{:x}.{}.{session}.{}.{}-{}.{}-{}.{}.{}",
+            self.open.vb,
+            self.open.vbuuid,
+            self.open.generation,
+            packed.topology,
+            from.seqno,
+            from.round,
+            to.seqno,
+            to.round,
+            packed.covered,
+            part.attempt
+        );
+        let batch = Batch {
+            bucket: self.open.bucket.clone(),
+            vb: self.open.vb,
+            vbuuid: self.open.vbuuid,
+            generation: self.open.generation,
+            topology: packed.topology,
+            session,
+            from,
+            to,
+            covered: packed.covered,
+            server_time: packed.server_time,
+            hash: packed.hash,
+            attempt: part.attempt,
+            removal: None,
+            versions: versions.clone(),
+        };
+        let payload: highwater_bus::Bytes = wire::encode(&batch).into();
+        if delay.is_zero() {
+            // In order: the message is on its way before the next one is packed.
+            let sent = self.publisher.send(&subject, &id, payload).await;
+            self.acks.spawn(acknowledged(part, subject, sent));
+        } else {
+            let publisher = self.publisher.clone();
+            self.acks.spawn(async move {
+                tokio::time::sleep(delay).await;
+                let sent = publisher.send(&subject, &id, payload).await;
+                acknowledged(part, subject, sent).await
+            });
+        }
+    }
+
+    async fn settled(&mut self, part: Part, acked: bool) {
+        if acked {
+            self.window.acked(part);
+            self.advance();
+            return;
+        }
+        let again = match self.window.failed(part) {
+            Resend::Nothing => Vec::new(),
+            Resend::One(part) => vec![part],
+            Resend::All(parts) => {
+                tracing::warn!(bucket = self.open.bucket, vb = self.open.vb, messages = parts.len(), "sending the window again");
+                parts
+            }
+        };
+        for part in again {
+            self.publish(part, RETRY).await;
+        }
+    }
+
+    /// What is published moves SYNC.
+    fn advance(&mut self) {
+        if let Some(packed) = self.window.published() {
+            self.sync.position = packed.to;
+            self.sync.covered = self.sync.covered.max(packed.covered);
+            self.sync.server_time = packed.server_time;
+            self.sync.hash = packed.hash;
+            self.changed = true;
+        }
+        self.claim();
+    }
+
+    /// What was covered or asked counts once everything before it is published.
+    fn claim(&mut self) {
+        while self.claims.front().is_some_and(|(to, ..)| to.le(self.sync.position)) {
+            let Some((_, covered, asked)) = self.claims.pop_front() else { return };
+            self.urgent |= asked != self.sync.asked || covered > self.sync.covered;
+            self.sync.covered = self.sync.covered.max(covered);
+            self.sync.asked = asked;
+        }
+    }
+
+    async fn speak(&mut self) {
+        if self.open.target != LaneTarget::Mutation {
+            return;
+        }
+        let elapsed = self.synced_at.elapsed();
+        if !(self.urgent || self.changed && elapsed >= SYNC_SPACING || elapsed >= SYNC_REPEAT) {
+            return;
+        }
+        self.urgent = false;
+        self.changed = false;
+        self.synced_at = Instant::now();
+        let sync = Sync {
+            bucket: self.open.bucket.clone(),
+            vbs: vec![SyncVb { vb: self.open.vb, state: self.sync.clone(), source_last: self.source_last }],
+        };
+        if let Err(error) = self.bus.publish(&subjects::sync(&self.open.bucket), wire::encode(&sync)).await {
+            tracing::debug!(%error, "cannot publish SYNC");
+        }
+    }
+}
+
+type Sent = Result<Pin<Box<dyn Future<Output = Result<highwater_bus::Ack, highwater_bus::PublishFailure>> + Send>>, highwater_bus::BusError>;
+
+async fn acknowledged(part: Part, subject: String, sent: Sent) -> (Part, bool) {
+    let outcome = match sent {
+        Ok(ack) => ack.await.map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match outcome {
+        Ok(_) => (part, true),
+        Err(why) => {
+            tracing::debug!(subject, why, "not acknowledged");
+            (part, false)
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Packs chunks of one lane into batches, one per subscriber, over the same intervals.
+
+use highwater_schemas::{
+    Position,
+    lane::Routes,
+    wire::{KeyVersions, partition_of},
+};
+use std::sync::Arc;
+
+/// A batch is closed at this size, bytes; with header and one more chunk it stays below the server's usual limit of 1 MiB.
+pub(crate) const BATCH_BYTES: usize = 256 * 1024;
+
+/// An interval of the chain, ready for its subscribers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Packed {
+    pub(crate) topology: u64,
+    pub(crate) from: Position,
+    pub(crate) to: Position,
+    pub(crate) covered: u64,
+    pub(crate) server_time: i64,
+    pub(crate) hash: u64,
+    /// Per subscriber what is routed to it.
+    pub(crate) nodes: Vec<(String, KeyVersions)>,
+}
+
+/// What a chunk adds to the chain.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) versions: KeyVersions,
+    pub(crate) to: Position,
+    pub(crate) covered: u64,
+    pub(crate) server_time: i64,
+    pub(crate) hash: u64,
+    pub(crate) anchor: bool,
+}
+
+/// The open end of a chain.
+#[derive(Debug)]
+pub(crate) struct Packer {
+    from: Position,
+    routes: Arc<Routes>,
+    open: Vec<KeyVersions>,
+    size: usize,
+    last: Option<(Position, u64, i64, u64)>,
+    anchor: bool,
+}
+
+impl Packer {
+    pub(crate) fn new(from: Position) -> Self {
+        Self { from, routes: Arc::default(), open: Vec::new(), size: 0, last: None, anchor: false }
+    }
+
+    /// Adds a step; answers the batches that it closed: at most one, when the topology changed.
+    pub(crate) fn add(&mut self, step: Step) -> Option<Packed> {
+        let closed = if step.routes.topology == self.routes.topology { None } else { self.flush() };
+        if step.routes.topology != self.routes.topology || self.open.len() != self.routes.nodes.len() {
+            self.routes = step.routes;
+            self.open = vec![KeyVersions::default(); self.routes.nodes.len()];
+        }
+        if let [(_, hosted)] = self.routes.nodes.iter().collect::<Vec<_>>().as_slice()
+            && hosted.iter().all(|(_, _, partitions)| *partitions == 1)
+        {
+            // One node hosts everything: nothing to pick apart.
+            if self.open[0].is_empty() {
+                self.open[0] = step.versions;
+            } else {
+                self.open[0].append(&step.versions);
+            }
+        } else {
+            for (open, hosted) in self.open.iter_mut().zip(self.routes.nodes.values()) {
+                route(&step.versions, hosted, open);
+            }
+        }
+        self.size = self.open.iter().map(KeyVersions::size).max().unwrap_or(0);
+        self.last = Some((step.to, step.covered, step.server_time, step.hash));
+        self.anchor |= step.anchor;
+        closed
+    }
+
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.routes)
+    }
+
+    /// True when the open batch has reached its size.
+    pub(crate) fn full(&self) -> bool {
+        self.size >= BATCH_BYTES
+    }
+
+    /// True when there is something to send.
+    pub(crate) fn pending(&self) -> bool {
+        self.anchor || self.last.is_some_and(|(to, ..)| to != self.from)
+    }
+
+    /// Closes the open batch.
+    pub(crate) fn flush(&mut self) -> Option<Packed> {
+        if !self.pending() {
+            return None;
+        }
+        let (to, covered, server_time, hash) = self.last?;
+        let nodes = self.routes.nodes.keys().cloned().zip(self.open.iter_mut().map(std::mem::take)).collect();
+        let packed = Packed { topology: self.routes.topology, from: self.from, to, covered, server_time, hash, nodes };
+        self.from = to;
+        self.size = 0;
+        self.anchor = false;
+        Some(packed)
+    }
+}
+
+/// Copies what a node hosts: documents of a partition that it has of any index, with the entries of its own slices.
+fn route(versions: &KeyVersions, hosted: &[(u32, u32, u32)], out: &mut KeyVersions) {
+    for doc in versions.view().docs() {
+        let mine = |(_, partition, partitions): &(u32, u32, u32)| partition_of(doc.docid, *partitions) == *partition;
+        if hosted.iter().any(mine) {
+            out.push_view(&doc, |index| hosted.iter().any(|h| h.0 == index && mine(h)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_schemas::wire::DocOp;
+
+    fn routes(topology: u64, nodes: &[(&str, &[(u32, u32, u32)])]) -> Arc<Routes> {
+        Arc::new(Routes { topology, nodes: nodes.iter().map(|(n, h)| ((*n).to_owned(), h.to_vec())).collect() })
+    }
+
+    fn versions(range: std::ops::RangeInclusive<u64>) -> KeyVersions {
+        let mut out = KeyVersions::default();
+        for seq in range {
+            out.push_doc(seq, &format!("doc{seq}"), DocOp::Put);
+            for index in [1, 2] {
+                out.push_key(index, |b| { b.extend_from_slice(&seq.to_be_bytes()); Ok(()) }, |_| ());
+            }
+        }
+        out
+    }
+
+    fn step(routes: &Arc<Routes>, versions: KeyVersions, to: u64) -> Step {
+        Step { routes: Arc::clone(routes), versions, to: Position::new(to, 0), covered: to, server_time: 0, hash: 0, anchor: false }
+    }
+
+    #[test]
+    fn intervals_follow_each_other_without_a_gap() {
+        let r = routes(1, &[("a", &[(1, 0, 1), (2, 0, 1)])]);
+        let mut p = Packer::new(Position::ZERO);
+        p.add(step(&r, versions(1..=3), 3));
+        p.add(step(&r, versions(5..=6), 6));
+        let first = p.flush().unwrap();
+        p.add(step(&r, versions(7..=7), 7));
+        let second = p.flush().unwrap();
+        assert_eq!((first.from, first.to, second.from, second.to), (Position::ZERO, Position::new(6, 0), first.to, Position::new(7, 0)));
+        assert_eq!(first.nodes[0].1.len(), 5);
+        assert!(p.flush().is_none(), "nothing new");
+    }
+
+    #[test]
+    fn a_new_topology_closes_the_batch_and_starts_its_own() {
+        let (one, two) = (routes(1, &[("a", &[(1, 0, 1)])]), routes(2, &[("a", &[(1, 0, 1), (2, 0, 1)])]));
+        let mut p = Packer::new(Position::ZERO);
+        p.add(step(&one, versions(1..=2), 2));
+        let closed = p.add(Step { anchor: true, ..step(&two, KeyVersions::default(), 2) }).unwrap();
+        assert_eq!((closed.topology, closed.to.seqno), (1, 2));
+        let anchor = p.flush().unwrap();
+        assert_eq!((anchor.topology, anchor.from, anchor.to), (2, closed.to, closed.to));
+    }
+
+    #[test]
+    fn every_subscriber_sees_every_interval_and_only_its_partitions() {
+        let r = routes(1, &[("a", &[(1, 0, 2)]), ("b", &[(1, 1, 2), (2, 0, 1)])]);
+        let mut p = Packer::new(Position::ZERO);
+        p.add(step(&r, versions(1..=40), 40));
+        let packed = p.flush().unwrap();
+        let [(_, a), (_, b)] = packed.nodes.as_slice() else { panic!("two subscribers") };
+        assert!(a.view().docs().all(|d| partition_of(d.docid, 2) == 0 && d.keys().all(|k| k.index == 1)));
+        assert_eq!(b.len(), 40, "all documents concern index 2");
+        let ones: usize = b.view().docs().map(|d| d.keys().filter(|k| k.index == 1).count()).sum();
+        assert_eq!(a.len() + ones, 40);
+    }
+
+    #[test]
+    fn without_subscribers_the_chain_still_advances() {
+        let r = routes(1, &[]);
+        let mut p = Packer::new(Position::ZERO);
+        p.add(step(&r, versions(1..=2), 2));
+        let packed = p.flush().unwrap();
+        assert!(packed.nodes.is_empty());
+        assert_eq!(packed.to.seqno, 2);
+    }
+}

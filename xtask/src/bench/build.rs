@@ -1,0 +1,80 @@
+//! Initial build: two deferred indexes, built in one pass, and what they take on disk.
+
+use super::{BUCKET, Bench, documents::document, process, report::Report};
+use crate::{
+    fleet::Fleet,
+    term::{group, step},
+};
+use anyhow::{Result, bail, ensure};
+use highwater_schemas::collation::{encode_value, entry_suffix_len};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+pub const BY_CITY: &str = "by_city";
+pub const BY_AGE: &str = "by_age";
+const FIRST_ANSWER: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(10);
+/// The slowest build that is waited for, documents per second.
+const SLOWEST: u64 = 5_000;
+
+/// Builds, checks that nothing is missing, and reports.
+pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Result<()> {
+    let documents = bench.documents;
+    for definition in [
+        json!({"bucket": BUCKET, "name": BY_CITY, "keys": ["city", "age DESC"], "defer_build": true}),
+        json!({"bucket": BUCKET, "name": BY_AGE, "keys": ["age"], "include": ["name"], "defer_build": true}),
+    ] {
+        bench.highwater.insist("hw.admin.index.create", &definition, FIRST_ANSWER).await?;
+    }
+    let since = Instant::now();
+    let request = json!({"bucket": BUCKET, "names": [BY_CITY, BY_AGE]});
+    bench.highwater.call("hw.admin.index.build", &request).await?;
+    let patience = Duration::from_secs(60 + documents / SLOWEST);
+    let indexes = loop {
+        let indexes = bench.highwater.indexes(BUCKET).await?;
+        if let Some(index) = indexes.iter().find(|index| index["state"] == "error") {
+            bail!("index {} failed: {}", index["name"], index["error"]);
+        }
+        if indexes.len() == 2 && indexes.iter().all(|index| index["state"] == "active") {
+            break indexes;
+        }
+        if since.elapsed() > patience {
+            bail!("the build did not end within {} s: {}", patience.as_secs(), Value::Array(indexes));
+        }
+        tokio::time::sleep(POLL).await;
+    };
+    let took = since.elapsed();
+    let rate = documents as f64 / took.as_secs_f64();
+    step(&format!("initial build of two indexes: {} documents/s", group(rate as u64)), took);
+    for name in [BY_CITY, BY_AGE] {
+        let request = json!({"bucket": BUCKET, "index": name, "consistency": "request_plus"});
+        let reply = bench.highwater.call("hw.query.count", &request).await?;
+        ensure!(reply["count"] == documents, "{name} counts {} of {documents} documents", reply["count"]);
+    }
+    report.build(rate, bench.limits.read);
+
+    let live: u64 = indexes.iter().filter_map(|index| index["bytes"].as_u64()).sum();
+    let files = process::disk(&fleet.data_dir("indexer"));
+    report.disk(live, files, encoded(bench));
+    Ok(())
+}
+
+/// Bytes of both indexes' entries, before any structure of the store: the forward index has key, document and included fields;
+/// the back index has the document, a seqno of eight bytes, and key and included fields again.
+fn encoded(bench: &Bench) -> u64 {
+    let (mut key, mut total) = (Vec::new(), 0);
+    for number in 0..bench.documents {
+        let one = document(number, 0);
+        let (city, age) = (Value::from(one.city), Value::from(one.age));
+        let name = one.name.len() + 2;
+        let id = entry_suffix_len(&one.id);
+        for (components, include) in [(vec![(&city, false), (&age, true)], 0), (vec![(&age, false)], name)] {
+            key.clear();
+            for (component, descending) in components {
+                encode_value(Some(component), descending, &mut key);
+            }
+            total += (key.len() + id + include) + (id + 8 + key.len() + include);
+        }
+    }
+    total as u64
+}

@@ -1,0 +1,211 @@
+//! What this machine can do without Highwater: the numbers that the others are measured against.
+
+use super::{
+    BUCKET, STREAM,
+    documents::{document, subject},
+    report::{Report, Spread},
+};
+use crate::{
+    client,
+    term::{group, step},
+    writer::Writer,
+};
+use anyhow::{Context, Result, ensure};
+use async_nats::{
+    Client,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, PullConsumer, pull},
+        kv,
+    },
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use heed::{CommitOrAbort, Database, EnvOpenOptions, types};
+use std::{
+    convert::Infallible,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::time::timeout;
+
+/// Publishes in flight.
+pub const WINDOW: u32 = 4_096;
+/// Messages that one pull request asks for.
+const PULL: usize = 8_192;
+/// Runs of a short measurement; the best counts.
+const RUNS: usize = 3;
+const ROUND_TRIPS: usize = 5_000;
+/// Entries of the LMDB environment.
+const LMDB_ENTRIES: u64 = 500_000;
+const STALLED: Duration = Duration::from_secs(10);
+
+/// Rates are per second.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub publish: f64,
+    pub read: f64,
+    pub round_trip: Spread,
+    pub cursor: f64,
+}
+
+impl Limits {
+    pub fn add_to(&self, report: &mut Report) {
+        report.limit("raw acked publish", self.publish, "msg/s");
+        report.limit("raw stream read, AckPolicy::None", self.read, "msg/s");
+        report.limit("NATS round trip, p50", self.round_trip.p50.as_secs_f64() * 1e3, "ms");
+        report.limit("NATS round trip, p99", self.round_trip.p99.as_secs_f64() * 1e3, "ms");
+        report.limit("raw LMDB cursor", self.cursor, "rows/s");
+    }
+}
+
+/// Fills the bucket and measures every limit.
+pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path) -> Result<Limits> {
+    let since = Instant::now();
+    let publish = publish_all(nats, documents).await?;
+    step(&format!("raw acked publish: {} msg/s", group(publish as u64)), since.elapsed());
+
+    let since = Instant::now();
+    let mut read = 0.0_f64;
+    for _ in 0..RUNS {
+        let stream = read_with_stream(nats, documents).await?;
+        let pulls = read_with_pulls(nats, documents).await?;
+        read = read.max(stream).max(pulls);
+    }
+    step(&format!("raw stream read: {} msg/s", group(read as u64)), since.elapsed());
+
+    let since = Instant::now();
+    let round_trip = round_trips(nats, url).await?;
+    step(&format!("NATS round trip: {round_trip}"), since.elapsed());
+
+    let since = Instant::now();
+    let directory = directory.join("lmdb");
+    let cursor = tokio::task::spawn_blocking(move || cursor(&directory)).await.context("the LMDB run panicked")??;
+    step(&format!("raw LMDB cursor: {} rows/s", group(cursor as u64)), since.elapsed());
+    Ok(Limits { publish, read, round_trip, cursor })
+}
+
+async fn publish_all(nats: &Client, documents: u64) -> Result<f64> {
+    let config = kv::Config { bucket: BUCKET.into(), history: 1, ..Default::default() };
+    jetstream::new(nats.clone()).create_key_value(config).await.context("cannot create the key-value bucket")?;
+    let writer = Writer::new(nats.clone(), WINDOW).await?;
+    // Made beforehand in chunks, so that only publishing is timed.
+    let mut spent = Duration::ZERO;
+    let mut next = 0;
+    while next < documents {
+        let end = (next + 50_000).min(documents);
+        let chunk: Vec<(String, Bytes)> = (next..end)
+            .map(|number| document(number, 0))
+            .map(|document| (subject(&document.id), document.json))
+            .collect();
+        let since = Instant::now();
+        for (subject, json) in chunk {
+            writer.publish(subject, json).await?;
+        }
+        writer.flush().await?;
+        spent += since.elapsed();
+        next = end;
+    }
+    Ok(documents as f64 / spent.as_secs_f64())
+}
+
+async fn consumer(nats: &Client) -> Result<PullConsumer> {
+    let stream = jetstream::new(nats.clone()).get_stream(STREAM).await.context("the bucket has no stream")?;
+    let config = pull::Config { ack_policy: AckPolicy::None, ..Default::default() };
+    stream.create_consumer(config).await.context("cannot create a consumer")
+}
+
+/// Reads with async-nats' own continuous pulls.
+async fn read_with_stream(nats: &Client, count: u64) -> Result<f64> {
+    let consumer = consumer(nats).await?;
+    let since = Instant::now();
+    let builder = consumer.stream().max_messages_per_batch(PULL).heartbeat(Duration::from_secs(5));
+    let mut messages = builder.messages().await.context("cannot pull")?;
+    for _ in 0..count {
+        let next = timeout(STALLED, messages.next()).await.context("the stream does not answer")?;
+        next.context("the consumer ended")?.context("cannot read the stream")?;
+    }
+    Ok(count as f64 / since.elapsed().as_secs_f64())
+}
+
+/// Reads with overlapping pull requests of our own.
+async fn read_with_pulls(nats: &Client, count: u64) -> Result<f64> {
+    let consumer = consumer(nats).await?;
+    let name = &consumer.cached_info().name;
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}");
+    let request = Bytes::from(format!("{{\"batch\":{PULL},\"expires\":{}}}", STALLED.as_nanos()));
+    let reply = nats.new_inbox();
+    let mut inbox = nats.subscribe(reply.clone()).await.context("cannot subscribe")?;
+    let since = Instant::now();
+    let (mut asked, mut got) = (0, 0);
+    while got < count {
+        while asked < got + PULL as u64 {
+            nats.publish_with_reply(next.clone(), reply.clone(), request.clone()).await.context("cannot pull")?;
+            asked += PULL as u64;
+        }
+        let message = timeout(STALLED, inbox.next()).await.context("the stream does not answer")?;
+        let message = message.context("the connection was lost")?;
+        ensure!(message.status.is_none(), "a pull was answered {:?}", message.description);
+        got += 1;
+    }
+    Ok(count as f64 / since.elapsed().as_secs_f64())
+}
+
+async fn round_trips(nats: &Client, url: &str) -> Result<Spread> {
+    let responder = client::connect(url).await?;
+    let mut requests = responder.subscribe("xtask.echo").await.context("cannot subscribe")?;
+    responder.flush().await.context("cannot flush")?;
+    let echo = tokio::spawn(async move {
+        while let Some(message) = requests.next().await {
+            if let Some(reply) = message.reply
+                && responder.publish(reply, message.payload).await.is_err()
+            {
+                break;
+            }
+        }
+    });
+    let payload = Bytes::from(vec![b'x'; 128]);
+    let mut times = Vec::with_capacity(ROUND_TRIPS);
+    for _ in 0..ROUND_TRIPS {
+        let since = Instant::now();
+        nats.request("xtask.echo", payload.clone()).await.context("no echo")?;
+        times.push(since.elapsed());
+    }
+    echo.abort();
+    Ok(Spread::of(times))
+}
+
+/// Rows per second of a cursor over an environment in the page cache.
+#[allow(unsafe_code)]
+fn cursor(directory: &Path) -> Result<f64> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let mut options = EnvOpenOptions::new();
+    options.map_size(1 << 30);
+    // SAFETY: the directory is new and only this process opens it, once.
+    let env = unsafe { options.open(directory) }.context("cannot open an LMDB environment")?;
+    let outcome = env.create_databases_and_commit(env.write_txn()?, |opener, txn| {
+        let entries: Database<types::Bytes, types::Bytes> = opener.create_database(txn, None)?;
+        Ok::<_, heed::Error>(CommitOrAbort::<_, Infallible>::Commit(entries))
+    })?;
+    let CommitOrAbort::Commit(entries) = outcome;
+    let mut txn = env.write_txn()?;
+    for number in 0..LMDB_ENTRIES {
+        let key = format!("\u{5}{:02}\u{0}\u{0}u{number:08}", number * 80 / LMDB_ENTRIES);
+        let flags = heed::PutFlags::APPEND;
+        entries.put_with_flags(&mut txn, flags, key.as_bytes(), br#"{"name":"Ada Lovelace"}"#)?;
+    }
+    txn.commit()?;
+    let mut best = 0.0_f64;
+    for _ in 0..RUNS + 2 {
+        let txn = env.read_txn()?;
+        let since = Instant::now();
+        let mut rows = 0_u64;
+        for entry in entries.iter(&txn)? {
+            let (key, value) = entry?;
+            rows += u64::from(!key.is_empty() && !value.is_empty());
+        }
+        ensure!(rows == LMDB_ENTRIES, "the cursor met {rows} rows");
+        best = best.max(rows as f64 / since.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}

@@ -1,0 +1,120 @@
+//! `cargo xtask bench`: the limits of this machine, and Highwater beside them, in one run.
+
+mod build;
+mod documents;
+mod freshness;
+mod limits;
+mod machine;
+mod pace;
+mod process;
+mod reads;
+mod report;
+mod steady;
+
+use crate::{
+    client::{self, Highwater},
+    fleet::Fleet,
+    nats_server,
+    term::{bold, group, step},
+    workspace,
+};
+use anyhow::{Context, Result, bail};
+use async_nats::Client;
+use limits::Limits;
+use process::Watch;
+use report::Report;
+use std::{os::unix::process::CommandExt, path::PathBuf, process::Command, time::Instant};
+
+/// The key-value bucket of the bench.
+const BUCKET: &str = "users";
+/// Its stream.
+const STREAM: &str = "KV_users";
+
+/// What to measure, and how much of it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Documents of about 200 bytes
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1_000..=50_000_000))]
+    docs: u64,
+    /// Also write the results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes per second while freshness is measured
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    rate: u64,
+    /// Probes of freshness
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    probes: u64,
+    /// How long the writer of the steady updates writes
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    steady_seconds: u64,
+    /// Measure only the limits of the machine, without Highwater
+    #[arg(long)]
+    limits_only: bool,
+}
+
+/// What every measurement needs.
+struct Bench {
+    options: Options,
+    nats: Client,
+    highwater: Highwater,
+    documents: u64,
+    limits: Limits,
+}
+
+/// Whether this build of xtask is fit to measure with: the client's work counts too.
+pub fn is_measurable() -> bool {
+    !cfg!(debug_assertions)
+}
+
+/// Builds xtask in release and becomes it, with the same arguments.
+pub fn rerun_in_release() -> Result<()> {
+    let binary = workspace::build(&["xtask"], true)?.join("xtask");
+    let error = Command::new(&binary).args(std::env::args_os().skip(1)).exec();
+    Err(error).with_context(|| format!("{} does not start", binary.display()))
+}
+
+/// Measures, prints the table, and writes the file when one is named.
+pub async fn run(options: Options) -> Result<()> {
+    let target = workspace::target_dir()?;
+    let binary =
+        if options.limits_only { None } else { Some(workspace::build(&["highwater"], true)?.join("highwater")) };
+    let server = nats_server::find(&target)?;
+    let mut fleet = Fleet::start(&server, Some(&target.join("bench")))?;
+    let mut report = Report::new(machine::describe(&server.version.to_string()), &options);
+    println!("{}", bold(&format!("Highwater bench: {} documents", group(options.docs))));
+
+    let nats = client::connect(fleet.url()).await?;
+    let limits = limits::measure(&nats, fleet.url(), options.docs, fleet.path()).await?;
+    limits.add_to(&mut report);
+    if let Some(binary) = binary {
+        let since = Instant::now();
+        fleet.start_services(&binary).await?;
+        step("services, each a process of its own", since.elapsed());
+        let highwater = Highwater::new(nats.clone());
+        let bench = Bench { options: options.clone(), nats, highwater, documents: options.docs, limits };
+        let outcome = measure_highwater(&bench, &fleet, &mut report).await;
+        if outcome.is_err() {
+            fleet.check()?;
+        }
+        outcome?;
+    }
+    drop(fleet);
+    report.print();
+    if let Some(path) = &options.json {
+        report.write(path)?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+async fn measure_highwater(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Result<()> {
+    let Some(indexer) = fleet.id_of("indexer") else { bail!("there is no indexer") };
+    let watch = Watch::start(indexer);
+    build::measure(bench, fleet, report).await?;
+    reads::measure(bench, report).await?;
+    freshness::measure(bench, fleet.url(), report).await?;
+    steady::measure(bench, fleet, report).await?;
+    report.memory(watch.stop());
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Lookups, range scans and counts of a client, while nothing is written.
+
+use super::{
+    BUCKET, Bench,
+    build::{BY_AGE, BY_CITY},
+    documents::{AGES, Random, city},
+    report::{Report, Spread},
+};
+use crate::term::{group, step, time};
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
+
+const LOOKUPS: usize = 5_000;
+/// Lookups before the clock starts.
+const WARM_UP: usize = 200;
+/// Rows that the range scan reads at least; a smaller index is read several times.
+const SCANNED: u64 = 500_000;
+const COUNTS: usize = 30;
+
+/// A reply of `hw.query.scan` as a careful client reads it.
+#[derive(Deserialize)]
+struct Page<'a> {
+    ok: bool,
+    #[serde(borrow)]
+    rows: Vec<Row<'a>>,
+    #[serde(rename = "page_token")]
+    token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Row<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    key: &'a RawValue,
+    #[serde(borrow)]
+    include: Option<&'a RawValue>,
+}
+
+pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
+    lookups(bench, report).await?;
+    range(bench, report).await?;
+    counts(bench, report).await
+}
+
+async fn lookups(bench: &Bench, report: &mut Report) -> Result<()> {
+    let began = Instant::now();
+    let mut random = Random::new(1);
+    let mut times = Vec::with_capacity(LOOKUPS);
+    let mut rows = 0;
+    for number in 0..WARM_UP + LOOKUPS {
+        let place = city(random.next());
+        let request = json!({"bucket": BUCKET, "index": BY_CITY, "spans": [{"equal": [place]}], "limit": 10});
+        let request = request.to_string();
+        let since = Instant::now();
+        let reply = bench.highwater.raw("hw.query.scan", request.into()).await?;
+        let page = read(&reply)?;
+        if number >= WARM_UP {
+            times.push(since.elapsed());
+            rows += page.rows.len();
+        }
+    }
+    ensure!(rows > 0, "the lookups found nothing");
+    let spread = Spread::of(times);
+    step(&format!("lookup of {} rows: {spread}", rows / LOOKUPS), began.elapsed());
+    report.lookup(&spread, &bench.limits.round_trip);
+    Ok(())
+}
+
+async fn range(bench: &Bench, report: &mut Report) -> Result<()> {
+    let (mut rows, mut pages, mut bytes) = (0_u64, 0_u64, 0_usize);
+    let since = Instant::now();
+    while rows < SCANNED {
+        let mut token: Option<String> = None;
+        let mut here = 0;
+        loop {
+            let mut request = json!({"bucket": BUCKET, "index": BY_AGE});
+            if let Some(token) = token {
+                request["page_token"] = token.into();
+            }
+            let reply = bench.highwater.raw("hw.query.scan", request.to_string().into()).await?;
+            let page = read(&reply)?;
+            for row in &page.rows {
+                let whole = !row.id.is_empty() && row.key.get().starts_with('[') && row.include.is_some();
+                ensure!(whole, "a row is not complete: {}", row.id);
+            }
+            here += page.rows.len() as u64;
+            pages += 1;
+            bytes += reply.len();
+            token = page.token;
+            if token.is_none() {
+                break;
+            }
+        }
+        ensure!(here == bench.documents, "the scan had {here} of {} rows", bench.documents);
+        rows += here;
+    }
+    let took = since.elapsed();
+    let rate = rows as f64 / took.as_secs_f64();
+    let text =
+        format!("range scan: {} rows/s ({pages} pages of {} kB)", group(rate as u64), bytes as u64 / pages / 1000);
+    step(&text, took);
+    report.range(rate);
+    Ok(())
+}
+
+async fn counts(bench: &Bench, report: &mut Report) -> Result<()> {
+    let request = json!({"bucket": BUCKET, "index": BY_AGE, "spans": [{"low": [AGES.start()], "high": [AGES.end()]}]});
+    let began = Instant::now();
+    let mut times = Vec::with_capacity(COUNTS);
+    for _ in 0..COUNTS {
+        let since = Instant::now();
+        let reply = bench.highwater.call("hw.query.count", &request).await?;
+        times.push(since.elapsed());
+        ensure!(reply["count"] == bench.documents, "the count is {}", reply["count"]);
+    }
+    let spread = Spread::of(times);
+    let rate = bench.documents as f64 / spread.p50.max(Duration::from_nanos(1)).as_secs_f64();
+    step(&format!("count of a range: {} rows/s (each {})", group(rate as u64), time(spread.p50)), began.elapsed());
+    report.count(rate, bench.limits.cursor);
+    Ok(())
+}
+
+fn read(reply: &[u8]) -> Result<Page<'_>> {
+    let page: Page = serde_json::from_slice(reply).with_context(|| {
+        format!("hw.query.scan answered {}", String::from_utf8_lossy(&reply[..reply.len().min(300)]))
+    })?;
+    ensure!(page.ok, "hw.query.scan failed");
+    Ok(page)
+}

@@ -1,0 +1,117 @@
+//! `cargo xtask demo`: real documents, a real nats-server, every service a process of its own, from nothing to answers.
+
+mod build;
+mod cities;
+mod queries;
+
+use crate::{
+    client::{self, Highwater},
+    fleet::{Fleet, SERVICES},
+    nats_server,
+    term::{bold, dim, step, time},
+    workspace,
+};
+use anyhow::Result;
+use std::{path::Path, time::Instant};
+
+/// The key-value bucket of the demo.
+const BUCKET: &str = "cities";
+
+/// Runs the demo; with `keep` everything goes on running afterwards.
+pub async fn run(keep: bool) -> Result<()> {
+    println!("{}", bold("Highwater: secondary indexes for JSON documents that live in NATS"));
+    println!("Building highwater in release (the first build takes some minutes) …");
+    let started = Instant::now();
+    let binary = workspace::build(&["highwater"], true)?.join("highwater");
+    step("highwater is built", started.elapsed());
+
+    let demo = Instant::now();
+    heading("Starting");
+    let since = Instant::now();
+    let server = nats_server::find(&workspace::target_dir()?)?;
+    let mut fleet = Fleet::start(&server, None)?;
+    step(&format!("nats-server {} (from {}) on {}", server.version, server.origin, fleet.url()), since.elapsed());
+    let since = Instant::now();
+    fleet.start_services(&binary).await?;
+    step(&format!("{}, each a process of its own", SERVICES.join(", ")), since.elapsed());
+
+    let outcome = show(&fleet).await;
+    if outcome.is_err() {
+        fleet.check()?;
+    }
+    outcome?;
+
+    println!();
+    println!("  All of it took {} after the build.", bold(&time(demo.elapsed())));
+    if keep {
+        print_kept(&fleet, &binary);
+        fleet.keep();
+    } else {
+        let since = Instant::now();
+        drop(fleet);
+        println!("  Everything is stopped and the temporary directory is gone ({}).", time(since.elapsed()));
+        print_next();
+    }
+    Ok(())
+}
+
+async fn show(fleet: &Fleet) -> Result<()> {
+    let nats = client::connect(fleet.url()).await?;
+    let highwater = Highwater::new(nats.clone());
+
+    heading("Loading");
+    let mut cities = cities::load()?;
+    let bucket = cities::put_all(&nats, &cities).await?;
+
+    heading("Indexing");
+    build::create_all(&highwater, cities.len() as u64).await?;
+
+    heading("Asking");
+    queries::ask(&highwater, &cities).await?;
+
+    heading("Changing");
+    queries::change(&highwater, &bucket, &mut cities).await
+}
+
+fn heading(text: &str) {
+    println!("\n{}", bold(text));
+}
+
+fn print_kept(fleet: &Fleet, binary: &Path) {
+    let (url, binary) = (fleet.url(), binary.display());
+    let ids: Vec<String> = fleet.ids().iter().map(u32::to_string).collect();
+    println!("\n{}", bold("It goes on running"));
+    println!("  NATS             {url}");
+    println!("  logs and data    {}", fleet.path().display());
+    for service in fleet.services() {
+        println!("  {:16} process {}", service.name, service.id());
+    }
+    println!("\n  Ask with Highwater's command line, or with any NATS client:");
+    println!("    export NATS_URL={url}");
+    println!("    {binary} status");
+    println!("    {binary} index list {BUCKET}");
+    println!("    {binary} scan {BUCKET} by_country --equal '[\"FR\"]' --limit 5");
+    println!("    nats req hw.query.scan \\");
+    println!(
+        "      '{{\"bucket\":\"{BUCKET}\",\"index\":\"by_country\",\"spans\":[{{\"equal\":[\"FR\"]}}],\"limit\":5}}'"
+    );
+    println!("    nats kv put {BUCKET} 1 '{{\"name\":\"Atlantis\",\"country\":\"FR\",\"population\":9000000}}'");
+    println!("\n  Stop it, and remove what it wrote:");
+    println!("    kill {} && rm -r {}", ids.join(" "), fleet.path().display());
+}
+
+fn print_next() {
+    println!("\n{}", bold("What to try next"));
+    for (command, what) in [
+        ("cargo xtask demo --keep", "the same, left running, with commands to ask it yourself"),
+        (
+            "HIGHWATER_NATS_SERVER=$(cargo xtask nats) cargo run --release -p highwater -- dev",
+            "all services in one process, beside a nats-server on the usual port, for your own documents",
+        ),
+        ("cargo run --release -p highwater -- --help", "the command line"),
+        ("cargo xtask test", "the tests"),
+        ("cargo xtask bench", "how fast it is beside the limits of this machine"),
+    ] {
+        println!("  {command}\n      {}", dim(what));
+    }
+}

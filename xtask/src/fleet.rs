@@ -1,0 +1,171 @@
+//! A nats-server and the Highwater services as separate processes in one directory; nothing is left when it is dropped.
+
+use crate::{
+    child::Child,
+    nats_server::{NatsProcess, NatsServer},
+};
+use anyhow::{Context, Result, bail};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// The services in the order of their start.
+pub const SERVICES: [&str; 4] = ["coordinator", "projector", "indexer", "catalog"];
+/// The line on stdout that says a service serves.
+const READY: &str = "highwater ready";
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(5);
+
+/// One service process.
+pub struct Service {
+    pub name: &'static str,
+    child: Child,
+}
+
+impl Service {
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+/// The processes of one run.
+pub struct Fleet {
+    services: Vec<Service>,
+    nats: NatsProcess,
+    directory: Option<TempDir>,
+    path: PathBuf,
+}
+
+impl Fleet {
+    /// Starts a nats-server in a new directory: under `parent`, or where temporary directories go.
+    pub fn start(server: &NatsServer, parent: Option<&Path>) -> Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("highwater-");
+        let directory = match parent {
+            Some(parent) => {
+                std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+                builder.tempdir_in(parent)
+            }
+            None => builder.tempdir(),
+        }
+        .context("cannot create a temporary directory")?;
+        let path = directory.path().to_path_buf();
+        let nats = NatsProcess::start(&server.path, &path.join("nats"), &[])?;
+        Ok(Self { services: Vec::new(), nats, directory: Some(directory), path })
+    }
+
+    /// Starts every service of the `highwater` binary and waits until all of them serve.
+    pub async fn start_services(&mut self, binary: &Path) -> Result<()> {
+        if !binary.is_file() {
+            bail!("there is no {}", binary.display());
+        }
+        for name in SERVICES {
+            let data = self.data_dir(name);
+            std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
+            let mut command = Command::new(binary);
+            // A developer's own NATS settings are not meant for this server.
+            for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NATS_")) {
+                command.env_remove(variable);
+            }
+            command.arg(name).args(["--node-id", &format!("{name}-1"), "--nats-url", self.nats.url(), "--data-dir"]);
+            command.arg(&data);
+            let child = Child::start(name, command, &self.path)?;
+            self.services.push(Service { name, child });
+        }
+        let deadline = Instant::now() + READY_WITHIN;
+        for service in &mut self.services {
+            wait_ready(service, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Fails with the log of a service that has ended.
+    pub fn check(&mut self) -> Result<()> {
+        for service in &mut self.services {
+            if let Some(status) = service.child.exited()? {
+                bail!("highwater {} ended ({status}); its log says:\n    {}", service.name, service.child.log_tail());
+            }
+        }
+        Ok(())
+    }
+
+    pub fn url(&self) -> &str {
+        self.nats.url()
+    }
+
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// The process id of a service.
+    pub fn id_of(&self, name: &str) -> Option<u32> {
+        self.services.iter().find(|service| service.name == name).map(Service::id)
+    }
+
+    /// The process id of the nats-server.
+    pub fn nats_id(&self) -> u32 {
+        self.nats.id()
+    }
+
+    /// Where a service keeps its data.
+    pub fn data_dir(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory of this run: logs and data.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All process ids, in the order in which they should be ended.
+    pub fn ids(&self) -> Vec<u32> {
+        let services = self.services.iter().rev().map(Service::id);
+        services.chain([self.nats.id()]).collect()
+    }
+
+    /// Leaves everything running, and its directory in place, when this is dropped.
+    pub fn keep(&mut self) {
+        for service in &mut self.services {
+            service.child.keep();
+        }
+        self.nats.keep();
+        if let Some(directory) = self.directory.take() {
+            let _ = directory.keep();
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if self.directory.is_none() {
+            return;
+        }
+        // All are told first, so that their ends overlap; the fields' own drops wait.
+        for service in self.services.iter_mut().rev() {
+            service.child.terminate();
+        }
+        for service in &mut self.services {
+            service.child.stop();
+        }
+        self.nats.stop();
+    }
+}
+
+async fn wait_ready(service: &mut Service, deadline: Instant) -> Result<()> {
+    let name = service.name;
+    while service.child.said(READY).is_none() {
+        if let Some(status) = service.child.exited()? {
+            bail!("highwater {name} ended at once ({status}); its log says:\n    {}", service.child.log_tail());
+        }
+        if Instant::now() > deadline {
+            let log = service.child.log_tail();
+            bail!("highwater {name} was not ready within {} s; its log says:\n    {log}", READY_WITHIN.as_secs());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Rules of Cargo.toml files: components meet only on the bus, versions and lints live in the workspace's.
+
+use super::SourceFile;
+
+/// The one service crate that may depend on the others: it starts them.
+const STARTER: &str = "services/highwater/";
+/// Crates that services share.
+const SHARED: [&str; 2] = ["highwater-schemas", "highwater-bus"];
+
+/// Checks one manifest.
+pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
+    let service = file.path.starts_with("services/") && !file.path.starts_with(STARTER);
+    let member = file.path != "Cargo.toml";
+    if member && !file.text.contains("[lints]\nworkspace = true") {
+        offences.push(format!("{}: must take the workspace's lints ([lints] workspace = true)", file.path));
+    }
+    let mut section = String::new();
+    for (number, line) in file.text.lines().enumerate() {
+        let line = line.trim();
+        if line.starts_with('[') {
+            line.trim_matches(['[', ']']).clone_into(&mut section);
+            continue;
+        }
+        if line.is_empty() || line.starts_with('#') || !section.ends_with("dependencies") {
+            continue;
+        }
+        if member && !line.contains("workspace = true") {
+            offences.push(format!("{}:{}: versions live in the workspace's Cargo.toml: {line}", file.path, number + 1));
+        }
+        if !service {
+            continue;
+        }
+        let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
+        if name.starts_with("highwater") && !SHARED.contains(&name) {
+            offences.push(format!("{}:{}: {name}: services meet only on the bus", file.path, number + 1));
+        }
+        if name == "async-nats" {
+            offences.push(format!("{}:{}: async-nats: bus-config alone uses it", file.path, number + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_do_not_depend_on_one_another() {
+        let text = "[lints]\nworkspace = true\n[dependencies]\nhighwater-indexer.workspace = true\n";
+        let mut offences = Vec::new();
+        check(&SourceFile { path: "services/catalog/Cargo.toml".into(), text: text.into() }, &mut offences);
+        assert_eq!(offences.len(), 1, "{offences:?}");
+        offences.clear();
+        check(&SourceFile { path: "services/highwater/Cargo.toml".into(), text: text.into() }, &mut offences);
+        assert!(offences.is_empty(), "{offences:?}");
+    }
+
+    #[test]
+    fn versions_and_lints_live_in_the_workspace() {
+        let mut offences = Vec::new();
+        let text = "[dependencies]\nserde = \"1\"\n";
+        check(&SourceFile { path: "schemas/Cargo.toml".into(), text: text.into() }, &mut offences);
+        assert_eq!(offences.len(), 2, "{offences:?}");
+    }
+}

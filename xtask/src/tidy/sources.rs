@@ -1,0 +1,97 @@
+//! Rules of Rust files.
+
+use super::SourceFile;
+
+/// The longest a file may be; past it, ask which two things it is.
+const MAX_LINES: usize = 500;
+/// Where async-nats may be used: the bus, and what stands outside as a foreign client would.
+const NATS_USERS: [&str; 3] = ["bus-config/", "xtask/", "tests/"];
+/// Files whose first line says what the module is.
+const HEADS: [&str; 3] = ["lib.rs", "mod.rs", "main.rs"];
+
+/// A text that must not appear, and why.
+struct Forbidden {
+    text: &'static str,
+    why: &'static str,
+}
+
+const EVERYWHERE: [Forbidden; 7] = [
+    Forbidden { text: concat!("todo", "!("), why: "finish it or leave it out" },
+    Forbidden { text: concat!("unimplemented", "!("), why: "finish it or leave it out" },
+    Forbidden { text: concat!("dbg", "!("), why: "left over from debugging" },
+    Forbidden { text: concat!("#[ig", "nore"), why: "a test that is not run promises nothing" },
+    Forbidden { text: concat!("unbounded", "_channel"), why: "every queue has a named limit" },
+    Forbidden { text: concat!("mpsc::", "channel()"), why: "every queue has a named limit" },
+    Forbidden { text: concat!("mpsc::", "unbounded"), why: "every queue has a named limit" },
+];
+
+const IN_CORES: [Forbidden; 4] = [
+    Forbidden { text: concat!("SystemTime::", "now"), why: "a core is given the time" },
+    Forbidden { text: concat!("Instant::", "now"), why: "a core is given the time" },
+    Forbidden { text: concat!("thread_", "rng"), why: "a core is given its randomness" },
+    Forbidden { text: concat!("tokio::", "spawn"), why: "a core has no task of its own" },
+];
+
+/// Checks one file.
+pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
+    let lines = file.text.lines().count();
+    if lines > MAX_LINES {
+        offences.push(format!("{}: {lines} lines; {MAX_LINES} are the limit", file.path));
+    }
+    let name = file.path.rsplit('/').next().unwrap_or_default();
+    if HEADS.contains(&name) && !file.text.starts_with("//!") {
+        offences.push(format!("{}:1: must begin with //! and say what it is", file.path));
+    }
+    let core = name == "core.rs" || file.path.contains("/core/");
+    let nats = NATS_USERS.iter().any(|user| file.path.starts_with(user));
+    for (number, line) in file.text.lines().enumerate() {
+        let code = line.split("//").next().unwrap_or_default();
+        let rules = EVERYWHERE.iter().chain(if core { IN_CORES.as_slice() } else { &[] });
+        for rule in rules.filter(|rule| code.contains(rule.text)) {
+            offences.push(format!("{}:{}: {}: {}", file.path, number + 1, rule.text, rule.why));
+        }
+        if !nats && code.contains("async_nats") {
+            offences.push(format!("{}:{}: async_nats: bus-config alone uses it", file.path, number + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offences(path: &str, text: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        check(&SourceFile { path: path.into(), text: text.into() }, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_module_head_is_asked_for() {
+        assert_eq!(offences("a/src/lib.rs", "mod b;\n").len(), 1);
+        assert!(offences("a/src/lib.rs", "//! What it is.\n").is_empty());
+        assert!(offences("a/src/b.rs", "fn b() {}\n").is_empty());
+    }
+
+    #[test]
+    fn a_file_has_a_length() {
+        assert!(offences("a/src/b.rs", &"\n".repeat(500)).is_empty());
+        assert_eq!(offences("a/src/b.rs", &"\n".repeat(501)).len(), 1);
+    }
+
+    #[test]
+    fn clocks_are_refused_in_cores_only() {
+        let text = concat!("let t = Instant::", "now();\n");
+        assert_eq!(offences("services/a/src/core.rs", text).len(), 1);
+        assert_eq!(offences("services/a/src/core/plan.rs", text).len(), 1);
+        assert!(offences("services/a/src/service.rs", text).is_empty());
+    }
+
+    #[test]
+    fn async_nats_stays_on_the_bus() {
+        let text = "use async_nats::Client;\n";
+        assert_eq!(offences("services/catalog/src/service.rs", text).len(), 1);
+        assert!(offences("bus-config/src/lib.rs", "//! The bus.\nuse async_nats::Client;\n").is_empty());
+        assert!(offences("services/catalog/src/service.rs", "// not async_nats\n").is_empty());
+    }
+}

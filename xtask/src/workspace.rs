@@ -1,0 +1,56 @@
+//! Where the workspace is and how cargo is called in it.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The root of the workspace.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// A cargo command in the root of the workspace.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Where cargo puts what it builds.
+pub fn target_dir() -> Result<PathBuf> {
+    let output =
+        cargo().args(["metadata", "--no-deps", "--format-version", "1"]).output().context("cargo does not start")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", last_line(&output.stderr));
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    match metadata["target_directory"].as_str() {
+        Some(directory) => Ok(PathBuf::from(directory)),
+        None => bail!("cargo metadata names no target_directory"),
+    }
+}
+
+/// Builds binaries of the workspace with cargo's own progress on the terminal; returns the directory they are in.
+pub fn build(packages: &[&str], release: bool) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.arg("build");
+    if release {
+        command.arg("--release");
+    }
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    let status = command.status().context("cargo does not start")?;
+    if !status.success() {
+        bail!("{} does not build; cargo's messages are above", packages.join(" and "));
+    }
+    Ok(target_dir()?.join(if release { "release" } else { "debug" }))
+}
+
+/// The last line with text in what a program printed.
+pub fn last_line(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message").to_owned()
+}
