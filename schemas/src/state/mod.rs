@@ -5,6 +5,8 @@
 
 mod context;
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub use context::{Bucket, Failover, Index, IndexState, NodeEntry, Session, StateContext, StateError, Vbucket};
 pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};

@@ -38,7 +38,7 @@ pub struct SessionVb {
 
 /// What changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "change", rename_all = "snake_case")]
+#[serde(tag = "what", rename_all = "snake_case")]
 pub enum Change {
     /// A coordinator took office; the first record of its term.
     TermStarted { coordinator: String },
@@ -87,7 +87,6 @@ pub struct Record {
     pub prev: String,
     /// Milliseconds since the epoch, for people.
     pub at: u64,
-    #[serde(flatten)]
     pub change: Change,
 }
 
