@@ -4,7 +4,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use async_nats::{Client, ConnectOptions, Request, client::RequestErrorKind};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,13 +43,13 @@ impl Highwater {
     }
 
     /// Sends a request and returns the reply, or the error that it carries.
-    pub async fn call(&self, subject: &'static str, request: &Value) -> Result<Value> {
+    pub async fn call(&self, subject: &'static str, request: &impl Display) -> Result<Value> {
         let reply = self.raw(subject, request.to_string().into()).await?;
         read(&reply).map_err(|refused| anyhow!("{subject} {request} answered {}", refused.text))
     }
 
     /// Like `call`, again and again while the error says that it may help.
-    pub async fn insist(&self, subject: &'static str, request: &Value, within: Duration) -> Result<Value> {
+    pub async fn insist(&self, subject: &'static str, request: &impl Display, within: Duration) -> Result<Value> {
         let deadline = Instant::now() + within;
         loop {
             let reply = match self.once(subject, request.to_string().into()).await {

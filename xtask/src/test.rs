@@ -5,7 +5,7 @@ use crate::{
     python,
     term::{bold, green, red, time},
     tidy,
-    workspace::{build, cargo, root, target_dir},
+    workspace::{BINARY, build, cargo, root, target_dir},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -14,8 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Tells tests where the `highwater` binary is.
-const BINARY: &str = "HIGHWATER_BIN";
 /// The stock client that the foreign test uses, pinned.
 const NATS_PY: &str = "nats-py==2.16.0 --hash=sha256:aeb1ff123966c05833d26c7df7e1d54c1c6d32b612428b21677a2e921f1fecae";
 const FOREIGN: &str = "tests/foreign/test_stock_client.py";

@@ -49,6 +49,18 @@ pub fn build(packages: &[&str], release: bool) -> Result<PathBuf> {
     Ok(target_dir()?.join(if release { "release" } else { "debug" }))
 }
 
+/// The environment variable that names a `highwater` binary; tests are given it, and where it is set nothing is built.
+pub const BINARY: &str = "HIGHWATER_BIN";
+
+/// The `highwater` binary in release: the one that is named in the environment, else built now.
+pub fn highwater() -> Result<PathBuf> {
+    match std::env::var_os(BINARY).filter(|value| !value.is_empty()) {
+        Some(named) if Path::new(&named).is_file() => Ok(named.into()),
+        Some(named) => bail!("{BINARY} names {}, which does not exist", Path::new(&named).display()),
+        None => Ok(build(&["highwater"], true)?.join("highwater")),
+    }
+}
+
 /// The last line with text in what a program printed.
 pub fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);

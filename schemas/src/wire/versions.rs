@@ -305,6 +305,11 @@ pub struct DocView<'a> {
 }
 
 impl<'a> DocView<'a> {
+    /// About how many bytes it takes in a message.
+    pub fn size(&self) -> usize {
+        let entries: usize = self.keys().map(|k| k.key.len() + k.include.len() + 13).sum();
+        self.docid.len() + 17 + entries
+    }
     /// The entries of all indexes; an index without one has no entry for this document.
     pub fn keys(&self) -> impl Iterator<Item = KeyView<'a>> + use<'a> {
         let (columns, last) = (self.columns, self.last);

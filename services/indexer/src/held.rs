@@ -27,6 +27,8 @@ struct State {
 
 /// The snapshots of one slice.
 pub(crate) struct HeldSlice {
+    /// For each key of the index whether it is descending.
+    directions: Vec<bool>,
     state: Mutex<State>,
     newest: watch::Sender<u64>,
 }
@@ -35,8 +37,12 @@ pub(crate) struct HeldSlice {
 pub(crate) type At = (Arc<StabilityTimestamp>, Snapshot);
 
 impl HeldSlice {
-    fn new() -> Self {
-        Self { state: Mutex::default(), newest: watch::Sender::new(0) }
+    fn new(directions: Vec<bool>) -> Self {
+        Self { directions, state: Mutex::default(), newest: watch::Sender::new(0) }
+    }
+
+    pub(crate) fn directions(&self) -> &[bool] {
+        &self.directions
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -130,8 +136,8 @@ impl Held {
         self.slices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn open(&self, bucket: &str, slice: SliceName) -> Arc<HeldSlice> {
-        let held = Arc::new(HeldSlice::new());
+    pub(crate) fn open(&self, bucket: &str, slice: SliceName, directions: Vec<bool>) -> Arc<HeldSlice> {
+        let held = Arc::new(HeldSlice::new(directions));
         self.lock().insert((bucket.to_owned(), slice), Arc::clone(&held));
         held
     }

@@ -1,8 +1,11 @@
 //! Serves scans of one slice at one stability snapshot.
 
-use crate::held::{At, Held};
+use crate::{
+    held::{At, Held},
+    store::{Snapshot, StoreError},
+};
 use highwater_schemas::{
-    ErrorCode,
+    ErrorCode, collation,
     state::SliceName,
     wire::{Rows, ScanMode, ScanPage, ScanReply, ScanRequest},
 };
@@ -14,9 +17,11 @@ use tokio::sync::Semaphore;
 
 /// The deadline is looked at every so many rows.
 const LOOK: u64 = 4_096;
+/// Room for the ST and the headers of a reply, bytes.
+const HEADROOM: usize = 8 * 1024;
 
 /// Waits for the ST and answers a page or a count; never fails otherwise than by a coded refusal.
-pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore) -> ScanReply {
+pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore, max_payload: usize) -> ScanReply {
     let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
     let slice = SliceName { index: request.index, partition: request.partition };
     let Some(held) = held.get(&request.bucket, slice) else {
@@ -31,7 +36,7 @@ pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore) 
     let Ok(turn) = turns.acquire().await else {
         return ScanReply::refused(ErrorCode::NodeUnavailable, "the node is ending");
     };
-    let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline)).await {
+    let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline, max_payload, held.directions())).await {
         Ok(reply) => reply,
         Err(error) => ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")),
     };
@@ -39,7 +44,7 @@ pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore) 
     reply
 }
 
-fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant) -> ScanReply {
+fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant, max_payload: usize, directions: &[bool]) -> ScanReply {
     let mut page = ScanPage {
         st: (**st).clone(),
         unindexed: snapshot.unindexed(),
@@ -56,6 +61,11 @@ fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant) -> ScanRe
         ScanMode::Rows => rows(request, snapshot, &mut page, deadline),
     };
     match outcome {
+        // A page holds one row at least, however large: only then can it be more than a message takes.
+        Ok(false) if page.rows.size() + HEADROOM > max_payload => {
+            let id = page.rows.get(0).map(|row| docid(row.key, directions)).unwrap_or_default();
+            ScanReply::refused(ErrorCode::RowTooLarge, format!("the row of document {id:?} does not fit one NATS message"))
+        }
         Ok(false) => ScanReply::Page(page),
         Ok(true) => ScanReply::refused(ErrorCode::Timeout, "the scan took longer than its deadline"),
         Err(error) => {
@@ -68,10 +78,10 @@ fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant) -> ScanRe
 /// Fills the page; true when the deadline passed.
 fn rows(
     request: &ScanRequest,
-    snapshot: &crate::store::Snapshot,
+    snapshot: &Snapshot,
     page: &mut ScanPage,
     deadline: Instant,
-) -> Result<bool, crate::store::StoreError> {
+) -> Result<bool, StoreError> {
     let (mut looked, mut late) = (0u64, false);
     let page_bytes = request.page_bytes as usize;
     snapshot.scan(&request.ranges, request.reverse, request.after.as_deref(), &mut |key, include| {
@@ -93,4 +103,10 @@ fn rows(
         ControlFlow::Continue(())
     })?;
     Ok(late)
+}
+
+/// The docid of an entry key, for a message.
+fn docid(key: &[u8], directions: &[bool]) -> String {
+    let rest = collation::decode_key(key, directions, &mut Vec::new()).ok().and_then(|used| key.get(used..));
+    rest.and_then(|rest| collation::split_entry_suffix(rest).ok()).map(|(id, _)| id.into_owned()).unwrap_or_default()
 }

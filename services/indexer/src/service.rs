@@ -307,9 +307,10 @@ impl Shell {
                     return;
                 };
                 let (held, scans, refused) = (held.clone(), Arc::clone(scans), Arc::clone(&self.refused));
+                let max_payload = self.bus.max_payload();
                 tokio::spawn(async move {
                     let reply = match wire::decode::<ScanRequest>(&request.payload) {
-                        Ok(scan) => scan::serve(&held, scan, &scans).await,
+                        Ok(scan) => scan::serve(&held, scan, &scans, max_payload).await,
                         Err(error) => {
                             refused.fetch_add(1, Ordering::Relaxed);
                             ScanReply::refused(ErrorCode::MalformedRequest, error.to_string())
@@ -413,7 +414,7 @@ fn hosted<'a>(node: &'a str, bucket: &'a Bucket) -> impl Iterator<Item = (SliceN
                 index: number,
                 partition: partition as u32,
             };
-            (name, index.topology, SliceInfo { identity, partitions })
+            (name, index.topology, SliceInfo { identity, partitions, directions: index.compiled.directions() })
         })
     })
 }

@@ -36,6 +36,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 pub(crate) struct SliceInfo {
     pub(crate) identity: SliceIdentity,
     pub(crate) partitions: u32,
+    /// For each key whether it is descending.
+    pub(crate) directions: Vec<bool>,
 }
 
 /// What a worker is told.
@@ -243,7 +245,7 @@ impl Worker {
             old.held.close(ErrorCode::InRollback, "the index is being built again: its source's history changed".into());
         }
         let held = self.outside.held.get(&self.outside.bucket, slice);
-        let held = held.unwrap_or_else(|| self.outside.held.open(&self.outside.bucket, slice));
+        let held = held.unwrap_or_else(|| self.outside.held.open(&self.outside.bucket, slice, info.directions.clone()));
         let mut opened = self.open_store(&info, reset);
         if let Err(error @ (StoreError::Damaged(_) | StoreError::OtherSlice { .. })) = &opened {
             tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "building the slice again");

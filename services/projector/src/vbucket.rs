@@ -36,7 +36,7 @@ const NEAR: u64 = 4_096;
 const POLL: Duration = Duration::from_secs(1);
 /// An answer that shows the source ahead is checked against the consumer after this silence.
 const SILENCE: Duration = Duration::from_millis(5);
-/// Key versions of one chunk, bytes.
+/// Key versions of one chunk, bytes, or an eighth of what the server takes in one message.
 const CHUNK_BYTES: usize = 128 * 1024;
 
 /// What to evaluate and for whom; changes with the topology.
@@ -228,7 +228,7 @@ impl Task {
                 }
             }
             let last = i + 1 == messages.len();
-            if last || versions.size() >= CHUNK_BYTES {
+            if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
                 self.last_message = (message.time, fingerprint(message));
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }

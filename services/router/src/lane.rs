@@ -1,7 +1,7 @@
 //! One lane: chunks in, batches and SYNC out.
 
 use crate::{
-    packer::{BATCH_BYTES, Packed, Packer, Step},
+    packer::{Limits, Packed, Packer, Step},
     window::{Part, Resend, Window},
 };
 use highwater_bus::{Bus, Publisher};
@@ -62,8 +62,8 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
     let mut input = open.input;
     let mut lane = Lane {
         publisher: Publisher::new(bus.clone()),
+        packer: Packer::new(open.from, Limits::new(bus.max_payload())),
         bus,
-        packer: Packer::new(open.from),
         window: Window::default(),
         acks: JoinSet::new(),
         sync: StVb {
@@ -166,7 +166,6 @@ impl Lane {
     }
 
     async fn send(&mut self, packed: Packed) {
-        debug_assert!(packed.nodes.iter().all(|(_, v)| v.size() < 3 * BATCH_BYTES), "a batch is bounded");
         for part in self.window.push(packed) {
             self.publish(part, Duration::ZERO).await;
         }

@@ -3,12 +3,28 @@
 use highwater_schemas::{
     Position,
     lane::Routes,
-    wire::{KeyVersions, partition_of},
+    wire::{DocOp, KeyVersions, Unindexable, partition_of},
 };
 use std::sync::Arc;
 
-/// A batch is closed at this size, bytes; with header and one more chunk it stays below the server's usual limit of 1 MiB.
-pub(crate) const BATCH_BYTES: usize = 256 * 1024;
+/// A batch is closed at this size, bytes, or at a quarter of what the server takes in one message.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Room for the header of a batch and of its message, bytes.
+const HEADROOM: usize = 8 * 1024;
+
+/// Sizes that keep every batch below what the server takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    batch: usize,
+    message: usize,
+}
+
+impl Limits {
+    /// For a server that takes messages of `max_payload` bytes.
+    pub(crate) fn new(max_payload: usize) -> Self {
+        Self { batch: BATCH_BYTES.min(max_payload / 4), message: max_payload.saturating_sub(HEADROOM) }
+    }
+}
 
 /// An interval of the chain, ready for its subscribers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +60,12 @@ pub(crate) struct Packer {
     size: usize,
     last: Option<(Position, u64, i64, u64)>,
     anchor: bool,
+    limits: Limits,
 }
 
 impl Packer {
-    pub(crate) fn new(from: Position) -> Self {
-        Self { from, routes: Arc::default(), open: Vec::new(), size: 0, last: None, anchor: false }
+    pub(crate) fn new(from: Position, limits: Limits) -> Self {
+        Self { limits, from, routes: Arc::default(), open: Vec::new(), size: 0, last: None, anchor: false }
     }
 
     /// Adds a step; answers the batches that it closed: at most one, when the topology changed.
@@ -84,7 +101,7 @@ impl Packer {
 
     /// True when the open batch has reached its size.
     pub(crate) fn full(&self) -> bool {
-        self.size >= BATCH_BYTES
+        self.size >= self.limits.batch
     }
 
     /// True when there is something to send.
@@ -98,13 +115,32 @@ impl Packer {
             return None;
         }
         let (to, covered, server_time, hash) = self.last?;
-        let nodes = self.routes.nodes.keys().cloned().zip(self.open.iter_mut().map(std::mem::take)).collect();
+        let fits = self.limits.message;
+        let versions = self.open.iter_mut().map(|open| shrunk(std::mem::take(open), fits));
+        let nodes = self.routes.nodes.keys().cloned().zip(versions).collect();
         let packed = Packed { topology: self.routes.topology, from: self.from, to, covered, server_time, hash, nodes };
         self.from = to;
         self.size = 0;
         self.anchor = false;
         Some(packed)
     }
+}
+
+/// A document whose entries together do not fit one message with the rest cannot be indexed: the chain must not stop for it.
+fn shrunk(versions: KeyVersions, fits: usize) -> KeyVersions {
+    if versions.size() <= fits {
+        return versions;
+    }
+    let share = fits / 4;
+    let mut out = KeyVersions::default();
+    for doc in versions.view().docs() {
+        if doc.size() > share {
+            out.push_doc(doc.seqno, doc.docid, DocOp::Unindexable(Unindexable::TooLarge));
+        } else {
+            out.push_view(&doc, |_| true);
+        }
+    }
+    out
 }
 
 /// Copies what a node hosts: documents of a partition that it has of any index, with the entries of its own slices.
@@ -120,7 +156,6 @@ fn route(versions: &KeyVersions, hosted: &[(u32, u32, u32)], out: &mut KeyVersio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::wire::DocOp;
 
     fn routes(topology: u64, nodes: &[(&str, &[(u32, u32, u32)])]) -> Arc<Routes> {
         Arc::new(Routes { topology, nodes: nodes.iter().map(|(n, h)| ((*n).to_owned(), h.to_vec())).collect() })
@@ -144,7 +179,7 @@ mod tests {
     #[test]
     fn intervals_follow_each_other_without_a_gap() {
         let r = routes(1, &[("a", &[(1, 0, 1), (2, 0, 1)])]);
-        let mut p = Packer::new(Position::ZERO);
+        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
         p.add(step(&r, versions(1..=3), 3));
         p.add(step(&r, versions(5..=6), 6));
         let first = p.flush().unwrap();
@@ -158,7 +193,7 @@ mod tests {
     #[test]
     fn a_new_topology_closes_the_batch_and_starts_its_own() {
         let (one, two) = (routes(1, &[("a", &[(1, 0, 1)])]), routes(2, &[("a", &[(1, 0, 1), (2, 0, 1)])]));
-        let mut p = Packer::new(Position::ZERO);
+        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
         p.add(step(&one, versions(1..=2), 2));
         let closed = p.add(Step { anchor: true, ..step(&two, KeyVersions::default(), 2) }).unwrap();
         assert_eq!((closed.topology, closed.to.seqno), (1, 2));
@@ -169,7 +204,7 @@ mod tests {
     #[test]
     fn every_subscriber_sees_every_interval_and_only_its_partitions() {
         let r = routes(1, &[("a", &[(1, 0, 2)]), ("b", &[(1, 1, 2), (2, 0, 1)])]);
-        let mut p = Packer::new(Position::ZERO);
+        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
         p.add(step(&r, versions(1..=40), 40));
         let packed = p.flush().unwrap();
         let [(_, a), (_, b)] = packed.nodes.as_slice() else { panic!("two subscribers") };
@@ -180,9 +215,24 @@ mod tests {
     }
 
     #[test]
+    fn a_document_too_large_for_a_message_is_given_up_and_the_rest_goes_on() {
+        let r = routes(1, &[("a", &[(1, 0, 1)])]);
+        let mut p = Packer::new(Position::ZERO, Limits::new(64 * 1024));
+        let mut all = versions(1..=3);
+        all.push_doc(4, "huge", DocOp::Put);
+        all.push_key(1, |_| Ok(()), |b| b.resize(b.len() + 70_000, b' '));
+        p.add(step(&r, all, 4));
+        assert!(p.full());
+        let packed = p.flush().unwrap();
+        let ops: Vec<DocOp> = packed.nodes[0].1.view().docs().map(|d| d.op).collect();
+        assert_eq!(ops, [DocOp::Put, DocOp::Put, DocOp::Put, DocOp::Unindexable(Unindexable::TooLarge)]);
+        assert!(packed.nodes[0].1.size() < 64 * 1024);
+    }
+
+    #[test]
     fn without_subscribers_the_chain_still_advances() {
         let r = routes(1, &[]);
-        let mut p = Packer::new(Position::ZERO);
+        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
         p.add(step(&r, versions(1..=2), 2));
         let packed = p.flush().unwrap();
         assert!(packed.nodes.is_empty());

@@ -77,8 +77,7 @@ pub fn rerun_in_release() -> Result<()> {
 /// Measures, prints the table, and writes the file when one is named.
 pub async fn run(options: Options) -> Result<()> {
     let target = workspace::target_dir()?;
-    let binary =
-        if options.limits_only { None } else { Some(workspace::build(&["highwater"], true)?.join("highwater")) };
+    let binary = if options.limits_only { None } else { Some(workspace::highwater()?) };
     let server = nats_server::find(&target)?;
     let mut fleet = Fleet::start(&server, Some(&target.join("bench")))?;
     let mut report = Report::new(machine::describe(&server.version.to_string()), &options);

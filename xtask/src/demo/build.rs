@@ -1,14 +1,19 @@
 //! Creates the demo's indexes and shows how they build.
 
-use super::{BUCKET, cities::bar};
+use super::{
+    BUCKET,
+    cities::{City, bar},
+};
 use crate::{
     client::Highwater,
     term::{dim, group, step},
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{MultiProgress, ProgressBar};
-use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 /// How long the services may take to take the first request.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
@@ -16,27 +21,38 @@ const FIRST_ANSWER: Duration = Duration::from_secs(10);
 const BUILT_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
-fn definitions() -> [Value; 3] {
-    [
-        json!({"bucket": BUCKET, "name": "by_country", "keys": ["country", "population DESC"], "include": ["name"]}),
-        json!({"bucket": BUCKET, "name": "million", "keys": ["population"], "where": "population > 1000000",
-               "include": ["name", "country"]}),
-        json!({"bucket": BUCKET, "name": "by_timezone", "keys": ["timezone", "name"]}),
-    ]
+/// An index of the demo. Its definition is text, so that it is shown in the order in which people write it.
+struct Wanted {
+    name: &'static str,
+    rest: &'static str,
+    /// Whether a city has an entry.
+    takes: fn(&City) -> bool,
 }
 
+const INDEXES: [Wanted; 3] = [
+    Wanted { name: "by_country", rest: r#""keys":["country","population DESC"],"include":["name"]"#, takes: |_| true },
+    Wanted {
+        name: "million",
+        rest: r#""keys":["population"],"where":"population > 1000000","include":["name","country"]"#,
+        takes: |city| city.population > 1_000_000,
+    },
+    Wanted { name: "by_timezone", rest: r#""keys":["timezone","name"]"#, takes: |_| true },
+];
+
 /// Creates the three indexes and waits until they are active.
-pub async fn create_all(highwater: &Highwater, documents: u64) -> Result<()> {
+pub async fn create_all(highwater: &Highwater, cities: &BTreeMap<String, City>) -> Result<()> {
     let since = Instant::now();
+    let documents = cities.len() as u64;
     let bars = MultiProgress::new();
-    let mut shown: Vec<(String, ProgressBar, bool)> = Vec::new();
-    for definition in definitions() {
+    let mut shown: Vec<(&Wanted, ProgressBar, bool)> = Vec::new();
+    for wanted in &INDEXES {
+        let definition = format!(r#"{{"bucket":"{BUCKET}","name":"{}",{}}}"#, wanted.name, wanted.rest);
         println!("  {}", dim(&format!("hw.admin.index.create {definition}")));
         highwater.insist("hw.admin.index.create", &definition, FIRST_ANSWER).await?;
-        shown.push((definition["name"].as_str().unwrap_or_default().to_owned(), ProgressBar::hidden(), false));
+        shown.push((wanted, ProgressBar::hidden(), false));
     }
-    for (name, progress, _) in &mut shown {
-        *progress = bars.add(bar(documents, name));
+    for (wanted, progress, _) in &mut shown {
+        *progress = bars.add(bar(documents, wanted.name));
     }
     let deadline = since + BUILT_WITHIN;
     while !shown.iter().all(|(_, _, active)| *active) {
@@ -45,10 +61,8 @@ pub async fn create_all(highwater: &Highwater, documents: u64) -> Result<()> {
         }
         tokio::time::sleep(POLL).await;
         for index in highwater.indexes(BUCKET).await? {
-            let Some((name, progress, active)) = shown.iter_mut().find(|(name, _, _)| index["name"] == name.as_str())
-            else {
-                continue;
-            };
+            let found = shown.iter_mut().find(|(wanted, _, _)| index["name"] == wanted.name);
+            let Some((wanted, progress, active)) = found else { continue };
             if *active {
                 continue;
             }
@@ -57,14 +71,25 @@ pub async fn create_all(highwater: &Highwater, documents: u64) -> Result<()> {
                 Some("active") => {
                     progress.finish_and_clear();
                     *active = true;
-                    let items = index["items"].as_u64().unwrap_or(0);
+                    let entries = count(highwater, wanted, cities).await?;
+                    let text = format!("{} is active: {} entries", wanted.name, group(entries));
                     // Through the bars, or the line would be drawn over.
-                    bars.suspend(|| step(&format!("{name} is active: {} entries", group(items)), since.elapsed()));
+                    bars.suspend(|| step(&text, since.elapsed()));
                 }
-                Some("error") => bail!("index {name} failed: {}", index["error"]),
+                Some("error") => bail!("index {} failed: {}", wanted.name, index["error"]),
                 _ => {}
             }
         }
     }
     Ok(())
+}
+
+/// The entries of an active index, which must be all that the documents call for.
+async fn count(highwater: &Highwater, wanted: &Wanted, cities: &BTreeMap<String, City>) -> Result<u64> {
+    let request = format!(r#"{{"bucket":"{BUCKET}","index":"{}"}}"#, wanted.name);
+    let reply = highwater.call("hw.query.count", &request).await?;
+    let expected = cities.values().filter(|city| (wanted.takes)(city)).count() as u64;
+    let entries = reply["count"].as_u64().context("the reply has no count")?;
+    ensure!(entries == expected, "{} counts {entries} entries, the documents {expected}", wanted.name);
+    Ok(entries)
 }

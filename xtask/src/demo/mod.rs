@@ -22,7 +22,7 @@ pub async fn run(keep: bool) -> Result<()> {
     println!("{}", bold("Highwater: secondary indexes for JSON documents that live in NATS"));
     println!("Building highwater in release (the first build takes some minutes) …");
     let started = Instant::now();
-    let binary = workspace::build(&["highwater"], true)?.join("highwater");
+    let binary = workspace::highwater()?;
     step("highwater is built", started.elapsed());
 
     let demo = Instant::now();
@@ -64,7 +64,7 @@ async fn show(fleet: &Fleet) -> Result<()> {
     let bucket = cities::put_all(&nats, &cities).await?;
 
     heading("Indexing");
-    build::create_all(&highwater, cities.len() as u64).await?;
+    build::create_all(&highwater, &cities).await?;
 
     heading("Asking");
     queries::ask(&highwater, &cities).await?;

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use async_nats::jetstream::kv;
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -30,8 +30,10 @@ pub async fn ask(highwater: &Highwater, cities: &Cities) -> Result<()> {
     present("The five largest cities of Japan", &largest_request("any"), took);
     print_table(&["city", "population"], rows.iter().map(|row| vec![name(row), number(&row["key"][1])]));
 
-    let request = json!({"bucket": BUCKET, "index": "million", "spans": [{"low": [RANGE.0], "high": [RANGE.1]}],
-                         "reverse": true});
+    let (low, high) = RANGE;
+    let request = format!(
+        r#"{{"bucket":"{BUCKET}","index":"million","spans":[{{"low":[{low}],"high":[{high}]}}],"reverse":true}}"#
+    );
     let (reply, took) = timed(highwater, "hw.query.scan", &request).await?;
     let rows = rows_of(reply)?;
     let inside = cities.values().filter(|city| (RANGE.0..=RANGE.1).contains(&city.population)).count();
@@ -40,7 +42,7 @@ pub async fn ask(highwater: &Highwater, cities: &Cities) -> Result<()> {
     let cells = |row: &Value| vec![name(row), text(&row["include"]["country"]), number(&row["key"][0])];
     print_table(&["city", "country", "population"], rows.iter().map(cells));
 
-    let request = json!({"bucket": BUCKET, "index": "by_timezone", "spans": [{"equal": [ZONE]}]});
+    let request = format!(r#"{{"bucket":"{BUCKET}","index":"by_timezone","spans":[{{"equal":["{ZONE}"]}}]}}"#);
     let (reply, took) = timed(highwater, "hw.query.count", &request).await?;
     let count = reply["count"].as_u64().context("the reply has no count")?;
     let inside = cities.values().filter(|city| city.timezone == ZONE).count() as u64;
@@ -84,9 +86,11 @@ async fn seen(highwater: &Highwater, cities: &Cities) -> Result<()> {
     Ok(())
 }
 
-fn largest_request(consistency: &str) -> Value {
-    json!({"bucket": BUCKET, "index": "by_country", "spans": [{"equal": [COUNTRY]}], "limit": TOP,
-           "consistency": consistency})
+/// Text, so that it is shown in the order in which people write it.
+fn largest_request(consistency: &str) -> String {
+    format!(
+        r#"{{"bucket":"{BUCKET}","index":"by_country","spans":[{{"equal":["{COUNTRY}"]}}],"limit":{TOP},"consistency":"{consistency}"}}"#
+    )
 }
 
 async fn largest(highwater: &Highwater, consistency: &str) -> Result<(Vec<Value>, Duration)> {
@@ -100,9 +104,9 @@ fn expected_largest(cities: &Cities) -> Vec<String> {
     inside.iter().take(TOP).map(|city| city.id.clone()).collect()
 }
 
-async fn timed(highwater: &Highwater, subject: &'static str, request: &Value) -> Result<(Value, Duration)> {
+async fn timed(highwater: &Highwater, subject: &'static str, request: &str) -> Result<(Value, Duration)> {
     let since = Instant::now();
-    let reply = highwater.call(subject, request).await?;
+    let reply = highwater.call(subject, &request).await?;
     Ok((reply, since.elapsed()))
 }
 
@@ -134,7 +138,7 @@ fn number(value: &Value) -> String {
     group(value)
 }
 
-fn present(title: &str, request: &Value, took: Duration) {
+fn present(title: &str, request: &str, took: Duration) {
     println!("\n  {}   {}", bold(title), dim(&format!("in {}", time(took))));
     println!("  {}", dim(&format!("hw.query.scan {request}")));
 }

