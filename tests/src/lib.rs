@@ -1,1 +1,46 @@
+//! The harness of the tests that run real processes against a real nats-server.
+//!
+//! Highwater is met here as its users meet it: through its binary and its public subjects. Nothing of how it evaluates documents
+//! or orders keys is used, so that [`oracle`] can disagree with it.
+//!
+//! # Layout
+//! - [`binaries`]: which programs are tested
+//! - [`child`]: a child process with its output in files
+//! - [`nats`]: a nats-server on a free port
+//! - [`cluster`]: the services as processes of their own, to be killed and restarted
+//! - [`client`]: requests to the public subjects
+//! - [`source`]: writes documents into a key-value bucket or into keyed streams, and remembers them
+//! - [`order`], [`oracle`]: what an index must hold, computed naively
+//! - [`ask`]: random scans compared with the oracle
+//! - [`documents`]: random documents and the indexes over them
+//! - [`rng`], [`wait`]: seeded randomness, waiting for an event
 
+pub mod ask;
+pub mod binaries;
+pub mod child;
+pub mod client;
+pub mod cluster;
+pub mod documents;
+pub mod nats;
+pub mod oracle;
+pub mod order;
+pub mod rng;
+pub mod source;
+pub mod wait;
+
+/// Everything that most tests need.
+pub mod prelude {
+    pub use crate::{
+        ask,
+        client::{Client, Refused},
+        cluster::Cluster,
+        documents,
+        oracle::Index,
+        rng::Rng,
+        source::{Op, Source, Write},
+        wait::until,
+    };
+    pub use anyhow::{Context, Result, bail, ensure};
+    pub use serde_json::{Value, json};
+    pub use std::time::{Duration, Instant};
+}

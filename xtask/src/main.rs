@@ -46,6 +46,9 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Echoes requests; `bench` starts it
+    #[command(hide = true)]
+    Echo { url: String },
     /// Prints the path of a nats-server that is new enough, fetching it when there is none
     Nats,
 }
@@ -66,6 +69,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test => test::run(),
         Command::Bench(options) if bench::is_measurable() => until_interrupted(bench::run(options)),
         Command::Bench(_) => bench::rerun_in_release(),
+        Command::Echo { url } => until_interrupted(bench::echo(&url)),
         Command::Tidy => tidy::run(),
         Command::Schemas { check: true } => schemas::check(),
         Command::Schemas { check: false } => schemas::write(),

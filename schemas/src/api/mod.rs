@@ -32,11 +32,45 @@ pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
         ));
     }
     let text: &[u8] = if payload.is_empty() { b"{}" } else { payload };
-    serde_json::from_slice(text).map_err(|e| {
-        let message = e.to_string();
-        let code = if message.starts_with("unknown field") { ErrorCode::UnknownField } else { ErrorCode::MalformedRequest };
-        ApiError::new(code, message)
+    if text.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+        // serde would take a list for an object's fields in order.
+        return Err(ApiError::new(ErrorCode::MalformedRequest, "the request is not a JSON object"));
+    }
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| refusal(&e))?;
+    json.end().map_err(|e| ApiError::new(ErrorCode::MalformedRequest, format!("the request is not JSON: {e}")))?;
+    Ok(value)
+}
+
+/// Reads a part of a request that is called `name`; a refusal names the field below it.
+pub fn parse_part<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ApiError> {
+    if !text.starts_with('{') {
+        return Err(ApiError::new(ErrorCode::MalformedRequest, format!("{name} is not a JSON object")));
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let error = refusal(&e);
+        ApiError::new(error.code, format!("{name}: {}", error.message))
     })
+}
+
+/// Says which field, what is wrong with it, and nothing of how it is read.
+fn refusal(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let (path, text) = (error.path().to_string(), error.inner().to_string());
+    // Positions are within the whole request, and type names are ours.
+    let what = text.split(" at line ").next().unwrap_or_default();
+    if what.starts_with("unknown field") {
+        return ApiError::new(ErrorCode::UnknownField, what);
+    }
+    if !error.inner().is_data() {
+        return ApiError::new(ErrorCode::MalformedRequest, format!("the request is not JSON: {text}"));
+    }
+    let what = match what.split_once(", expected struct ") {
+        Some((found, _)) => format!("{found}, expected an object"),
+        None => what.to_owned(),
+    };
+    let message = if path == "." { what } else { format!("{path}: {what}") };
+    ApiError::new(ErrorCode::MalformedRequest, message)
 }
 
 /// The reply of a request that went well: `value`'s fields beside `"ok":true`.
@@ -79,6 +113,23 @@ mod tests {
         let error = parse::<BucketRemove>(br#"{"name":"a","nmae":1}"#).unwrap_err();
         assert_eq!(error.code, ErrorCode::UnknownField);
         assert!(error.message.contains("nmae"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_refusal_names_the_field() {
+        for (text, word) in [
+            (&br#"{"name":7}"#[..], "name: invalid type: integer `7`, expected a string"),
+            (br#"{"name":"a","name":"b"}"#, "duplicate field `name`"),
+            (br#"["a"]"#, "not a JSON object"),
+            (b"null", "not a JSON object"),
+            (br#"{"name":"a"} x"#, "not JSON"),
+            (br#"{"name":"#, "not JSON"),
+            (b"{}", "missing field `name`"),
+        ] {
+            let error = parse::<BucketRemove>(text).unwrap_err();
+            assert_eq!(error.code, ErrorCode::MalformedRequest);
+            assert!(error.message.contains(word), "{}", error.message);
+        }
     }
 
     #[test]

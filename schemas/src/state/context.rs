@@ -75,7 +75,7 @@ pub struct Vbucket {
     pub generation: u64,
     pub projector: String,
     pub incarnation: u64,
-    /// Where the present generation starts to read.
+    /// Where the present generation starts to read; before the first, where the live chain is to begin.
     pub restart: u64,
     /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
     pub starts: BTreeMap<u64, (u64, Position)>,
@@ -200,15 +200,16 @@ impl StateContext {
                     entry.gone = true;
                 }
             }
-            Change::BucketAdded { definition, vbuuids } => {
+            Change::BucketAdded { definition, vbuuids, starts } => {
                 let vbuckets = vbuuids
                     .iter()
-                    .map(|vbuuid| Vbucket {
+                    .enumerate()
+                    .map(|(vb, vbuuid)| Vbucket {
                         failover: vec![Failover { vbuuid: *vbuuid, start: 0 }],
                         generation: 0,
                         projector: String::new(),
                         incarnation: 0,
-                        restart: 0,
+                        restart: starts.get(vb).copied().unwrap_or(0),
                         starts: BTreeMap::new(),
                     })
                     .collect();
@@ -237,7 +238,9 @@ impl StateContext {
                 entry.starts.insert(*generation, (vbuuid, *x));
             }
             Change::BranchStarted { bucket, vb, vbuuid, start, reason: _ } => {
-                self.vbucket(version, bucket, *vb)?.failover.insert(0, Failover { vbuuid: *vbuuid, start: *start });
+                let vbucket = self.vbucket(version, bucket, *vb)?;
+                vbucket.failover.insert(0, Failover { vbuuid: *vbuuid, start: *start });
+                vbucket.restart = *start;
                 let entry = self.bucket(version, bucket)?;
                 entry.sessions.clear();
                 entry.history.clear();

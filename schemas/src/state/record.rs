@@ -45,7 +45,12 @@ pub enum Change {
     /// A node is there, or there again under a new incarnation.
     NodeJoined { node: String, kind: NodeKind, incarnation: u64 },
     NodeLeft { node: String, kind: NodeKind },
-    BucketAdded { definition: BucketDefinition, vbuuids: Vec<u64> },
+    BucketAdded {
+        definition: BucketDefinition,
+        vbuuids: Vec<u64>,
+        /// Each source's last sequence then: the live chain begins there, sessions bring what is older.
+        starts: Vec<u64>,
+    },
     BucketRemoved { bucket: String },
     /// A new generation of a vbucket's chain begins at `x`, read from `restart` on.
     VbucketAssigned {

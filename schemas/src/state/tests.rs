@@ -20,7 +20,7 @@ fn changes() -> Vec<Change> {
     vec![
         Change::TermStarted { coordinator: "c".into() },
         Change::NodeJoined { node: "n".into(), kind: NodeKind::Indexer, incarnation: u64::MAX },
-        Change::BucketAdded { definition: BucketDefinition::kv("b"), vbuuids: vec![u64::MAX] },
+        Change::BucketAdded { definition: BucketDefinition::kv("b"), vbuuids: vec![u64::MAX], starts: vec![5] },
         Change::VbucketAssigned {
             bucket: bucket(),
             vb: 0,

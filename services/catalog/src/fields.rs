@@ -1,14 +1,40 @@
 //! Reads the fields of a JSON request one by one, so that every refusal names its field.
 
 use highwater_schemas::{ApiError, ErrorCode, api::MAX_REQUEST};
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// The fields of a request that have not been taken yet.
 #[derive(Debug)]
 pub struct Fields {
     raw: BTreeMap<String, Box<RawValue>>,
+}
+
+/// The fields of an object as they stand, repeated ones too.
+struct Pairs(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pairs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        json.deserialize_map(Object)
+    }
 }
 
 impl Fields {
@@ -18,18 +44,23 @@ impl Fields {
             return Err(malformed(format!("the request has {} bytes; at most {MAX_REQUEST} are taken", payload.len())));
         }
         let text: &[u8] = if payload.is_empty() { b"{}" } else { payload };
-        let raw: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).map_err(|e| {
+        let Pairs(pairs) = serde_json::from_slice(text).map_err(|e| {
             malformed(if e.is_data() {
                 "the request is not a JSON object".into()
             } else {
                 format!("the request is not JSON: {e}")
             })
         })?;
-        if let Some(name) = raw.keys().find(|name| !known.contains(&name.as_str())) {
-            return Err(ApiError::new(
-                ErrorCode::UnknownField,
-                format!("unknown field {name:?}, expected one of {}", known.join(", ")),
-            ));
+        let mut raw = BTreeMap::new();
+        for (name, value) in pairs {
+            if !known.contains(&name.as_str()) {
+                let expected = if known.is_empty() { "it takes none".into() } else { format!("expected one of {}", known.join(", ")) };
+                return Err(ApiError::new(ErrorCode::UnknownField, format!("unknown field {name:?}: {expected}")));
+            }
+            if raw.contains_key(&name) {
+                return Err(malformed(format!("{name} is there twice")));
+            }
+            raw.insert(name, value);
         }
         Ok(Self { raw })
     }
@@ -80,6 +111,7 @@ mod tests {
             (b"7", ErrorCode::MalformedRequest, "not a JSON object"),
             (br#"{"a":1} x"#, ErrorCode::MalformedRequest, "not JSON"),
             (br#"{"b":1}"#, ErrorCode::UnknownField, "\"b\""),
+            (br#"{"a":1,"a":2}"#, ErrorCode::MalformedRequest, "a is there twice"),
         ] {
             let error = Fields::read(payload, &["a"]).unwrap_err();
             assert_eq!(error.code, code, "{error}");

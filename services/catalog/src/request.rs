@@ -6,7 +6,7 @@ use crate::{
     token::PageToken,
 };
 use highwater_schemas::{
-    ApiError, ErrorCode,
+    ApiError, ErrorCode, api,
     collation::{Span, spans_to_ranges},
     names,
     state::{Bucket, Index, IndexState, StateContext},
@@ -219,17 +219,7 @@ fn spans(fields: &mut Fields) -> Result<Vec<Span>, ApiError> {
     if raw.len() > MAX_SPANS {
         return Err(malformed(format!("spans: at most {MAX_SPANS}, not {}", raw.len())));
     }
-    let read = |(i, raw): (usize, &RawValue)| {
-        serde_json::from_str(raw.get()).map_err(|e| {
-            let message = e.to_string();
-            let code = if message.starts_with("unknown field") {
-                ErrorCode::UnknownField
-            } else {
-                ErrorCode::MalformedRequest
-            };
-            ApiError::new(code, format!("spans[{i}]: {message}"))
-        })
-    };
+    let read = |(i, raw): (usize, &RawValue)| api::parse_part(&format!("spans[{i}]"), raw.get());
     raw.iter().map(AsRef::as_ref).enumerate().map(read).collect()
 }
 

@@ -10,6 +10,7 @@ use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, JoinReply},
     definition::BucketDefinition,
+    names,
     state::{Change, StateContext},
     subjects, wire,
 };
@@ -46,6 +47,8 @@ struct Shell {
     started: Instant,
     next_token: Token,
     waiting: HashMap<Token, ServiceRequest>,
+    /// Damaged messages so far: the first is logged.
+    refused: u64,
 }
 
 /// Runs the coordinator until `stop` turns true.
@@ -60,6 +63,7 @@ pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop:
         started,
         next_token: 0,
         waiting: HashMap::new(),
+        refused: 0,
     };
     for bucket in shell.core.context().buckets.keys().cloned().collect::<Vec<_>>() {
         ensure(&bus, &bucket).await?;
@@ -79,14 +83,14 @@ pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop:
             message = syncs.next() => match message {
                 Some(m) => match wire::decode::<wire::Sync>(&m.payload) {
                     Ok(sync) => shell.handle(Event::Sync(sync)).await?,
-                    Err(error) => tracing::warn!(subject = m.subject, %error, "refused a message"),
+                    Err(error) => shell.refuse(&m.subject, &error),
                 },
                 None => return Ok(()),
             },
             message = hwts.next() => match message {
                 Some(m) => match wire::decode::<wire::HighWatermark>(&m.payload) {
                     Ok(hwt) => shell.handle(Event::HighWatermark(hwt)).await?,
-                    Err(error) => tracing::warn!(subject = m.subject, %error, "refused a message"),
+                    Err(error) => shell.refuse(&m.subject, &error),
                 },
                 None => return Ok(()),
             },
@@ -153,6 +157,13 @@ fn random() -> u64 {
 }
 
 impl Shell {
+    fn refuse(&mut self, subject: &str, error: &wire::WireError) {
+        if self.refused == 0 {
+            tracing::warn!(subject, %error, "refused a message; further ones are only counted");
+        }
+        self.refused += 1;
+    }
+
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -231,6 +242,11 @@ impl Shell {
         if request.subject == subjects::CLUSTER_JOIN {
             return match api::parse(&request.payload) {
                 Ok(join) => {
+                    let join: api::Join = join;
+                    if let Err(error) = names::check("node", &join.node) {
+                        request.respond(Err(error)).await;
+                        return Ok(());
+                    }
                     self.handle(Event::Join(join)).await?;
                     let reply = JoinReply { coordinator: self.core.status(0).coordinator, heartbeat_ms: self.core.heartbeat_ms() };
                     request.respond(Ok(api::ok(&reply))).await;
@@ -272,7 +288,7 @@ impl Shell {
             }
             None => {
                 self.waiting.insert(token, request);
-                self.handle(Event::Ddl { token, ddl, probe: Ok(()), random: random() }).await
+                self.handle(Event::Ddl { token, ddl, probe: Ok(Vec::new()), random: random() }).await
             }
         }
     }
@@ -298,6 +314,7 @@ fn parse_ddl(subject: &str, payload: &[u8]) -> Result<Ddl, ApiError> {
 /// Looks at the source streams of a bucket that is to be declared.
 async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
     definition.check()?;
+    let mut last = Vec::new();
     for stream in definition.vbuckets() {
         let state = match bus.stream_state(&stream.name).await {
             Ok(state) => state,
@@ -313,6 +330,7 @@ async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
                 format!("no subject of stream {} begins with {:?}", stream.name, stream.strip_prefix),
             ));
         }
+        last.push(state.last_seq);
     }
-    Ok(())
+    Ok(last)
 }

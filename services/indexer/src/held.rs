@@ -119,7 +119,10 @@ impl HeldSlice {
             match tokio::time::timeout_at(deadline.into(), newest.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err((ErrorCode::TopologyStale, "the slice is gone".into())),
-                Err(_) => return Err((ErrorCode::Timeout, format!("{choice:?} was not reached in time"))),
+                Err(_) => {
+                    let (StChoice::AtLeast(n) | StChoice::Exactly(n)) = choice;
+                    return Err((ErrorCode::Timeout, format!("stability timestamp {n} was not reached in time")));
+                }
             }
         }
     }

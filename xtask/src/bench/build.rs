@@ -14,6 +14,11 @@ pub const BY_CITY: &str = "by_city";
 pub const BY_AGE: &str = "by_age";
 const FIRST_ANSWER: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(10);
+/// How often the indexer reports, about.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// Equal reports in a row that count as settled.
+const SETTLED: u32 = 4;
+const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// The slowest build that is waited for, documents per second.
 const SLOWEST: u64 = 5_000;
 
@@ -30,33 +35,61 @@ pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Resul
     let request = json!({"bucket": BUCKET, "names": [BY_CITY, BY_AGE]});
     bench.highwater.call("hw.admin.index.build", &request).await?;
     let patience = Duration::from_secs(60 + documents / SLOWEST);
-    let indexes = loop {
+    loop {
         let indexes = bench.highwater.indexes(BUCKET).await?;
         if let Some(index) = indexes.iter().find(|index| index["state"] == "error") {
             bail!("index {} failed: {}", index["name"], index["error"]);
         }
         if indexes.len() == 2 && indexes.iter().all(|index| index["state"] == "active") {
-            break indexes;
+            break;
         }
         if since.elapsed() > patience {
             bail!("the build did not end within {} s: {}", patience.as_secs(), Value::Array(indexes));
         }
         tokio::time::sleep(POLL).await;
-    };
+    }
+    let mut st = 0;
+    // Built means that everything is in it: an index may be active at an older stability timestamp.
+    for name in [BY_CITY, BY_AGE] {
+        let request = json!({"bucket": BUCKET, "index": name, "consistency": "request_plus", "timeout_ms": 60_000});
+        let reply = bench.highwater.insist("hw.query.count", &request, patience).await?;
+        ensure!(reply["count"] == documents, "{name} counts {} of {documents} documents", reply["count"]);
+        st = reply["st"].as_u64().unwrap_or(0).max(st);
+    }
     let took = since.elapsed();
     let rate = documents as f64 / took.as_secs_f64();
     step(&format!("initial build of two indexes: {} documents/s", group(rate as u64)), took);
-    for name in [BY_CITY, BY_AGE] {
-        let request = json!({"bucket": BUCKET, "index": name, "consistency": "request_plus"});
-        let reply = bench.highwater.call("hw.query.count", &request).await?;
-        ensure!(reply["count"] == documents, "{name} counts {} of {documents} documents", reply["count"]);
-    }
     report.build(rate, bench.limits.read);
 
-    let live: u64 = indexes.iter().filter_map(|index| index["bytes"].as_u64()).sum();
+    let since = Instant::now();
+    let live = durable_bytes(bench, st).await?;
+    step(&format!("durable: {} live bytes", group(live)), since.elapsed());
     let files = process::disk(&fleet.data_dir("indexer"));
     report.disk(live, files, encoded(bench));
     Ok(())
+}
+
+/// Bytes of the live pages, once stability timestamp `st` is durable and the indexer reports the same several times.
+async fn durable_bytes(bench: &Bench, st: u64) -> Result<u64> {
+    let since = Instant::now();
+    let (mut last, mut same) = (0, 0);
+    loop {
+        let status = bench.highwater.call("hw.cluster.members", &"{}").await?;
+        let buckets = status["buckets"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let durable =
+            buckets.iter().find(|bucket| bucket["name"] == BUCKET).and_then(|bucket| bucket["durable"].as_u64());
+        let indexes = bench.highwater.indexes(BUCKET).await?;
+        let bytes: u64 = indexes.iter().filter_map(|index| index["bytes"].as_u64()).sum();
+        same = if bytes == last { same + 1 } else { 0 };
+        last = bytes;
+        if durable >= Some(st) && bytes > 0 && same >= SETTLED {
+            return Ok(bytes);
+        }
+        if since.elapsed() > SETTLED_WITHIN {
+            bail!("what was built is not durable after {} s: ST {st}, durable {durable:?}", SETTLED_WITHIN.as_secs());
+        }
+        tokio::time::sleep(REPORT_EVERY).await;
+    }
 }
 
 /// Bytes of both indexes' entries, before any structure of the store: the forward index has key, document and included fields;

@@ -6,6 +6,7 @@ use super::{
     report::{Report, Spread},
 };
 use crate::{
+    child::Child,
     client,
     term::{group, step},
     writer::Writer,
@@ -25,10 +26,13 @@ use heed::{CommitOrAbort, Database, EnvOpenOptions, types};
 use std::{
     convert::Infallible,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 use tokio::time::timeout;
 
+/// The subject that is echoed.
+const ECHO: &str = "xtask.echo";
 /// Publishes in flight.
 pub const WINDOW: u32 = 4_096;
 /// Messages that one pull request asks for.
@@ -75,7 +79,7 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     step(&format!("raw stream read: {} msg/s", group(read as u64)), since.elapsed());
 
     let since = Instant::now();
-    let round_trip = round_trips(nats, url).await?;
+    let round_trip = round_trips(nats, url, directory).await?;
     step(&format!("NATS round trip: {round_trip}"), since.elapsed());
 
     let since = Instant::now();
@@ -151,27 +155,35 @@ async fn read_with_pulls(nats: &Client, count: u64) -> Result<f64> {
     Ok(count as f64 / since.elapsed().as_secs_f64())
 }
 
-async fn round_trips(nats: &Client, url: &str) -> Result<Spread> {
+/// Answers every request with what it holds, until it is ended: a process of its own, as the services are.
+pub async fn echo(url: &str) -> Result<()> {
     let responder = client::connect(url).await?;
-    let mut requests = responder.subscribe("xtask.echo").await.context("cannot subscribe")?;
-    responder.flush().await.context("cannot flush")?;
-    let echo = tokio::spawn(async move {
-        while let Some(message) = requests.next().await {
-            if let Some(reply) = message.reply
-                && responder.publish(reply, message.payload).await.is_err()
-            {
-                break;
-            }
+    let mut requests = responder.subscribe(ECHO).await.context("cannot subscribe")?;
+    while let Some(message) = requests.next().await {
+        if let Some(reply) = message.reply {
+            responder.publish(reply, message.payload).await.context("cannot reply")?;
         }
-    });
+    }
+    Ok(())
+}
+
+async fn round_trips(nats: &Client, url: &str, directory: &Path) -> Result<Spread> {
+    let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
+    command.args(["echo", url]);
+    let _responder = Child::start("echo", command, directory)?;
     let payload = Bytes::from(vec![b'x'; 128]);
+    // Until the other process has subscribed.
+    let since = Instant::now();
+    while let Err(error) = nats.request(ECHO, payload.clone()).await {
+        ensure!(since.elapsed() < STALLED, "no echo: {error}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let mut times = Vec::with_capacity(ROUND_TRIPS);
     for _ in 0..ROUND_TRIPS {
         let since = Instant::now();
-        nats.request("xtask.echo", payload.clone()).await.context("no echo")?;
+        nats.request(ECHO, payload.clone()).await.context("no echo")?;
         times.push(since.elapsed());
     }
-    echo.abort();
     Ok(Spread::of(times))
 }
 

@@ -21,6 +21,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use async_nats::Client;
 use limits::Limits;
+pub use limits::echo;
 use process::Watch;
 use report::Report;
 use std::{os::unix::process::CommandExt, path::PathBuf, process::Command, time::Instant};

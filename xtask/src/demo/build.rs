@@ -86,7 +86,7 @@ pub async fn create_all(highwater: &Highwater, cities: &BTreeMap<String, City>) 
 
 /// The entries of an active index, which must be all that the documents call for.
 async fn count(highwater: &Highwater, wanted: &Wanted, cities: &BTreeMap<String, City>) -> Result<u64> {
-    let request = format!(r#"{{"bucket":"{BUCKET}","index":"{}"}}"#, wanted.name);
+    let request = format!(r#"{{"bucket":"{BUCKET}","index":"{}","consistency":"request_plus"}}"#, wanted.name);
     let reply = highwater.call("hw.query.count", &request).await?;
     let expected = cities.values().filter(|city| (wanted.takes)(city)).count() as u64;
     let entries = reply["count"].as_u64().context("the reply has no count")?;

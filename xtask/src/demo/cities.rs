@@ -76,7 +76,7 @@ pub async fn put_all(nats: &Client, cities: &BTreeMap<String, City>) -> Result<k
 /// A progress bar over `length` documents.
 pub fn bar(length: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::new(length).with_message(what.to_owned());
-    let template = "    {msg:16} {bar:40.cyan/blue} {human_pos:>7} of {human_len}  {per_sec}";
+    let template = "    {msg:16} {bar:40.cyan/blue} {human_pos:>7} of {human_len}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }

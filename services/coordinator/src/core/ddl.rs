@@ -35,8 +35,8 @@ impl Ddl {
     }
 }
 
-/// What the shell found out about the source streams: Ok, or why the bucket cannot be followed.
-pub(crate) type Probe = Result<(), ApiError>;
+/// What the shell found out about the source streams: the last sequence of each, or why the bucket cannot be followed.
+pub(crate) type Probe = Result<Vec<u64>, ApiError>;
 
 impl Core {
     pub(super) fn ddl(&mut self, _now: u64, token: Token, ddl: Ddl, probe: &Probe, random: u64, out: &mut Vec<Action>) {
@@ -67,15 +67,14 @@ impl Core {
             }
             None => {}
         }
-        probe.clone()?;
-        Self::declare(definition, random, out);
+        Self::declare(definition, probe.clone()?, random, out);
         Ok(json(&Empty {}))
     }
 
-    fn declare(definition: &BucketDefinition, random: u64, out: &mut Vec<Action>) {
+    fn declare(definition: &BucketDefinition, starts: Vec<u64>, random: u64, out: &mut Vec<Action>) {
         let vbuuids = (0..definition.vbuckets().len() as u64).map(|vb| mix(random, vb)).collect();
         out.push(Action::EnsureStreams { bucket: definition.name.clone() });
-        out.push(Action::Append(Change::BucketAdded { definition: definition.clone(), vbuuids }));
+        out.push(Action::Append(Change::BucketAdded { definition: definition.clone(), vbuuids, starts }));
     }
 
     fn bucket_remove(&self, request: &BucketRemove, out: &mut Vec<Action>) -> Result<Value, ApiError> {
@@ -118,14 +117,14 @@ impl Core {
                 }
             }
             None => {
-                probe.clone().map_err(|e| match e.code {
+                let starts = probe.clone().map_err(|e| match e.code {
                     ErrorCode::SourceNotFound => ApiError::new(
                         ErrorCode::BucketNotFound,
                         format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
                     ),
                     _ => e,
                 })?;
-                Self::declare(&BucketDefinition::kv(&definition.bucket), random, out);
+                Self::declare(&BucketDefinition::kv(&definition.bucket), starts, random, out);
             }
         }
         let number = self.context.next_index + 1;

@@ -247,7 +247,7 @@ fn restart_of(vbucket: &highwater_schemas::state::Vbucket, last: Option<&Stabili
         Some(state) => (state.position, state.covered),
         None => match vbucket.starts.get(&vbucket.generation) {
             Some((vbuuid, x)) if *vbuuid == vbucket.vbuuid() => (*x, vbucket.restart),
-            _ => (Position::ZERO, 0),
+            _ => (Position::new(vbucket.restart, 0), vbucket.restart),
         },
     }
 }

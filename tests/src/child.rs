@@ -1,0 +1,98 @@
+//! A child process with its output in files, killed by its id when dropped.
+
+use anyhow::{Context, Result};
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+};
+
+/// Bytes of a log that a failed test shows.
+const SHOWN: usize = 6_000;
+
+/// A running process.
+pub struct Child {
+    name: String,
+    inner: std::process::Child,
+    out: PathBuf,
+    log: PathBuf,
+}
+
+impl Child {
+    /// Starts `command`; stdout goes to `<name>.out` and stderr is appended to `<name>.log` in `directory`.
+    pub fn start(name: &str, mut command: Command, directory: &Path) -> Result<Self> {
+        let out = directory.join(format!("{name}.out"));
+        let log = directory.join(format!("{name}.log"));
+        let stdout = File::create(&out).with_context(|| format!("cannot write {}", out.display()))?;
+        let stderr = File::options().create(true).append(true).open(&log);
+        let stderr = stderr.with_context(|| format!("cannot write {}", log.display()))?;
+        // A developer's own settings are not meant for what is tested.
+        for (variable, _) in std::env::vars_os() {
+            let text = variable.to_string_lossy();
+            if text.starts_with("NATS_") || text == "HIGHWATER_DATA_DIR" {
+                command.env_remove(&variable);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
+        let inner = command.spawn().with_context(|| format!("{name} does not start"))?;
+        Ok(Self { name: name.to_owned(), inner, out, log })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn id(&self) -> u32 {
+        self.inner.id()
+    }
+
+    /// Its exit status, when it has ended.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.inner.try_wait().ok().flatten()
+    }
+
+    /// The first whole line of its stdout that begins with `start`.
+    pub fn said(&self, start: &str) -> Option<String> {
+        let text = self.stdout();
+        let whole = &text[..=text.rfind('\n')?];
+        whole.lines().find(|line| line.starts_with(start)).map(str::to_owned)
+    }
+
+    pub fn stdout(&self) -> String {
+        fs::read_to_string(&self.out).unwrap_or_default()
+    }
+
+    /// What it wrote to stderr, over all its lives in this directory.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of its log, with its name.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let from = log.ceil_char_boundary(log.len().saturating_sub(SHOWN));
+        format!("--- end of the log of {} (process {}):\n{}", self.name, self.id(), &log[from..])
+    }
+
+    /// SIGTERM, without waiting.
+    pub fn terminate(&mut self) -> Result<()> {
+        if self.exited().is_none() {
+            // The child is not reaped yet, so the id is still its own.
+            Command::new("kill").arg(self.id().to_string()).status().context("kill does not start")?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.inner.kill();
+        let _ = self.inner.wait();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

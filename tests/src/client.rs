@@ -1,0 +1,155 @@
+//! A plain NATS client of Highwater's public subjects.
+
+use crate::wait::until;
+use anyhow::{Context, Result, ensure};
+use async_nats::{Request, client::RequestErrorKind, jetstream};
+use serde_json::{Value, json};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+/// How long a reply may take; longer than any timeout that a request may ask for by far is a hang.
+const REPLY_WITHIN: Duration = Duration::from_secs(20);
+const RETRY_AFTER: Duration = Duration::from_millis(10);
+
+/// A reply with `"ok":false`, or no reply at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// As in the reply; `no_responders`, `no_reply` or `not_json` where there is none.
+    pub code: String,
+    pub message: String,
+    pub retry: bool,
+    /// The headers `Nats-Service-Error` and `Nats-Service-Error-Code`.
+    pub headers: (Option<String>, Option<String>),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refused {
+    fn without_reply(code: &str, message: impl Into<String>, retry: bool) -> Self {
+        Self { code: code.into(), message: message.into(), retry, headers: (None, None) }
+    }
+}
+
+/// A connection.
+#[derive(Clone)]
+pub struct Client {
+    pub nats: async_nats::Client,
+    pub js: jetstream::Context,
+}
+
+impl Client {
+    pub async fn connect(url: &str) -> Result<Self> {
+        let nats = async_nats::connect(url).await.with_context(|| format!("cannot connect to {url}"))?;
+        Ok(Self { js: jetstream::new(nats.clone()), nats })
+    }
+
+    /// One request, one reply.
+    pub async fn request(&self, subject: &str, request: &Value) -> Result<Value, Refused> {
+        self.request_raw(subject, request.to_string().into_bytes()).await
+    }
+
+    /// As [`Self::request`] with any payload.
+    pub async fn request_raw(&self, subject: &str, payload: Vec<u8>) -> Result<Value, Refused> {
+        let request = Request::new().payload(payload.into()).timeout(Some(REPLY_WITHIN));
+        let reply = self.nats.send_request(subject.to_owned(), request).await.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => Refused::without_reply("no_responders", "no service answers", true),
+            _ => Refused::without_reply("no_reply", format!("{subject}: {error}"), false),
+        })?;
+        let text = String::from_utf8_lossy(&reply.payload);
+        let value: Value = serde_json::from_slice(&reply.payload)
+            .map_err(|error| Refused::without_reply("not_json", format!("{error}: {text}"), false))?;
+        if value["ok"] == true {
+            return Ok(value);
+        }
+        let header = |name: &str| Some(reply.headers.as_ref()?.get(name)?.as_str().to_owned());
+        let error = &value["error"];
+        Err(Refused {
+            code: error["code"].as_str().unwrap_or("no code").to_owned(),
+            message: error["message"].as_str().unwrap_or("no message").to_owned(),
+            retry: error["retry"] == true,
+            headers: (header("Nats-Service-Error"), header("Nats-Service-Error-Code")),
+        })
+    }
+
+    /// As [`Self::request`], again while the refusal says that it may help.
+    pub async fn insist(&self, subject: &str, request: &Value, within: Duration) -> Result<Value> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.request(subject, request).await {
+                Ok(reply) => return Ok(reply),
+                Err(refused) if refused.retry && Instant::now() < deadline => tokio::time::sleep(RETRY_AFTER).await,
+                Err(refused) => return Err(refused).with_context(|| format!("{subject} {request}")),
+            }
+        }
+    }
+
+    /// `hw.query.scan` with every page; the reply of the first page with the rows of all.
+    pub async fn scan(&self, request: &Value) -> Result<Value, Refused> {
+        let mut first = self.request("hw.query.scan", request).await?;
+        let mut token = first["page_token"].take();
+        let mut asked = request.clone();
+        while !token.is_null() {
+            asked["page_token"] = token;
+            let mut page = self.request("hw.query.scan", &asked).await?;
+            if page["st"] != first["st"] || page["exact"] != first["exact"] || page["timestamp"] != first["timestamp"] {
+                let message = format!("pages of different timestamps: {} and {}", first["st"], page["st"]);
+                return Err(Refused::without_reply("torn_pages", message, false));
+            }
+            token = page["page_token"].take();
+            if let (Some(all), Value::Array(rows)) = (first["rows"].as_array_mut(), page["rows"].take()) {
+                all.extend(rows);
+            }
+        }
+        Ok(first)
+    }
+
+    /// `hw.query.count`.
+    pub async fn count(&self, request: &Value) -> Result<u64, Refused> {
+        let reply = self.request("hw.query.count", request).await?;
+        reply["count"].as_u64().ok_or_else(|| Refused::without_reply("no_count", reply.to_string(), false))
+    }
+
+    /// The indexes of a bucket with their state and progress.
+    pub async fn list(&self, bucket: &str) -> Result<Vec<Value>, Refused> {
+        let mut reply = self.request("hw.query.list", &json!({"bucket": bucket})).await?;
+        match reply["indexes"].take() {
+            Value::Array(indexes) => Ok(indexes),
+            _ => Err(Refused::without_reply("no_indexes", reply.to_string(), false)),
+        }
+    }
+
+    /// One index as `hw.query.list` shows it.
+    pub async fn index(&self, bucket: &str, name: &str) -> Result<Value, Refused> {
+        let found = self.list(bucket).await?.into_iter().find(|index| index["name"] == name);
+        found.ok_or_else(|| Refused::without_reply("not_listed", name, true))
+    }
+
+    /// Creates an index; the definition is that of `hw.admin.index.create`.
+    pub async fn create_index(&self, definition: &Value) -> Result<()> {
+        let reply = self.insist("hw.admin.index.create", definition, REPLY_WITHIN).await?;
+        ensure!(reply["index"]["name"] == definition["name"], "odd reply {reply}");
+        Ok(())
+    }
+
+    pub async fn drop_index(&self, bucket: &str, name: &str) -> Result<()> {
+        self.insist("hw.admin.index.drop", &json!({"bucket": bucket, "name": name}), REPLY_WITHIN).await?;
+        Ok(())
+    }
+
+    /// Waits until an index is active.
+    pub async fn wait_active(&self, bucket: &str, name: &str, within: Duration) -> Result<Value> {
+        until(&format!("index {bucket}.{name} active"), within, || async {
+            let index = self.index(bucket, name).await.map_err(|refused| refused.to_string())?;
+            if index["state"] == "active" { Ok(index) } else { Err(index.to_string()) }
+        })
+        .await
+    }
+}

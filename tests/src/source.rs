@@ -1,0 +1,207 @@
+//! Writes documents as any NATS client would, and remembers every acknowledged write.
+
+use crate::client::Client;
+use anyhow::{Context, Result};
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        context::{Publish, PublishAckFuture},
+        kv, stream,
+    },
+};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Writes in flight.
+const WINDOW: usize = 256;
+
+/// What a write does to its document.
+#[derive(Debug, Clone)]
+pub enum Op {
+    Put(Bytes),
+    Delete,
+    /// Delete, and forget older revisions.
+    Purge,
+}
+
+/// One write.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Number of the source stream.
+    pub vb: usize,
+    pub id: String,
+    pub op: Op,
+}
+
+impl Write {
+    pub fn put(vb: usize, id: impl Into<String>, document: &Value) -> Self {
+        Self { vb, id: id.into(), op: Op::Put(document.to_string().into()) }
+    }
+}
+
+/// A document's name: the number of its stream, and its docid.
+pub type Name = (usize, String);
+/// The documents that are there, with their payload.
+pub type Documents = BTreeMap<Name, Bytes>;
+
+/// Every acknowledged write.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// By seqno, ascending; no payload: deleted.
+    pub documents: BTreeMap<Name, Vec<(u64, Option<Bytes>)>>,
+    /// Per stream: every write up to here is in the log, and those beyond that are too.
+    complete: Vec<(u64, BTreeSet<u64>)>,
+}
+
+impl Log {
+    fn add(&mut self, write: Write, seqno: u64) {
+        let payload = match write.op {
+            Op::Put(payload) => Some(payload),
+            Op::Delete | Op::Purge => None,
+        };
+        let history = self.documents.entry((write.vb, write.id)).or_default();
+        let at = history.partition_point(|(other, _)| *other < seqno);
+        history.insert(at, (seqno, payload));
+        let (complete, beyond) = &mut self.complete[write.vb];
+        beyond.insert(seqno);
+        while beyond.remove(&(*complete + 1)) {
+            *complete += 1;
+        }
+    }
+
+    /// Per stream the seqno up to which every write is here.
+    pub fn complete(&self) -> Vec<u64> {
+        self.complete.iter().map(|(complete, _)| *complete).collect()
+    }
+
+    /// The documents after every write up to these seqnos, one per stream.
+    pub fn at(&self, seqnos: &[u64]) -> Documents {
+        let newest = |(name, history): (&Name, &Vec<(u64, Option<Bytes>)>)| {
+            let behind = history.partition_point(|(seqno, _)| *seqno <= seqnos[name.0]);
+            let (_, payload) = history.get(behind.checked_sub(1)?)?;
+            Some((name.clone(), payload.clone()?))
+        };
+        self.documents.iter().filter_map(newest).collect()
+    }
+
+    /// The documents now.
+    pub fn now(&self) -> Documents {
+        self.at(&vec![u64::MAX; self.complete.len()])
+    }
+}
+
+/// A bucket of documents.
+#[derive(Clone)]
+pub struct Source {
+    pub bucket: String,
+    /// Name and subject prefix of each stream.
+    pub streams: Vec<(String, String)>,
+    client: Client,
+    kv: bool,
+    log: Arc<Mutex<Log>>,
+}
+
+impl Source {
+    /// A new key-value bucket that keeps one revision of each document.
+    pub async fn key_value(client: &Client, bucket: &str) -> Result<Self> {
+        let config = kv::Config { bucket: bucket.into(), history: 1, ..kv::Config::default() };
+        client.js.create_key_value(config).await.context("no key-value bucket")?;
+        Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
+    }
+
+    /// New streams, declared as one bucket; every other one keeps only the newest revision of each document.
+    pub async fn keyed_streams(client: &Client, bucket: &str, count: usize) -> Result<Self> {
+        let streams: Vec<_> = (0..count).map(|i| (format!("{bucket}_{i}"), format!("{bucket}.{i}."))).collect();
+        for (i, (name, prefix)) in streams.iter().enumerate() {
+            let config = stream::Config {
+                name: name.clone(),
+                subjects: vec![format!("{prefix}>")],
+                max_messages_per_subject: if i % 2 == 0 { 1 } else { -1 },
+                allow_rollup: true,
+                ..stream::Config::default()
+            };
+            client.js.create_stream(config).await.with_context(|| format!("no stream {name}"))?;
+        }
+        let declared: Vec<_> = streams.iter().map(|(name, prefix)| json!({"name": name, "strip_prefix": prefix})).collect();
+        let request = json!({"name": bucket, "source": {"streams": declared}});
+        client.insist("hw.admin.bucket.add", &request, Duration::from_secs(20)).await?;
+        Ok(Self::new(client, bucket, false, streams))
+    }
+
+    fn new(client: &Client, bucket: &str, kv: bool, streams: Vec<(String, String)>) -> Self {
+        let complete = vec![Default::default(); streams.len()];
+        let log = Log { complete, ..Log::default() };
+        Self { bucket: bucket.into(), streams, client: client.clone(), kv, log: Arc::new(Mutex::new(log)) }
+    }
+
+    /// The same bucket over another connection.
+    #[must_use]
+    pub fn over(&self, client: &Client) -> Self {
+        Self { client: client.clone(), ..self.clone() }
+    }
+
+    pub fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends the writes as fast as the server takes them; all are acknowledged when this returns.
+    pub async fn write(&self, writes: impl IntoIterator<Item = Write>) -> Result<()> {
+        let mut window = VecDeque::with_capacity(WINDOW);
+        for write in writes {
+            if window.len() >= WINDOW {
+                self.settle(window.pop_front()).await?;
+            }
+            let ack = self.send(&write).await?;
+            window.push_back((write, ack));
+        }
+        while !window.is_empty() {
+            self.settle(window.pop_front()).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, write: &Write) -> Result<PublishAckFuture> {
+        let mut headers = HeaderMap::new();
+        let payload = match &write.op {
+            Op::Put(payload) => payload.clone(),
+            Op::Delete | Op::Purge => Bytes::new(),
+        };
+        match write.op {
+            Op::Delete if self.kv => headers.insert("KV-Operation", "DEL"),
+            Op::Purge => {
+                headers.insert("Nats-Rollup", "sub");
+                if self.kv {
+                    headers.insert("KV-Operation", "PURGE");
+                }
+            }
+            _ => {}
+        }
+        let mut publish = Publish::build().payload(payload);
+        if !headers.is_empty() {
+            publish = publish.headers(headers);
+        }
+        let subject = format!("{}{}", self.streams[write.vb].1, write.id);
+        self.client.js.send_publish(subject, publish).await.context("a write was not sent")
+    }
+
+    async fn settle(&self, sent: Option<(Write, PublishAckFuture)>) -> Result<()> {
+        if let Some((write, ack)) = sent {
+            let ack = ack.await.with_context(|| format!("a write of {} was not acknowledged", write.id))?;
+            self.log().add(write, ack.sequence);
+        }
+        Ok(())
+    }
+
+    /// The seqnos of a reply's timestamp, in the order of the streams.
+    pub fn seqnos(&self, reply: &Value) -> Result<Vec<u64>> {
+        let seqno = |(name, _): &(String, String)| {
+            reply["timestamp"][name]["seqno"].as_u64().with_context(|| format!("no {name} in {}", reply["timestamp"]))
+        };
+        self.streams.iter().map(seqno).collect()
+    }
+}
