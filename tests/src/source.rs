@@ -5,8 +5,10 @@ use anyhow::{Context, Result};
 use async_nats::{
     HeaderMap,
     jetstream::{
-        context::{Publish, PublishAckFuture},
-        kv, stream,
+        context::PublishAckFuture,
+        kv,
+        message::PublishMessage,
+        stream,
     },
 };
 use bytes::Bytes;
@@ -181,7 +183,7 @@ impl Source {
             }
             _ => {}
         }
-        let mut publish = Publish::build().payload(payload);
+        let mut publish = PublishMessage::build().payload(payload);
         if !headers.is_empty() {
             publish = publish.headers(headers);
         }

@@ -193,12 +193,9 @@ impl Core {
         entry.durable.insert(hwt.node.clone(), hwt.durable);
         let Some(marked) = &entry.unconfirmed else { return };
         let hosts = bucket.routes();
-        let confirmed = hosts
-            .nodes
-            .keys()
-            .filter(|node| self.context.nodes.get(&(NodeKind::Indexer, (*node).clone())).is_some_and(|e| !e.gone))
-            .all(|node| entry.durable.get(node).is_some_and(|n| *n >= marked.number));
-        if confirmed && !hosts.nodes.is_empty() {
+        let alive = |node: &&String| self.context.nodes.get(&(NodeKind::Indexer, (*node).clone())).is_some_and(|e| !e.gone);
+        let live: Vec<&String> = hosts.nodes.keys().filter(alive).collect();
+        if !live.is_empty() && live.iter().all(|node| entry.durable.get(*node).is_some_and(|n| *n >= marked.number)) {
             out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.clone() }));
             entry.unconfirmed = None;
         }

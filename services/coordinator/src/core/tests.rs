@@ -1,1 +1,283 @@
+//! The coordinator's core, event by event, with a log that acknowledges everything.
 
+use super::*;
+use highwater_schemas::{
+    ErrorCode, Position, StVb,
+    api::{NodeKind, SliceReport, SliceState, Suspicion},
+    definition::IndexDefinition,
+    state::IndexState,
+    wire::SyncVb,
+};
+
+struct Driver {
+    core: Core,
+    now: u64,
+    published: Vec<Stability>,
+    replies: Vec<Result<Value, ApiError>>,
+}
+
+impl Driver {
+    fn new() -> Self {
+        Self::over(StateContext::default(), 0)
+    }
+
+    fn over(context: StateContext, now: u64) -> Self {
+        let core = Core::new(Config::new("c", std::path::PathBuf::new(), 1), context, now);
+        let mut driver = Self { core, now, published: Vec::new(), replies: Vec::new() };
+        driver.append(Change::TermStarted { coordinator: "c".into() });
+        driver
+    }
+
+    fn append(&mut self, change: Change) {
+        let json = self.core.record(change, 0).to_json();
+        self.core.applied(&json).unwrap();
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            for action in self.core.handle(self.now, event) {
+                match action {
+                    Action::Append(change) => {
+                        self.append(change);
+                        next = Some(Event::Tick { random: 5 });
+                    }
+                    Action::Publish(stability) => self.published.push(stability),
+                    Action::Reply { answer, .. } => self.replies.push(answer),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, ms: u64) {
+        self.now += ms;
+        self.event(Event::Tick { random: 5 });
+    }
+
+    fn join(&mut self, kind: NodeKind, node: &str, incarnation: u64, slices: Vec<SliceReport>, applied: Option<StabilityTimestamp>) {
+        self.event(Event::Join(Join {
+            node: node.into(),
+            kind,
+            incarnation,
+            applied: applied.into_iter().map(|st| ("b".into(), st)).collect(),
+            durable: Vec::new(),
+            slices,
+            suspicions: Vec::new(),
+        }));
+    }
+
+    fn create(&mut self, definition: &str) -> Result<Value, ApiError> {
+        let definition: IndexDefinition = serde_json::from_str(definition).unwrap();
+        self.event(Event::Ddl { token: 1, ddl: Ddl::IndexCreate(definition), probe: Ok(vec![4]), random: 3 });
+        self.replies.pop().unwrap()
+    }
+
+    fn sync(&mut self, generation: u64, seqno: u64, asked: u64) {
+        let asked = (asked > 0).then_some(highwater_schemas::timestamp::Asked { catalog: 1, seq: asked });
+        let vbuuid = self.core.context().buckets["b"].vbuckets[0].vbuuid();
+        let state = StVb {
+            vbuuid,
+            generation,
+            position: Position::new(seqno, 0),
+            covered: seqno,
+            asked: asked.into_iter().collect(),
+            ..StVb::default()
+        };
+        self.event(Event::Sync(Sync { bucket: "b".into(), vbs: vec![SyncVb { vb: 0, state, source_last: seqno }] }));
+    }
+
+    /// One projector, one indexer, one index under construction.
+    fn with_index() -> Self {
+        let mut driver = Self::new();
+        driver.join(NodeKind::Projector, "p", 1, Vec::new(), None);
+        driver.join(NodeKind::Indexer, "i", 1, Vec::new(), None);
+        driver.create(r#"{"bucket":"b","name":"x","keys":["a"]}"#).unwrap();
+        driver
+    }
+
+    fn last(&self) -> &StabilityTimestamp {
+        &self.published.last().unwrap().st
+    }
+}
+
+fn report(state: SliceState, done_with: u64) -> SliceReport {
+    SliceReport {
+        bucket: "b".into(),
+        index: 1,
+        partition: 0,
+        state,
+        session: 0,
+        done_with,
+        resume: vec![2],
+        docs_done: 0,
+        items: 0,
+        bytes: 0,
+        unindexed: 0,
+        error: None,
+    }
+}
+
+#[test]
+fn creating_an_index_declares_assigns_and_builds() {
+    let mut d = Driver::with_index();
+    let bucket = &d.core.context().buckets["b"];
+    assert_eq!(bucket.indexes[&1].state, IndexState::Building);
+    assert_eq!((bucket.vbuckets[0].generation, bucket.vbuckets[0].restart), (1, 4), "the live chain begins at the source's end");
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
+    d.tick(1);
+    let sessions: Vec<u64> = d.core.context().buckets["b"].sessions.keys().copied().collect();
+    assert_eq!(sessions, [1], "one session, from where the slice may resume");
+    assert_eq!(d.core.context().buckets["b"].sessions[&1].vbs[0].from, 2);
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 1)], None);
+    d.tick(1);
+    let bucket = &d.core.context().buckets["b"];
+    assert!(bucket.sessions.is_empty() && bucket.indexes[&1].state == IndexState::Active);
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let mut d = Driver::with_index();
+    let before = d.core.context().clone();
+    for (definition, code) in [
+        (r#"{"bucket":"b","name":"x","keys":["a"]}"#, ErrorCode::IndexExists),
+        (r#"{"bucket":"b","name":"bad name","keys":["a"]}"#, ErrorCode::BadName),
+        (r#"{"bucket":"b","name":"y","keys":["a b c"]}"#, ErrorCode::BadExpression),
+        (r#"{"bucket":"b","name":"y","keys":["a"],"num_replica":1}"#, ErrorCode::NotSupported),
+        (r#"{"bucket":"b","name":"y","keys":["a"],"num_partition":0}"#, ErrorCode::BadDefinition),
+    ] {
+        assert_eq!(d.create(definition).unwrap_err().code, code, "{definition}");
+    }
+    assert_eq!(*d.core.context(), before);
+}
+
+#[test]
+fn without_an_indexer_no_index_is_created() {
+    let mut d = Driver::new();
+    assert_eq!(d.create(r#"{"bucket":"b","name":"x"}"#).unwrap_err().code, ErrorCode::NoIndexer);
+    assert!(d.core.context().buckets.is_empty());
+}
+
+#[test]
+fn stability_follows_sync_no_faster_than_its_interval_and_at_once_for_a_want() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 5, 0);
+    d.sync(1, 6, 0);
+    assert_eq!(d.published.len(), 1, "the second waits for the interval");
+    d.tick(10);
+    assert_eq!((d.last().number, d.last().vbs[0].position.seqno), (2, 6));
+    d.now += 3;
+    d.sync(1, 7, 1);
+    assert_eq!((d.last().vbs[0].position.seqno, d.last().wanted), (7, true));
+}
+
+#[test]
+fn sync_of_another_generation_or_going_back_counts_for_nothing() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 5, 0);
+    d.now += 100;
+    d.sync(9, 8, 0);
+    d.sync(1, 4, 0);
+    d.tick(20);
+    assert_eq!(d.last().vbs[0].position.seqno, 5);
+}
+
+#[test]
+fn a_restarted_projector_gets_a_new_generation_from_the_last_timestamp() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    d.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    let vbucket = &d.core.context().buckets["b"].vbuckets[0];
+    assert_eq!((vbucket.generation, vbucket.start_of(2), vbucket.restart), (2, Some(Position::new(9, 0)), 9));
+    d.now += 100;
+    d.sync(1, 12, 0);
+    d.tick(20);
+    assert_eq!(d.last().vbs[0].position.seqno, 9, "the old generation is void");
+    d.sync(2, 12, 0);
+    assert_eq!((d.last().vbs[0].position.seqno, d.last().vbs[0].generation), (12, 2));
+}
+
+#[test]
+fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    let old = d.last().clone();
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    next.join(NodeKind::Projector, "p", 1, Vec::new(), None);
+    next.tick(20);
+    next.sync(1, 9, 0);
+    assert!(next.published.is_empty(), "the indexer has not reported");
+    next.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 0)], Some(old.clone()));
+    next.sync(1, 7, 1);
+    next.tick(20);
+    assert!(next.published.iter().all(|s| s.st.vbs[0].position.seqno >= 9), "never below a reported one");
+    next.sync(1, 10, 2);
+    next.tick(20);
+    assert!(next.last().number > old.number && next.last().vbs[0].position.seqno == 10);
+}
+
+#[test]
+fn a_persistence_timestamp_enters_the_history_when_every_live_indexer_confirms_it() {
+    let mut d = Driver::with_index();
+    d.now = 10_000;
+    d.join(NodeKind::Indexer, "i", 1, Vec::new(), None);
+    d.sync(1, 9, 0);
+    d.tick(20);
+    let marked = d.published.iter().find(|s| s.st.persist).map(|s| s.st.number).unwrap();
+    let hwt = |durable| {
+        Event::HighWatermark(HighWatermark {
+            bucket: "b".into(),
+            node: "i".into(),
+            incarnation: 1,
+            hwt: Vec::new(),
+            held: (0, 0),
+            durable,
+            queued: 0,
+        })
+    };
+    d.event(hwt(marked - 1));
+    assert!(d.core.context().buckets["b"].history.is_empty());
+    d.event(hwt(marked));
+    assert_eq!(d.core.context().buckets["b"].history[0].number, marked);
+}
+
+#[test]
+fn a_source_that_contradicts_starts_a_branch_and_everything_is_built_again() {
+    let mut d = Driver::with_index();
+    d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
+    let old = d.core.context().buckets["b"].vbuckets[0].vbuuid();
+    let suspicion = Suspicion { bucket: "b".into(), vb: 0, vbuuid: old, reason: "r".into() };
+    d.event(Event::Join(Join {
+        node: "p".into(),
+        kind: NodeKind::Projector,
+        incarnation: 1,
+        applied: Vec::new(),
+        durable: Vec::new(),
+        slices: Vec::new(),
+        suspicions: vec![suspicion],
+    }));
+    d.tick(1);
+    let bucket = &d.core.context().buckets["b"];
+    assert_ne!(bucket.vbuckets[0].vbuuid(), old);
+    assert_eq!((bucket.vbuckets[0].generation, bucket.vbuckets[0].restart), (2, 0));
+    assert_eq!(bucket.indexes[&1].state, IndexState::Building);
+}
+
+#[test]
+fn nodes_that_miss_their_heartbeats_are_gone_and_their_vbuckets_move() {
+    let mut d = Driver::with_index();
+    d.join(NodeKind::Projector, "q", 1, Vec::new(), None);
+    for _ in 0..4 {
+        d.now += 400;
+        d.join(NodeKind::Projector, "q", 1, Vec::new(), None);
+        d.join(NodeKind::Indexer, "i", 1, Vec::new(), None);
+        d.tick(1);
+    }
+    let context = d.core.context();
+    assert!(context.nodes[&(NodeKind::Projector, "p".into())].gone);
+    assert_eq!(context.buckets["b"].vbuckets[0].projector, "q");
+}

@@ -1,1 +1,229 @@
+//! The core of one bucket, event by event.
 
+use super::*;
+use crate::{payload::Payload, store::SliceVb};
+use highwater_schemas::{
+    StVb,
+    api::SliceState,
+    wire::{self, DocOp, KeyVersions},
+};
+
+const SLICE: SliceName = SliceName { index: 1, partition: 0 };
+
+/// A batch of generation `generation` over (from, to], one document per seqno.
+fn batch(generation: u64, topology: u64, session: u64, from: u64, to: u64, covered: u64) -> Arc<Batch> {
+    let mut versions = KeyVersions::default();
+    for seqno in from + 1..=to {
+        versions.push_doc(seqno, &format!("d{seqno}"), DocOp::Put);
+    }
+    let message = wire::encode(&wire::Batch {
+        bucket: "b".into(),
+        vb: 0,
+        vbuuid: 7,
+        generation,
+        topology,
+        session,
+        from: Position::new(from, 0),
+        to: Position::new(to, 0),
+        covered,
+        server_time: 0,
+        hash: 0,
+        attempt: 0,
+        removal: None,
+        versions,
+    });
+    Arc::new(Batch::parse("b", Payload::new(message.into(), None)).unwrap())
+}
+
+fn st(number: u64, generation: u64, seqno: u64, covered: u64, wanted: bool) -> StabilityTimestamp {
+    let vb = StVb { vbuuid: 7, generation, position: Position::new(seqno, 0), covered, ..StVb::default() };
+    StabilityTimestamp { number, term: 1, wanted, persist: false, vbs: vec![vb] }
+}
+
+fn view(starts: &[(u64, u64)]) -> BucketView {
+    let starts: BTreeMap<u64, Position> = starts.iter().map(|(g, x)| (*g, Position::new(*x, 0))).collect();
+    let generation = starts.keys().next_back().copied().unwrap_or(0);
+    BucketView {
+        topology: 1,
+        shares: vec![Shares { vbuuid: 7, generation, starts }],
+        slices: BTreeMap::from([(SLICE, 1)]),
+        sessions: BTreeMap::new(),
+    }
+}
+
+/// A slice that is in step at `seqno`.
+fn in_step(seqno: u64, starts: &[(u64, u64)]) -> BucketCore {
+    let mut core = BucketCore::new();
+    core.state(view(starts));
+    let vb = SliceVb { vbuuid: 7, position: Position::new(seqno, 0), covered: seqno, content: seqno, ..SliceVb::default() };
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb], ..SliceMark::default() });
+    core
+}
+
+/// (ST, readable, seqnos applied) of every apply.
+fn applied(actions: &[Action]) -> Vec<(u64, bool, Vec<u64>)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Apply { steps, st, readable, .. } => {
+                let seqnos = steps.iter().flat_map(|(_, step)| {
+                    let docs: Vec<u64> = step.batch.versions().unwrap().docs().map(|d| d.seqno).collect();
+                    docs.into_iter().filter(|s| *s > step.after && *s <= step.upto)
+                });
+                Some((st.number, *readable, seqnos.collect()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn state(core: &BucketCore) -> SliceState {
+    core.slices().next().unwrap().state()
+}
+
+#[test]
+fn an_st_applies_exactly_what_is_at_or_below_it() {
+    let mut core = in_step(10, &[(1, 0)]);
+    core.live(1, batch(1, 1, 0, 10, 12, 12));
+    core.live(2, batch(1, 1, 0, 12, 15, 15));
+    core.stability([st(2, 1, 13, 13, true)]);
+    assert_eq!(applied(&core.advance(0)), [(2, true, vec![11, 12, 13])]);
+    core.stability([st(3, 1, 15, 15, false)]);
+    assert_eq!(applied(&core.advance(0)), [(3, true, vec![14, 15])]);
+}
+
+#[test]
+fn unwanted_timestamps_may_be_skipped_and_wanted_ones_may_not() {
+    let mut core = in_step(0, &[(1, 0)]);
+    core.live(1, batch(1, 1, 0, 0, 9, 9));
+    core.stability([st(2, 1, 1, 1, false), st(3, 1, 4, 4, true), st(4, 1, 5, 5, false), st(5, 1, 9, 9, false)]);
+    let numbers: Vec<u64> = applied(&core.advance(0)).iter().map(|a| a.0).collect();
+    assert_eq!(numbers, [3, 5]);
+}
+
+#[test]
+fn batches_out_of_order_and_repeated_come_out_right() {
+    let mut core = in_step(0, &[(1, 0)]);
+    core.live(1, batch(1, 1, 0, 4, 6, 6));
+    core.live(2, batch(1, 1, 0, 0, 4, 4));
+    core.live(3, batch(1, 1, 0, 0, 4, 4));
+    core.stability([st(2, 1, 6, 6, true)]);
+    assert_eq!(applied(&core.advance(0)), [(2, true, vec![1, 2, 3, 4, 5, 6])]);
+}
+
+#[test]
+fn a_generation_counts_only_in_its_share_also_when_it_arrives_late() {
+    // Generation 2 began at X = 5; what generation 1 published beyond is void.
+    let mut core = in_step(0, &[(1, 0), (2, 5)]);
+    core.live(1, batch(2, 1, 0, 3, 8, 8));
+    core.live(2, batch(1, 1, 0, 0, 7, 7));
+    core.stability([st(2, 2, 8, 8, true)]);
+    let all = applied(&core.advance(0));
+    assert_eq!(all, [(2, true, vec![1, 2, 3, 4, 5, 6, 7, 8])]);
+    let share = |g: u64, range: std::ops::RangeInclusive<u64>| {
+        let mut lone = in_step(*range.start() - 1, &[(1, 0), (2, 5)]);
+        lone.live(1, batch(g, 1, 0, range.start() - 1, *range.end(), 0));
+        lone.high_watermark().unwrap()[0].seqno
+    };
+    assert_eq!(share(1, 6..=7), 5, "beyond X, generation 1 brings nothing");
+    assert_eq!(share(1, 4..=7), 5);
+    assert_eq!(share(2, 6..=7), 7);
+}
+
+#[test]
+fn a_batch_ahead_of_what_the_node_knows_is_held_until_it_does() {
+    let mut core = in_step(0, &[(1, 0)]);
+    core.live(1, batch(2, 1, 0, 0, 3, 3));
+    core.stability([st(2, 2, 3, 3, true)]);
+    assert!(applied(&core.advance(0)).is_empty());
+    core.state(view(&[(1, 0), (2, 0)]));
+    assert_eq!(applied(&core.advance(0)), [(2, true, vec![1, 2, 3])]);
+}
+
+#[test]
+fn a_gap_that_stays_asks_for_a_session_from_what_is_covered() {
+    let mut core = in_step(10, &[(1, 0)]);
+    core.live(5, batch(1, 1, 0, 12, 15, 15));
+    core.stability([st(2, 1, 15, 15, true)]);
+    assert!(applied(&core.advance(0)).is_empty());
+    core.advance(GAP_AFTER - 1);
+    assert_eq!(state(&core), SliceState::Active);
+    core.advance(GAP_AFTER);
+    assert_eq!(state(&core), SliceState::Catchup);
+    assert_eq!(core.slices().next().unwrap().resume(), [10]);
+}
+
+#[test]
+fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_covered() {
+    let mut core = BucketCore::new();
+    let mut with_session = view(&[(1, 0)]);
+    core.state(with_session.clone());
+    core.opened(SLICE, &SliceMark::default());
+    assert_eq!(state(&core), SliceState::Building);
+    with_session.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    core.state(with_session);
+    // Live batches are held from S = 20 on.
+    core.live(1, batch(1, 1, 0, 20, 22, 22));
+    let collects = |actions: Vec<Action>| actions.iter().filter(|a| matches!(a, Action::Collect { bulk: true, .. })).count();
+    assert_eq!(collects(core.session_batch(9, 1, &batch(1, 1, 9, 0, 15, 15))), 1);
+    assert_eq!(state(&core), SliceState::Building, "it has not covered S");
+    let actions = core.session_batch(9, 2, &batch(1, 1, 9, 15, 25, 25));
+    let mark = actions.iter().find_map(|a| match a {
+        Action::Persist { mark, .. } => Some(mark.clone()),
+        _ => None,
+    });
+    assert!(core.session_paused(9), "nothing more is collected while it is flushed");
+    core.persisted(SLICE, &mark.unwrap(), 2, true);
+    assert_eq!(state(&core), SliceState::Merged);
+    // It holds documents up to 25: an ST that covers less must not be shown.
+    core.stability([st(2, 1, 22, 22, true)]);
+    assert_eq!(applied(&core.advance(0)), [(2, false, vec![21, 22])]);
+    core.live(2, batch(1, 1, 0, 22, 26, 26));
+    core.stability([st(3, 1, 26, 26, true)]);
+    assert_eq!(applied(&core.advance(0)), [(3, true, vec![23, 24, 25, 26])]);
+    assert_eq!(state(&core), SliceState::Active);
+}
+
+#[test]
+fn a_session_with_a_hole_is_given_up() {
+    let mut core = BucketCore::new();
+    let mut with_session = view(&[(1, 0)]);
+    with_session.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    core.state(with_session);
+    core.opened(SLICE, &SliceMark::default());
+    core.session_batch(9, 1, &batch(1, 1, 9, 0, 5, 5));
+    core.session_batch(9, 2, &batch(1, 1, 9, 7, 9, 9));
+    let slice = core.slices().next().unwrap();
+    assert_eq!((slice.mode.clone(), slice.done_with, slice.resume()), (Mode::Waiting, 9, vec![5]));
+}
+
+#[test]
+fn a_slice_beyond_the_start_of_a_new_generation_merges_again() {
+    let mut core = in_step(10, &[(1, 0)]);
+    let actions = core.state(view(&[(1, 0), (2, 8)]));
+    assert!(actions.iter().any(|a| matches!(a, Action::Report)));
+    assert_eq!(state(&core), SliceState::Catchup);
+}
+
+#[test]
+fn another_branch_starts_the_slice_over() {
+    let mut core = in_step(10, &[(1, 0)]);
+    let mut other = view(&[(2, 0)]);
+    other.shares[0].vbuuid = 8;
+    let actions = core.state(other);
+    assert!(actions.iter().any(|a| matches!(a, Action::Open { reset: true, .. })));
+}
+
+#[test]
+fn a_mark_never_points_beyond_a_batch_that_is_not_wholly_applied() {
+    let mut core = in_step(0, &[(1, 0)]);
+    core.topic_opened(0, 1);
+    core.live(4, batch(1, 1, 0, 0, 3, 3));
+    core.live(5, batch(1, 1, 0, 3, 9, 9));
+    core.stability([st(2, 1, 5, 5, true)]);
+    core.advance(0);
+    assert_eq!(core.mark(SLICE).unwrap().topic, 4, "the batch at 5 is applied in part");
+    core.stability([st(3, 1, 9, 9, true)]);
+    core.advance(0);
+    assert_eq!(core.mark(SLICE).unwrap().topic, 5);
+}
