@@ -244,26 +244,4 @@ impl StreamReader {
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
-
-    /// Name of the consumer, for [`Bus::consumer_delivered`].
-    pub fn consumer(&self) -> &str {
-        &self.consumer
-    }
-}
-
-impl Bus {
-    /// Pending messages and last stream sequence sent of a consumer.
-    pub async fn consumer_delivered(&self, stream: &str, consumer: &str) -> Result<(u64, u64), BusError> {
-        delivered(self, stream, consumer).await
-    }
-}
-
-async fn delivered(bus: &Bus, stream: &str, consumer: &str) -> Result<(u64, u64), BusError> {
-    let consumer: async_nats::jetstream::consumer::Consumer<pull::Config> = bus
-        .js
-        .get_consumer_from_stream(consumer, stream)
-        .await
-        .map_err(|e| BusError::other("consumer info", e))?;
-    let info = consumer.cached_info();
-    Ok((info.num_pending, info.delivered.stream_sequence))
 }

@@ -3,7 +3,7 @@
 use crate::{connect::Bus, error::BusError};
 use async_nats::jetstream::{
     context::GetStreamErrorKind,
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType},
 };
 use highwater_schemas::subjects;
 use std::time::Duration;
@@ -146,6 +146,18 @@ impl Bus {
             None => purge.await,
         };
         done.map(|_| ()).map_err(|e| BusError::other("purge", e))
+    }
+
+    /// The first message at or above a sequence, asked of the store itself: unlike a consumer's count of pending messages it
+    /// is never behind an acknowledged write. None when there is none.
+    pub async fn next_message(&self, name: &str, from: u64) -> Result<Option<u64>, BusError> {
+        let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
+        match stream.get_first_raw_message_by_subject(">", from).await {
+            Ok(message) => Ok(Some(message.sequence)),
+            Err(e) if matches!(e.kind(), RawMessageErrorKind::NoMessageFound) => Ok(None),
+            Err(e) if e.to_string().contains("10037") || e.to_string().contains("no message found") => Ok(None),
+            Err(e) => Err(BusError::other("next message", format!("{name}: {e}"))),
+        }
     }
 
     /// The stream's state now, as its leader sees it.

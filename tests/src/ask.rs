@@ -128,12 +128,24 @@ pub async fn random(client: &Client, source: &Source, index: &Index, rng: &mut R
     compare_scan(client, source, index, &request, &documents, &wanted).await
 }
 
-async fn compare_scan(client: &Client, source: &Source, index: &Index, request: &Value, documents: &Documents, wanted: &[Row]) -> Result<()> {
+async fn compare_scan(
+    client: &Client,
+    source: &Source,
+    index: &Index,
+    request: &Value,
+    documents: &Documents,
+    wanted: &[Row],
+) -> Result<()> {
     let what = || format!("{} with {request}", index.definition(&source.bucket));
     let reply = insist(|| client.scan(request)).await.with_context(what)?;
     let seqnos = source.seqnos(&reply)?;
     let complete = source.log().complete();
-    ensure!(reply["exact"] == true && seqnos == complete, "{}: at {seqnos:?}, exact {}, not at {complete:?}", what(), reply["exact"]);
+    ensure!(
+        reply["exact"] == true && seqnos == complete,
+        "{}: at {seqnos:?}, exact {}, not at {complete:?}",
+        what(),
+        reply["exact"]
+    );
     let got = read_rows(&reply, source, index)?;
     if let Some(difference) = oracle::difference(&got, wanted) {
         anyhow::bail!("{} at {seqnos:?}: {difference}", what());

@@ -21,7 +21,9 @@ pub fn highwater() -> Result<PathBuf> {
     let beside = test.parent().and_then(Path::parent).map(|profile| profile.join("highwater"));
     match beside.filter(|path| path.is_file()) {
         Some(path) => Ok(path),
-        None => bail!("there is no highwater binary: set {HIGHWATER}, or run `cargo build -p highwater` in the same profile"),
+        None => bail!(
+            "there is no highwater binary: set {HIGHWATER}, or run `cargo build -p highwater` in the same profile"
+        ),
     }
 }
 
@@ -36,7 +38,9 @@ pub fn nats_server() -> Result<PathBuf> {
 }
 
 fn named(variable: &str) -> Result<Option<PathBuf>> {
-    let Some(path) = env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from) else { return Ok(None) };
+    let Some(path) = env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from) else {
+        return Ok(None);
+    };
     if !path.is_file() {
         bail!("{variable} names {}, which is no file", path.display());
     }

@@ -4,6 +4,7 @@
 
 use crate::{binaries, child::Child, client::Client, nats::NatsServer};
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -46,7 +47,8 @@ impl Cluster {
 
     /// Only a nats-server.
     pub fn without_services() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("highwater-test-").tempdir().context("no temporary directory")?;
+        let directory =
+            tempfile::Builder::new().prefix("highwater-test-").tempdir().context("no temporary directory")?;
         let nats = NatsServer::start(&directory.path().join("nats"))?;
         Ok(Self { services: Vec::new(), nats, directory })
     }
@@ -158,8 +160,20 @@ impl Cluster {
         }
         if outcome.is_err() {
             self.print_logs();
+            self.print_state().await;
         }
         outcome
+    }
+
+    /// Prints what the services say about themselves.
+    async fn print_state(&self) {
+        let Ok(client) = self.client().await else { return };
+        for subject in ["hw.cluster.members", "hw.query.list"] {
+            match client.request(subject, &json!({})).await {
+                Ok(reply) => eprintln!("--- {subject}: {reply:#}"),
+                Err(refused) => eprintln!("--- {subject}: {refused}"),
+            }
+        }
     }
 }
 

@@ -75,7 +75,11 @@ pub fn write(rng: &mut Rng, streams: usize, ids: u64) -> Write {
 
 /// A composite index with both directions, a nested path, a partial one with included fields, a primary one, a partitioned one.
 pub fn indexes(partitions: u32) -> Vec<Index> {
-    let new = |name: &str, keys: &[(&'static str, bool)]| Index { name: name.into(), keys: keys.to_vec(), ..Index::default() };
+    let new = |name: &str, keys: &[(&'static str, bool)]| Index {
+        name: name.into(),
+        keys: keys.to_vec(),
+        ..Index::default()
+    };
     vec![
         new("by_age_city", &[("age", true), ("city", false), ("score", true)]),
         new("by_nested_city", &[("address.city", false)]),

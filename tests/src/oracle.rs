@@ -34,7 +34,8 @@ pub struct Row {
 impl Index {
     /// The request of `hw.admin.index.create`.
     pub fn definition(&self, bucket: &str) -> Value {
-        let key = |(path, descending): &(&str, bool)| if *descending { format!("{path} DESC") } else { (*path).to_owned() };
+        let key =
+            |(path, descending): &(&str, bool)| if *descending { format!("{path} DESC") } else { (*path).to_owned() };
         let keys: Vec<String> = self.keys.iter().map(key).collect();
         let mut definition = json!({"bucket": bucket, "name": self.name, "keys": keys});
         if let Some((condition, _)) = self.condition {
@@ -126,7 +127,8 @@ pub fn read_row(row: &Value, streams: &[(String, String)], keys: usize) -> Resul
 
 /// Whether both are the same row; 1 and 1.0 are the same key.
 pub fn same(a: &Row, b: &Row) -> bool {
-    let keys = a.key.len() == b.key.len() && a.key.iter().zip(&b.key).all(|(a, b)| compare(a.as_ref(), b.as_ref()).is_eq());
+    let keys =
+        a.key.len() == b.key.len() && a.key.iter().zip(&b.key).all(|(a, b)| compare(a.as_ref(), b.as_ref()).is_eq());
     a.document == b.document && keys && a.include == b.include
 }
 

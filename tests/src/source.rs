@@ -4,12 +4,7 @@ use crate::client::Client;
 use anyhow::{Context, Result};
 use async_nats::{
     HeaderMap,
-    jetstream::{
-        context::PublishAckFuture,
-        kv,
-        message::PublishMessage,
-        stream,
-    },
+    jetstream::{context::PublishAckFuture, kv, message::PublishMessage, stream},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -129,7 +124,8 @@ impl Source {
             };
             client.js.create_stream(config).await.with_context(|| format!("no stream {name}"))?;
         }
-        let declared: Vec<_> = streams.iter().map(|(name, prefix)| json!({"name": name, "strip_prefix": prefix})).collect();
+        let declared: Vec<_> =
+            streams.iter().map(|(name, prefix)| json!({"name": name, "strip_prefix": prefix})).collect();
         let request = json!({"name": bucket, "source": {"streams": declared}});
         client.insist("hw.admin.bucket.add", &request, Duration::from_secs(20)).await?;
         Ok(Self::new(client, bucket, false, streams))

@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(10);
 
 /// Asks again and again until `ask` answers with something; fails with `what` and the last answer's reason after `within`.
-pub async fn until<T, F: Future<Output = Result<T, String>>>(what: &str, within: Duration, mut ask: impl FnMut() -> F) -> Result<T> {
+pub async fn until<T, F: Future<Output = Result<T, String>>>(
+    what: &str,
+    within: Duration,
+    mut ask: impl FnMut() -> F,
+) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
         match ask().await {

@@ -89,7 +89,8 @@ async fn follow(client: &Client, source: &Source, shape: &Shape, rng: &mut Rng) 
         if round == shape.rounds / 4 {
             let arriving = documents::passing("arriving");
             let definition = arriving.definition(bucket);
-            let (written, created) = tokio::join!(burst(source, shape, length * 4, rng), client.create_index(&definition));
+            let (written, created) =
+                tokio::join!(burst(source, shape, length * 4, rng), client.create_index(&definition));
             written?;
             created?;
             client.wait_active(bucket, "arriving", BUILT_WITHIN).await?;

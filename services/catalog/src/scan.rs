@@ -7,7 +7,7 @@ use crate::{
     page::{Outcome, Place},
     render::Head,
     request::{Consistency, Mode, Plan, Query},
-    service::Shared,
+    service::{EXPECTED_KIB, Shared},
 };
 use futures_util::future::try_join_all;
 use highwater_bus::BusError;
@@ -22,6 +22,8 @@ use tokio::time::timeout;
 const RESERVED: usize = 8 * 1024;
 /// A node that waits until our deadline answers this much later at the latest.
 const GRACE: Duration = Duration::from_millis(250);
+/// A row weighs this much at most, for all but the largest included fields.
+const ROW_BYTES: u64 = 4_096;
 /// The log may reach us a moment after the reply to a `create` reached the client.
 const LOG_GRACE: Duration = Duration::from_millis(100);
 
@@ -74,6 +76,15 @@ struct Run<'a> {
     deadline: Duration,
     /// Wants from this one on were sent after the request had arrived.
     since: u64,
+}
+
+/// About how much an answer may weigh, KiB: what many scans together may have on the way to this catalog is bounded.
+fn expected_kib(request: &ScanRequest) -> u32 {
+    let rows = request.limit.saturating_mul(ROW_BYTES).min(u64::from(request.page_bytes));
+    match request.mode {
+        ScanMode::Count => 1,
+        ScanMode::Rows => ((rows / 1_024) as u32 + 1).min(EXPECTED_KIB as u32),
+    }
 }
 
 impl<'a> Run<'a> {
@@ -198,6 +209,10 @@ impl<'a> Run<'a> {
     async fn ask_node(&self, host: &str, request: ScanRequest) -> Result<ScanPage, ApiError> {
         let subject = subjects::node(host, "scan");
         let patience = Duration::from_millis(u64::from(request.timeout_ms)) + GRACE;
+        let expected = self.shared.expected.acquire_many(expected_kib(&request));
+        let Ok(Ok(_share)) = timeout(self.left(), expected).await else {
+            return Err(ApiError::new(ErrorCode::TooManyRequests, "too many large scans are under way"));
+        };
         let reply = self.shared.bus.request(&subject, wire::encode(&request), patience).await.map_err(|e| {
             ApiError::new(
                 ErrorCode::NodeUnavailable,

@@ -29,6 +29,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 const HEARTBEAT_LIMITS: (u64, u64) = (50, 10_000);
 
+/// Answers that nodes may have on the way to this catalog, KiB. The server drops a connection that is 64 MiB behind.
+pub const EXPECTED_KIB: usize = 24 * 1_024;
+
 /// What every task needs.
 pub struct Shared {
     pub bus: Bus,
@@ -37,6 +40,8 @@ pub struct Shared {
     /// Something in the core changed.
     changed: watch::Sender<()>,
     started: Instant,
+    /// KiB of answers that nodes may have on the way to this catalog.
+    pub expected: Semaphore,
 }
 
 impl Shared {
@@ -70,6 +75,7 @@ pub async fn run(
         core: Mutex::new(Core::new(instance)),
         changed: watch::Sender::new(()),
         started: Instant::now(),
+        expected: Semaphore::new(EXPECTED_KIB),
     });
     let stability = bus.subscribe(&subjects::stability("*")).await?;
     let reports = bus.subscribe(&subjects::hwt("*", "*")).await?;

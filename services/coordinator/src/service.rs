@@ -24,6 +24,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Admin requests whose sources are being looked at, at most.
 const PROBES: usize = 64;
 
+/// The topics of every bucket are looked for this often; one that is lost is made again, and the chain shows what is missing.
+const STREAM_CHECK: Duration = Duration::from_secs(5);
+
 const NOUN_VERBS: [&str; 6] = ["bucket.add", "bucket.remove", "bucket.list", "index.create", "index.build", "index.drop"];
 
 /// Why the coordinator ended.
@@ -74,6 +77,8 @@ pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop:
     let (probed, mut probes) = mpsc::channel::<(Token, Ddl, Probe)>(PROBES);
     shell.append(Change::TermStarted { coordinator: config.node.clone() }).await?;
     bus.flush().await?;
+    let mut streams = tokio::time::interval(STREAM_CHECK);
+    streams.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let _ = ready.send(());
     tracing::info!(node = config.node, version = shell.core.context().version, "coordinating");
     loop {
@@ -99,6 +104,10 @@ pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop:
                 None => return Ok(()),
             },
             Some((token, ddl, probe)) = probes.recv() => shell.handle(Event::Ddl { token, ddl, probe, random: random() }).await?,
+            _ = streams.tick() => {
+                let (bus, buckets) = (bus.clone(), shell.core.context().buckets.keys().cloned().collect::<Vec<_>>());
+                tokio::spawn(async move { ensure_all(&bus, &buckets).await });
+            }
             () = tokio::time::sleep(wait) => shell.handle(Event::Tick { random: random() }).await?,
             _ = stop.changed() => return Ok(()),
         }
@@ -150,6 +159,14 @@ async fn admin_service(bus: &Bus, config: &Config) -> Result<Endpoints, BusError
 async fn ensure(bus: &Bus, bucket: &str) -> Result<(), BusError> {
     bus.ensure_stream(&StreamSpec::mutation(bucket)).await?;
     bus.ensure_stream(&StreamSpec::catchup(bucket)).await
+}
+
+async fn ensure_all(bus: &Bus, buckets: &[String]) {
+    for bucket in buckets {
+        if let Err(error) = ensure(bus, bucket).await {
+            tracing::debug!(bucket, %error, "cannot look after the bucket's topics");
+        }
+    }
 }
 
 fn random() -> u64 {

@@ -45,12 +45,15 @@ impl Feed {
         let stream = subjects::mutation_stream(&self.bucket);
         let subject = subjects::mutation(&self.bucket, &node);
         let share = Arc::new(Semaphore::new(QUEUE_BYTES));
-        let mut first = true;
+        let (mut first, mut said) = (true, false);
         loop {
             let state = match self.bus.stream_state(&stream).await {
                 Ok(state) => state,
                 Err(error) => {
-                    tracing::warn!(stream, %error, "cannot read the mutation topic yet");
+                    if !said {
+                        tracing::warn!(stream, %error, "cannot read the mutation topic yet; trying again until it can be");
+                        said = true;
+                    }
                     tokio::time::sleep(RETRY).await;
                     continue;
                 }
@@ -66,10 +69,11 @@ impl Feed {
             let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created) };
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {
+                    said = false;
                     if self.events.send(Event::TopicOpened { after, created: reader.created() }).await.is_err() {
                         return;
                     }
-                    if self.pump(reader, &share, |topic, batch| Event::Live { topic, batch }).await.is_err() {
+                    if self.pump(reader, &share, QUEUE_BYTES, |topic, batch| Event::Live { topic, batch }).await.is_err() {
                         return;
                     }
                     resume = None;
@@ -90,7 +94,7 @@ impl Feed {
         loop {
             match StreamReader::open(&self.bus, &stream, from.clone()).await {
                 Ok(reader) => {
-                    if self.pump(reader, &share, |topic, batch| Event::Session { session, topic, batch }).await.is_err() {
+                    if self.pump(reader, &share, SESSION_BYTES, |topic, batch| Event::Session { session, topic, batch }).await.is_err() {
                         return;
                     }
                 }
@@ -103,7 +107,13 @@ impl Feed {
     }
 
     /// Hands on batches until the stream changes (Ok) or nobody wants them any more (Err).
-    async fn pump(&self, mut reader: StreamReader, share: &Arc<Semaphore>, event: impl Fn(u64, Arc<Batch>) -> Event) -> Result<(), ()> {
+    async fn pump(
+        &self,
+        mut reader: StreamReader,
+        share: &Arc<Semaphore>,
+        quota: usize,
+        event: impl Fn(u64, Arc<Batch>) -> Event,
+    ) -> Result<(), ()> {
         let mut messages: Vec<StreamMessage> = Vec::new();
         loop {
             match reader.next_ready(TAKE, &mut messages).await {
@@ -118,7 +128,7 @@ impl Feed {
                 }
             }
             for message in messages.drain(..) {
-                let size = (message.payload.len() as u32).max(1);
+                let size = message.payload.len().clamp(1, quota) as u32;
                 let Ok(permit) = Arc::clone(share).acquire_many_owned(size).await else { return Err(()) };
                 match Batch::parse(&self.bucket, Payload::new(message.payload, Some(permit))) {
                     Ok(batch) => self.events.send(event(message.seq, Arc::new(batch))).await.map_err(|_| ())?,

@@ -4,6 +4,7 @@
 //! - `core`: one bucket's queue, slices, sessions and stability timestamps; pure
 //! - [`store`]: one slice's forward and back index on disk, with stability layers in memory
 //! - `worker`: one thread per bucket: owns the core and the stores
+//! - `documents`: puts a batch's documents into a store
 //! - `held`: the snapshots that scans may use; `scan` serves them
 //! - `feeds`: the tasks that read mutation topic, sessions and stability broadcasts into a worker
 //! - `service`: follows the replicated log, answers requests, reports
@@ -22,6 +23,7 @@
 
 pub mod config;
 mod core;
+mod documents;
 mod feeds;
 mod files;
 mod held;

@@ -2,16 +2,17 @@
 
 use crate::{
     core::{Action, Batch, BucketCore, BucketView, Mode, Step},
+    documents::replace,
     files::SliceFiles,
     held::{Held, HeldSlice},
     report::BucketReport,
-    store::{Entry, LmdbStore, PersistJob, PersistOutcome, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits},
+    store::{LmdbStore, PersistJob, PersistOutcome, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits},
 };
 use highwater_schemas::{
     ErrorCode, StVb, StabilityTimestamp,
     api::SliceReport,
     state::SliceName,
-    wire::{DocOp, HighWatermark, partition_of},
+    wire::HighWatermark,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,8 +25,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) const EVENTS: usize = 256;
 /// Events taken before what they allow is applied.
 const BURST: usize = 128;
-/// The longest docid that is a key of the back index, bytes.
-const MAX_DOCID: usize = 1_024;
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
 const UNSEALED: usize = 8 * 1024 * 1024;
 /// Reports are renewed this often when nothing notable happens.
@@ -156,7 +155,7 @@ impl Worker {
             }
             Event::TopicOpened { after, created } => {
                 self.core.topic_opened(after, created);
-                Vec::new()
+                vec![Action::Report]
             }
             Event::Live { topic, batch } => self.core.live(topic, batch),
             Event::Session { session, topic, batch } => {
@@ -295,8 +294,8 @@ impl Worker {
 
     fn apply(&mut self, slice: SliceName, steps: &[(u16, Step)], st: &Arc<StabilityTimestamp>, readable: bool) -> Result<(), StoreError> {
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
-        for (vb, step) in steps {
-            replace(&mut open.store, info, slice, *vb, &step.batch, step.after, step.upto, false)?;
+        for (_, step) in steps {
+            replace(&mut open.store, info, slice, &step.batch, step.after..=step.upto, false)?;
         }
         let snapshot = open.store.seal()?;
         if readable {
@@ -321,7 +320,7 @@ impl Worker {
     /// True when the slice has collected enough to be made durable.
     fn collect(&mut self, slice: SliceName, batch: &Batch, after: u64, bulk: bool) -> Result<bool, StoreError> {
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(false) };
-        replace(&mut open.store, info, slice, batch.vb, batch, after, batch.to.seqno, bulk)?;
+        replace(&mut open.store, info, slice, batch, after..=batch.to.seqno, bulk)?;
         open.unsealed += batch.size();
         if !bulk && open.unsealed > UNSEALED {
             open.unsealed = 0;
@@ -390,6 +389,8 @@ impl Worker {
         let slices = self
             .core
             .slices()
+            // A session is opened for what is reported: only once its place in the live chain cannot be missed.
+            .filter(|_| self.core.listens())
             .map(|s| {
                 let stats = self.open.get(&s.name).map(|o| o.store.stats()).unwrap_or_default();
                 SliceReport {
@@ -424,60 +425,6 @@ impl Worker {
 
 pub(crate) fn stem(info: &SliceInfo) -> String {
     format!("{}.{}", info.identity.index_id, info.identity.partition)
-}
-
-/// Puts the documents of a batch with `after < seqno ≤ upto` into a slice.
-#[allow(clippy::too_many_arguments, reason = "one place where a batch meets a store")]
-fn replace(
-    store: &mut LmdbStore,
-    info: &SliceInfo,
-    slice: SliceName,
-    vb: u16,
-    batch: &Batch,
-    after: u64,
-    upto: u64,
-    bulk: bool,
-) -> Result<(), StoreError> {
-    let Some(view) = batch.versions() else { return Ok(()) };
-    let mut entries: Vec<Entry<'_>> = Vec::new();
-    for doc in view.docs() {
-        if doc.seqno <= after || doc.seqno > upto || partition_of(doc.docid, info.partitions) != slice.partition {
-            continue;
-        }
-        let mut reason = match doc.op {
-            DocOp::Unindexable(reason) => Some(reason),
-            DocOp::Put | DocOp::Delete => None,
-        };
-        entries.clear();
-        for key in doc.keys().filter(|k| k.index == slice.index) {
-            match key.reason {
-                Some(why) => reason = Some(why),
-                None => entries.push(Entry { key: key.key, include: key.include }),
-            }
-        }
-        if reason.is_some() {
-            entries.clear();
-        }
-        let docid = shortened(doc.docid);
-        if bulk {
-            store.bulk(vb, docid, doc.seqno, &entries, reason)?;
-        } else {
-            store.replace(vb, docid, doc.seqno, &entries, reason)?;
-        }
-    }
-    Ok(())
-}
-
-/// Longer docids are never indexed; they are listed under their beginning.
-fn shortened(docid: &str) -> &str {
-    if docid.len() <= MAX_DOCID {
-        return docid;
-    }
-    let mut end = MAX_DOCID;
-    while !docid.is_char_boundary(end) {
-        end -= 1;
-    }
-    &docid[..end]
 }
 
 /// The ST that a slice shows right after opening.

@@ -1,7 +1,7 @@
 //! Takes messages off a source stream, so that re-opening it never holds up the vbucket's task.
 
 use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader};
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Chunks that may wait for the vbucket task.
@@ -17,8 +17,6 @@ pub(crate) enum Pumped {
     Opened { created: i64 },
     Messages {
         messages: Vec<StreamMessage>,
-        /// The consumer they came from.
-        consumer: Arc<str>,
         /// Rises when the reader was opened again after a server restart.
         restarts: u64,
     },
@@ -28,6 +26,7 @@ pub(crate) enum Pumped {
 
 /// Runs until the receiver is dropped or the stream contradicts.
 pub(crate) async fn run(bus: Bus, stream: String, after: u64, out: mpsc::Sender<Pumped>) {
+    let mut said = false;
     let mut reader = loop {
         match StreamReader::open(&bus, &stream, ReadFrom { after, filter: None, created: None }).await {
             Ok(reader) => break reader,
@@ -36,7 +35,10 @@ pub(crate) async fn run(bus: Bus, stream: String, after: u64, out: mpsc::Sender<
                 return;
             }
             Err(error) => {
-                tracing::warn!(stream, %error, "cannot open the source yet");
+                if !said {
+                    tracing::warn!(stream, %error, "cannot open the source yet; trying again until it can be");
+                    said = true;
+                }
                 tokio::select! {
                     () = tokio::time::sleep(RETRY) => {}
                     () = out.closed() => return,
@@ -47,18 +49,14 @@ pub(crate) async fn run(bus: Bus, stream: String, after: u64, out: mpsc::Sender<
     if out.send(Pumped::Opened { created: reader.created() }).await.is_err() {
         return;
     }
-    let mut consumer: Arc<str> = reader.consumer().into();
     loop {
         let mut messages = Vec::new();
         let read = tokio::select! {
             read = reader.next_ready(CHUNK, &mut messages) => read,
             () = out.closed() => return,
         };
-        if *consumer != *reader.consumer() {
-            consumer = reader.consumer().into();
-        }
         let pumped = match read {
-            Ok(()) => Pumped::Messages { messages, consumer: Arc::clone(&consumer), restarts: reader.restarts() },
+            Ok(()) => Pumped::Messages { messages, restarts: reader.restarts() },
             Err(BusError::StreamChanged { why, .. }) => Pumped::Changed(why),
             Err(error) => {
                 tracing::warn!(stream, %error, "reading the source");

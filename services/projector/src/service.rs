@@ -15,6 +15,7 @@ use highwater_schemas::{
     wire,
 };
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -57,6 +58,8 @@ struct Shell {
     tasks: JoinSet<(Key, Option<String>)>,
     lanes: mpsc::Sender<OpenLane>,
     suspicions: Vec<Suspicion>,
+    /// Damaged wants so far.
+    refused: Cell<u64>,
 }
 
 /// Runs the projector until `stop` turns true.
@@ -79,6 +82,7 @@ pub async fn run(
         tasks: JoinSet::new(),
         lanes,
         suspicions: Vec::new(),
+        refused: Cell::new(0),
     };
     let _ = ready.send(());
     loop {
@@ -113,7 +117,10 @@ pub async fn run(
 impl Shell {
     fn want(&self, payload: &[u8]) {
         let Ok(want) = wire::decode::<wire::Want>(payload) else {
-            tracing::warn!("refused a want");
+            if self.refused.get() == 0 {
+                tracing::warn!("refused a damaged want; further ones are only counted");
+            }
+            self.refused.set(self.refused.get() + 1);
             return;
         };
         for (_, running) in self.running.iter().filter(|(k, _)| k.bucket == want.bucket && k.session == 0) {

@@ -2,8 +2,9 @@
 //!
 //! The task knows the source's last sequence only by asking (`STREAM.INFO`, one request under way at a time). An answer serves
 //! three ends at once: it closes holes ([`Cover`]), it answers the wants that came before it was asked, and it shows a source
-//! that went back. With nothing to read and a last sequence ahead, the consumer is asked whether anything is still to come; if
-//! not, the last messages were removed and the position rises over them.
+//! that went back. With nothing to read and a last sequence ahead, the store is asked for the next message: if there is none,
+//! the last ones were removed and the position rises over them. (A consumer's own count of pending messages may lag behind an
+//! acknowledged write: it proves nothing.)
 
 use crate::{
     cover::{Cover, Question},
@@ -106,7 +107,6 @@ pub(crate) async fn run(
         bus,
         source_last: 0,
         last_message: (0, 0),
-        consumer: "".into(),
         restarts: 0,
         asking: None,
         asked_at: None,
@@ -127,8 +127,10 @@ struct Asking {
 
 struct Answer {
     state: Result<StreamState, BusError>,
-    /// Whether the consumer had been sent everything, asked after the state: (pending, last sequence sent).
-    delivered: Option<(u64, u64)>,
+    /// Where the reader was when it was asked.
+    position: u64,
+    /// Asked of the store after the state: no message is above the position.
+    nothing_above: bool,
 }
 
 struct Task {
@@ -143,7 +145,6 @@ struct Task {
     source_last: u64,
     /// Time and hash of the last message.
     last_message: (i64, u64),
-    consumer: Arc<str>,
     restarts: u64,
     asking: Option<Asking>,
     asked_at: Option<Instant>,
@@ -188,8 +189,7 @@ impl Task {
                     Ok(())
                 }
                 next = pumped.recv() => match next {
-                    Some(Pumped::Messages { messages, consumer, restarts }) => {
-                        self.consumer = consumer;
+                    Some(Pumped::Messages { messages, restarts }) => {
                         self.messages(&messages, restarts, pumped.is_empty()).await
                     }
                     Some(Pumped::Changed(why)) => Err(Some(why)),
@@ -217,6 +217,10 @@ impl Task {
             }
         }
         let mut versions = KeyVersions::default();
+        if messages.first().is_some_and(|m| m.seq <= self.cover.position()) {
+            // Never to be packed behind a position that claims to hold it.
+            return Err(Some("the source brought a message that its state had denied".into()));
+        }
         for (i, message) in messages.iter().enumerate() {
             self.cover.message(message.seq);
             self.pending = message.pending;
@@ -265,24 +269,20 @@ impl Task {
             return;
         }
         let (done, answer) = oneshot::channel();
-        let (bus, stream, consumer) = (self.bus.clone(), self.assignment.stream.clone(), Arc::clone(&self.consumer));
+        let (bus, stream) = (self.bus.clone(), self.assignment.stream.clone());
         let (position, silent) = (self.cover.position(), self.read_at.elapsed() >= SILENCE);
         self.asking = Some(Asking { question: self.cover.question(), wants: std::mem::take(&mut self.waiting), answer });
         self.asked_at = Some(Instant::now());
         tokio::spawn(async move {
             let state = bus.stream_state(&stream).await;
             let ahead = state.as_ref().is_ok_and(|s| s.last_seq > position);
-            let delivered = if ahead && silent && !consumer.is_empty() {
-                bus.consumer_delivered(&stream, &consumer).await.ok()
-            } else {
-                None
-            };
-            let _ = done.send(Answer { state, delivered });
+            let nothing_above = ahead && silent && matches!(bus.next_message(&stream, position + 1).await, Ok(None));
+            let _ = done.send(Answer { state, position, nothing_above });
         });
     }
 
     async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), Ended> {
-        let Some(Answer { state: Ok(state), delivered }) = answer else {
+        let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
             // Asked again at the next occasion; the wants are kept.
             for (catalog, seq) in asking.wants {
                 let newest = self.waiting.entry(catalog).or_default();
@@ -299,10 +299,8 @@ impl Task {
         }
         self.source_last = state.last_seq;
         self.cover.answer(asking.question, state.last_seq);
-        // What the consumer was sent last may still be on its way here: then `sent` is above the position.
-        let nothing_more = delivered.is_some_and(|(pending, sent)| pending == 0 && sent <= self.cover.position());
-        let never_sent = self.consumer.is_empty() && state.messages == 0;
-        if state.last_seq > self.cover.position() && (nothing_more || never_sent) {
+        if nothing_above && position == self.cover.position() && state.last_seq > position {
+            // What lay above was removed.
             self.cover.nothing_more(state.last_seq);
             self.last_message = (state.last_time, 0);
             self.send(KeyVersions::default(), true, false).await?;

@@ -47,6 +47,8 @@ struct Lane {
     /// When the open batch is to be sent at the latest.
     due: Option<Instant>,
     flushed_at: Instant,
+    /// The window is being sent again; said once.
+    resending: bool,
 }
 
 struct LaneInfo {
@@ -82,6 +84,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         synced_at: Instant::now(),
         due: None,
         flushed_at: Instant::now(),
+        resending: false,
     };
     loop {
         let linger = lane.due.map_or(SYNC_REPEAT, |due| due.saturating_duration_since(Instant::now()));
@@ -186,7 +189,7 @@ impl Lane {
         };
         let (from, to) = (packed.from, packed.to);
         let id = format!(
-            "{node}.{}.{:x}.{}.{session}.{}.{}-{}.{}-{}.{}.{}",
+            "{node}.{}.{:x}.{}.{session}.{}.{}-{}.{}-{}.{}.{}.{}",
             self.open.vb,
             self.open.vbuuid,
             self.open.generation,
@@ -196,6 +199,8 @@ impl Lane {
             to.seqno,
             to.round,
             packed.covered,
+            // Two anchors at one place are two messages.
+            part.interval,
             part.attempt
         );
         let batch = Batch {
@@ -231,6 +236,7 @@ impl Lane {
 
     async fn settled(&mut self, part: Part, acked: bool) {
         if acked {
+            self.resending = false;
             self.window.acked(part);
             self.advance();
             return;
@@ -239,7 +245,10 @@ impl Lane {
             Resend::Nothing => Vec::new(),
             Resend::One(part) => vec![part],
             Resend::All(parts) => {
-                tracing::warn!(bucket = self.open.bucket, vb = self.open.vb, messages = parts.len(), "sending the window again");
+                if !self.resending {
+                    tracing::warn!(bucket = self.open.bucket, vb = self.open.vb, messages = parts.len(), "publishing fails: sending the window again until it succeeds");
+                    self.resending = true;
+                }
                 parts
             }
         };

@@ -2,7 +2,7 @@
 
 use super::{
     BUCKET, STREAM,
-    documents::{document, subject},
+    documents::{Random, document, subject},
     report::{Report, Spread},
 };
 use crate::{
@@ -35,6 +35,10 @@ use tokio::time::timeout;
 const ECHO: &str = "xtask.echo";
 /// Publishes in flight.
 pub const WINDOW: u32 = 4_096;
+/// The bucket of the raw updates: how many documents it has, and how many updates are timed.
+const SCRATCH: &str = "scratch";
+const UPDATED: u64 = 100_000;
+const UPDATES: u64 = 200_000;
 /// Messages that one pull request asks for.
 const PULL: usize = 8_192;
 /// Runs of a short measurement; the best counts.
@@ -48,6 +52,8 @@ const STALLED: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub publish: f64,
+    /// Acked publishes that each replace a document of a bucket with history 1.
+    pub update: f64,
     pub read: f64,
     pub round_trip: Spread,
     pub cursor: f64,
@@ -56,6 +62,7 @@ pub struct Limits {
 impl Limits {
     pub fn add_to(&self, report: &mut Report) {
         report.limit("raw acked publish", self.publish, "msg/s");
+        report.limit("raw acked update, history 1", self.update, "msg/s");
         report.limit("raw stream read, AckPolicy::None", self.read, "msg/s");
         report.limit("NATS round trip, p50", self.round_trip.p50.as_secs_f64() * 1e3, "ms");
         report.limit("NATS round trip, p99", self.round_trip.p99.as_secs_f64() * 1e3, "ms");
@@ -79,6 +86,10 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     step(&format!("raw stream read: {} msg/s", group(read as u64)), since.elapsed());
 
     let since = Instant::now();
+    let update = update_all(nats).await?;
+    step(&format!("raw acked update: {} msg/s", group(update as u64)), since.elapsed());
+
+    let since = Instant::now();
     let round_trip = round_trips(nats, url, directory).await?;
     step(&format!("NATS round trip: {round_trip}"), since.elapsed());
 
@@ -86,7 +97,7 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     let directory = directory.join("lmdb");
     let cursor = tokio::task::spawn_blocking(move || cursor(&directory)).await.context("the LMDB run panicked")??;
     step(&format!("raw LMDB cursor: {} rows/s", group(cursor as u64)), since.elapsed());
-    Ok(Limits { publish, read, round_trip, cursor })
+    Ok(Limits { publish, update, read, round_trip, cursor })
 }
 
 async fn publish_all(nats: &Client, documents: u64) -> Result<f64> {
@@ -111,6 +122,29 @@ async fn publish_all(nats: &Client, documents: u64) -> Result<f64> {
         next = end;
     }
     Ok(documents as f64 / spent.as_secs_f64())
+}
+
+/// Replaces documents of a bucket of its own, so that the stream to build from stays as it was read.
+async fn update_all(nats: &Client) -> Result<f64> {
+    let config = kv::Config { bucket: SCRATCH.into(), history: 1, ..Default::default() };
+    let jetstream = jetstream::new(nats.clone());
+    jetstream.create_key_value(config).await.context("cannot create the key-value bucket")?;
+    let writer = Writer::new(nats.clone(), WINDOW).await?;
+    let mut random = Random::new(2);
+    let mut since = Instant::now();
+    for number in 0..UPDATED + UPDATES {
+        if number == UPDATED {
+            writer.flush().await?;
+            since = Instant::now();
+        }
+        let which = if number < UPDATED { number } else { random.below(UPDATED) };
+        let one = document(which, number);
+        writer.publish(format!("$KV.{SCRATCH}.{}", one.id), one.json).await?;
+    }
+    writer.flush().await?;
+    let took = since.elapsed();
+    jetstream.delete_key_value(SCRATCH).await.context("cannot delete the key-value bucket")?;
+    Ok(UPDATES as f64 / took.as_secs_f64())
 }
 
 async fn consumer(nats: &Client) -> Result<PullConsumer> {

@@ -97,7 +97,7 @@ fn print_kept(fleet: &Fleet, binary: &Path) {
     );
     println!("    nats kv put {BUCKET} 1 '{{\"name\":\"Atlantis\",\"country\":\"FR\",\"population\":9000000}}'");
     println!("\n  Stop it, and remove what it wrote:");
-    println!("    kill {} && rm -r {}", ids.join(" "), fleet.path().display());
+    println!("    kill {}; sleep 1; rm -r {}", ids.join(" "), fleet.path().display());
 }
 
 fn print_next() {

@@ -103,6 +103,11 @@ impl BucketCore {
         marks.iter().filter(|m| !m.vbs.is_empty() && !m.building).map(|m| (m.topic, m.topic_created)).min()
     }
 
+    /// The topic is open: what is published from now on arrives.
+    pub(crate) fn listens(&self) -> bool {
+        self.topic.1 != 0
+    }
+
     /// The topic was opened, created then, to be read after `after`.
     pub(crate) fn topic_opened(&mut self, after: u64, created: i64) {
         self.topic = (after, created);

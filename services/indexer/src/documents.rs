@@ -1,0 +1,66 @@
+//! Where a batch meets a store.
+
+use crate::{
+    core::Batch,
+    store::{Entry, LmdbStore, SliceStore, StoreError},
+    worker::SliceInfo,
+};
+use highwater_schemas::{
+    state::SliceName,
+    wire::{DocOp, partition_of},
+};
+use std::ops::RangeInclusive;
+
+/// The longest docid that is a key of the back index, bytes.
+const MAX_DOCID: usize = 1_024;
+
+/// Puts the documents of a batch above the start of `range` and up to its end into a slice.
+pub(crate) fn replace(
+    store: &mut LmdbStore,
+    info: &SliceInfo,
+    slice: SliceName,
+    batch: &Batch,
+    range: RangeInclusive<u64>,
+    bulk: bool,
+) -> Result<(), StoreError> {
+    let Some(view) = batch.versions() else { return Ok(()) };
+    let mut entries: Vec<Entry<'_>> = Vec::new();
+    for doc in view.docs() {
+        if doc.seqno <= *range.start() || doc.seqno > *range.end() || partition_of(doc.docid, info.partitions) != slice.partition {
+            continue;
+        }
+        let mut reason = match doc.op {
+            DocOp::Unindexable(reason) => Some(reason),
+            DocOp::Put | DocOp::Delete => None,
+        };
+        entries.clear();
+        for key in doc.keys().filter(|k| k.index == slice.index) {
+            match key.reason {
+                Some(why) => reason = Some(why),
+                None => entries.push(Entry { key: key.key, include: key.include }),
+            }
+        }
+        if reason.is_some() {
+            entries.clear();
+        }
+        let docid = shortened(doc.docid);
+        if bulk {
+            store.bulk(batch.vb, docid, doc.seqno, &entries, reason)?;
+        } else {
+            store.replace(batch.vb, docid, doc.seqno, &entries, reason)?;
+        }
+    }
+    Ok(())
+}
+
+/// Longer docids are never indexed; they are listed under their beginning.
+fn shortened(docid: &str) -> &str {
+    if docid.len() <= MAX_DOCID {
+        return docid;
+    }
+    let mut end = MAX_DOCID;
+    while !docid.is_char_boundary(end) {
+        end -= 1;
+    }
+    &docid[..end]
+}

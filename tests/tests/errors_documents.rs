@@ -1,0 +1,189 @@
+//! Documents that cannot be indexed are counted and listed, lose their old entries, and stop nothing.
+
+use highwater_tests::prelude::*;
+
+const ACTIVE_WITHIN: Duration = Duration::from_secs(60);
+/// As documented in `schemas`.
+const DEEPEST: usize = 128;
+const LONGEST_KEY: usize = 1_982;
+const LONGEST_ID: usize = 1_024;
+
+fn put(id: &str, payload: impl Into<Vec<u8>>) -> Write {
+    Write { vb: 0, id: id.into(), op: Op::Put(payload.into().into()) }
+}
+
+fn nested(levels: usize) -> String {
+    format!(r#"{{"n":5,"x":{}{}}}"#, "[".repeat(levels), "]".repeat(levels))
+}
+
+/// The ids of an index in order, everything acknowledged included, and the count of what it could not take.
+async fn ids(client: &Client, index: &str) -> Result<(Vec<String>, u64)> {
+    let request = json!({"bucket": "docs", "index": index, "consistency": "request_plus"});
+    let reply = client.scan(&request).await.with_context(|| format!("{index} cannot be scanned"))?;
+    let id = |row: &Value| row["id"].as_str().unwrap_or_default().to_owned();
+    let rows = reply["rows"].as_array().context("no rows")?.iter().map(id).collect();
+    Ok((rows, reply["unindexed"].as_u64().context("no unindexed")?))
+}
+
+/// What `describe` lists: id and reason, sorted.
+async fn listed(client: &Client, index: &str) -> Result<Vec<(String, String)>> {
+    let reply = client.request("hw.query.describe", &json!({"bucket": "docs", "index": index})).await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let documents = reply["unindexed"].as_array().context("no list")?;
+    let mut all: Vec<_> = documents.iter().map(|d| (text(&d["id"]), text(&d["reason"]))).collect();
+    all.sort();
+    Ok(all)
+}
+
+async fn index(client: &Client, name: &str, keys: &[&str]) -> Result<()> {
+    client.create_index(&json!({"bucket": "docs", "name": name, "keys": keys, "include": ["n"]})).await?;
+    client.wait_active("docs", name, ACTIVE_WITHIN).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_indexed_is_counted_listed_and_passed_over() -> Result<()> {
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "docs").await?;
+            let good = |id: &str| put(id, r#"{"n":1,"s":"x"}"#);
+            let all = ["brackets", "deep", "long", "number", "text", "truncated", "utf8", "whole"];
+            source.write(all.map(good)).await?;
+            index(&client, "by_n", &["n"]).await?;
+            index(&client, "by_s", &["s"]).await?;
+            ensure!(ids(&client, "by_n").await? == (all.map(String::from).to_vec(), 0));
+            ensure!(listed(&client, "by_n").await?.is_empty());
+
+            // Each had an entry, and has none any more.
+            source
+                .write([
+                    put("text", "hello"),
+                    put("truncated", r#"{"n":1"#),
+                    put("utf8", b"{\"n\":1,\"s\":\"\xff\xfe\"}".to_vec()),
+                    put("brackets", "[".repeat(100_000)),
+                    put("deep", nested(DEEPEST + 1)),
+                    put("long", format!(r#"{{"n":1,"s":"{}"}}"#, "k".repeat(LONGEST_KEY))),
+                    // JSON, but nothing that an index could take: not listed.
+                    put("number", "7"),
+                ])
+                .await?;
+            let unreadable = ["brackets", "deep", "text", "truncated", "utf8"];
+            let (rows, unindexed) = ids(&client, "by_n").await?;
+            ensure!(rows == ["long", "whole"] && unindexed == 5, "{rows:?} {unindexed}");
+            let (rows, unindexed) = ids(&client, "by_s").await?;
+            ensure!(rows == ["whole"] && unindexed == 6, "{rows:?} {unindexed}");
+            let found = listed(&client, "by_n").await?;
+            let (names, reasons): (Vec<_>, Vec<_>) = found.iter().cloned().unzip();
+            ensure!(names == unreadable, "{found:?}");
+            ensure!(reasons[1] == "too_deep" && reasons[2..].iter().all(|r| r == "not_json"), "{found:?}");
+            ensure!(["too_deep", "not_json"].contains(&reasons[0].as_str()), "{found:?}");
+            let found = listed(&client, "by_s").await?;
+            ensure!(found.contains(&("long".into(), "key_too_long".into())) && found.len() == 6, "{found:?}");
+            let listed_index = client.index("docs", "by_s").await?;
+            ensure!(listed_index["state"] == "active" && listed_index["error"].is_null(), "{listed_index}");
+
+            // A fresh build finds the same.
+            index(&client, "again", &["s"]).await?;
+            ensure!(ids(&client, "again").await? == (vec!["whole".to_owned()], 6));
+            ensure!(listed(&client, "again").await? == listed(&client, "by_s").await?);
+
+            // Made good, or deleted, they are no longer counted.
+            source.write([good("text"), good("deep"), good("long")]).await?;
+            source.write([Write { vb: 0, id: "utf8".into(), op: Op::Delete }]).await?;
+            source.write([Write { vb: 0, id: "brackets".into(), op: Op::Purge }]).await?;
+            for name in ["by_s", "again"] {
+                let (rows, unindexed) = ids(&client, name).await?;
+                ensure!(rows == ["deep", "long", "text", "whole"] && unindexed == 1, "{name}: {rows:?} {unindexed}");
+            }
+            ensure!(listed(&client, "by_n").await? == [("truncated".to_owned(), "not_json".to_owned())]);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_are_taken_to_the_byte_and_huge_documents_go_through() -> Result<()> {
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "docs").await?;
+            source.write([put("plain", r#"{"n":0,"s":"a"}"#)]).await?;
+            index(&client, "by_n", &["n"]).await?;
+            index(&client, "by_s", &["s"]).await?;
+
+            let longest = "i".repeat(LONGEST_ID);
+            // Both begin as the longest one that is taken.
+            let too_long = "i".repeat(LONGEST_ID + 1);
+            let much_too_long = "i".repeat(2 * LONGEST_ID);
+            // As much as fits one message of the server, the key-value subject apart.
+            let huge = format!(r#"{{"n":2,"s":"b","filler":"{}"}}"#, "f".repeat(1_048_576 - 2_000));
+            let wide: String = (0..40_000).map(|i| format!(r#""f{i}":{i},"#)).collect();
+            source
+                .write([
+                    put("deepest", nested(DEEPEST - 1)),
+                    put(&longest, r#"{"n":1}"#),
+                    put(&too_long, r#"{"n":1}"#),
+                    put(&much_too_long, r#"{"n":1}"#),
+                    put("huge", huge),
+                    put("wide", format!(r#"{{{wide}"n":3}}"#)),
+                    put("many", format!(r#"{{"n":4,"s":[{}]}}"#, vec!["1"; 100_000].join(","))),
+                    put("last", r#"{"n":6,"s":"z"}"#),
+                ])
+                .await?;
+            let (rows, unindexed) = ids(&client, "by_n").await?;
+            let expected = ["plain", &longest, "huge", "wide", "many", "deepest", "last"];
+            ensure!(rows == expected && unindexed == 2, "{rows:?} {unindexed}");
+            let found = listed(&client, "by_n").await?;
+            let named = |(id, reason): &(String, String)| id.starts_with(&"i".repeat(500)) && reason == "id_too_long";
+            ensure!(found.len() == 2 && found.iter().all(named), "{found:?}");
+            source.write([Write { vb: 0, id: too_long, op: Op::Delete }]).await?;
+            let (rows, unindexed) = ids(&client, "by_n").await?;
+            ensure!(rows == expected && unindexed == 1, "{rows:?} {unindexed}");
+            let (rows, unindexed) = ids(&client, "by_s").await?;
+            ensure!(rows == ["plain", "huge", "last"] && unindexed == 2, "{rows:?} {unindexed}");
+            let found = listed(&client, "by_s").await?;
+            ensure!(found.contains(&("many".into(), "key_too_long".into())), "{found:?}");
+
+            // The key that just fits: found by bisection, and its neighbour is refused.
+            let (mut fits, mut not) = (1, LONGEST_KEY + 1);
+            while not - fits > 1 {
+                let middle = usize::midpoint(fits, not);
+                source.write([put("probe", format!(r#"{{"s":"{}"}}"#, "p".repeat(middle)))]).await?;
+                let (rows, _) = ids(&client, "by_s").await?;
+                if rows.iter().any(|id| id == "probe") { fits = middle } else { not = middle }
+            }
+            ensure!(fits > LONGEST_KEY - 64, "the longest key has only {fits} characters");
+            source.write([put("probe", format!(r#"{{"s":"{}"}}"#, "p".repeat(not)))]).await?;
+            let (rows, _) = ids(&client, "by_s").await?;
+            ensure!(rows == ["plain", "huge", "last"], "{rows:?}");
+            let found = listed(&client, "by_s").await?;
+            ensure!(found.contains(&("probe".into(), "key_too_long".into())), "{found:?}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_bad_documents_is_counted_and_the_list_is_bounded() -> Result<()> {
+    const BAD: u64 = 3_000;
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "docs").await?;
+            source.write((0..BAD).map(|i| put(&format!("b{i}"), "{"))).await?;
+            source.write([put("good", r#"{"n":1}"#)]).await?;
+            index(&client, "by_n", &["n"]).await?;
+            ensure!(ids(&client, "by_n").await? == (vec!["good".to_owned()], BAD));
+            let found = listed(&client, "by_n").await?;
+            ensure!(!found.is_empty() && found.len() < 1_000, "{} are listed", found.len());
+            source.write((0..BAD).map(|i| put(&format!("b{i}"), r#"{"n":0}"#))).await?;
+            let (rows, unindexed) = ids(&client, "by_n").await?;
+            ensure!(rows.len() as u64 == BAD + 1 && unindexed == 0, "{} {unindexed}", rows.len());
+            Ok(())
+        })
+        .await
+}

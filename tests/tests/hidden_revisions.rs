@@ -1,0 +1,301 @@
+//! Documents that are overwritten faster than anyone reads them: what a scan claims to show is there all the same.
+
+use highwater_tests::{
+    prelude::*,
+    source::{Log, Name},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+const HOT: u64 = 4;
+const COLD: u64 = 60;
+/// Writes that a burst sends between two looks at whether to stop.
+const CHUNK: u64 = 2_000;
+const BURST: Duration = Duration::from_millis(900);
+/// Scans of each sort that must have been checked.
+const WANTED: u64 = 200;
+const WITHIN: Duration = Duration::from_secs(45);
+/// How long after its own timeout a scan may answer on a machine that is busy.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What was seen.
+#[derive(Debug, Default, Clone, Copy)]
+struct Tally {
+    exact: u64,
+    exact_in_bursts: u64,
+    uncovered: u64,
+    uncovered_request_plus: u64,
+    timeouts: u64,
+    slowest: Duration,
+}
+
+/// The newest seqno of each document that was acknowledged.
+fn floors(log: &Log) -> BTreeMap<Name, u64> {
+    let newest = |(name, history): (&Name, &Vec<(u64, _)>)| Some((name.clone(), history.last()?.0));
+    log.documents.iter().filter_map(newest).collect()
+}
+
+fn index() -> Index {
+    Index { name: "by_version".into(), keys: vec![("version", true)], partitions: 2, ..Index::default() }
+}
+
+/// A writer's documents; each has a version of its own, so that a row tells which write it shows.
+fn document(version: u64) -> Value {
+    json!({"version": version, "text": "as long as a document may be in practice, and then some more"})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scans_never_hide_an_acknowledged_write() -> Result<()> {
+    let mut rng = Rng::seeded("hidden revisions");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "hot").await?;
+            client.create_index(&index().definition("hot")).await?;
+            source.write((0..COLD).map(|i| Write::put(0, format!("cold{i}"), &document(i)))).await?;
+            client.wait_active("hot", "by_version", Duration::from_secs(20)).await?;
+            let tally = Arc::new(Mutex::new(Tally::default()));
+            let since = Instant::now();
+            let mut bursts = 0;
+            loop {
+                bursts += 1;
+                burst(cluster, &source, bursts, &mut rng, &tally).await?;
+                between(&client, &source, &mut rng, &tally).await?;
+                let seen = *tally.lock().unwrap_or_else(PoisonError::into_inner);
+                let enough = seen.exact >= WANTED && seen.uncovered >= WANTED && seen.timeouts > 0;
+                if enough && bursts >= 5 || since.elapsed() > WITHIN {
+                    println!("{bursts} bursts, {} writes, {seen:?}", source.log().complete()[0]);
+                    ensure!(seen.exact >= WANTED, "only {} exact scans were checked", seen.exact);
+                    ensure!(
+                        seen.uncovered >= WANTED,
+                        "only {} scans with covered below seqno were checked",
+                        seen.uncovered
+                    );
+                    ensure!(seen.timeouts > 0, "no scan had to wait too long");
+                    return Ok(());
+                }
+            }
+        })
+        .await
+}
+
+/// Writers as fast as the server takes it, and scans that run meanwhile.
+async fn burst(
+    cluster: &Cluster,
+    source: &Source,
+    number: u64,
+    rng: &mut Rng,
+    tally: &Arc<Mutex<Tally>>,
+) -> Result<()> {
+    let over = Arc::new(AtomicBool::new(false));
+    let mut tasks = tokio::task::JoinSet::new();
+    // Versions of different bursts and writers never meet.
+    let mut version = number * 1_000_000_000;
+    for writer in 0..2 {
+        let source = source.over(&cluster.client().await?);
+        let (over, mut rng) = (over.clone(), rng.fork());
+        version += 100_000_000;
+        tasks.spawn(async move {
+            let mut next = version;
+            while !over.load(Ordering::Relaxed) {
+                // Each hot document has one writer.
+                let writes: Vec<Write> = (0..CHUNK)
+                    .map(|i| Write::put(0, format!("hot{}", 2 * rng.below(HOT / 2) + writer), &document(next + i)))
+                    .collect();
+                source.write(writes).await?;
+                next += CHUNK;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+    let cold = source.over(&cluster.client().await?);
+    let (cold_over, mut cold_rng) = (over.clone(), rng.fork());
+    version += 100_000_000;
+    tasks.spawn(async move {
+        let mut next = version;
+        while !cold_over.load(Ordering::Relaxed) {
+            let id = format!("cold{}", cold_rng.below(COLD));
+            let op = if cold_rng.chance(10) { Op::Delete } else { Op::Put(document(next).to_string().into()) };
+            cold.write([Write { vb: 0, id, op }]).await?;
+            next += 1;
+        }
+        Ok(())
+    });
+    for _ in 0..3 {
+        let (client, source) = (cluster.client().await?, source.clone());
+        let (over, mut rng, tally) = (over.clone(), rng.fork(), tally.clone());
+        tasks.spawn(async move {
+            let mut newest = Newest::default();
+            while !over.load(Ordering::Relaxed) {
+                scan(&client, &source, &mut rng, &tally, &mut newest).await?;
+            }
+            Ok(())
+        });
+    }
+    let ends = tokio::time::Instant::now() + BURST;
+    let mut outcome = Ok(());
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(ends), if !over.load(Ordering::Relaxed) => over.store(true, Ordering::Relaxed),
+            ended = tasks.join_next() => match ended {
+                None => return outcome,
+                Some(ended) => {
+                    let ended = ended.context("a task panicked").flatten();
+                    if ended.is_err() && outcome.is_ok() {
+                        outcome = ended;
+                        over.store(true, Ordering::Relaxed);
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// What a scanning client has seen so far: later stability timestamps show nothing older.
+#[derive(Default)]
+struct Newest {
+    st: u64,
+    documents: BTreeMap<Name, u64>,
+}
+
+/// One scan while documents are overwritten.
+async fn scan(
+    client: &Client,
+    source: &Source,
+    rng: &mut Rng,
+    tally: &Mutex<Tally>,
+    newest: &mut Newest,
+) -> Result<()> {
+    let mut floors = floors(&source.log());
+    let timeout = *rng.pick(&[3, 30, 300, 1500]);
+    let mut request = json!({"bucket": source.bucket, "index": "by_version", "timeout_ms": timeout});
+    let any = match rng.below(4) {
+        0 => true,
+        1 => {
+            request["consistency"] = json!({"at_plus": floors.values().max()});
+            false
+        }
+        _ => {
+            request["consistency"] = "request_plus".into();
+            false
+        }
+    };
+    if rng.chance(20) {
+        request["page_size"] = 30.into();
+    }
+    let since = Instant::now();
+    let outcome = client.scan(&request).await;
+    let took = since.elapsed();
+    // A scan in pages has its timeout for each.
+    ensure!(took <= Duration::from_millis(timeout * 4) + GRACE, "{request} took {took:?}");
+    let reply = match outcome {
+        Ok(reply) => reply,
+        Err(refused) if ["timeout", "cover_timeout"].contains(&refused.code.as_str()) => {
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.timeouts += 1;
+            tally.slowest = tally.slowest.max(took);
+            return Ok(());
+        }
+        Err(refused) => return Err(refused).with_context(|| format!("{request}")),
+    };
+    if any {
+        floors.values_mut().for_each(|floor| *floor = 0);
+    }
+    let exact = check(source, &reply, &floors, newest).await.with_context(|| format!("{request}"))?;
+    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    tally.slowest = tally.slowest.max(took);
+    if exact {
+        tally.exact += 1;
+        tally.exact_in_bursts += 1;
+    } else {
+        tally.uncovered += 1;
+        tally.uncovered_request_plus += u64::from(!any);
+    }
+    Ok(())
+}
+
+/// Every document of the reply is at least as new as its floor and no newer than the timestamp; an exact reply equals the source.
+async fn check(source: &Source, reply: &Value, floors: &BTreeMap<Name, u64>, newest: &mut Newest) -> Result<bool> {
+    let at = source.seqnos(reply)?;
+    // A write may be in the stream, and in the index, before its acknowledgement is here.
+    until("the acknowledgements of what a scan shows", Duration::from_secs(10), async || {
+        let complete = source.log().complete();
+        if complete[0] >= at[0] { Ok(()) } else { Err(format!("{complete:?} is before {at:?}")) }
+    })
+    .await?;
+    let index = index();
+    let got = ask::read_rows(reply, source, &index)?;
+    let log = source.log();
+    if reply["exact"] == true {
+        let wanted = index.rows(&log.at(&at));
+        if let Some(difference) = highwater_tests::oracle::difference(&got, &wanted) {
+            bail!("the exact scan at {at:?} (ST {}) is not the source: {difference}", reply["st"]);
+        }
+    }
+    let st = reply["st"].as_u64().context("no st")?;
+    let shown: BTreeMap<&Name, &Value> =
+        got.iter().filter_map(|row| Some((&row.document, row.key[0].as_ref()?))).collect();
+    ensure!(shown.len() == got.len(), "a document has two rows in {reply}");
+    for (name, history) in &log.documents {
+        let floor = floors.get(name).copied().unwrap_or(0);
+        let before = newest.documents.get(name).copied().unwrap_or(0);
+        let seen = match shown.get(name) {
+            Some(version) => {
+                let shows =
+                    |payload: &[u8]| serde_json::from_slice::<Value>(payload).is_ok_and(|v| v["version"] == **version);
+                let found =
+                    history.iter().rev().find(|(_, payload)| payload.as_ref().is_some_and(|payload| shows(payload)));
+                found.with_context(|| format!("{name:?} never had version {version}"))?.0
+            }
+            // The newest moment at which it may have been away.
+            None => history
+                .iter()
+                .rev()
+                .find(|(seqno, payload)| payload.is_none() && *seqno <= at[0])
+                .map_or(0, |(seqno, _)| *seqno),
+        };
+        ensure!(
+            seen >= floor && seen <= at[0],
+            "at {at:?} (ST {st}, exact {}) {name:?} shows revision {seen}, but {floor} was acknowledged before; its history \
+             ends {:?}",
+            reply["exact"],
+            history.iter().rev().take(4).map(|(seqno, payload)| (seqno, payload.is_some())).collect::<Vec<_>>()
+        );
+        if st >= newest.st {
+            ensure!(
+                seen >= before,
+                "{name:?} went back from revision {before} to {seen} at ST {st}, after {}",
+                newest.st
+            );
+            newest.documents.insert(name.clone(), seen);
+        }
+    }
+    newest.st = newest.st.max(st);
+    Ok(reply["exact"] == true)
+}
+
+/// Between bursts every scan succeeds, and what is written slowly is read exactly.
+async fn between(client: &Client, source: &Source, rng: &mut Rng, tally: &Mutex<Tally>) -> Result<()> {
+    // Beyond those of all bursts.
+    let version = 1_000_000_000_000 + 100 * source.log().complete()[0];
+    for turn in 0..12 {
+        if turn > 0 {
+            let id = if rng.chance(50) { format!("hot{}", rng.below(HOT)) } else { format!("cold{}", rng.below(COLD)) };
+            source.write([Write::put(0, id, &document(version + turn))]).await?;
+        }
+        let floors = floors(&source.log());
+        let request =
+            json!({"bucket": source.bucket, "index": "by_version", "consistency": "request_plus", "timeout_ms": 5000});
+        let reply = client.scan(&request).await.context("a scan between bursts")?;
+        let exact = check(source, &reply, &floors, &mut Newest::default()).await?;
+        ensure!(exact, "nothing is hidden, but the scan is not exact");
+        tally.lock().unwrap_or_else(PoisonError::into_inner).exact += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Processes are killed while documents are written: afterwards every index is as if nothing had happened, and none was built
+//! anew.
+
+use highwater_tests::prelude::*;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+const STREAMS: usize = 2;
+const IDS: u64 = 500;
+const FIRST: u64 = 3_000;
+/// A persistence timestamp is due every 5 s, if anything changed.
+const DURABLE_WITHIN: Duration = Duration::from_secs(20);
+const BUILT_WITHIN: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_indexer_continues_where_it_was() -> Result<()> {
+    survives("indexer-1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_projector_continues_where_it_was() -> Result<()> {
+    survives("projector-1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_coordinator_continues_where_it_was() -> Result<()> {
+    survives("coordinator-1").await
+}
+
+async fn survives(node: &str) -> Result<()> {
+    let mut rng = Rng::seeded(node);
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::keyed_streams(&client, "orders", STREAMS).await?;
+            let indexes = documents::indexes(3);
+            write(&source, FIRST, &mut rng).await?;
+            for index in &indexes {
+                client.create_index(&index.definition("orders")).await?;
+            }
+            for index in &indexes {
+                client.wait_active("orders", &index.name, BUILT_WITHIN).await?;
+            }
+            durable(&client, &source).await?;
+            let built = sessions(&client).await?;
+            ensure!(built.from_zero > 0, "the builds left no trace in HW_STATE: {built:?}");
+            for _ in 0..3 {
+                let writer = Writer::start(&source, &mut rng);
+                written(&source, 200 + rng.below(2_000)).await?;
+                cluster.kill(node)?;
+                written(&source, rng.below(500)).await?;
+                cluster.start_node(node).await?;
+                written(&source, 200 + rng.below(1_000)).await?;
+                writer.stop().await?;
+                for index in &indexes {
+                    ask::whole(&client, &source, index).await?;
+                    ask::random(&client, &source, index, &mut rng).await?;
+                }
+            }
+            let after = sessions(&client).await?;
+            println!("{node}: {built:?}, then {after:?}, {} writes", source.log().complete().iter().sum::<u64>());
+            ensure!(after.from_zero == built.from_zero, "something was built anew: {built:?}, then {after:?}");
+            ensure!(after.branches == built.branches, "history was taken to be rewritten: {after:?}");
+            ensure!(after.lost_place == 0, "a projector began again at zero: {after:?}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_survives_the_death_of_its_indexer() -> Result<()> {
+    let mut rng = Rng::seeded("death in a build");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "people").await?;
+            let many = |rng: &mut Rng| {
+                (0..60_000).map(|i| Write::put(0, format!("d{i}"), &documents::document(rng))).collect::<Vec<_>>()
+            };
+            source.write(many(&mut rng)).await?;
+            let mut interrupted = 0;
+            for attempt in 0..6 {
+                let mut index = documents::indexes(2).remove(attempt % 3);
+                index.name = format!("attempt{attempt}");
+                client.create_index(&index.definition("people")).await?;
+                let under_way = until("the build begins", BUILT_WITHIN, async || {
+                    let now = client.index("people", &index.name).await.map_err(|refused| refused.to_string())?;
+                    let begun = now["docs_done"].as_u64() > Some(0) || now["state"] != "building";
+                    if begun { Ok(now) } else { Err(now.to_string()) }
+                })
+                .await?;
+                interrupted += u32::from(under_way["state"] == "building");
+                let writer = Writer::start(&source, &mut rng);
+                cluster.restart("indexer-1").await?;
+                client.wait_active("people", &index.name, BUILT_WITHIN).await?;
+                writer.stop().await?;
+                ask::whole(&client, &source, &index).await?;
+                if interrupted >= 2 {
+                    break;
+                }
+            }
+            println!("{interrupted} builds were interrupted");
+            ensure!(interrupted > 0, "every build was over before the indexer was killed");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_the_same_name_can_be_created_again() -> Result<()> {
+    let mut rng = Rng::seeded("same name");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "people").await?;
+            write_to(&source, 1, 1_000, &mut rng).await?;
+            let mut ids = Vec::new();
+            for turn in 0..8 {
+                let mut index = documents::indexes(2).remove(turn % 5);
+                index.name = "again".into();
+                let writer = Writer::start(&source, &mut rng);
+                client.create_index(&index.definition("people")).await?;
+                if turn == 5 {
+                    cluster.restart("indexer-1").await?;
+                }
+                let active = client.wait_active("people", "again", BUILT_WITHIN).await?;
+                writer.stop().await?;
+                let id = active["id"].as_str().context("no id")?.to_owned();
+                ensure!(!ids.contains(&id), "the id {id} was given twice");
+                ids.push(id);
+                ask::whole(&client, &source, &index).await?;
+                client.drop_index("people", "again").await?;
+                let request = json!({"bucket": "people", "index": "again"});
+                until("the index is gone", Duration::from_secs(5), async || match client.scan(&request).await {
+                    Err(refused) if refused.code == "index_not_found" => Ok(()),
+                    other => Err(format!("{other:?}")),
+                })
+                .await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Every write so far is part of a durable stability timestamp.
+async fn durable(client: &Client, source: &Source) -> Result<()> {
+    ask::whole(client, source, &documents::indexes(3)[0]).await?;
+    let bucket = |status: &Value| status["buckets"].as_array().and_then(|all| all.first().cloned()).unwrap_or_default();
+    let status = client.insist("hw.cluster.members", &json!({}), DURABLE_WITHIN).await?;
+    let st = bucket(&status)["st"].as_u64().context("no st")?;
+    until("what was written is durable", DURABLE_WITHIN, async || {
+        let status = client.request("hw.cluster.members", &json!({})).await.map_err(|refused| refused.to_string())?;
+        if bucket(&status)["durable"].as_u64() >= Some(st) { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+}
+
+/// What the replicated log tells about work that was begun.
+#[derive(Debug, Default)]
+struct Sessions {
+    /// Sessions that read a stream of documents from its beginning.
+    from_zero: u32,
+    resumed: u32,
+    /// Vbuckets given to a projector at a later generation, from zero again.
+    lost_place: u32,
+    assigned: u32,
+    branches: u32,
+}
+
+async fn sessions(client: &Client) -> Result<Sessions> {
+    let stream = client.js.get_stream("HW_STATE").await.context("no HW_STATE")?;
+    let mut seen = Sessions::default();
+    let last = stream.cached_info().state.last_sequence;
+    for seq in stream.cached_info().state.first_sequence..=last {
+        let message = stream.get_raw_message(seq).await.with_context(|| format!("no record {seq} in HW_STATE"))?;
+        let record: Value = serde_json::from_slice(&message.payload)?;
+        let change = &record["change"];
+        match change["what"].as_str() {
+            Some("session_opened") => {
+                let vbs = change["vbs"].as_array().context("a session without vbuckets")?;
+                if vbs.iter().any(|vb| vb["from"] == 0) {
+                    seen.from_zero += 1;
+                } else {
+                    seen.resumed += 1;
+                }
+            }
+            Some("vbucket_assigned") => {
+                seen.assigned += 1;
+                seen.lost_place += u32::from(change["generation"].as_u64() > Some(1) && change["restart"] == 0);
+            }
+            Some("branch_started") => seen.branches += 1,
+            _ => {}
+        }
+    }
+    Ok(seen)
+}
+
+/// Writes in the background until it is told to stop.
+struct Writer {
+    over: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Result<()>>,
+}
+
+impl Writer {
+    fn start(source: &Source, rng: &mut Rng) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (source, mut rng, told) = (source.clone(), rng.fork(), over.clone());
+        let task = tokio::spawn(async move {
+            while !told.load(Ordering::Relaxed) {
+                let streams = source.streams.len();
+                write_to(&source, streams, 50, &mut rng).await?;
+            }
+            Ok(())
+        });
+        Self { over, task }
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.over.store(true, Ordering::Relaxed);
+        self.task.await.context("the writer panicked")?
+    }
+}
+
+async fn write(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
+    write_to(source, STREAMS, count, rng).await
+}
+
+async fn write_to(source: &Source, streams: usize, count: u64, rng: &mut Rng) -> Result<()> {
+    let writes: Vec<Write> = (0..count).map(|_| documents::write(rng, streams, IDS)).collect();
+    source.write(writes).await
+}
+
+/// Waits until so many further writes are acknowledged.
+async fn written(source: &Source, further: u64) -> Result<()> {
+    let total = || source.log().complete().iter().sum::<u64>();
+    let wanted = total() + further;
+    until(
+        "writes go on",
+        Duration::from_secs(20),
+        async || if total() >= wanted { Ok(()) } else { Err(total().to_string()) },
+    )
+    .await
+}
