@@ -88,6 +88,9 @@ impl Bus {
         } else if let Some(token) = &settings.token {
             options = options.token(token.clone());
         } else if let Some(seed) = &settings.nkey {
+            if nkeys_seed_is_damaged(seed) {
+                return Err(BusError::Settings("the nkey seed is damaged: it begins with SU and has 58 characters".into()));
+            }
             options = options.nkey(seed.clone());
         } else if let Some(path) = &settings.creds {
             let text = std::fs::read_to_string(path)
@@ -162,6 +165,11 @@ impl Bus {
         let error = message.headers.as_ref().and_then(error_headers);
         Ok(Reply { payload: message.payload, error })
     }
+}
+
+/// The client would only say that the server refused it.
+fn nkeys_seed_is_damaged(seed: &str) -> bool {
+    seed.len() != 58 || !seed.starts_with("SU") || !seed.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
 }
 
 fn error_headers(headers: &HeaderMap) -> Option<(String, u16)> {

@@ -70,9 +70,9 @@ impl Child {
 
     /// The end of its log, with its name.
     pub fn log_tail(&self) -> String {
-        let log = self.log();
-        let from = log.ceil_char_boundary(log.len().saturating_sub(SHOWN));
-        format!("--- end of the log of {} (process {}):\n{}", self.name, self.id(), &log[from..])
+        let log = fs::read(&self.log).unwrap_or_default();
+        let end = String::from_utf8_lossy(&log[log.len().saturating_sub(SHOWN)..]);
+        format!("--- end of the log of {} (process {}):\n{end}", self.name, self.id())
     }
 
     /// SIGTERM, without waiting.

@@ -85,7 +85,7 @@ pub fn indexes(partitions: u32) -> Vec<Index> {
         new("by_nested_city", &[("address.city", false)]),
         Index {
             condition: Some(("active = true AND (score >= 50 OR NOT city = 'Oslo') AND age IS NOT MISSING", |d| {
-                let either = or(test(d, "score", |o| o.is_ge(), &json!(50)), not(equal(d, "city", &json!("Oslo"))));
+                let either = or(test(d, "score", Ordering::is_ge, &json!(50)), not(equal(d, "city", &json!("Oslo"))));
                 and(and(equal(d, "active", &json!(true)), either), Some(at(d, "age").is_some()))
             })),
             include: vec!["name", "address.city"],
@@ -104,7 +104,7 @@ pub fn passing(name: &str) -> Index {
         condition: Some(("address.city IS MISSING OR city IS NULL OR score < 70", |d| {
             let missing = Some(at(d, "address.city").is_none());
             let null = Some(at(d, "city") == Some(&Value::Null));
-            or(or(missing, null), test(d, "score", |o| o.is_lt(), &json!(70)))
+            or(or(missing, null), test(d, "score", Ordering::is_lt, &json!(70)))
         })),
         include: vec!["score"],
         partitions: 0,

@@ -42,15 +42,14 @@ impl Drop for Dev {
 }
 
 fn kill_with_server(dev: &mut Child) -> Result<()> {
-    let of_dev = format!("/proc/{0}/task/{0}/children", dev.id());
-    // The server is a child of whichever thread started it.
-    let threads = fs::read_dir(format!("/proc/{}/task", dev.id()))
-        .map(|all| all.flatten().collect())
-        .unwrap_or_else(|_| Vec::new());
-    let lists = threads.iter().map(|thread| thread.path().join("children")).chain([of_dev.into()]);
+    if dev.exited().is_some() {
+        return Ok(());
+    }
     let mut servers: Vec<String> = Vec::new();
-    for list in lists {
-        servers.extend(fs::read_to_string(list).unwrap_or_default().split_whitespace().map(str::to_owned));
+    // The server is a child of whichever thread started it.
+    for thread in fs::read_dir(format!("/proc/{}/task", dev.id()))?.flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        servers.extend(children.split_whitespace().map(str::to_owned));
     }
     servers.sort_unstable();
     servers.dedup();

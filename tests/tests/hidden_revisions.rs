@@ -205,7 +205,7 @@ async fn scan(
         Err(refused) => return Err(refused).with_context(|| format!("{request}")),
     };
     if any {
-        floors.values_mut().for_each(|floor| *floor = 0);
+        floors.clear();
     }
     let exact = check(source, &reply, &floors, newest).await.with_context(|| format!("{request}"))?;
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);

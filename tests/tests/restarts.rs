@@ -45,6 +45,8 @@ async fn survives(node: &str) -> Result<()> {
                 client.wait_active("orders", &index.name, BUILT_WITHIN).await?;
             }
             durable(&client, &source).await?;
+            // What is durable must not be needed again: who began anew would find a gap here.
+            client.js.get_stream("HW_MUTATION_orders").await?.purge().await?;
             let built = sessions(&client).await?;
             ensure!(built.from_zero > 0, "the builds left no trace in HW_STATE: {built:?}");
             for _ in 0..3 {
@@ -72,16 +74,27 @@ async fn survives(node: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_survives_the_death_of_its_indexer() -> Result<()> {
-    let mut rng = Rng::seeded("death in a build");
+    builds_without("indexer-1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_survives_the_death_of_its_projector() -> Result<()> {
+    builds_without("projector-1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_survives_the_death_of_the_coordinator() -> Result<()> {
+    builds_without("coordinator-1").await
+}
+
+async fn builds_without(node: &str) -> Result<()> {
+    let mut rng = Rng::seeded(&format!("build without {node}"));
     Cluster::start()
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
             let source = Source::key_value(&client, "people").await?;
-            let many = |rng: &mut Rng| {
-                (0..60_000).map(|i| Write::put(0, format!("d{i}"), &documents::document(rng))).collect::<Vec<_>>()
-            };
-            source.write(many(&mut rng)).await?;
+            source.write((0..60_000).map(|i| Write::put(0, format!("d{i}"), &documents::document(&mut rng)))).await?;
             let mut interrupted = 0;
             for attempt in 0..6 {
                 let mut index = documents::indexes(2).remove(attempt % 3);
@@ -95,7 +108,7 @@ async fn a_build_survives_the_death_of_its_indexer() -> Result<()> {
                 .await?;
                 interrupted += u32::from(under_way["state"] == "building");
                 let writer = Writer::start(&source, &mut rng);
-                cluster.restart("indexer-1").await?;
+                cluster.restart(node).await?;
                 client.wait_active("people", &index.name, BUILT_WITHIN).await?;
                 writer.stop().await?;
                 ask::whole(&client, &source, &index).await?;
@@ -104,7 +117,7 @@ async fn a_build_survives_the_death_of_its_indexer() -> Result<()> {
                 }
             }
             println!("{interrupted} builds were interrupted");
-            ensure!(interrupted > 0, "every build was over before the indexer was killed");
+            ensure!(interrupted > 0, "every build was over before {node} was killed");
             Ok(())
         })
         .await
@@ -165,10 +178,12 @@ async fn durable(client: &Client, source: &Source) -> Result<()> {
 struct Sessions {
     /// Sessions that read a stream of documents from its beginning.
     from_zero: u32,
+    /// Others.
     resumed: u32,
     /// Vbuckets given to a projector at a later generation, from zero again.
     lost_place: u32,
     assigned: u32,
+    /// Times that a source was found to be rewritten.
     branches: u32,
 }
 

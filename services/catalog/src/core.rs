@@ -130,8 +130,12 @@ impl Core {
 
     /// A broadcast of the coordinator.
     pub fn stability(&mut self, now: Duration, message: Stability) {
+        let term = self.context.term;
+        let width = self.context.buckets.get(&message.bucket).map_or(0, |b| b.vbuckets.len());
         let Some(seen) = self.seen(&message.bucket) else { return };
-        if message.st.term < seen.term {
+        // What the log does not know cannot be judged; it is repeated when the log has arrived.
+        let known = |st: &StabilityTimestamp| st.vbs.len() == width && st.term <= term;
+        if message.st.term < seen.term || !known(&message.st) || !message.wanted.iter().all(known) {
             return;
         }
         seen.term = message.st.term;

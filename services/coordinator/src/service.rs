@@ -84,6 +84,10 @@ pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop:
     loop {
         let now = shell.now();
         let wait = Duration::from_millis(shell.core.next_tick(now) - now);
+        if wait.is_zero() {
+            shell.handle(Event::Tick { random: random() }).await?;
+            continue;
+        }
         tokio::select! {
             message = syncs.next() => match message {
                 Some(m) => match wire::decode::<wire::Sync>(&m.payload) {

@@ -42,9 +42,9 @@ impl Command {
     /// What is logged unless HIGHWATER_LOG says otherwise.
     pub(crate) fn default_log(&self) -> &'static str {
         match self {
-            Self::Dev(_) => "warn",
-            Self::Coordinator(_) | Self::Projector(_) | Self::Indexer(_) | Self::Catalog(_) => "info",
-            _ => "error",
+            Self::Dev(_) => "warn,async_nats=off",
+            Self::Coordinator(_) | Self::Projector(_) | Self::Indexer(_) | Self::Catalog(_) => "info,async_nats=off",
+            _ => "off",
         }
     }
 }
@@ -55,6 +55,13 @@ pub(crate) struct Nats {
     /// URL of nats-server; several separated by commas.
     #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222")]
     pub(crate) nats_url: String,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
+}
+
+/// Who we are for NATS.
+#[derive(ClapArgs, Clone)]
+pub(crate) struct Credentials {
     #[arg(long, env = "NATS_USER")]
     pub(crate) nats_user: Option<String>,
     #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
@@ -71,8 +78,14 @@ pub(crate) struct Nats {
 
 impl Nats {
     pub(crate) fn settings(&self, name: &str) -> ConnectSettings {
+        self.credentials.settings(&self.nats_url, name)
+    }
+}
+
+impl Credentials {
+    pub(crate) fn settings(&self, url: &str, name: &str) -> ConnectSettings {
         ConnectSettings {
-            url: self.nats_url.clone(),
+            url: url.into(),
             user: self.nats_user.clone(),
             password: self.nats_password.clone(),
             token: self.nats_token.clone(),
@@ -106,6 +119,8 @@ pub(crate) struct Dev {
     /// Port of the nats-server to start.
     #[arg(long, default_value_t = 4222)]
     pub(crate) nats_port: u16,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 /// A client command's way to the services.

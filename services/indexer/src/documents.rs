@@ -11,9 +11,6 @@ use highwater_schemas::{
 };
 use std::ops::RangeInclusive;
 
-/// The longest docid that is a key of the back index, bytes.
-const MAX_DOCID: usize = 1_024;
-
 /// Puts the documents of a batch above the start of `range` and up to its end into a slice.
 pub(crate) fn replace(
     store: &mut LmdbStore,
@@ -43,24 +40,11 @@ pub(crate) fn replace(
         if reason.is_some() {
             entries.clear();
         }
-        let docid = shortened(doc.docid);
         if bulk {
-            store.bulk(batch.vb, docid, doc.seqno, &entries, reason)?;
+            store.bulk(batch.vb, doc.docid, doc.seqno, &entries, reason)?;
         } else {
-            store.replace(batch.vb, docid, doc.seqno, &entries, reason)?;
+            store.replace(batch.vb, doc.docid, doc.seqno, &entries, reason)?;
         }
     }
     Ok(())
-}
-
-/// Longer docids are never indexed; they are listed under their beginning.
-fn shortened(docid: &str) -> &str {
-    if docid.len() <= MAX_DOCID {
-        return docid;
-    }
-    let mut end = MAX_DOCID;
-    while !docid.is_char_boundary(end) {
-        end -= 1;
-    }
-    &docid[..end]
 }

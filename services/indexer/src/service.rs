@@ -209,7 +209,7 @@ impl Shell {
         let names: Vec<String> = self.context.buckets.keys().cloned().collect();
         for name in names {
             let Some(bucket) = self.context.buckets.get(&name) else { continue };
-            let (view, infos) = (view(&self.config, bucket), infos(&self.config.node, bucket));
+            let (view, infos) = (view(&self.config, self.context.term, bucket), infos(&self.config.node, bucket));
             if self.buckets.contains_key(&name) {
                 self.update(&name, view, infos).await;
             } else if !view.slices.is_empty() {
@@ -382,7 +382,7 @@ async fn note(mut reports: watch::Receiver<BucketReport>, notable: watch::Sender
     }
 }
 
-fn view(config: &Config, bucket: &Bucket) -> BucketView {
+fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
     let shares = bucket
         .vbuckets
         .iter()
@@ -399,7 +399,7 @@ fn view(config: &Config, bucket: &Bucket) -> BucketView {
         .filter(|s| s.node == config.node && s.incarnation == config.incarnation)
         .map(|s| (s.id, (s.slices.clone(), s.vbs.iter().map(|v| v.from).collect())))
         .collect();
-    BucketView { topology: bucket.topology, shares, slices, sessions }
+    BucketView { term, topology: bucket.topology, shares, slices, sessions }
 }
 
 fn hosted<'a>(node: &'a str, bucket: &'a Bucket) -> impl Iterator<Item = (SliceName, u64, SliceInfo)> + 'a {

@@ -58,12 +58,14 @@ pub(crate) struct Core {
     members: Members,
     stability: BTreeMap<String, BucketStability>,
     started: u64,
+    /// When the last tick was.
+    ticked: u64,
 }
 
 impl Core {
     /// `now` is in milliseconds of a clock that never goes back.
     pub(crate) fn new(config: Config, context: StateContext, now: u64) -> Self {
-        Self { config, context, members: Members::default(), stability: BTreeMap::new(), started: now }
+        Self { config, context, members: Members::default(), stability: BTreeMap::new(), started: now, ticked: now }
     }
 
     pub(crate) fn context(&self) -> &StateContext {
@@ -117,6 +119,7 @@ impl Core {
     }
 
     fn tick(&mut self, now: u64, random: u64, out: &mut Vec<Action>) {
+        self.ticked = now;
         self.check_members(now, out);
         if self.ready(now) {
             self.recover_stability();
@@ -136,7 +139,8 @@ impl Core {
     /// When [`Event::Tick`] is due next, if nothing else happens before.
     pub(crate) fn next_tick(&self, now: u64) -> u64 {
         let due = self.stability.values().filter_map(|s| s.next_issue(&self.config)).min().unwrap_or(u64::MAX);
-        due.clamp(now + 1, now + HOUSEKEEPING)
+        // From the last tick on, not from now: a busy bus must not push it away.
+        due.clamp(self.ticked + 1, self.ticked + HOUSEKEEPING).max(now)
     }
 
     /// What `highwater status` shows.

@@ -201,6 +201,18 @@ fn a_restarted_projector_gets_a_new_generation_from_the_last_timestamp() {
 }
 
 #[test]
+fn a_busy_bus_cannot_push_the_tick_away() {
+    let mut d = Driver::with_index();
+    d.tick(1);
+    let due = d.core.next_tick(d.now);
+    for _ in 0..20 {
+        d.now += 5;
+        d.sync(9, 1, d.now);
+    }
+    assert_eq!(d.core.next_tick(d.now), d.now, "due since {due}");
+}
+
+#[test]
 fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
     let mut d = Driver::with_index();
     d.now = 1_000;

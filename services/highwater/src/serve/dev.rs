@@ -28,7 +28,12 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
         None => Some(ChildNats::start(&args.data_dir.join("nats"), args.nats_port).await?),
     };
     let url = args.nats_url.clone().or_else(|| nats.as_ref().map(|n| n.url.clone())).unwrap_or_default();
-    let settings = ConnectSettings { url: url.clone(), name: "highwater dev".into(), ..ConnectSettings::default() };
+    // Our own nats-server asks for no credentials.
+    let settings = if nats.is_none() {
+        args.credentials.settings(&url, "highwater dev")
+    } else {
+        ConnectSettings { url: url.clone(), name: "highwater dev".into(), ..ConnectSettings::default() }
+    };
     let (stopper, stop) = watch::channel(false);
     let mut running: JoinSet<Result<()>> = JoinSet::new();
     let mut serving = Vec::new();

@@ -29,6 +29,8 @@ const MOST_PENDING: usize = 4_096;
 /// What the log says about the bucket, for this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct BucketView {
+    /// The term of the log.
+    pub(crate) term: u64,
     pub(crate) topology: u64,
     pub(crate) shares: Vec<Shares>,
     /// The slices hosted here, with the topology version in which each appeared.
@@ -219,7 +221,8 @@ impl BucketCore {
     /// Stability timestamps, as broadcast.
     pub(crate) fn stability(&mut self, sts: impl IntoIterator<Item = StabilityTimestamp>) {
         for st in sts {
-            if st.term < self.term || st.vbs.len() != self.view.shares.len() {
+            // One of a term that the log does not know is repeated when the log has arrived.
+            if st.term < self.term || st.term > self.view.term || st.vbs.len() != self.view.shares.len() {
                 continue;
             }
             self.term = st.term;

@@ -44,6 +44,7 @@ fn view(starts: &[(u64, u64)]) -> BucketView {
     let starts: BTreeMap<u64, Position> = starts.iter().map(|(g, x)| (*g, Position::new(*x, 0))).collect();
     let generation = starts.keys().next_back().copied().unwrap_or(0);
     BucketView {
+        term: 1,
         topology: 1,
         shares: vec![Shares { vbuuid: 7, generation, starts }],
         slices: BTreeMap::from([(SLICE, 1)]),
