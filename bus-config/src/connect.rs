@@ -89,7 +89,9 @@ impl Bus {
             options = options.token(token.clone());
         } else if let Some(seed) = &settings.nkey {
             if nkeys_seed_is_damaged(seed) {
-                return Err(BusError::Settings("the nkey seed is damaged: it begins with SU and has 58 characters".into()));
+                return Err(BusError::Settings(
+                    "the nkey seed is damaged: it begins with SU and has 58 characters".into(),
+                ));
             }
             options = options.nkey(seed.clone());
         } else if let Some(path) = &settings.creds {
@@ -169,7 +171,9 @@ impl Bus {
 
 /// The client would only say that the server refused it.
 fn nkeys_seed_is_damaged(seed: &str) -> bool {
-    seed.len() != 58 || !seed.starts_with("SU") || !seed.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
+    seed.len() != 58
+        || !seed.starts_with("SU")
+        || !seed.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
 }
 
 fn error_headers(headers: &HeaderMap) -> Option<(String, u16)> {
@@ -190,7 +194,14 @@ mod tests {
 
     #[test]
     fn servers_before_2_11_are_too_old() {
-        for (version, good) in [("2.9.25", false), ("2.10.22", false), ("2.11.0", true), ("2.15.1", true), ("3.0.0-beta", true), ("", false)] {
+        for (version, good) in [
+            ("2.9.25", false),
+            ("2.10.22", false),
+            ("2.11.0", true),
+            ("2.15.1", true),
+            ("3.0.0-beta", true),
+            ("", false),
+        ] {
             assert_eq!(new_enough(version), good, "{version}");
         }
     }

@@ -51,7 +51,8 @@ impl ServiceRequest {
         let (body, headers) = match answer {
             Ok(body) => (body, HeaderMap::new()),
             Err(error) => {
-                *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(self.subject.clone()).or_default() += 1;
+                *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(self.subject.clone()).or_default() +=
+                    1;
                 let mut headers = HeaderMap::new();
                 headers.insert("Nats-Service-Error", error.code.as_str());
                 headers.insert("Nats-Service-Error-Code", error.code.number().to_string().as_str());
@@ -90,10 +91,8 @@ impl Bus {
         if let Some(group) = &spec.queue_group {
             builder = builder.queue_group(group);
         }
-        let service = builder
-            .start(&spec.name, env!("CARGO_PKG_VERSION"))
-            .await
-            .map_err(|e| BusError::other("service", e))?;
+        let service =
+            builder.start(&spec.name, env!("CARGO_PKG_VERSION")).await.map_err(|e| BusError::other("service", e))?;
         let mut requests = SelectAll::new();
         for (name, subject) in &spec.endpoints {
             let mut endpoint = service.endpoint_builder().name(name);

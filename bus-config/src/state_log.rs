@@ -36,7 +36,8 @@ impl StateLog {
         let mut records = Vec::new();
         let mut last_seq = 0;
         if state.messages > 0 {
-            let mut reader = StreamReader::open(bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
+            let mut reader =
+                StreamReader::open(bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
             let mut batch = Vec::new();
             while last_seq < state.last_seq {
                 reader.next_ready(FOLLOW_BATCH, &mut batch).await?;
@@ -64,7 +65,12 @@ impl StateLog {
                     self.last_seq = ack.sequence;
                     return Ok(Appended { seq: ack.sequence });
                 }
-                Err(e) if matches!(e.kind(), PublishErrorKind::TimedOut | PublishErrorKind::WrongLastSequence | PublishErrorKind::BrokenPipe) => {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        PublishErrorKind::TimedOut | PublishErrorKind::WrongLastSequence | PublishErrorKind::BrokenPipe
+                    ) =>
+                {
                     if let Some(found) = self.read(self.last_seq + 1).await? {
                         if found == record {
                             self.last_seq += 1;
@@ -84,7 +90,8 @@ impl StateLog {
 
     async fn read(&self, seq: u64) -> Result<Option<Vec<u8>>, BusError> {
         loop {
-            let stream = self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| BusError::other("read the log", e))?;
+            let stream =
+                self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| BusError::other("read the log", e))?;
             match stream.get_raw_message(seq).await {
                 Ok(message) => return Ok(Some(message.payload.to_vec())),
                 Err(e) if e.to_string().contains("no message found") => return Ok(None),
@@ -111,7 +118,14 @@ pub struct StateFollower {
 impl Bus {
     /// Follows the log from its beginning.
     pub fn follow_state(&self) -> StateFollower {
-        StateFollower { bus: self.clone(), reader: None, ready: std::collections::VecDeque::new(), batch: Vec::new(), end: 0, seen: 0 }
+        StateFollower {
+            bus: self.clone(),
+            reader: None,
+            ready: std::collections::VecDeque::new(),
+            batch: Vec::new(),
+            end: 0,
+            seen: 0,
+        }
     }
 }
 
@@ -131,7 +145,12 @@ impl StateFollower {
                     let opened = match self.bus.stream_state(STATE_STREAM).await {
                         Ok(state) => {
                             self.end = state.last_seq;
-                            StreamReader::open(&self.bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await
+                            StreamReader::open(
+                                &self.bus,
+                                STATE_STREAM,
+                                ReadFrom { after: 0, filter: None, created: None },
+                            )
+                            .await
                         }
                         Err(e) => Err(e),
                     };

@@ -116,9 +116,10 @@ impl Bus {
                 if same {
                     return Ok(());
                 }
-                self.js.update_stream(Config { num_replicas: found.num_replicas, ..wanted }).await.map_err(|e| {
-                    BusError::StreamDiffers { stream: spec.name.clone(), why: e.to_string() }
-                })?;
+                self.js
+                    .update_stream(Config { num_replicas: found.num_replicas, ..wanted })
+                    .await
+                    .map_err(|e| BusError::StreamDiffers { stream: spec.name.clone(), why: e.to_string() })?;
                 Ok(())
             }
             Err(_) => match self.js.create_stream(spec.config()).await {

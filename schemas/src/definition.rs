@@ -66,7 +66,10 @@ impl BucketDefinition {
                         return refuse(&format!("source.streams[{i}].name {:?} is not a stream name", s.name));
                     }
                     if s.name.starts_with("HW_") {
-                        return refuse(&format!("source.streams[{i}].name {:?}: streams that begin with HW_ are Highwater's own", s.name));
+                        return refuse(&format!(
+                            "source.streams[{i}].name {:?}: streams that begin with HW_ are Highwater's own",
+                            s.name
+                        ));
                     }
                     if streams[..i].iter().any(|o| o.name == s.name) {
                         return refuse(&format!("source.streams[{i}].name {:?} is named twice", s.name));
@@ -86,7 +89,9 @@ impl BucketDefinition {
     /// Stream name and subject prefix of each vbucket, in order.
     pub fn vbuckets(&self) -> Vec<SourceStream> {
         match (&self.source.kv, &self.source.streams) {
-            (Some(kv), _) => vec![SourceStream { name: subjects::kv_stream(kv), strip_prefix: subjects::kv_prefix(kv) }],
+            (Some(kv), _) => {
+                vec![SourceStream { name: subjects::kv_stream(kv), strip_prefix: subjects::kv_prefix(kv) }]
+            }
             (None, Some(streams)) => streams.clone(),
             (None, None) => Vec::new(),
         }
@@ -169,7 +174,10 @@ impl IndexDefinition {
             return refuse(format!("num_partition: 1 to {MAX_PARTITIONS}, not {}", self.num_partition));
         }
         if self.num_replica > 0 {
-            return Err(ApiError::new(ErrorCode::NotSupported, "num_replica: this version keeps one copy of each partition; leave it at 0"));
+            return Err(ApiError::new(
+                ErrorCode::NotSupported,
+                "num_replica: this version keeps one copy of each partition; leave it at 0",
+            ));
         }
         let mut keys = Vec::with_capacity(self.keys.len());
         for (i, text) in self.keys.iter().enumerate() {

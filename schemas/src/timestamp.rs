@@ -5,7 +5,21 @@ use serde::{Deserialize as SerdeDeserialize, Serialize as SerdeSerialize};
 
 /// A place in a vbucket's chain: the source's sequence number and the count of unannounced removals.
 /// Positions compare by component, so two positions may be unordered.
-#[derive(Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize, schemars::JsonSchema, Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
+    SerdeDeserialize,
+    schemars::JsonSchema,
+    Debug,
+    Default,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+)]
 pub struct Position {
     pub seqno: u64,
     pub round: u64,
@@ -34,7 +48,19 @@ impl Position {
 }
 
 /// A catalog's want that a router has answered by comparing the stream's state after it arrived.
-#[derive(Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize, schemars::JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
+    SerdeDeserialize,
+    schemars::JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+)]
 pub struct Asked {
     /// The asking catalog's instance.
     pub catalog: u64,
@@ -43,7 +69,19 @@ pub struct Asked {
 }
 
 /// One vbucket's part of a SYNC or a stability timestamp.
-#[derive(Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize, schemars::JsonSchema, Debug, Default, Clone, PartialEq, Eq)]
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
+    SerdeDeserialize,
+    schemars::JsonSchema,
+    Debug,
+    Default,
+    Clone,
+    PartialEq,
+    Eq,
+)]
 pub struct StVb {
     pub vbuuid: u64,
     pub generation: u64,
@@ -60,7 +98,19 @@ pub struct StVb {
 }
 
 /// Chosen by the coordinator per bucket; every indexer applies exactly the mutations at or below it.
-#[derive(Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize, schemars::JsonSchema, Debug, Default, Clone, PartialEq, Eq)]
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
+    SerdeDeserialize,
+    schemars::JsonSchema,
+    Debug,
+    Default,
+    Clone,
+    PartialEq,
+    Eq,
+)]
 pub struct StabilityTimestamp {
     /// A number names one timestamp for ever.
     pub number: u64,

@@ -8,12 +8,16 @@ mod cluster;
 mod query;
 
 pub use admin::{
-    BucketAdd, BucketList, BucketRemove, BucketSummary, IndexBuild, IndexDrop, IndexSummary, IndexReply, Empty, IndexesReply,
+    BucketAdd, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
+    IndexesReply,
 };
-pub use cluster::{ClusterStatus, Join, JoinReply, MemberStatus, NodeKind, NodeStatus, NodeStatusRequest, SliceReport, SliceState, BucketStatus, Suspicion, UnindexedDoc, VbStatus};
+pub use cluster::{
+    BucketStatus, ClusterStatus, Join, JoinReply, MemberStatus, NodeKind, NodeStatus, NodeStatusRequest, SliceReport,
+    SliceState, Suspicion, UnindexedDoc, VbStatus,
+};
 pub use query::{
-    Consistency, CountReply, DescribeReply, Describe, IndexStats, ResultRow, ListReply, ListRequest, ScanQuery, ScanResult, SnapshotChoice,
-    AtPlus, VbPosition,
+    AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,
+    ScanResult, SnapshotChoice, VbPosition,
 };
 
 use crate::error::{ApiError, ErrorCode};
@@ -97,10 +101,9 @@ pub fn reply(payload: &[u8]) -> Result<Value, ApiError> {
         .map_err(|e| ApiError::new(ErrorCode::Internal, format!("the reply is not JSON: {e}")))?;
     match value.get("ok") {
         Some(Value::Bool(true)) => Ok(value),
-        _ => Err(value
-            .get("error")
-            .and_then(|e| serde_json::from_value(e.clone()).ok())
-            .unwrap_or_else(|| ApiError::new(ErrorCode::Internal, format!("the reply has neither ok nor error: {value}")))),
+        _ => Err(value.get("error").and_then(|e| serde_json::from_value(e.clone()).ok()).unwrap_or_else(|| {
+            ApiError::new(ErrorCode::Internal, format!("the reply has neither ok nor error: {value}"))
+        })),
     }
 }
 

@@ -249,10 +249,10 @@ impl StateContext {
                 }
             }
             Change::IndexCreated { index } => {
-                let compiled = index
-                    .definition
-                    .compile()
-                    .map_err(|e| StateError::Garbage { version, why: format!("index {}: {e}", index.definition.name) })?;
+                let compiled = index.definition.compile().map_err(|e| StateError::Garbage {
+                    version,
+                    why: format!("index {}: {e}", index.definition.name),
+                })?;
                 self.next_index = self.next_index.max(index.number);
                 let entry = self.bucket(version, &index.definition.bucket)?;
                 entry.indexes.insert(

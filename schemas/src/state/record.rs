@@ -41,17 +41,28 @@ pub struct SessionVb {
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Change {
     /// A coordinator took office; the first record of its term.
-    TermStarted { coordinator: String },
+    TermStarted {
+        coordinator: String,
+    },
     /// A node is there, or there again under a new incarnation.
-    NodeJoined { node: String, kind: NodeKind, incarnation: u64 },
-    NodeLeft { node: String, kind: NodeKind },
+    NodeJoined {
+        node: String,
+        kind: NodeKind,
+        incarnation: u64,
+    },
+    NodeLeft {
+        node: String,
+        kind: NodeKind,
+    },
     BucketAdded {
         definition: BucketDefinition,
         vbuuids: Vec<u64>,
         /// Each source's last sequence then: the live chain begins there, sessions bring what is older.
         starts: Vec<u64>,
     },
-    BucketRemoved { bucket: String },
+    BucketRemoved {
+        bucket: String,
+    },
     /// A new generation of a vbucket's chain begins at `x`, read from `restart` on.
     VbucketAssigned {
         bucket: String,
@@ -65,19 +76,56 @@ pub enum Change {
         restart: u64,
     },
     /// The source's history is not the one that was indexed: a new branch, everything is built again.
-    BranchStarted { bucket: String, vb: u16, vbuuid: u64, start: u64, reason: String },
-    IndexCreated { index: PlacedIndex },
-    IndexBuilding { bucket: String, indexes: Vec<u32> },
-    IndexActive { bucket: String, index: u32 },
-    IndexFailed { bucket: String, index: u32, reason: String },
-    IndexDropped { bucket: String, index: u32 },
+    BranchStarted {
+        bucket: String,
+        vb: u16,
+        vbuuid: u64,
+        start: u64,
+        reason: String,
+    },
+    IndexCreated {
+        index: PlacedIndex,
+    },
+    IndexBuilding {
+        bucket: String,
+        indexes: Vec<u32>,
+    },
+    IndexActive {
+        bucket: String,
+        index: u32,
+    },
+    IndexFailed {
+        bucket: String,
+        index: u32,
+        reason: String,
+    },
+    IndexDropped {
+        bucket: String,
+        index: u32,
+    },
     /// A catchup session: the projectors that own the vbuckets read the source again for these slices of one node.
-    SessionOpened { bucket: String, session: u64, node: String, incarnation: u64, slices: Vec<SliceName>, vbs: Vec<SessionVb> },
-    SessionClosed { bucket: String, session: u64 },
+    SessionOpened {
+        bucket: String,
+        session: u64,
+        node: String,
+        incarnation: u64,
+        slices: Vec<SliceName>,
+        vbs: Vec<SessionVb>,
+    },
+    SessionClosed {
+        bucket: String,
+        session: u64,
+    },
     /// ST numbers below this one may be used.
-    NumbersReserved { bucket: String, below: u64 },
+    NumbersReserved {
+        bucket: String,
+        below: u64,
+    },
     /// A persistence timestamp that every live indexer has made durable.
-    Persisted { bucket: String, st: StabilityTimestamp },
+    Persisted {
+        bucket: String,
+        st: StabilityTimestamp,
+    },
 }
 
 /// An entry of the log.

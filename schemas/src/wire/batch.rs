@@ -1,6 +1,6 @@
 //! A batch of a vbucket's chain, on a mutation or catchup subject.
 
-use super::{Kind, KeyVersions, Message, VersionsView, WireError, access, versions::ArchivedKeyVersions};
+use super::{KeyVersions, Kind, Message, VersionsView, WireError, access, versions::ArchivedKeyVersions};
 use crate::timestamp::Position;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -94,7 +94,21 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             (a.vb.to_native(), a.vbuuid.to_native(), a.generation.to_native(), a.topology.to_native());
         let (session, server_time, hash) = (a.session.to_native(), a.server_time.to_native(), a.hash.to_native());
         let docs = view.len();
-        Ok(Self { bytes, vb, vbuuid, generation, topology, session, from, to, covered, server_time, hash, removal, docs })
+        Ok(Self {
+            bytes,
+            vb,
+            vbuuid,
+            generation,
+            topology,
+            session,
+            from,
+            to,
+            covered,
+            server_time,
+            hash,
+            removal,
+            docs,
+        })
     }
 
     /// The documents; empty if the bytes have changed since [`Self::parse`].

@@ -23,7 +23,7 @@ mod versions;
 pub use batch::{Batch, BatchView, Removal};
 pub use scan::{ByteRange, Row, Rows, ScanMode, ScanPage, ScanReply, ScanRequest, StChoice};
 pub use stability::{HighWatermark, Stability, Sync, SyncVb, Want};
-pub use versions::{DocOp, DocView, KeyView, KeyVersions, Unindexable, VersionsView, partition_of};
+pub use versions::{DocOp, DocView, KeyVersions, KeyView, Unindexable, VersionsView, partition_of};
 
 use rkyv::{
     Archive, Deserialize, Serialize,
@@ -127,7 +127,8 @@ where
 pub fn decode<T>(bytes: &[u8]) -> Result<T, WireError>
 where
     T: Message + Archive,
-    T::Archived: for<'a> CheckBytes<HighValidator<'a, RkyvError>> + rkyv::Portable + Deserialize<T, HighDeserializer<RkyvError>>,
+    T::Archived:
+        for<'a> CheckBytes<HighValidator<'a, RkyvError>> + rkyv::Portable + Deserialize<T, HighDeserializer<RkyvError>>,
 {
     let archived = access::<T>(bytes)?;
     rkyv::deserialize::<T, RkyvError>(archived).map_err(|e| WireError::Archive(e.to_string()))

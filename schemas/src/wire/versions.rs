@@ -157,10 +157,16 @@ impl KeyVersions {
     pub fn append(&mut self, other: &KeyVersions) {
         let (bytes, keys) = (self.bytes.len() as u32, self.keys.len() as u32);
         self.bytes.extend_from_slice(&other.bytes);
-        self.docs.extend(other.docs.iter().map(|d| DocRecord { docid_end: d.docid_end + bytes, keys_end: d.keys_end + keys, ..*d }));
-        self.keys.extend(
-            other.keys.iter().map(|k| KeyRecord { key_end: k.key_end + bytes, include_end: k.include_end + bytes, ..*k }),
-        );
+        self.docs.extend(other.docs.iter().map(|d| DocRecord {
+            docid_end: d.docid_end + bytes,
+            keys_end: d.keys_end + keys,
+            ..*d
+        }));
+        self.keys.extend(other.keys.iter().map(|k| KeyRecord {
+            key_end: k.key_end + bytes,
+            include_end: k.include_end + bytes,
+            ..*k
+        }));
     }
 
     /// A view for reading.

@@ -54,7 +54,11 @@ impl Fields {
         let mut raw = BTreeMap::new();
         for (name, value) in pairs {
             if !known.contains(&name.as_str()) {
-                let expected = if known.is_empty() { "it takes none".into() } else { format!("expected one of {}", known.join(", ")) };
+                let expected = if known.is_empty() {
+                    "it takes none".into()
+                } else {
+                    format!("expected one of {}", known.join(", "))
+                };
                 return Err(ApiError::new(ErrorCode::UnknownField, format!("unknown field {name:?}: {expected}")));
             }
             if raw.contains_key(&name) {

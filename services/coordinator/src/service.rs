@@ -27,7 +27,8 @@ const PROBES: usize = 64;
 /// The topics of every bucket are looked for this often; one that is lost is made again, and the chain shows what is missing.
 const STREAM_CHECK: Duration = Duration::from_secs(5);
 
-const NOUN_VERBS: [&str; 6] = ["bucket.add", "bucket.remove", "bucket.list", "index.create", "index.build", "index.drop"];
+const NOUN_VERBS: [&str; 6] =
+    ["bucket.add", "bucket.remove", "bucket.list", "index.create", "index.build", "index.drop"];
 
 /// Why the coordinator ended.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +37,9 @@ pub enum CoordinatorError {
     Bus(#[from] BusError),
     #[error("local copy of the state: {0}")]
     Disk(#[from] io::Error),
-    #[error("the state log in NATS is not the one this coordinator wrote: they differ at record {0}; use an empty data directory, or restore the stream HW_STATE")]
+    #[error(
+        "the state log in NATS is not the one this coordinator wrote: they differ at record {0}; use an empty data directory, or restore the stream HW_STATE"
+    )]
     OtherLog(usize),
     #[error("the state log in NATS cannot be used: {0}")]
     DamagedLog(#[from] highwater_schemas::state::StateError),
@@ -55,7 +58,12 @@ struct Shell {
 }
 
 /// Runs the coordinator until `stop` turns true.
-pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop: watch::Receiver<bool>) -> Result<(), CoordinatorError> {
+pub async fn run(
+    config: Config,
+    bus: Bus,
+    ready: oneshot::Sender<()>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), CoordinatorError> {
     let (copy, log, context) = recover(&config, &bus).await?;
     let started = Instant::now();
     let mut shell = Shell {
@@ -126,7 +134,10 @@ async fn recover(config: &Config, bus: &Bus) -> Result<(LocalCopy, StateLog, Sta
     match compare(&records, &copied) {
         Comparison::LogIsAhead => copy.replace(&records)?,
         Comparison::LogLostTail(missing) => {
-            tracing::warn!(records = missing.len(), "the state log in NATS lost its tail: completing it from the local copy");
+            tracing::warn!(
+                records = missing.len(),
+                "the state log in NATS lost its tail: completing it from the local copy"
+            );
             for record in missing {
                 log.append(&record).await?;
                 records.push(record);
@@ -219,7 +230,8 @@ impl Shell {
                 }
                 Action::EnsureStreams { bucket } => {
                     if let Err(error) = ensure(&self.bus, &bucket).await {
-                        failed = Some(ApiError::new(ErrorCode::Internal, format!("streams of bucket {bucket}: {error}")));
+                        failed =
+                            Some(ApiError::new(ErrorCode::Internal, format!("streams of bucket {bucket}: {error}")));
                     }
                 }
                 Action::DeleteStreams { bucket } => {
@@ -259,7 +271,11 @@ impl Shell {
         }
     }
 
-    async fn request(&mut self, request: ServiceRequest, probed: &mpsc::Sender<(Token, Ddl, Probe)>) -> Result<(), CoordinatorError> {
+    async fn request(
+        &mut self,
+        request: ServiceRequest,
+        probed: &mpsc::Sender<(Token, Ddl, Probe)>,
+    ) -> Result<(), CoordinatorError> {
         if request.subject == subjects::CLUSTER_JOIN {
             return match api::parse(&request.payload) {
                 Ok(join) => {
@@ -269,7 +285,10 @@ impl Shell {
                         return Ok(());
                     }
                     self.handle(Event::Join(join)).await?;
-                    let reply = JoinReply { coordinator: self.core.status(0).coordinator, heartbeat_ms: self.core.heartbeat_ms() };
+                    let reply = JoinReply {
+                        coordinator: self.core.status(0).coordinator,
+                        heartbeat_ms: self.core.heartbeat_ms(),
+                    };
                     request.respond(Ok(api::ok(&reply))).await;
                     Ok(())
                 }
@@ -304,7 +323,9 @@ impl Shell {
                 Ok(())
             }
             Some(_) => {
-                request.respond(Err(ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way"))).await;
+                request
+                    .respond(Err(ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way")))
+                    .await;
                 Ok(())
             }
             None => {
@@ -328,7 +349,9 @@ fn parse_ddl(subject: &str, payload: &[u8]) -> Result<Ddl, ApiError> {
         "index.create" => Ddl::IndexCreate(api::parse(payload)?),
         "index.build" => Ddl::IndexBuild(api::parse(payload)?),
         "index.drop" => Ddl::IndexDrop(api::parse(payload)?),
-        other => return Err(ApiError::new(ErrorCode::NotSupported, format!("there is no hw.admin.{other} in this version"))),
+        other => {
+            return Err(ApiError::new(ErrorCode::NotSupported, format!("there is no hw.admin.{other} in this version")));
+        }
     })
 }
 
@@ -344,7 +367,10 @@ async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
             }
             Err(error) => return Err(ApiError::new(ErrorCode::Internal, error.to_string())),
         };
-        let covered = state.subjects.iter().any(|s| s.starts_with(&stream.strip_prefix) || s.starts_with('>') || s.starts_with('*'));
+        let covered = state
+            .subjects
+            .iter()
+            .any(|s| s.starts_with(&stream.strip_prefix) || s.starts_with('>') || s.starts_with('*'));
         if !covered {
             return Err(ApiError::new(
                 ErrorCode::BadSource,

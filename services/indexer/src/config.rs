@@ -28,6 +28,12 @@ pub const MOST_SCANS: usize = 1_024;
 
 impl Config {
     pub fn new(node: impl Into<String>, data_dir: PathBuf, incarnation: u64) -> Self {
-        Self { node: node.into(), data_dir, incarnation, heartbeat: Duration::from_millis(500), memory_quota: 96 * 1024 * 1024 }
+        Self {
+            node: node.into(),
+            data_dir,
+            incarnation,
+            heartbeat: Duration::from_millis(500),
+            memory_quota: 96 * 1024 * 1024,
+        }
     }
 }

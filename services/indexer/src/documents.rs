@@ -23,7 +23,10 @@ pub(crate) fn replace(
     let Some(view) = batch.versions() else { return Ok(()) };
     let mut entries: Vec<Entry<'_>> = Vec::new();
     for doc in view.docs() {
-        if doc.seqno <= *range.start() || doc.seqno > *range.end() || partition_of(doc.docid, info.partitions) != slice.partition {
+        if doc.seqno <= *range.start()
+            || doc.seqno > *range.end()
+            || partition_of(doc.docid, info.partitions) != slice.partition
+        {
             continue;
         }
         let mut reason = match doc.op {

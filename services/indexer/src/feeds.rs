@@ -73,7 +73,11 @@ impl Feed {
                     if self.events.send(Event::TopicOpened { after, created: reader.created() }).await.is_err() {
                         return;
                     }
-                    if self.pump(reader, &share, QUEUE_BYTES, |topic, batch| Event::Live { topic, batch }).await.is_err() {
+                    if self
+                        .pump(reader, &share, QUEUE_BYTES, |topic, batch| Event::Live { topic, batch })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                     resume = None;
@@ -94,7 +98,11 @@ impl Feed {
         loop {
             match StreamReader::open(&self.bus, &stream, from.clone()).await {
                 Ok(reader) => {
-                    if self.pump(reader, &share, SESSION_BYTES, |topic, batch| Event::Session { session, topic, batch }).await.is_err() {
+                    if self
+                        .pump(reader, &share, SESSION_BYTES, |topic, batch| Event::Session { session, topic, batch })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }

@@ -109,7 +109,12 @@ impl HeldSlice {
     }
 
     /// The snapshot to use, waiting for it until `deadline`.
-    pub(crate) async fn wait(&self, choice: StChoice, lease: Duration, deadline: Instant) -> Result<At, (ErrorCode, String)> {
+    pub(crate) async fn wait(
+        &self,
+        choice: StChoice,
+        lease: Duration,
+        deadline: Instant,
+    ) -> Result<At, (ErrorCode, String)> {
         let mut newest = self.newest.subscribe();
         loop {
             newest.borrow_and_update();

@@ -36,7 +36,9 @@ pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore, 
     let Ok(turn) = turns.acquire().await else {
         return ScanReply::refused(ErrorCode::NodeUnavailable, "the node is ending");
     };
-    let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline, max_payload, held.directions())).await {
+    let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline, max_payload, held.directions()))
+        .await
+    {
         Ok(reply) => reply,
         Err(error) => ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")),
     };
@@ -44,7 +46,13 @@ pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore, 
     reply
 }
 
-fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant, max_payload: usize, directions: &[bool]) -> ScanReply {
+fn read(
+    (st, snapshot): &At,
+    request: &ScanRequest,
+    deadline: Instant,
+    max_payload: usize,
+    directions: &[bool],
+) -> ScanReply {
     let mut page = ScanPage {
         st: (**st).clone(),
         unindexed: snapshot.unindexed(),
@@ -64,7 +72,10 @@ fn read((st, snapshot): &At, request: &ScanRequest, deadline: Instant, max_paylo
         // A page holds one row at least, however large: only then can it be more than a message takes.
         Ok(false) if page.rows.size() + HEADROOM > max_payload => {
             let id = page.rows.get(0).map(|row| docid(row.key, directions)).unwrap_or_default();
-            ScanReply::refused(ErrorCode::RowTooLarge, format!("the row of document {id:?} does not fit one NATS message"))
+            ScanReply::refused(
+                ErrorCode::RowTooLarge,
+                format!("the row of document {id:?} does not fit one NATS message"),
+            )
         }
         Ok(false) => ScanReply::Page(page),
         Ok(true) => ScanReply::refused(ErrorCode::Timeout, "the scan took longer than its deadline"),

@@ -85,7 +85,12 @@ struct Shell {
 }
 
 /// Runs the indexer until `stop` turns true; then makes durable what is applied.
-pub async fn run(config: Config, bus: Bus, ready: oneshot::Sender<()>, mut stop: watch::Receiver<bool>) -> Result<(), IndexerError> {
+pub async fn run(
+    config: Config,
+    bus: Bus,
+    ready: oneshot::Sender<()>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), IndexerError> {
     std::fs::create_dir_all(&config.data_dir)?;
     let mut tasks = JoinSet::new();
     let (persister, persists) = mpsc::channel(PERSISTS);
@@ -193,7 +198,9 @@ impl Shell {
             .context
             .buckets
             .iter()
-            .flat_map(|(name, bucket)| infos(&self.config.node, bucket).into_values().map(|i| (name.clone(), worker::stem(&i))))
+            .flat_map(|(name, bucket)| {
+                infos(&self.config.node, bucket).into_values().map(|i| (name.clone(), worker::stem(&i)))
+            })
             .collect();
         self.files.remove_orphans(&known)
     }
@@ -267,7 +274,12 @@ impl Shell {
             return;
         }
         let Ok(from) = resumed.await else { return };
-        let feed = Feed { bus: self.bus.clone(), bucket: name.to_owned(), events: events.clone(), refused: Arc::clone(&self.refused) };
+        let feed = Feed {
+            bus: self.bus.clone(),
+            bucket: name.to_owned(),
+            events: events.clone(),
+            refused: Arc::clone(&self.refused),
+        };
         let tasks = vec![
             tokio::spawn(feed.clone().mutation(self.config.node.clone(), from)).abort_handle(),
             tokio::spawn(feed.clone().stability()).abort_handle(),
@@ -335,7 +347,8 @@ impl Shell {
         if let (Some(bucket), Some(index), Some(partition)) = (&asked.bucket, asked.index, asked.partition)
             && let Some((_, snapshot)) = self.held.get(bucket, SliceName { index, partition }).and_then(|h| h.newest())
         {
-            let listed = snapshot.unindexed_docs(LISTED).map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()))?;
+            let listed =
+                snapshot.unindexed_docs(LISTED).map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()))?;
             unindexed = listed
                 .into_iter()
                 .map(|(vb, id, seqno, reason)| UnindexedDoc { id, vb, seqno, reason: reason.as_str().into() })

@@ -8,12 +8,7 @@ use crate::{
     report::BucketReport,
     store::{LmdbStore, PersistJob, PersistOutcome, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits},
 };
-use highwater_schemas::{
-    ErrorCode, StVb, StabilityTimestamp,
-    api::SliceReport,
-    state::SliceName,
-    wire::HighWatermark,
-};
+use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, api::SliceReport, state::SliceName, wire::HighWatermark};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -41,14 +36,36 @@ pub(crate) struct SliceInfo {
 
 /// What a worker is told.
 pub(crate) enum Event {
-    State { view: BucketView, infos: BTreeMap<SliceName, SliceInfo> },
+    State {
+        view: BucketView,
+        infos: BTreeMap<SliceName, SliceInfo>,
+    },
     /// As [`Event::State`], answered with where to read the mutation topic from.
-    Start { view: BucketView, infos: BTreeMap<SliceName, SliceInfo>, resume: oneshot::Sender<Option<(u64, i64)>> },
-    TopicOpened { after: u64, created: i64 },
-    Live { topic: u64, batch: Arc<Batch> },
-    Session { session: u64, topic: u64, batch: Arc<Batch> },
+    Start {
+        view: BucketView,
+        infos: BTreeMap<SliceName, SliceInfo>,
+        resume: oneshot::Sender<Option<(u64, i64)>>,
+    },
+    TopicOpened {
+        after: u64,
+        created: i64,
+    },
+    Live {
+        topic: u64,
+        batch: Arc<Batch>,
+    },
+    Session {
+        session: u64,
+        topic: u64,
+        batch: Arc<Batch>,
+    },
     Stability(Vec<StabilityTimestamp>),
-    Persisted { slice: SliceName, mark: SliceMark, topic: u64, outcome: PersistOutcome },
+    Persisted {
+        slice: SliceName,
+        mark: SliceMark,
+        topic: u64,
+        outcome: PersistOutcome,
+    },
     Tick,
     /// Make durable what is readable, then end.
     Drain(oneshot::Sender<()>),
@@ -241,7 +258,8 @@ impl Worker {
     fn open_slice(&mut self, slice: SliceName, reset: bool) -> Vec<Action> {
         let Some(info) = self.infos.get(&slice).cloned() else { return Vec::new() };
         if let Some(old) = self.open.remove(&slice) {
-            old.held.close(ErrorCode::InRollback, "the index is being built again: its source's history changed".into());
+            old.held
+                .close(ErrorCode::InRollback, "the index is being built again: its source's history changed".into());
         }
         let held = self.outside.held.get(&self.outside.bucket, slice);
         let held = held.unwrap_or_else(|| self.outside.held.open(&self.outside.bucket, slice, info.directions.clone()));
@@ -253,7 +271,8 @@ impl Worker {
         match opened {
             Ok(mut store) => {
                 let mark = store.durable().clone();
-                if !mark.building && !mark.vbs.is_empty()
+                if !mark.building
+                    && !mark.vbs.is_empty()
                     && let Ok(snapshot) = store.seal()
                 {
                     let st = Arc::new(st_of(&mark));
@@ -292,7 +311,13 @@ impl Worker {
         self.core.failed(slice, error.to_string())
     }
 
-    fn apply(&mut self, slice: SliceName, steps: &[(u16, Step)], st: &Arc<StabilityTimestamp>, readable: bool) -> Result<(), StoreError> {
+    fn apply(
+        &mut self,
+        slice: SliceName,
+        steps: &[(u16, Step)],
+        st: &Arc<StabilityTimestamp>,
+        readable: bool,
+    ) -> Result<(), StoreError> {
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
         for (_, step) in steps {
             replace(&mut open.store, info, slice, &step.batch, step.after..=step.upto, false)?;
@@ -310,7 +335,8 @@ impl Worker {
     /// Slices in step whose layers exceed the quota become durable out of turn.
     fn check_memory(&mut self) {
         let quota = self.outside.memory_quota;
-        let full: Vec<SliceName> = self.open.iter().filter(|(_, o)| o.store.memory() > quota).map(|(name, _)| *name).collect();
+        let full: Vec<SliceName> =
+            self.open.iter().filter(|(_, o)| o.store.memory() > quota).map(|(name, _)| *name).collect();
         for slice in full {
             let actions = self.core.persist_now(slice);
             self.carry_out(actions);
@@ -381,7 +407,12 @@ impl Worker {
 
     /// The STs that every readable slice of the bucket holds here.
     fn held_range(&self) -> (u64, u64) {
-        let ranges = self.core.slices().filter(|s| s.readable).filter_map(|s| self.open.get(&s.name)).filter_map(|o| o.held.range());
+        let ranges = self
+            .core
+            .slices()
+            .filter(|s| s.readable)
+            .filter_map(|s| self.open.get(&s.name))
+            .filter_map(|o| o.held.range());
         ranges.reduce(|a, b| (a.0.max(b.0), a.1.min(b.1))).unwrap_or((0, 0))
     }
 

@@ -179,7 +179,8 @@ impl Shell {
     fn start(&mut self, key: Key, plan: Arc<Plan>) {
         let Some(bucket) = self.context.buckets.get(&key.bucket) else { return };
         let vb = usize::from(key.vb);
-        let (Some(stream), Some(vbucket)) = (bucket.definition.vbuckets().get(vb).cloned(), bucket.vbuckets.get(vb)) else {
+        let (Some(stream), Some(vbucket)) = (bucket.definition.vbuckets().get(vb).cloned(), bucket.vbuckets.get(vb))
+        else {
             return;
         };
         let round = vbucket.start_of(key.generation).map_or(0, |x| x.round);
@@ -200,13 +201,19 @@ impl Shell {
             from: Position::new(from, round),
             max_document: self.config.max_document,
         };
-        tracing::info!(bucket = key.bucket, vb = key.vb, generation = key.generation, session = key.session, from, "reading");
+        tracing::info!(
+            bucket = key.bucket,
+            vb = key.vb,
+            generation = key.generation,
+            session = key.session,
+            from,
+            "reading"
+        );
         let (plan_in, plan_out) = watch::channel(plan);
         let (wants_in, wants_out) = mpsc::channel(WANTS);
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
-        let abort = self
-            .tasks
-            .spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
+        let abort =
+            self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
         self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid });
     }
 
@@ -218,7 +225,13 @@ impl Shell {
             return;
         };
         let Some(running) = self.running.get(key) else { return };
-        tracing::warn!(bucket = key.bucket, vb = key.vb, session = key.session, why, "the source is not what was read before");
+        tracing::warn!(
+            bucket = key.bucket,
+            vb = key.vb,
+            session = key.session,
+            why,
+            "the source is not what was read before"
+        );
         self.suspicions.push(Suspicion { bucket: key.bucket.clone(), vb: key.vb, vbuuid: running.vbuuid, reason: why });
     }
 

@@ -271,7 +271,8 @@ impl Task {
         let (done, answer) = oneshot::channel();
         let (bus, stream) = (self.bus.clone(), self.assignment.stream.clone());
         let (position, silent) = (self.cover.position(), self.read_at.elapsed() >= SILENCE);
-        self.asking = Some(Asking { question: self.cover.question(), wants: std::mem::take(&mut self.waiting), answer });
+        self.asking =
+            Some(Asking { question: self.cover.question(), wants: std::mem::take(&mut self.waiting), answer });
         self.asked_at = Some(Instant::now());
         tokio::spawn(async move {
             let state = bus.stream_state(&stream).await;
@@ -295,7 +296,10 @@ impl Task {
             return Err(Some("the source was created anew".into()));
         }
         if state.last_seq < self.source_last.max(self.assignment.from.seqno) {
-            return Err(Some(format!("the source's last sequence fell from {} to {}", self.source_last, state.last_seq)));
+            return Err(Some(format!(
+                "the source's last sequence fell from {} to {}",
+                self.source_last, state.last_seq
+            )));
         }
         self.source_last = state.last_seq;
         self.cover.answer(asking.question, state.last_seq);

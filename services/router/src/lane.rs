@@ -76,7 +76,13 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
             created: open.created,
             ..StVb::default()
         },
-        open: LaneInfo { bucket: open.bucket, vb: open.vb, vbuuid: open.vbuuid, generation: open.generation, target: open.target },
+        open: LaneInfo {
+            bucket: open.bucket,
+            vb: open.vb,
+            vbuuid: open.vbuuid,
+            generation: open.generation,
+            target: open.target,
+        },
         source_last: 0,
         claims: VecDeque::new(),
         changed: false,
@@ -113,7 +119,8 @@ impl Lane {
     async fn chunk(&mut self, chunk: Chunk, last: bool) {
         match chunk {
             Chunk::Versions { routes, versions, to, covered, server_time, hash, idle, anchor } => {
-                if let Some(closed) = self.packer.add(Step { routes, versions, to, covered, server_time, hash, anchor }) {
+                if let Some(closed) = self.packer.add(Step { routes, versions, to, covered, server_time, hash, anchor })
+                {
                     self.send(closed).await;
                 }
                 // A lone message goes at once; under load, messages wait for company.
@@ -176,7 +183,9 @@ impl Lane {
     }
 
     async fn publish(&mut self, part: Part, delay: Duration) {
-        let Some((packed, (node, versions))) = self.window.get(part).and_then(|p| p.nodes.get(part.node).map(|n| (p, n))) else {
+        let Some((packed, (node, versions))) =
+            self.window.get(part).and_then(|p| p.nodes.get(part.node).map(|n| (p, n)))
+        else {
             return;
         };
         let session = match self.open.target {
@@ -246,7 +255,12 @@ impl Lane {
             Resend::One(part) => vec![part],
             Resend::All(parts) => {
                 if !self.resending {
-                    tracing::warn!(bucket = self.open.bucket, vb = self.open.vb, messages = parts.len(), "publishing fails: sending the window again until it succeeds");
+                    tracing::warn!(
+                        bucket = self.open.bucket,
+                        vb = self.open.vb,
+                        messages = parts.len(),
+                        "publishing fails: sending the window again until it succeeds"
+                    );
                     self.resending = true;
                 }
                 parts
@@ -300,7 +314,10 @@ impl Lane {
     }
 }
 
-type Sent = Result<Pin<Box<dyn Future<Output = Result<highwater_bus::Ack, highwater_bus::PublishFailure>> + Send>>, highwater_bus::BusError>;
+type Sent = Result<
+    Pin<Box<dyn Future<Output = Result<highwater_bus::Ack, highwater_bus::PublishFailure>> + Send>>,
+    highwater_bus::BusError,
+>;
 
 async fn acknowledged(part: Part, subject: String, sent: Sent) -> (Part, bool) {
     let outcome = match sent {

@@ -166,14 +166,29 @@ mod tests {
         for seq in range {
             out.push_doc(seq, &format!("doc{seq}"), DocOp::Put);
             for index in [1, 2] {
-                out.push_key(index, |b| { b.extend_from_slice(&seq.to_be_bytes()); Ok(()) }, |_| ());
+                out.push_key(
+                    index,
+                    |b| {
+                        b.extend_from_slice(&seq.to_be_bytes());
+                        Ok(())
+                    },
+                    |_| (),
+                );
             }
         }
         out
     }
 
     fn step(routes: &Arc<Routes>, versions: KeyVersions, to: u64) -> Step {
-        Step { routes: Arc::clone(routes), versions, to: Position::new(to, 0), covered: to, server_time: 0, hash: 0, anchor: false }
+        Step {
+            routes: Arc::clone(routes),
+            versions,
+            to: Position::new(to, 0),
+            covered: to,
+            server_time: 0,
+            hash: 0,
+            anchor: false,
+        }
     }
 
     #[test]
@@ -185,7 +200,10 @@ mod tests {
         let first = p.flush().unwrap();
         p.add(step(&r, versions(7..=7), 7));
         let second = p.flush().unwrap();
-        assert_eq!((first.from, first.to, second.from, second.to), (Position::ZERO, Position::new(6, 0), first.to, Position::new(7, 0)));
+        assert_eq!(
+            (first.from, first.to, second.from, second.to),
+            (Position::ZERO, Position::new(6, 0), first.to, Position::new(7, 0))
+        );
         assert_eq!(first.nodes[0].1.len(), 5);
         assert!(p.flush().is_none(), "nothing new");
     }

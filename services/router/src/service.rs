@@ -16,7 +16,11 @@ pub enum RouterError {
 }
 
 /// Runs the router until `stop` turns true or nobody can open lanes any more.
-pub async fn run(bus: Bus, mut lanes: mpsc::Receiver<OpenLane>, mut stop: watch::Receiver<bool>) -> Result<(), RouterError> {
+pub async fn run(
+    bus: Bus,
+    mut lanes: mpsc::Receiver<OpenLane>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), RouterError> {
     let mut running = JoinSet::new();
     loop {
         tokio::select! {

@@ -3,7 +3,10 @@
 use super::{Action, Core, Token};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply, NodeKind},
+    api::{
+        BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply,
+        NodeKind,
+    },
     definition::{BucketDefinition, IndexDefinition},
     names,
     state::{Bucket, Change, Index, IndexState, PlacedIndex},
@@ -55,7 +58,13 @@ impl Core {
         out.push(Action::Reply { token, answer });
     }
 
-    fn bucket_add(&self, definition: &BucketDefinition, probe: &Probe, random: u64, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+    fn bucket_add(
+        &self,
+        definition: &BucketDefinition,
+        probe: &Probe,
+        random: u64,
+        out: &mut Vec<Action>,
+    ) -> Result<Value, ApiError> {
         definition.check()?;
         match self.context.buckets.get(&definition.name) {
             Some(known) if known.definition == *definition => return Ok(json(&Empty {})),
@@ -105,7 +114,13 @@ impl Core {
         BucketList { buckets }
     }
 
-    fn index_create(&self, definition: IndexDefinition, probe: &Probe, random: u64, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+    fn index_create(
+        &self,
+        definition: IndexDefinition,
+        probe: &Probe,
+        random: u64,
+        out: &mut Vec<Action>,
+    ) -> Result<Value, ApiError> {
         definition.compile()?;
         match self.context.buckets.get(&definition.bucket) {
             Some(bucket) => {
@@ -120,7 +135,10 @@ impl Core {
                 let starts = probe.clone().map_err(|e| match e.code {
                     ErrorCode::SourceNotFound => ApiError::new(
                         ErrorCode::BucketNotFound,
-                        format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
+                        format!(
+                            "there is no bucket {0}: neither declared, nor a NATS key-value bucket",
+                            definition.bucket
+                        ),
                     ),
                     _ => e,
                 })?;
@@ -210,7 +228,10 @@ impl Core {
 fn find<'a>(bucket: &'a Bucket, name: &str) -> Result<&'a Index, ApiError> {
     names::check("index", name)?;
     bucket.index_by_name(name).ok_or_else(|| {
-        ApiError::new(ErrorCode::IndexNotFound, format!("there is no index {name} on bucket {}", bucket.definition.name))
+        ApiError::new(
+            ErrorCode::IndexNotFound,
+            format!("there is no index {name} on bucket {}", bucket.definition.name),
+        )
     })
 }
 

@@ -32,7 +32,9 @@ impl Members {
     pub(super) fn all_reported(&self, context: &StateContext, now: u64, started: u64, config: &Config) -> bool {
         let patience = config.heartbeat.as_millis() as u64 * u64::from(MISSES);
         now >= started + patience
-            || context.alive(NodeKind::Indexer).all(|(node, _)| self.seen.contains_key(&(NodeKind::Indexer, node.to_owned())))
+            || context
+                .alive(NodeKind::Indexer)
+                .all(|(node, _)| self.seen.contains_key(&(NodeKind::Indexer, node.to_owned())))
     }
 
     /// The newest ST of a bucket that any indexer has applied.
@@ -61,7 +63,11 @@ impl Core {
             if join.kind == NodeKind::Indexer && restarted {
                 self.close_sessions(out, |s| s.node == join.node);
             }
-            out.push(Action::Append(Change::NodeJoined { node: join.node, kind: join.kind, incarnation: join.incarnation }));
+            out.push(Action::Append(Change::NodeJoined {
+                node: join.node,
+                kind: join.kind,
+                incarnation: join.incarnation,
+            }));
         }
         let member = Member {
             last: now,
@@ -101,7 +107,8 @@ impl Core {
         };
         let mut load: BTreeMap<&String, usize> = live.keys().map(|n| (n, 0)).collect();
         for vbucket in self.context.buckets.values().flat_map(|b| &b.vbuckets).filter(|v| owned(v)) {
-            *load.entry(live.get_key_value(&vbucket.projector).map_or(&vbucket.projector, |(n, _)| n)).or_default() += 1;
+            *load.entry(live.get_key_value(&vbucket.projector).map_or(&vbucket.projector, |(n, _)| n)).or_default() +=
+                1;
         }
         for (name, bucket) in &self.context.buckets {
             let last = self.stability.get(name).and_then(|s| s.last());
@@ -167,7 +174,8 @@ impl Core {
             }
             for (node, incarnation, needing) in self.needing(name, bucket) {
                 next += 1;
-                let from = |vb: usize| needing.iter().map(|s| s.resume.get(vb).copied().unwrap_or(0)).min().unwrap_or(0);
+                let from =
+                    |vb: usize| needing.iter().map(|s| s.resume.get(vb).copied().unwrap_or(0)).min().unwrap_or(0);
                 let vbs = bucket
                     .vbuckets
                     .iter()
@@ -175,7 +183,14 @@ impl Core {
                     .map(|(vb, v)| SessionVb { generation: v.generation, from: from(vb) })
                     .collect();
                 let slices = needing.iter().map(|s| SliceName { index: s.index, partition: s.partition }).collect();
-                out.push(Action::Append(Change::SessionOpened { bucket: name.clone(), session: next, node, incarnation, slices, vbs }));
+                out.push(Action::Append(Change::SessionOpened {
+                    bucket: name.clone(),
+                    session: next,
+                    node,
+                    incarnation,
+                    slices,
+                    vbs,
+                }));
             }
         }
     }
@@ -226,7 +241,11 @@ impl Core {
                         Some((SliceState::Active, _)) => active += 1,
                         Some((SliceState::Error, why)) => {
                             let reason = why.unwrap_or_else(|| "unknown".into());
-                            out.push(Action::Append(Change::IndexFailed { bucket: name.clone(), index: number, reason }));
+                            out.push(Action::Append(Change::IndexFailed {
+                                bucket: name.clone(),
+                                index: number,
+                                reason,
+                            }));
                             break;
                         }
                         _ => {}
@@ -241,7 +260,11 @@ impl Core {
 }
 
 /// Where a new generation counts from, and where it reads from: the last ST issued and its covered seqno.
-fn restart_of(vbucket: &highwater_schemas::state::Vbucket, last: Option<&StabilityTimestamp>, vb: usize) -> (Position, u64) {
+fn restart_of(
+    vbucket: &highwater_schemas::state::Vbucket,
+    last: Option<&StabilityTimestamp>,
+    vb: usize,
+) -> (Position, u64) {
     let issued = last.and_then(|l| l.vbs.get(vb)).filter(|l| l.vbuuid == vbucket.vbuuid());
     match issued {
         Some(state) => (state.position, state.covered),

@@ -29,12 +29,19 @@ pub(crate) type Token = u64;
 /// What happened.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Ddl { token: Token, ddl: Ddl, probe: Probe, random: u64 },
+    Ddl {
+        token: Token,
+        ddl: Ddl,
+        probe: Probe,
+        random: u64,
+    },
     Join(Join),
     Sync(Sync),
     HighWatermark(HighWatermark),
     /// Time has passed.
-    Tick { random: u64 },
+    Tick {
+        random: u64,
+    },
 }
 
 /// What to do, in this order.
@@ -42,13 +49,23 @@ pub(crate) enum Event {
 pub(crate) enum Action {
     /// Append to the log, then apply; nothing after it happens unless that succeeds.
     Append(Change),
-    Reply { token: Token, answer: Result<Value, ApiError> },
+    Reply {
+        token: Token,
+        answer: Result<Value, ApiError>,
+    },
     Publish(Stability),
     /// The streams of a new bucket must exist before it is used.
-    EnsureStreams { bucket: String },
-    DeleteStreams { bucket: String },
+    EnsureStreams {
+        bucket: String,
+    },
+    DeleteStreams {
+        bucket: String,
+    },
     /// A session is over: its messages can go.
-    PurgeSession { bucket: String, session: u64 },
+    PurgeSession {
+        bucket: String,
+        session: u64,
+    },
 }
 
 /// The state machine.

@@ -3,7 +3,7 @@
 use super::{Action, Core};
 use crate::config::{Config, NUMBER_BLOCK};
 use highwater_schemas::{
-    StabilityTimestamp, StVb,
+    StVb, StabilityTimestamp,
     api::NodeKind,
     state::Change,
     wire::{HighWatermark, Stability, Sync},
@@ -90,7 +90,9 @@ impl Core {
     }
 
     pub(super) fn sync(&mut self, now: u64, sync: &Sync, out: &mut Vec<Action>) {
-        let (Some(bucket), Some(entry)) = (self.context.buckets.get(&sync.bucket), self.stability.get_mut(&sync.bucket)) else {
+        let (Some(bucket), Some(entry)) =
+            (self.context.buckets.get(&sync.bucket), self.stability.get_mut(&sync.bucket))
+        else {
             return;
         };
         for part in &sync.vbs {
@@ -132,7 +134,8 @@ impl Core {
     fn issue(&mut self, now: u64, name: &str, out: &mut Vec<Action>) {
         let Some(entry) = self.stability.get_mut(name) else { return };
         let Some(bucket) = self.context.buckets.get(name) else { return };
-        let current = |last: &StabilityTimestamp| last.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid());
+        let current =
+            |last: &StabilityTimestamp| last.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid());
         if entry.last.as_ref().is_some_and(|last| !current(last)) {
             // The last ST is of an abandoned branch: the new branch starts without one.
             entry.last = None;
@@ -171,7 +174,9 @@ impl Core {
             entry.marked = st.number;
             entry.unconfirmed = Some(st.clone());
         }
-        while entry.repeat.front().is_some_and(|(at, _)| now >= at + REPEAT_WANTED) || entry.repeat.len() > MOST_REPEATED {
+        while entry.repeat.front().is_some_and(|(at, _)| now >= at + REPEAT_WANTED)
+            || entry.repeat.len() > MOST_REPEATED
+        {
             entry.repeat.pop_front();
         }
         out.push(Action::Publish(Stability {
@@ -187,13 +192,15 @@ impl Core {
 
     /// A persistence timestamp that every live indexer of the bucket has made durable goes into the history.
     pub(super) fn high_watermark(&mut self, hwt: &HighWatermark, out: &mut Vec<Action>) {
-        let (Some(bucket), Some(entry)) = (self.context.buckets.get(&hwt.bucket), self.stability.get_mut(&hwt.bucket)) else {
+        let (Some(bucket), Some(entry)) = (self.context.buckets.get(&hwt.bucket), self.stability.get_mut(&hwt.bucket))
+        else {
             return;
         };
         entry.durable.insert(hwt.node.clone(), hwt.durable);
         let Some(marked) = &entry.unconfirmed else { return };
         let hosts = bucket.routes();
-        let alive = |node: &&String| self.context.nodes.get(&(NodeKind::Indexer, (*node).clone())).is_some_and(|e| !e.gone);
+        let alive =
+            |node: &&String| self.context.nodes.get(&(NodeKind::Indexer, (*node).clone())).is_some_and(|e| !e.gone);
         let live: Vec<&String> = hosts.nodes.keys().filter(alive).collect();
         if !live.is_empty() && live.iter().all(|node| entry.durable.get(*node).is_some_and(|n| *n >= marked.number)) {
             out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.clone() }));

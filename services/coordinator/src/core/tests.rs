@@ -55,7 +55,14 @@ impl Driver {
         self.event(Event::Tick { random: 5 });
     }
 
-    fn join(&mut self, kind: NodeKind, node: &str, incarnation: u64, slices: Vec<SliceReport>, applied: Option<StabilityTimestamp>) {
+    fn join(
+        &mut self,
+        kind: NodeKind,
+        node: &str,
+        incarnation: u64,
+        slices: Vec<SliceReport>,
+        applied: Option<StabilityTimestamp>,
+    ) {
         self.event(Event::Join(Join {
             node: node.into(),
             kind,
@@ -123,7 +130,11 @@ fn creating_an_index_declares_assigns_and_builds() {
     let mut d = Driver::with_index();
     let bucket = &d.core.context().buckets["b"];
     assert_eq!(bucket.indexes[&1].state, IndexState::Building);
-    assert_eq!((bucket.vbuckets[0].generation, bucket.vbuckets[0].restart), (1, 4), "the live chain begins at the source's end");
+    assert_eq!(
+        (bucket.vbuckets[0].generation, bucket.vbuckets[0].restart),
+        (1, 4),
+        "the live chain begins at the source's end"
+    );
     d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
     d.tick(1);
     let sessions: Vec<u64> = d.core.context().buckets["b"].sessions.keys().copied().collect();

@@ -4,7 +4,10 @@ use super::{Session, print, show};
 use crate::args::{Bucket, Index};
 use anyhow::{Result, bail};
 use highwater_schemas::{
-    api::{self, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply, IndexStats, IndexesReply, ListReply, ListRequest},
+    api::{
+        self, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply, IndexStats, IndexesReply,
+        ListReply, ListRequest,
+    },
     definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
     subjects,
 };
@@ -25,7 +28,8 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
             } else {
                 Source { kv: None, streams: Some(stream.iter().map(|s| source_stream(s)).collect()) }
             };
-            let reply = session.ask(&subjects::admin("bucket.add"), &BucketDefinition { name: name.clone(), source }).await?;
+            let reply =
+                session.ask(&subjects::admin("bucket.add"), &BucketDefinition { name: name.clone(), source }).await?;
             print(session.json, &reply, || format!("bucket {name} is declared"));
         }
         Bucket::List { client } => {
@@ -35,7 +39,9 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
                 let rows = list.buckets.iter().map(|b| {
                     let source = match (&b.source.kv, &b.source.streams) {
                         (Some(kv), _) => format!("key-value bucket {kv}"),
-                        (None, Some(s)) => format!("streams {}", s.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")),
+                        (None, Some(s)) => {
+                            format!("streams {}", s.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", "))
+                        }
                         (None, None) => String::new(),
                     };
                     vec![b.name.clone(), source, b.indexes.to_string()]
@@ -45,8 +51,11 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         }
         Bucket::Remove { name, client } => {
             let session = Session::open(&client).await?;
-            let reply = session.ask(&subjects::admin("bucket.remove"), &api::BucketRemove { name: name.clone() }).await?;
-            print(session.json, &reply, || format!("bucket {name} is no longer declared; its documents are where they were"));
+            let reply =
+                session.ask(&subjects::admin("bucket.remove"), &api::BucketRemove { name: name.clone() }).await?;
+            print(session.json, &reply, || {
+                format!("bucket {name} is no longer declared; its documents are where they were")
+            });
         }
     }
     Ok(())
@@ -59,7 +68,17 @@ fn source_stream(text: &str) -> SourceStream {
 
 pub(crate) async fn index(command: Index) -> Result<()> {
     match command {
-        Index::Create { bucket, name, key, condition, include, num_partition, include_missing, defer_build, client } => {
+        Index::Create {
+            bucket,
+            name,
+            key,
+            condition,
+            include,
+            num_partition,
+            include_missing,
+            defer_build,
+            client,
+        } => {
             let session = Session::open(&client).await?;
             let definition = IndexDefinition {
                 bucket,
@@ -72,11 +91,15 @@ pub(crate) async fn index(command: Index) -> Result<()> {
                 include_missing,
                 defer_build,
             };
-            let (reply, created): (Value, IndexReply) = session.typed(&subjects::admin("index.create"), &definition).await?;
+            let (reply, created): (Value, IndexReply) =
+                session.typed(&subjects::admin("index.create"), &definition).await?;
             print(session.json, &reply, || {
                 let index = &created.index;
                 let hint = if defer_build { "index build" } else { "index wait" };
-                format!("index {} on {} is {}; `highwater {hint} {} {}`", index.name, index.bucket, index.state, index.bucket, index.name)
+                format!(
+                    "index {} on {} is {}; `highwater {hint} {} {}`",
+                    index.name, index.bucket, index.state, index.bucket, index.name
+                )
             });
         }
         Index::Build { bucket, names, client } => {
@@ -84,7 +107,11 @@ pub(crate) async fn index(command: Index) -> Result<()> {
             let (reply, built): (Value, IndexesReply) =
                 session.typed(&subjects::admin("index.build"), &IndexBuild { bucket, names }).await?;
             print(session.json, &reply, || {
-                show::table(&["INDEX", "STATE"], &[], built.indexes.iter().map(|i| vec![i.name.clone(), i.state.clone()]))
+                show::table(
+                    &["INDEX", "STATE"],
+                    &[],
+                    built.indexes.iter().map(|i| vec![i.name.clone(), i.state.clone()]),
+                )
             });
         }
         Index::Drop { bucket, name, client } => {
@@ -140,7 +167,8 @@ fn describe(reply: &DescribeReply) -> String {
     text.push_str(&reply.hosts.join(", "));
     if !reply.unindexed.is_empty() {
         text.push_str("\n\n");
-        let rows = reply.unindexed.iter().map(|d| vec![d.id.clone(), d.vb.to_string(), d.seqno.to_string(), d.reason.clone()]);
+        let rows =
+            reply.unindexed.iter().map(|d| vec![d.id.clone(), d.vb.to_string(), d.seqno.to_string(), d.reason.clone()]);
         text.push_str(&show::table(&["DOCUMENT NOT INDEXED", "VB", "SEQNO", "REASON"], &[1, 2], rows));
     }
     text

@@ -33,7 +33,9 @@ impl Session {
         // The service gives up first, and says why.
         let patience = self.timeout + Duration::from_secs(1);
         let reply = self.bus.request(subject, serde_json::to_vec(request)?, patience).await.map_err(|e| match e {
-            BusError::NoResponders { subject } => anyhow!("no Highwater service answers on {subject}: is it running on this NATS?"),
+            BusError::NoResponders { subject } => {
+                anyhow!("no Highwater service answers on {subject}: is it running on this NATS?")
+            }
             other => other.into(),
         })?;
         Ok(api::reply(&reply.payload)?)

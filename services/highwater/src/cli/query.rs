@@ -84,7 +84,9 @@ fn consistency(text: &str) -> Result<Value> {
             let number: u64 = number.parse().map_err(|_| anyhow!("--consistency {name}={number}: not a number"))?;
             Ok(json!({ name: number }))
         }
-        Some((name, _)) => Err(anyhow!("--consistency {name}: use any, request_plus, at_plus=REVISION or at_snapshot=ST")),
+        Some((name, _)) => {
+            Err(anyhow!("--consistency {name}: use any, request_plus, at_plus=REVISION or at_snapshot=ST"))
+        }
     }
 }
 
@@ -109,7 +111,9 @@ fn rows(page: &ScanResult) -> String {
         if vb {
             line.push(row.vb.clone().unwrap_or_default());
         }
-        line.extend(fields.iter().map(|f| row.include.as_ref().and_then(|i| i.get(f)).map(show::cell).unwrap_or_default()));
+        line.extend(
+            fields.iter().map(|f| row.include.as_ref().and_then(|i| i.get(f)).map(show::cell).unwrap_or_default()),
+        );
         line
     });
     let numbers: Vec<usize> =
@@ -151,7 +155,13 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     let header = ["BUCKET", "STREAM", "SEQNO", "COVERED", "LAG", "ST", "DURABLE ST", "PROJECTOR"];
     println!("{}\n", show::table(&header, &[2, 3, 4, 5, 6], buckets));
     let indexes = list.indexes.iter().map(|i| {
-        vec![i.bucket.clone(), i.name.clone(), i.state.clone(), format!("{:.0}%", i.progress * 100.0), show::thousands(i.items)]
+        vec![
+            i.bucket.clone(),
+            i.name.clone(),
+            i.state.clone(),
+            format!("{:.0}%", i.progress * 100.0),
+            show::thousands(i.items),
+        ]
     });
     println!("{}", show::table(&["BUCKET", "INDEX", "STATE", "DONE", "ITEMS"], &[3, 4], indexes));
     Ok(())

@@ -45,7 +45,12 @@ impl ChildNats {
         loop {
             if let Some(status) = child.try_wait()? {
                 let text = std::fs::read_to_string(&log).unwrap_or_default();
-                let why = text.lines().rev().find(|l| l.contains("[FTL]") || l.contains("[ERR]")).unwrap_or("no reason logged").to_owned();
+                let why = text
+                    .lines()
+                    .rev()
+                    .find(|l| l.contains("[FTL]") || l.contains("[ERR]"))
+                    .unwrap_or("no reason logged")
+                    .to_owned();
                 bail!("nats-server ended ({status}): {why}");
             }
             if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
@@ -103,7 +108,8 @@ async fn find() -> Result<PathBuf> {
 }
 
 async fn version(path: &Path) -> Result<String> {
-    let out = Command::new(path).arg("--version").output().await.with_context(|| format!("cannot run {}", path.display()))?;
+    let out =
+        Command::new(path).arg("--version").output().await.with_context(|| format!("cannot run {}", path.display()))?;
     let text = String::from_utf8_lossy(&out.stdout);
     let version = text.split_whitespace().last().unwrap_or_default().trim_start_matches('v');
     if version.is_empty() {

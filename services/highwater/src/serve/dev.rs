@@ -39,7 +39,8 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
     let mut serving = Vec::new();
     for kind in KINDS {
         let (ready, is_ready) = oneshot::channel();
-        let service: Running = start(kind, &format!("dev-{}", kind.as_str()), &args.data_dir, &settings, ready, stop.clone()).await?;
+        let service: Running =
+            start(kind, &format!("dev-{}", kind.as_str()), &args.data_dir, &settings, ready, stop.clone()).await?;
         running.spawn(service);
         serving.push(is_ready);
     }
@@ -48,7 +49,9 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
         for is_ready in serving {
             is_ready.await.map_err(|_| anyhow!("a service ended before it served"))?;
         }
-        tokio::time::timeout(SERVES_WITHIN, all_joined(&bus)).await.map_err(|_| anyhow!("the services did not find each other"))
+        tokio::time::timeout(SERVES_WITHIN, all_joined(&bus))
+            .await
+            .map_err(|_| anyhow!("the services did not find each other"))
     };
     let outcome = tokio::select! {
         up = up => match up {

@@ -73,7 +73,13 @@ impl Chain {
     }
 
     /// Follows the chain from `position`, at most to `limit`: the steps and where they end.
-    pub(crate) fn advance(&self, shares: &Shares, topology: u64, position: Position, limit: Option<Position>) -> (Vec<Step>, Position) {
+    pub(crate) fn advance(
+        &self,
+        shares: &Shares,
+        topology: u64,
+        position: Position,
+        limit: Option<Position>,
+    ) -> (Vec<Step>, Position) {
         let (mut steps, mut at) = (Vec::new(), position);
         loop {
             let before = at;
@@ -124,7 +130,13 @@ impl Chain {
     }
 
     /// Drops what `needed` does not name; beyond `quota` bytes also what is only `held`, the oldest first.
-    pub(crate) fn release(&mut self, shares: &Shares, quota: usize, needed: impl Fn(&Batch, Position) -> bool, held: impl Fn(&Batch) -> bool) {
+    pub(crate) fn release(
+        &mut self,
+        shares: &Shares,
+        quota: usize,
+        needed: impl Fn(&Batch, Position) -> bool,
+        held: impl Fn(&Batch) -> bool,
+    ) {
         let mut bytes = self.bytes;
         self.queue.retain(|queued| {
             let batch = &queued.batch;

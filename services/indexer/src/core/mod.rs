@@ -141,12 +141,15 @@ impl BucketCore {
         for name in self.view.slices.keys() {
             match self.slices.get(name) {
                 None => out.push(Action::Open { slice: *name, reset: false }),
-                Some(slice) if !on_branch(slice, &self.view.shares) => out.push(Action::Open { slice: *name, reset: true }),
+                Some(slice) if !on_branch(slice, &self.view.shares) => {
+                    out.push(Action::Open { slice: *name, reset: true })
+                }
                 Some(_) => {}
             }
         }
         for slice in self.slices.values_mut() {
-            let beyond = slice.vbs.iter().zip(&new_starts).any(|(vb, starts)| starts.iter().any(|x| !vb.position.le(*x)));
+            let beyond =
+                slice.vbs.iter().zip(&new_starts).any(|(vb, starts)| starts.iter().any(|x| !vb.position.le(*x)));
             if slice.in_step() && beyond {
                 // It merged beyond the last ST of the old generation: what it took there is void.
                 slice.fall_out();
@@ -178,7 +181,8 @@ impl BucketCore {
     /// A slice cannot go on.
     pub(crate) fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
-        let slice = self.slices.entry(name).or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), &[]));
+        let slice =
+            self.slices.entry(name).or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), &[]));
         slice.mode = Mode::Failed(why);
         slice.readable = false;
         vec![Action::Report]
@@ -200,7 +204,10 @@ impl BucketCore {
         };
         if batch.generation > shares.generation || batch.topology > self.view.topology {
             self.hold_ahead(topic, batch);
-        } else if batch.vbuuid == shares.vbuuid && shares.starts.contains_key(&batch.generation) && !self.slices.is_empty() {
+        } else if batch.vbuuid == shares.vbuuid
+            && shares.starts.contains_key(&batch.generation)
+            && !self.slices.is_empty()
+        {
             self.chains[usize::from(batch.vb)].push(topic, batch);
         } else {
             self.dropped += 1;
@@ -368,7 +375,12 @@ impl BucketCore {
                 |batch| topologies.iter().any(|t| batch.topology >= *t),
             );
         }
-        let done = self.slices.values().filter(|s| !matches!(s.mode, Mode::Failed(_))).map(|s| if s.holds() { 0 } else { s.applied }).min();
+        let done = self
+            .slices
+            .values()
+            .filter(|s| !matches!(s.mode, Mode::Failed(_)))
+            .map(|s| if s.holds() { 0 } else { s.applied })
+            .min();
         if let Some(done) = done {
             self.pending = self.pending.split_off(&(done + 1));
         }
@@ -385,7 +397,9 @@ impl BucketCore {
 
     /// Memory is short: make what is applied durable now.
     pub(crate) fn persist_now(&mut self, name: SliceName) -> Vec<Action> {
-        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.in_step() && !s.persisting) else { return Vec::new() };
+        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.in_step() && !s.persisting) else {
+            return Vec::new();
+        };
         slice.persisting = true;
         self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic: 0 }).into_iter().collect()
     }

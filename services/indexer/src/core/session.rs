@@ -19,10 +19,16 @@ impl BucketCore {
             if slice.mode != Mode::Waiting {
                 continue;
             }
-            let open = self.view.sessions.iter().rev().find(|(id, (slices, _))| **id > slice.done_with && slices.contains(&slice.name));
+            let open = self
+                .view
+                .sessions
+                .iter()
+                .rev()
+                .find(|(id, (slices, _))| **id > slice.done_with && slices.contains(&slice.name));
             if let Some((id, (_, from))) = open {
                 // What lies above the session's start and below the slice's own is read twice and changes nothing.
-                let vbs = slice.resume().into_iter().zip(from).map(|(own, from)| (own.max(*from), own.max(*from))).collect();
+                let vbs =
+                    slice.resume().into_iter().zip(from).map(|(own, from)| (own.max(*from), own.max(*from))).collect();
                 slice.following = Some(Following { id: *id, vbs, topic: 0 });
                 slice.mode = Mode::Session;
                 out.push(Action::Report);
@@ -71,7 +77,9 @@ impl BucketCore {
 
     /// A slice has collected much: make it durable, so that the build can go on from there.
     pub(crate) fn persist_session(&mut self, name: SliceName) -> Vec<Action> {
-        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.mode == Mode::Session && !s.persisting) else { return Vec::new() };
+        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.mode == Mode::Session && !s.persisting) else {
+            return Vec::new();
+        };
         slice.persisting = true;
         let topic = slice.following.as_ref().map_or(0, |f| f.topic);
         self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic }).into_iter().collect()
@@ -79,8 +87,12 @@ impl BucketCore {
 
     /// Slices that have read far enough to join the live chain.
     pub(super) fn merge_sessions(&mut self, out: &mut Vec<Action>) {
-        let ready: Vec<SliceName> =
-            self.slices.values().filter(|s| s.mode == Mode::Session && self.joins(s.name).is_some()).map(|s| s.name).collect();
+        let ready: Vec<SliceName> = self
+            .slices
+            .values()
+            .filter(|s| s.mode == Mode::Session && self.joins(s.name).is_some())
+            .map(|s| s.name)
+            .collect();
         for name in ready {
             let Some(slice) = self.slices.get_mut(&name) else { continue };
             if slice.in_bulk() {

@@ -56,7 +56,8 @@ fn view(starts: &[(u64, u64)]) -> BucketView {
 fn in_step(seqno: u64, starts: &[(u64, u64)]) -> BucketCore {
     let mut core = BucketCore::new();
     core.state(view(starts));
-    let vb = SliceVb { vbuuid: 7, position: Position::new(seqno, 0), covered: seqno, content: seqno, ..SliceVb::default() };
+    let vb =
+        SliceVb { vbuuid: 7, position: Position::new(seqno, 0), covered: seqno, content: seqno, ..SliceVb::default() };
     core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb], ..SliceMark::default() });
     core
 }
@@ -165,7 +166,8 @@ fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_cove
     core.state(with_session);
     // Live batches are held from S = 20 on.
     core.live(1, batch(1, 1, 0, 20, 22, 22));
-    let collects = |actions: Vec<Action>| actions.iter().filter(|a| matches!(a, Action::Collect { bulk: true, .. })).count();
+    let collects =
+        |actions: Vec<Action>| actions.iter().filter(|a| matches!(a, Action::Collect { bulk: true, .. })).count();
     assert_eq!(collects(core.session_batch(9, 1, &batch(1, 1, 9, 0, 15, 15))), 1);
     assert_eq!(state(&core), SliceState::Building, "it has not covered S");
     let actions = core.session_batch(9, 2, &batch(1, 1, 9, 15, 25, 25));
