@@ -77,9 +77,14 @@ impl Child {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&mut self) -> Result<()> {
+        self.signal("TERM")
+    }
+
+    /// Sends a signal: `TERM`, `STOP`, `CONT`.
+    pub fn signal(&mut self, name: &str) -> Result<()> {
         if self.exited().is_none() {
             // The child is not reaped yet, so the id is still its own.
-            Command::new("kill").arg(self.id().to_string()).status().context("kill does not start")?;
+            Command::new("kill").args(["-s", name, &self.id().to_string()]).status().context("kill does not start")?;
         }
         Ok(())
     }

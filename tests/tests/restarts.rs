@@ -73,6 +73,53 @@ async fn survives(node: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_given_up_and_comes_back_does_no_harm() -> Result<()> {
+    let mut rng = Rng::seeded("given up");
+    let nodes = ["coordinator-1", "projector-1", "projector-2", "indexer-1", "catalog-1"];
+    Cluster::start_nodes(&nodes)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::keyed_streams(&client, "orders", STREAMS).await?;
+            let indexes = documents::indexes(3);
+            for index in &indexes {
+                client.create_index(&index.definition("orders")).await?;
+            }
+            write(&source, FIRST, &mut rng).await?;
+            for index in &indexes {
+                client.wait_active("orders", &index.name, BUILT_WITHIN).await?;
+            }
+            for node in ["projector-1", "projector-2", "indexer-1", "projector-2", "projector-1"] {
+                let writer = Writer::start(&source, &mut rng);
+                written(&source, 200 + rng.below(500)).await?;
+                cluster.node(node)?.signal("STOP")?;
+                alive(&client, node, false).await?;
+                written(&source, 200 + rng.below(500)).await?;
+                cluster.node(node)?.signal("CONT")?;
+                alive(&client, node, true).await?;
+                written(&source, 200).await?;
+                writer.stop().await?;
+                for index in &indexes {
+                    ask::whole(&client, &source, index).await.with_context(|| format!("after {node} was away"))?;
+                }
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Waits until the coordinator takes a node to be alive, or not to be.
+async fn alive(client: &Client, node: &str, wanted: bool) -> Result<()> {
+    until(&format!("{node} alive: {wanted}"), Duration::from_secs(15), async || {
+        let status = client.request("hw.cluster.members", &json!({})).await.map_err(|refused| refused.to_string())?;
+        let members = status["members"].as_array().cloned().unwrap_or_default();
+        let as_wanted = members.iter().any(|member| member["node"] == node && member["alive"] == wanted);
+        if as_wanted { Ok(()) } else { Err(status["members"].to_string()) }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_survives_the_death_of_its_indexer() -> Result<()> {
     builds_without("indexer-1").await
 }

@@ -140,9 +140,10 @@ impl KeyVersions {
             if keep(key.index) {
                 self.push_key(
                     key.index,
-                    |out| match key.reason {
-                        Some(reason) => Err(reason),
-                        None => {
+                    |out| {
+                        if let Some(reason) = key.reason {
+                            Err(reason)
+                        } else {
                             out.extend_from_slice(key.key);
                             Ok(())
                         }

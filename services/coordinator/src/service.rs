@@ -350,7 +350,10 @@ fn parse_ddl(subject: &str, payload: &[u8]) -> Result<Ddl, ApiError> {
         "index.build" => Ddl::IndexBuild(api::parse(payload)?),
         "index.drop" => Ddl::IndexDrop(api::parse(payload)?),
         other => {
-            return Err(ApiError::new(ErrorCode::NotSupported, format!("there is no hw.admin.{other} in this version")));
+            return Err(ApiError::new(
+                ErrorCode::NotSupported,
+                format!("there is no hw.admin.{other} in this version"),
+            ));
         }
     })
 }

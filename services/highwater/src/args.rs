@@ -62,18 +62,18 @@ pub(crate) struct Nats {
 /// Who we are for NATS.
 #[derive(ClapArgs, Clone)]
 pub(crate) struct Credentials {
-    #[arg(long, env = "NATS_USER")]
-    pub(crate) nats_user: Option<String>,
-    #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
-    pub(crate) nats_password: Option<String>,
-    #[arg(long, env = "NATS_TOKEN", hide_env_values = true)]
-    pub(crate) nats_token: Option<String>,
+    #[arg(long = "nats-user", env = "NATS_USER")]
+    pub(crate) user: Option<String>,
+    #[arg(long = "nats-password", env = "NATS_PASSWORD", hide_env_values = true)]
+    pub(crate) password: Option<String>,
+    #[arg(long = "nats-token", env = "NATS_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
     /// A credentials file.
-    #[arg(long, env = "NATS_CREDS")]
-    pub(crate) nats_creds: Option<PathBuf>,
+    #[arg(long = "nats-creds", env = "NATS_CREDS")]
+    pub(crate) creds: Option<PathBuf>,
     /// An nkey seed.
-    #[arg(long, env = "NATS_NKEY", hide_env_values = true)]
-    pub(crate) nats_nkey: Option<String>,
+    #[arg(long = "nats-nkey", env = "NATS_NKEY", hide_env_values = true)]
+    pub(crate) nkey: Option<String>,
 }
 
 impl Nats {
@@ -86,11 +86,11 @@ impl Credentials {
     pub(crate) fn settings(&self, url: &str, name: &str) -> ConnectSettings {
         ConnectSettings {
             url: url.into(),
-            user: self.nats_user.clone(),
-            password: self.nats_password.clone(),
-            token: self.nats_token.clone(),
-            creds: self.nats_creds.clone(),
-            nkey: self.nats_nkey.clone(),
+            user: self.user.clone(),
+            password: self.password.clone(),
+            token: self.token.clone(),
+            creds: self.creds.clone(),
+            nkey: self.nkey.clone(),
             name: name.into(),
         }
     }

@@ -133,14 +133,16 @@ impl HeldSlice {
     }
 }
 
+type Slices = BTreeMap<(String, SliceName), Arc<HeldSlice>>;
+
 /// All slices of the node, by bucket and name.
 #[derive(Clone, Default)]
 pub(crate) struct Held {
-    slices: Arc<Mutex<BTreeMap<(String, SliceName), Arc<HeldSlice>>>>,
+    slices: Arc<Mutex<Slices>>,
 }
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, SliceName), Arc<HeldSlice>>> {
+    fn lock(&self) -> MutexGuard<'_, Slices> {
         self.slices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -64,7 +64,7 @@ pub(crate) enum Event {
         slice: SliceName,
         mark: SliceMark,
         topic: u64,
-        outcome: PersistOutcome,
+        outcome: Box<PersistOutcome>,
     },
     Tick,
     /// Make durable what is readable, then end.
@@ -184,7 +184,7 @@ impl Worker {
                 self.core.stability(sts);
                 Vec::new()
             }
-            Event::Persisted { slice, mark, topic, outcome } => self.persisted(slice, &mark, topic, outcome),
+            Event::Persisted { slice, mark, topic, outcome } => self.persisted(slice, &mark, topic, *outcome),
             Event::Tick => {
                 for open in self.open.values() {
                     open.held.expire();
@@ -363,7 +363,7 @@ impl Worker {
             return self.core.persisted(slice, &mark, topic, false);
         };
         let kept = mark.clone();
-        let done = Box::new(move |outcome| Event::Persisted { slice, mark, topic, outcome });
+        let done = Box::new(move |outcome| Event::Persisted { slice, mark, topic, outcome: Box::new(outcome) });
         match self.outside.persister.try_send(PersistRequest { job, done, to }) {
             Ok(()) => Vec::new(),
             Err(_) => self.core.persisted(slice, &kept, topic, false),

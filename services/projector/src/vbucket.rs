@@ -169,6 +169,8 @@ impl Task {
         if let Err(ended) = self.send(KeyVersions::default(), true, true).await {
             return ended;
         }
+        let mut poll = tokio::time::interval_at((Instant::now() + POLL).into(), POLL);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.ask_if_needed();
             let ended: Result<(), Ended> = tokio::select! {
@@ -196,7 +198,7 @@ impl Task {
                     Some(Pumped::Opened { .. }) => Ok(()),
                     None => Err(None),
                 },
-                () = tokio::time::sleep(POLL) => {
+                _ = poll.tick() => {
                     self.ask();
                     let sessions = plan.borrow().anchor > 0;
                     // A slice that merges needs a place in the live chain, also when nothing is written.

@@ -157,7 +157,9 @@ fn route(versions: &KeyVersions, hosted: &[(u32, u32, u32)], out: &mut KeyVersio
 mod tests {
     use super::*;
 
-    fn routes(topology: u64, nodes: &[(&str, &[(u32, u32, u32)])]) -> Arc<Routes> {
+    type Hosted<'a> = &'a [(u32, u32, u32)];
+
+    fn routes(topology: u64, nodes: &[(&str, Hosted<'_>)]) -> Arc<Routes> {
         Arc::new(Routes { topology, nodes: nodes.iter().map(|(n, h)| ((*n).to_owned(), h.to_vec())).collect() })
     }
 

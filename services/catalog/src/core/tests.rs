@@ -29,7 +29,10 @@ fn append(core: &mut Core, change: Change) {
 
 fn declared() -> Core {
     let mut core = Core::new(INSTANCE);
-    append(&mut core, Change::BucketAdded { definition: BucketDefinition::kv("users"), vbuuids: vec![BRANCH] });
+    append(
+        &mut core,
+        Change::BucketAdded { definition: BucketDefinition::kv("users"), vbuuids: vec![BRANCH], starts: vec![0] },
+    );
     core
 }
 

@@ -122,28 +122,22 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<Value, ApiError> {
         definition.compile()?;
-        match self.context.buckets.get(&definition.bucket) {
-            Some(bucket) => {
-                if bucket.index_by_name(&definition.name).is_some() {
-                    return Err(ApiError::new(
-                        ErrorCode::IndexExists,
-                        format!("index {} exists already on bucket {}", definition.name, definition.bucket),
-                    ));
-                }
+        if let Some(bucket) = self.context.buckets.get(&definition.bucket) {
+            if bucket.index_by_name(&definition.name).is_some() {
+                return Err(ApiError::new(
+                    ErrorCode::IndexExists,
+                    format!("index {} exists already on bucket {}", definition.name, definition.bucket),
+                ));
             }
-            None => {
-                let starts = probe.clone().map_err(|e| match e.code {
-                    ErrorCode::SourceNotFound => ApiError::new(
-                        ErrorCode::BucketNotFound,
-                        format!(
-                            "there is no bucket {0}: neither declared, nor a NATS key-value bucket",
-                            definition.bucket
-                        ),
-                    ),
-                    _ => e,
-                })?;
-                Self::declare(&BucketDefinition::kv(&definition.bucket), starts, random, out);
-            }
+        } else {
+            let starts = probe.clone().map_err(|e| match e.code {
+                ErrorCode::SourceNotFound => ApiError::new(
+                    ErrorCode::BucketNotFound,
+                    format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
+                ),
+                _ => e,
+            })?;
+            Self::declare(&BucketDefinition::kv(&definition.bucket), starts, random, out);
         }
         let number = self.context.next_index + 1;
         let hosts = self.place(definition.num_partition)?;

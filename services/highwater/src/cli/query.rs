@@ -26,15 +26,14 @@ pub(crate) async fn scan(args: Scan) -> Result<()> {
         let (reply, page): (Value, ScanResult) = session.typed(&subjects::query("scan"), &request).await?;
         print(session.json, &reply, || rows(&page));
         printed += page.rows.len() as u64;
-        match page.page_token {
-            Some(token) => request.insert("page_token".into(), token.into()),
-            None => {
-                if !session.json {
-                    let exact = if page.exact { "exact" } else { "still following overwritten revisions" };
-                    println!("\n{} rows at ST {} ({exact})", show::thousands(printed), page.st);
-                }
-                return Ok(());
+        if let Some(token) = page.page_token {
+            request.insert("page_token".into(), token.into())
+        } else {
+            if !session.json {
+                let exact = if page.exact { "exact" } else { "still following overwritten revisions" };
+                println!("\n{} rows at ST {} ({exact})", show::thousands(printed), page.st);
             }
+            return Ok(());
         };
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct BucketView {
     pub(crate) sessions: BTreeMap<u64, (Vec<SliceName>, Vec<u64>)>,
 }
 
+/// What brings a slice from one ST to the next, with the vbucket of each step.
+pub(crate) type Steps = Vec<(u16, Step)>;
+
 /// What to do, in this order.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -47,7 +50,7 @@ pub(crate) enum Action {
     /// The slice is no longer hosted: close its store and remove its files.
     Remove { slice: SliceName },
     /// Apply the steps, seal, and offer the snapshot as this ST if `readable`.
-    Apply { slice: SliceName, steps: Vec<(u16, Step)>, st: Arc<StabilityTimestamp>, readable: bool },
+    Apply { slice: SliceName, steps: Steps, st: Arc<StabilityTimestamp>, readable: bool },
     /// Take a session's batch: its documents above `after`. In bulk while the slice was never readable.
     Collect { slice: SliceName, batch: Arc<Batch>, after: u64, bulk: bool },
     /// Write what is there with this mark, then tell with [`BucketCore::persisted`].
@@ -142,7 +145,7 @@ impl BucketCore {
             match self.slices.get(name) {
                 None => out.push(Action::Open { slice: *name, reset: false }),
                 Some(slice) if !on_branch(slice, &self.view.shares) => {
-                    out.push(Action::Open { slice: *name, reset: true })
+                    out.push(Action::Open { slice: *name, reset: true });
                 }
                 Some(_) => {}
             }
@@ -259,7 +262,7 @@ impl BucketCore {
     /// Applies the next ST of a slice: the first wanted one, or the newest before it that is within reach.
     fn apply_next(&mut self, name: SliceName, out: &mut Vec<Action>) -> bool {
         let Some(slice) = self.slices.get(&name) else { return false };
-        let mut best: Option<(Arc<StabilityTimestamp>, Vec<(u16, Step)>)> = None;
+        let mut best: Option<(Arc<StabilityTimestamp>, Steps)> = None;
         for st in self.pending.range(slice.applied + 1..).map(|(_, st)| st) {
             if st.vbs.iter().zip(&slice.vbs).any(|(s, vb)| s.vbuuid != vb.vbuuid || !vb.position.le(s.position)) {
                 // Of another branch, or the slice is beyond it: it can never show this one.
@@ -299,7 +302,7 @@ impl BucketCore {
     }
 
     /// The steps that bring a slice to an ST; None when it is out of reach.
-    fn reach(&self, slice: &Slice, st: &StabilityTimestamp) -> Option<Vec<(u16, Step)>> {
+    fn reach(&self, slice: &Slice, st: &StabilityTimestamp) -> Option<Steps> {
         let mut all = Vec::new();
         for (vb, ((state, at), shares)) in st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares).enumerate() {
             if state.generation > shares.generation {
