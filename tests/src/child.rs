@@ -1,13 +1,15 @@
 //! A child process with its output in files, killed by its id when dropped.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
+const POLL: Duration = Duration::from_millis(5);
 /// Bytes of a log that a failed test shows.
 const SHOWN: usize = 6_000;
 
@@ -57,6 +59,23 @@ impl Child {
         let text = self.stdout();
         let whole = &text[..=text.rfind('\n')?];
         whole.lines().find(|line| line.starts_with(start)).map(str::to_owned)
+    }
+
+    /// Waits until it has said that; fails with its log when it ends before, or takes longer than `within`.
+    pub async fn wait_said(&mut self, start: &str, within: Duration) -> Result<String> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(line) = self.said(start) {
+                return Ok(line);
+            }
+            if let Some(status) = self.exited() {
+                bail!("{} ended ({status})\n{}", self.name, self.log_tail());
+            }
+            if Instant::now() > deadline {
+                bail!("{} did not say {start:?} within {within:?}\n{}", self.name, self.log_tail());
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     pub fn stdout(&self) -> String {

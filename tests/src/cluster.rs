@@ -9,7 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tempfile::TempDir;
 
@@ -17,7 +17,6 @@ use tempfile::TempDir;
 pub const SERVICES: [&str; 4] = ["coordinator-1", "projector-1", "indexer-1", "catalog-1"];
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(5);
 
 /// The processes of one test.
 pub struct Cluster {
@@ -105,17 +104,7 @@ impl Cluster {
 
     /// Waits until a node has said that it serves.
     pub async fn wait_ready(&mut self, node: &str) -> Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
-        let child = self.node(node)?;
-        while child.said(READY).is_none() {
-            if let Some(status) = child.exited() {
-                bail!("{node} ended ({status})\n{}", child.log_tail());
-            }
-            if Instant::now() > deadline {
-                bail!("{node} was not ready within {READY_WITHIN:?}\n{}", child.log_tail());
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        self.node(node)?.wait_said(READY, READY_WITHIN).await?;
         Ok(())
     }
 

@@ -144,3 +144,68 @@ pub fn difference(got: &[Row], wanted: &[Row]) -> Option<String> {
         wanted.get(at)
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Write;
+
+    fn documents(all: &[(&str, Value)]) -> Documents {
+        all.iter().map(|(id, value)| ((0, (*id).to_owned()), value.to_string().into())).collect()
+    }
+
+    #[test]
+    fn rows_are_chosen_and_ordered_as_the_definition_says() {
+        let index = Index {
+            keys: vec![("age", true), ("at.city", false)],
+            condition: Some(("on = true", |d| Some(d["on"] == true))),
+            include: vec!["name"],
+            ..Index::default()
+        };
+        let documents = documents(&[
+            ("young", json!({"age": 1, "at": {"city": "A"}, "on": true, "name": "n"})),
+            ("b", json!({"age": 7, "at": {"city": "B"}, "on": true})),
+            ("a", json!({"age": 7.0, "at": {"city": "B"}, "on": true})),
+            ("nowhere", json!({"age": 7, "on": true})),
+            ("off", json!({"age": 7, "on": false})),
+            ("ageless", json!({"on": true})),
+            ("text", json!("no object")),
+        ]);
+        let rows = index.rows(&documents);
+        let ids: Vec<&str> = rows.iter().map(|row| row.document.1.as_str()).collect();
+        assert_eq!(ids, ["nowhere", "a", "b", "young"]);
+        let streams = [("KV_x".to_owned(), String::new())];
+        let row = json!({"id": "young", "key": [1, "A"], "include": {"name": "n"}});
+        assert!(same(&read_row(&row, &streams, 2).unwrap(), &rows[3]));
+        let row = json!({"id": "nowhere", "key": [7.0], "include": {}});
+        assert!(same(&read_row(&row, &streams, 2).unwrap(), &rows[0]));
+    }
+
+    #[test]
+    fn answers_that_differ_are_told_apart() {
+        let index = Index { keys: vec![("n", false)], ..Index::default() };
+        let rows = index.rows(&documents(&[("a", json!({"n": 1})), ("b", json!({"n": 2}))]));
+        assert_eq!(difference(&rows, &rows), None);
+        assert!(difference(&rows[..1], &rows).unwrap().contains("1 rows instead of 2; row 1"));
+        assert!(difference(&[rows[1].clone(), rows[0].clone()], &rows).unwrap().contains("row 0"));
+    }
+
+    #[test]
+    fn a_log_knows_the_documents_at_each_seqno() {
+        let write = |id: &str, op| Write { vb: 0, id: id.to_owned(), op };
+        let mut log = crate::source::Log::for_streams(1);
+        log.add(write("a", crate::source::Op::Put("1".into())), 1);
+        log.add(write("a", crate::source::Op::Delete), 4);
+        assert_eq!(log.complete(), [1]);
+        log.add(write("b", crate::source::Op::Put("2".into())), 2);
+        log.add(write("a", crate::source::Op::Put("3".into())), 3);
+        assert_eq!(log.complete(), [4]);
+        let ids = |log: Documents| {
+            log.into_iter().map(|((_, id), payload)| format!("{id}{}", payload[0] - b'0')).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(log.at(&[0])), [""; 0]);
+        assert_eq!(ids(log.at(&[2])), ["a1", "b2"]);
+        assert_eq!(ids(log.at(&[3])), ["a3", "b2"]);
+        assert_eq!(ids(log.now()), ["b2"]);
+    }
+}

@@ -56,7 +56,13 @@ pub struct Log {
 }
 
 impl Log {
-    fn add(&mut self, write: Write, seqno: u64) {
+    /// An empty one.
+    pub fn for_streams(count: usize) -> Self {
+        Self { complete: vec![Default::default(); count], ..Self::default() }
+    }
+
+    /// An acknowledged write.
+    pub fn add(&mut self, write: Write, seqno: u64) {
         let payload = match write.op {
             Op::Put(payload) => Some(payload),
             Op::Delete | Op::Purge => None,
@@ -132,8 +138,7 @@ impl Source {
     }
 
     fn new(client: &Client, bucket: &str, kv: bool, streams: Vec<(String, String)>) -> Self {
-        let complete = vec![Default::default(); streams.len()];
-        let log = Log { complete, ..Log::default() };
+        let log = Log::for_streams(streams.len());
         Self { bucket: bucket.into(), streams, client: client.clone(), kv, log: Arc::new(Mutex::new(log)) }
     }
 

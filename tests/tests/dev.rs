@@ -4,67 +4,67 @@ use highwater_tests::{binaries, child::Child, prelude::*};
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
 /// `highwater dev` with the nats-server that it starts.
-struct Dev {
+struct Dev<'a> {
     child: Child,
+    directory: &'a Path,
     url: String,
 }
 
-impl Dev {
-    async fn start(directory: &Path) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+impl<'a> Dev<'a> {
+    async fn start(directory: &'a Path, port: u16) -> Result<Self> {
         let mut command = Command::new(binaries::highwater()?);
         command.args(["dev", "--nats-port", &port.to_string(), "--data-dir"]).arg(directory.join("data"));
         command.env(binaries::NATS_SERVER, binaries::nats_server()?);
-        let mut child = Child::start("dev", command, directory)?;
-        let ready = until("highwater dev serves", Duration::from_secs(40), async || {
-            child.said("highwater ready nats://").ok_or_else(|| child.log_tail())
-        })
-        .await;
-        match ready {
-            Ok(line) => Ok(Self { url: line.trim_start_matches("highwater ready ").to_owned(), child }),
-            Err(error) => {
-                kill_with_server(&mut child)?;
-                Err(error)
-            }
-        }
+        let child = Child::start("dev", command, directory)?;
+        let mut dev = Self { child, directory, url: String::new() };
+        let line = dev.child.wait_said("highwater ready nats://", Duration::from_secs(40)).await?;
+        line.trim_start_matches("highwater ready ").clone_into(&mut dev.url);
+        Ok(dev)
     }
 
     /// SIGKILL for it and for the nats-server, as when the machine stops.
     fn kill(mut self) -> Result<()> {
-        kill_with_server(&mut self.child)
+        self.kill_all()
+    }
+
+    fn kill_all(&mut self) -> Result<()> {
+        self.child.kill();
+        for server in servers(self.directory)? {
+            Command::new("kill").args(["-s", "KILL", &server]).status().context("kill does not start")?;
+        }
+        Ok(())
     }
 }
 
-impl Drop for Dev {
+impl Drop for Dev<'_> {
     fn drop(&mut self) {
-        let _ = kill_with_server(&mut self.child);
+        let _ = self.kill_all();
     }
 }
 
-fn kill_with_server(dev: &mut Child) -> Result<()> {
-    if dev.exited().is_some() {
-        return Ok(());
+/// The processes that have this directory in their command, by id.
+fn servers(directory: &Path) -> Result<Vec<String>> {
+    let directory = directory.to_string_lossy();
+    let mut ids = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let id = entry.file_name().to_string_lossy().into_owned();
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if id.bytes().all(|byte| byte.is_ascii_digit()) && String::from_utf8_lossy(&command).contains(&*directory) {
+            ids.push(id);
+        }
     }
-    let mut servers: Vec<String> = Vec::new();
-    // The server is a child of whichever thread started it.
-    for thread in fs::read_dir(format!("/proc/{}/task", dev.id()))?.flatten() {
-        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        servers.extend(children.split_whitespace().map(str::to_owned));
-    }
-    servers.sort_unstable();
-    servers.dedup();
-    dev.kill();
-    for server in servers {
-        Command::new("kill").args(["-9", &server]).status().context("kill does not start")?;
-    }
-    Ok(())
+    Ok(ids)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_in_one_process_comes_back_from_sigkill_with_its_data() -> Result<()> {
     let mut rng = Rng::seeded("dev");
     let directory = tempfile::Builder::new().prefix("highwater-test-").tempdir()?;
-    let dev = Dev::start(directory.path()).await?;
+    let dev = Dev::start(directory.path(), free_port()?).await?;
     let client = Client::connect(&dev.url).await?;
     let mut source = Source::key_value(&client, "people").await?;
     let indexes = documents::indexes(2);
@@ -80,7 +80,7 @@ async fn all_in_one_process_comes_back_from_sigkill_with_its_data() -> Result<()
     ask::whole(&client, &source, &indexes[0]).await?;
     dev.kill()?;
     for _ in 0..2 {
-        let dev = Dev::start(directory.path()).await?;
+        let dev = Dev::start(directory.path(), free_port()?).await?;
         let client = Client::connect(&dev.url).await?;
         source = source.over(&client);
         for index in &indexes {
@@ -95,4 +95,23 @@ async fn all_in_one_process_comes_back_from_sigkill_with_its_data() -> Result<()
         dev.kill()?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_of_a_killed_run_does_not_stand_in_the_way_of_the_next() -> Result<()> {
+    let directory = tempfile::Builder::new().prefix("highwater-test-").tempdir()?;
+    let port = free_port()?;
+    let mut dev = Dev::start(directory.path(), port).await?;
+    let client = Client::connect(&dev.url).await?;
+    let source = Source::key_value(&client, "people").await?;
+    let index = documents::indexes(2).remove(3);
+    client.create_index(&index.definition("people")).await?;
+    source.write((0..100).map(|i| Write::put(0, format!("d{i}"), &json!({"n": i})))).await?;
+    client.wait_active("people", &index.name, Duration::from_secs(30)).await?;
+    dev.child.kill();
+    ensure!(!servers(directory.path())?.is_empty(), "the server ended with it");
+    let again = Dev::start(directory.path(), port).await?;
+    let client = Client::connect(&again.url).await?;
+    client.wait_active("people", &index.name, Duration::from_secs(30)).await?;
+    ask::whole(&client, &source.over(&client), &index).await
 }

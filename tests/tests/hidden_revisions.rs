@@ -54,7 +54,16 @@ fn document(version: u64) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scans_never_hide_an_acknowledged_write() -> Result<()> {
-    let mut rng = Rng::seeded("hidden revisions");
+    overwrite("hidden revisions", false).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_do_they_when_the_projector_is_killed_meanwhile() -> Result<()> {
+    overwrite("hidden revisions and SIGKILL", true).await
+}
+
+async fn overwrite(name: &str, kill: bool) -> Result<()> {
+    let mut rng = Rng::seeded(name);
     Cluster::start()
         .await?
         .run(async |cluster| {
@@ -68,7 +77,7 @@ async fn scans_never_hide_an_acknowledged_write() -> Result<()> {
             let mut bursts = 0;
             loop {
                 bursts += 1;
-                burst(cluster, &source, bursts, &mut rng, &tally).await?;
+                burst(cluster, &source, (bursts, kill), &mut rng, &tally).await?;
                 between(&client, &source, &mut rng, &tally).await?;
                 let seen = *tally.lock().unwrap_or_else(PoisonError::into_inner);
                 let enough = seen.exact >= WANTED && seen.uncovered >= WANTED && seen.timeouts > 0;
@@ -92,7 +101,7 @@ async fn scans_never_hide_an_acknowledged_write() -> Result<()> {
 async fn burst(
     cluster: &mut Cluster,
     source: &Source,
-    number: u64,
+    (number, kill): (u64, bool),
     rng: &mut Rng,
     tally: &Arc<Mutex<Tally>>,
 ) -> Result<()> {
@@ -148,6 +157,8 @@ async fn burst(
         projector.signal("STOP")?;
         tokio::time::sleep(STANDSTILL).await;
         projector.signal("CONT")?;
+    } else if kill && number % 3 == 2 {
+        cluster.restart("projector-1").await?;
     }
     loop {
         tokio::select! {

@@ -115,6 +115,11 @@ async fn follow(client: &Client, source: &Source, shape: &Shape, rng: &mut Rng) 
             ask::random(client, source, &index, rng).await?;
         }
     }
+    // Nothing was compared with nothing.
+    let documents = source.log().now();
+    for index in &indexes {
+        ensure!(index.rows(&documents).len() > 10, "{} is nearly empty", index.name);
+    }
     println!("{} writes, {} rounds", source.log().complete().iter().sum::<u64>(), shape.rounds);
     Ok(())
 }

@@ -80,6 +80,9 @@ async fn a_process_that_was_given_up_and_comes_back_does_no_harm() -> Result<()>
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
+            for node in &nodes[1..] {
+                alive(&client, node, true).await?;
+            }
             let source = Source::keyed_streams(&client, "orders", STREAMS).await?;
             let indexes = documents::indexes(3);
             for index in &indexes {
@@ -103,6 +106,10 @@ async fn a_process_that_was_given_up_and_comes_back_does_no_harm() -> Result<()>
                     ask::whole(&client, &source, index).await.with_context(|| format!("after {node} was away"))?;
                 }
             }
+            let seen = sessions(&client).await?;
+            println!("{seen:?}");
+            ensure!(seen.assigned > STREAMS as u32, "no projector took over from another: {seen:?}");
+            ensure!(seen.lost_place == 0 && seen.branches == 0, "a takeover began at zero: {seen:?}");
             Ok(())
         })
         .await

@@ -56,6 +56,8 @@ pub enum Verdict {
     /// Its position is far enough, but what it covers is not: a revision may still be hidden.
     Uncovered,
     Behind,
+    /// It looks new enough by number, but nothing shows yet that it is of the same history: a router's comparison will.
+    Unproven,
     /// It and the source cannot both be right.
     Contradicts,
 }
@@ -91,7 +93,7 @@ fn judge_source(state: &StVb, source: &SourceNow, asked: bool) -> Verdict {
     let verdict = judge_seqno(state, source.last_seq);
     let seqno = state.position.seqno;
     let same_last = seqno == source.last_seq && (seqno == 0 || state.server_time == source.last_time);
-    if verdict == Verdict::Serves && !same_last && !asked { Verdict::Contradicts } else { verdict }
+    if verdict == Verdict::Serves && !same_last && !asked { Verdict::Unproven } else { verdict }
 }
 
 fn judge_seqno(state: &StVb, seqno: u64) -> Verdict {
@@ -180,11 +182,11 @@ mod tests {
             // The last message is the same in number and time.
             (source(10, 77), vb(10, 10, 77, None), Verdict::Serves),
             // The same number at another time: rewritten to the same length, unless the router has compared since.
-            (source(10, 77), vb(10, 10, 78, None), Verdict::Contradicts),
+            (source(10, 77), vb(10, 10, 78, None), Verdict::Unproven),
             (source(10, 77), vb(10, 10, 78, Some(20)), Verdict::Serves),
-            (source(10, 77), vb(10, 10, 78, Some(19)), Verdict::Contradicts),
+            (source(10, 77), vb(10, 10, 78, Some(19)), Verdict::Unproven),
             // Above it only a router's comparison proves anything.
-            (source(10, 77), vb(12, 12, 79, None), Verdict::Contradicts),
+            (source(10, 77), vb(12, 12, 79, None), Verdict::Unproven),
             (source(10, 77), vb(12, 12, 79, Some(20)), Verdict::Serves),
             (source(10, 77), vb(12, 9, 79, Some(21)), Verdict::Uncovered),
             (source(10, 77), vb(12, 10, 79, Some(21)), Verdict::Serves),
@@ -195,7 +197,7 @@ mod tests {
             (source(10, 77), vb(12, 9, 79, None), Verdict::Uncovered),
             // Never written.
             (source(0, 0), vb(0, 0, 0, None), Verdict::Serves),
-            (source(0, 0), vb(3, 3, 9, None), Verdict::Contradicts),
+            (source(0, 0), vb(3, 3, 9, None), Verdict::Unproven),
             // Created anew.
             (SourceNow { created: 2_000, last_seq: 10, last_time: 77 }, vb(10, 10, 77, Some(20)), Verdict::Contradicts),
         ];
@@ -209,7 +211,7 @@ mod tests {
         let mut state = vb(12, 12, 79, Some(30));
         state.asked[0].catalog = 6;
         let need = request_plus(vec![SourceNow { created: CREATED, last_seq: 10, last_time: 77 }]);
-        assert_eq!(judge(&need, &[BRANCH], &st(vec![state])), Verdict::Contradicts);
+        assert_eq!(judge(&need, &[BRANCH], &st(vec![state])), Verdict::Unproven);
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub enum CoordinatorError {
     #[error("local copy of the state: {0}")]
     Disk(#[from] io::Error),
     #[error(
-        "the state log in NATS is not the one this coordinator wrote: they differ at record {0}; use an empty data directory, or restore the stream HW_STATE"
+        "the state log in NATS is not the one this coordinator wrote: they differ at record {0}; if the stream HW_STATE was purged or damaged, delete it and start again: the local copy restores it; if this data directory belongs to another deployment, use the right one"
     )]
     OtherLog(usize),
     #[error("the state log in NATS cannot be used: {0}")]

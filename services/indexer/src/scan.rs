@@ -15,6 +15,8 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
+/// A scan of so many rows at most runs where its request arrived.
+const SMALL: u64 = 128;
 /// The deadline is looked at every so many rows.
 const LOOK: u64 = 4_096;
 /// Room for the ST and the headers of a reply, bytes.
@@ -36,6 +38,10 @@ pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore, 
     let Ok(turn) = turns.acquire().await else {
         return ScanReply::refused(ErrorCode::NodeUnavailable, "the node is ending");
     };
+    if request.mode == ScanMode::Rows && request.limit <= SMALL && request.skip <= SMALL {
+        // Handing it to another thread would take longer than the scan.
+        return read(&at, &request, deadline, max_payload, held.directions());
+    }
     let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline, max_payload, held.directions()))
         .await
     {

@@ -18,7 +18,7 @@ fn append(core: &mut Core, change: Change) {
     let context = core.context();
     let record = Record {
         incarnation: "log".into(),
-        term: 1,
+        term: core.context.term.max(1),
         version: context.version + 1,
         prev: context.hash.clone(),
         at: 0,
@@ -156,14 +156,19 @@ fn old_timestamps_lower_terms_and_strange_buckets_are_dropped() {
     let mut core = declared();
     hear(&mut core, ms(0), st(1, 10, true));
     hear(&mut core, ms(1_000), st(2, 20, true));
-    hear(&mut core, ms(2_500), StabilityTimestamp { term: 2, ..st(3, 30, true) });
+    let next = StabilityTimestamp { term: core.context.term + 1, ..st(3, 30, true) };
+    hear(&mut core, ms(2_500), next.clone());
+    assert_eq!(core.seen["users"].sts.len(), 2, "of a term that the log does not know");
+    core.context.term += 1;
+    hear(&mut core, ms(2_500), next);
     hear(&mut core, ms(2_600), st(9, 90, true));
     let seen = &core.seen["users"];
     assert_eq!(seen.sts.keys().copied().collect::<Vec<_>>(), [2, 3]);
     core.stability(ms(0), Stability { bucket: "other".into(), st: st(1, 1, false), wanted: Vec::new() });
     assert!(!core.seen.contains_key("other"));
     for number in 10..10 + 2 * MAX_STS as u64 {
-        hear(&mut core, ms(2_700), StabilityTimestamp { term: 2, ..st(number, 1, false) });
+        let st = StabilityTimestamp { term: core.context.term, ..st(number, 1, false) };
+        hear(&mut core, ms(2_700), st);
     }
     assert_eq!(core.seen["users"].sts.len(), MAX_STS);
     append(&mut core, Change::BucketRemoved { bucket: "users".into() });

@@ -25,6 +25,8 @@ impl ChildNats {
     /// Starts nats-server with JetStream on loopback.
     pub(crate) async fn start(dir: &Path, port: u16) -> Result<Self> {
         let binary = find().await?;
+        let pid_file = dir.join("nats-server.pid");
+        end_left_over(&pid_file, dir).await;
         TcpListener::bind(("127.0.0.1", port))
             .map_err(|e| anyhow!("port {port} is taken ({e}): another nats-server may be running there; use --nats-url to join it, or --nats-port"))?;
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -33,6 +35,8 @@ impl ChildNats {
         let mut child = Command::new(&binary)
             .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
             .arg(dir)
+            .arg("-P")
+            .arg(&pid_file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)
@@ -79,6 +83,27 @@ impl ChildNats {
             Ok(status) => format!("nats-server ended: {status}"),
             Err(error) => format!("nats-server is lost: {error}"),
         }
+    }
+}
+
+/// A `dev` that was killed leaves its nats-server behind: it is ours to end if it still runs on our directory.
+async fn end_left_over(pid_file: &Path, dir: &Path) {
+    let Ok(pid) = std::fs::read_to_string(pid_file) else { return };
+    let Ok(pid) = pid.trim().parse::<u32>() else { return };
+    let ours = || {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+            let mut words = line.split(|b| *b == 0);
+            words.any(|word| word == dir.as_os_str().as_encoded_bytes())
+        })
+    };
+    if !ours() {
+        return;
+    }
+    eprintln!("highwater: ending the nats-server (process {pid}) that an earlier run left behind");
+    let _ = Command::new("kill").arg(pid.to_string()).status().await;
+    let until = Instant::now() + STOPS_WITHIN;
+    while ours() && Instant::now() < until {
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -93,6 +93,7 @@ pub(crate) async fn start(
             })
         }
         Kind::Indexer => {
+            raise_file_limit();
             let config = highwater_indexer::Config::new(node, dir, incarnation);
             kept(lock, async move { Ok(highwater_indexer::run(config, bus, ready, stop).await?) })
         }
@@ -110,6 +111,22 @@ fn kept(lock: Option<File>, service: impl Future<Output = Result<()>> + Send + '
         drop(lock);
         outcome
     })
+}
+
+/// A slice keeps files open: raises the limit as far as the system lets us, and says so when that is little.
+fn raise_file_limit() {
+    const WANTED: u64 = 65_536;
+    const LITTLE: u64 = 4_096;
+    match rlimit::increase_nofile_limit(WANTED) {
+        Ok(limit) if limit < LITTLE => {
+            tracing::warn!(
+                limit,
+                "few files may be open at once: some hundred slices will use them up (raise `ulimit -n`)"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
 }
 
 /// Creates the directory and locks it against other processes.
