@@ -10,6 +10,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use std::{path::PathBuf, time::Duration};
 
+/// A log directive that silences the NATS client: what matters of it is in our own errors.
+pub const CLIENT_LOG_OFF: &str = "async_nats=off";
 /// The oldest server that Highwater supports.
 const OLDEST_SERVER: &str = "2.11";
 /// Messages that may wait in one subscription before the client drops them; a reader never asks for more than this at once.

@@ -18,7 +18,7 @@ mod service;
 mod state_log;
 mod streams;
 
-pub use connect::{Bus, ConnectSettings, Incoming, Reply, Subscription};
+pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Incoming, Reply, Subscription};
 pub use error::BusError;
 pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{ReadFrom, StreamMessage, StreamReader};

@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use highwater_bus::ConnectSettings;
+use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
 use std::path::PathBuf;
 
 /// Secondary indexes and consistent scans for JSON documents in NATS.
@@ -40,11 +40,13 @@ pub(crate) enum Command {
 
 impl Command {
     /// What is logged unless HIGHWATER_LOG says otherwise.
-    pub(crate) fn default_log(&self) -> &'static str {
+    pub(crate) fn default_log(&self) -> String {
         match self {
-            Self::Dev(_) => "warn,async_nats=off",
-            Self::Coordinator(_) | Self::Projector(_) | Self::Indexer(_) | Self::Catalog(_) => "info,async_nats=off",
-            _ => "off",
+            Self::Dev(_) => format!("warn,{CLIENT_LOG_OFF}"),
+            Self::Coordinator(_) | Self::Projector(_) | Self::Indexer(_) | Self::Catalog(_) => {
+                format!("info,{CLIENT_LOG_OFF}")
+            }
+            _ => "off".into(),
         }
     }
 }
