@@ -2,7 +2,7 @@
 //!
 //! The directory decides which disk is synced to; default is the system's temporary directory.
 
-use highwater_indexer::store::{Entry, LmdbStore, SliceIdentity, SliceMark, SliceStore, Snapshot, StoreLimits};
+use highwater_indexer::store::{Entry, LmdbStore, Purpose, SliceIdentity, SliceMark, SliceStore, Snapshot, StoreLimits};
 use highwater_schemas::wire::ByteRange;
 use std::{
     error::Error,
@@ -61,9 +61,9 @@ fn scatter(n: u64) -> u64 {
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-fn persist(store: &mut LmdbStore, st: u64) -> Result<[Duration; 2], Box<dyn Error>> {
+fn persist(store: &mut LmdbStore, st: u64, purpose: Purpose) -> Result<[Duration; 2], Box<dyn Error>> {
     let started = Stopwatch::start();
-    let job = store.begin_persist(SliceMark { st, ..SliceMark::default() }).ok_or("a persist is running")?;
+    let job = store.begin_persist(SliceMark { st, ..SliceMark::default() }, purpose).ok_or("a persist is running")?;
     store.finish_persist(job.run())?;
     Ok(started.stop())
 }
@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let collected = started.stop();
     report("bulk, collect", DOCUMENTS, collected);
-    let persisted = persist(&mut store, 1)?;
+    let persisted = persist(&mut store, 1, Purpose::Built)?;
     report("bulk, persist", DOCUMENTS, persisted);
     report("bulk, both", DOCUMENTS, sum(collected, persisted));
     read(&store.seal()?, "commit")?;
@@ -121,11 +121,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     report("replace, sealed in groups of 100", UPDATES, replaced);
     println!("memory {} MB in {} layers", store.memory() >> 20, store.stats().layers);
     read(&store.seal()?, "commit and layers")?;
-    let persisted = persist(&mut store, 2)?;
+    let persisted = persist(&mut store, 2, Purpose::Snapshot { at: 2 })?;
     report("replace, persist", UPDATES, persisted);
     report("replace, both", UPDATES, sum(replaced, persisted));
     let started = Stopwatch::start();
-    report("verify", store.verify()?, started.stop());
+    report("verify", store.verify()?.documents, started.stop());
     println!("data file {} MB, of it live {} MB", store.stats().file_bytes >> 20, store.stats().live_bytes >> 20);
 
     drop(store);

@@ -1,6 +1,6 @@
 //! The stability snapshots that scans may use: per slice the STs of the last seconds, leased ones longer.
 
-use crate::{config::HELD, store::Snapshot};
+use crate::store::Snapshot;
 use highwater_schemas::{ErrorCode, StabilityTimestamp, state::SliceName, wire::StChoice};
 use std::{
     collections::BTreeMap,
@@ -29,6 +29,8 @@ struct State {
 pub(crate) struct HeldSlice {
     /// For each key of the index whether it is descending.
     directions: Vec<bool>,
+    /// How long an ST stays readable after a newer one.
+    age: Duration,
     state: Mutex<State>,
     newest: watch::Sender<u64>,
 }
@@ -37,8 +39,8 @@ pub(crate) struct HeldSlice {
 pub(crate) type At = (Arc<StabilityTimestamp>, Snapshot);
 
 impl HeldSlice {
-    fn new(directions: Vec<bool>) -> Self {
-        Self { directions, state: Mutex::default(), newest: watch::Sender::new(0) }
+    fn new(directions: Vec<bool>, age: Duration) -> Self {
+        Self { directions, age, state: Mutex::default(), newest: watch::Sender::new(0) }
     }
 
     pub(crate) fn directions(&self) -> &[bool] {
@@ -55,7 +57,7 @@ impl HeldSlice {
         let number = st.number;
         let mut state = self.lock();
         state.closed = None;
-        state.entries.insert(number, Entry { st, snapshot, until: now + HELD });
+        state.entries.insert(number, Entry { st, snapshot, until: now + self.age });
         state.entries.retain(|n, e| *n >= number || e.until > now);
         drop(state);
         self.newest.send_modify(|n| *n = number.max(*n));
@@ -67,6 +69,11 @@ impl HeldSlice {
         let mut state = self.lock();
         let newest = state.entries.keys().next_back().copied();
         state.entries.retain(|n, e| Some(*n) == newest || e.until > now);
+    }
+
+    /// Lets go of every snapshot: who asks waits for the next offer, and what was older then has expired.
+    pub(crate) fn pause(&self) {
+        self.lock().entries.clear();
     }
 
     /// Nothing can be read until the next offer.
@@ -136,18 +143,23 @@ impl HeldSlice {
 type Slices = BTreeMap<(String, SliceName), Arc<HeldSlice>>;
 
 /// All slices of the node, by bucket and name.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Held {
+    age: Duration,
     slices: Arc<Mutex<Slices>>,
 }
 
 impl Held {
+    pub(crate) fn new(age: Duration) -> Self {
+        Self { age, slices: Arc::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Slices> {
         self.slices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn open(&self, bucket: &str, slice: SliceName, directions: Vec<bool>) -> Arc<HeldSlice> {
-        let held = Arc::new(HeldSlice::new(directions));
+        let held = Arc::new(HeldSlice::new(directions, self.age));
         self.lock().insert((bucket.to_owned(), slice), Arc::clone(&held));
         held
     }

@@ -8,13 +8,14 @@
 //! - `held`: the snapshots that scans may use; `scan` serves them
 //! - `feeds`: the tasks that read mutation topic, sessions and stability broadcasts into a worker
 //! - `service`: follows the replicated log, answers requests, reports
-//! - `files`: the directories of slices
+//! - `files`: the directories of slices; `marks`: how far slices are that had nothing to write
+//! - `jobs`: persists, builds and merges beside the workers; `ledger`: what all slices hold in memory
 //!
 //! # Threads, tasks and channels
 //! Per bucket one worker thread (inbox of `worker::EVENTS`), and tasks for its topic, its sessions, its stability broadcasts and
 //! its HWT. Received batches count against `config::QUEUE_BYTES` and `config::SESSION_BYTES`: a feed waits when these are used
-//! up, and the topic holds the data. One persister task per node writes one slice at a time. Scans run on blocking threads,
-//! `config::SCANS` at once. The service ends all of them.
+//! up, and the topic holds the data. Per node the lanes of `jobs`: one slice persists at a time,
+//! two builds and one merge run beside it. Scans run on blocking threads, `Config::scans` at once. The service ends all of them.
 //!
 //! # Invariants
 //! - The indexer never looks at a source stream.
@@ -27,6 +28,9 @@ mod documents;
 mod feeds;
 mod files;
 mod held;
+mod jobs;
+mod ledger;
+mod marks;
 mod payload;
 mod report;
 mod scan;

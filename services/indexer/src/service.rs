@@ -1,15 +1,18 @@
 //! Follows the replicated log, runs a worker per bucket, answers scans and status, reports to the coordinator.
 
 use crate::{
-    config::{Config, MOST_SCANS, SCANS},
+    config::{Config, MOST_SCANS},
     core::{BucketView, Shares},
     feeds::{self, Feed, Refused},
     files::SliceFiles,
     held::Held,
+    jobs::Jobs,
+    ledger::Ledger,
+    marks::Marks,
     report::BucketReport,
     scan,
-    store::SliceIdentity,
-    worker::{self, EVENTS, Event, Outside, PersistRequest, SliceInfo, Worker},
+    store::{SliceIdentity, StoreError},
+    worker::{self, EVENTS, Event, Outside, SliceInfo, Worker},
 };
 use highwater_bus::{Bus, BusError, Endpoints, ServiceRequest, ServiceSpec};
 use highwater_schemas::{
@@ -30,8 +33,6 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-/// Persists that may wait for the persister.
-const PERSISTS: usize = 1_024;
 /// Purges of catchup topics that may wait.
 const PURGES: usize = 64;
 /// Workers look at what has expired this often.
@@ -48,6 +49,8 @@ pub enum IndexerError {
     Bus(#[from] BusError),
     #[error("data directory: {0}")]
     Disk(#[from] io::Error),
+    #[error("data directory: {0}")]
+    Store(#[from] StoreError),
     #[error("the state log cannot be used: {0}")]
     State(#[from] highwater_schemas::state::StateError),
 }
@@ -76,7 +79,9 @@ struct Shell {
     context: StateContext,
     files: SliceFiles,
     held: Held,
-    persister: mpsc::Sender<PersistRequest>,
+    jobs: Jobs,
+    ledger: Ledger,
+    marks: Arc<Marks>,
     purges: mpsc::Sender<(String, u64, u64)>,
     buckets: BTreeMap<String, Running>,
     refused: Refused,
@@ -93,11 +98,11 @@ pub async fn run(
 ) -> Result<(), IndexerError> {
     std::fs::create_dir_all(&config.data_dir)?;
     let mut tasks = JoinSet::new();
-    let (persister, persists) = mpsc::channel(PERSISTS);
-    tasks.spawn(persist_in_turn(persists));
+    let jobs = Jobs::start(&mut tasks);
+    let marks = open_marks(&config)?;
     let (purges, purging) = mpsc::channel(PURGES);
     tasks.spawn(purge(bus.clone(), purging));
-    let held = Held::default();
+    let held = Held::new(config.snapshot_age);
     let mut requests = endpoints(&bus, &config).await?;
     let mut follower = bus.follow_state();
     let notable = watch::Sender::new(0);
@@ -107,14 +112,16 @@ pub async fn run(
         bus: bus.clone(),
         context: StateContext::default(),
         held: held.clone(),
-        persister,
+        jobs,
+        ledger: Ledger::new(config.memory_quota),
+        marks: Arc::new(marks),
         purges,
         buckets: BTreeMap::new(),
         refused: Refused::default(),
         notable,
         config: config.clone(),
     };
-    let scans = Arc::new(Semaphore::new(SCANS));
+    let scans = Arc::new(Semaphore::new(config.scans));
     let waiting = Arc::new(Semaphore::new(MOST_SCANS));
     let mut heartbeat = tokio::time::interval(config.heartbeat);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -170,16 +177,15 @@ async fn endpoints(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
     .await
 }
 
-/// One slice persists at a time.
-async fn persist_in_turn(mut requests: mpsc::Receiver<PersistRequest>) {
-    while let Some(PersistRequest { job, done, to }) = requests.recv().await {
-        match tokio::task::spawn_blocking(move || job.run()).await {
-            Ok(outcome) => {
-                // The worker ended meanwhile: nobody waits for it.
-                let _ = to.send(done(outcome)).await;
-            }
-            Err(error) => tracing::error!(%error, "a persist panicked"),
+/// Opens the marks of unchanged slices; without them slices only start further back.
+fn open_marks(config: &Config) -> Result<Marks, StoreError> {
+    match Marks::open(&config.data_dir) {
+        Err(error @ (StoreError::Damaged(_) | StoreError::Lmdb(_))) => {
+            tracing::warn!(%error, "the marks of unchanged slices are lost");
+            Marks::discard(&config.data_dir)?;
+            Marks::open(&config.data_dir)
         }
+        other => other,
     }
 }
 
@@ -256,8 +262,10 @@ impl Shell {
             bucket: name.to_owned(),
             files: self.files.clone(),
             held: self.held.clone(),
-            memory_quota: self.config.memory_quota,
-            persister: self.persister.clone(),
+            limits: self.config.limits(hosted_slices(&self.config.node, &self.context)),
+            jobs: self.jobs.clone(),
+            ledger: self.ledger.clone(),
+            marks: Arc::clone(&self.marks),
             events: events.downgrade(),
             watermark,
             report,
@@ -430,6 +438,11 @@ fn hosted<'a>(node: &'a str, bucket: &'a Bucket) -> impl Iterator<Item = (SliceN
             (name, index.topology, SliceInfo { identity, partitions, directions: index.compiled.directions() })
         })
     })
+}
+
+/// Slices of all buckets on this node.
+fn hosted_slices(node: &str, context: &StateContext) -> usize {
+    context.buckets.values().map(|bucket| hosted(node, bucket).count()).sum()
 }
 
 fn infos(node: &str, bucket: &Bucket) -> BTreeMap<SliceName, SliceInfo> {

@@ -42,6 +42,17 @@ pub(crate) struct BucketView {
 /// What brings a slice from one ST to the next, with the vbucket of each step.
 pub(crate) type Steps = Vec<(u16, Step)>;
 
+/// Why something is made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// A persistence timestamp.
+    Timestamp,
+    /// Memory is short, a session goes on, or the node ends.
+    Interim,
+    /// A build has read enough to join the live chain.
+    Built,
+}
+
 /// What to do, in this order.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -54,7 +65,7 @@ pub(crate) enum Action {
     /// Take a session's batch: its documents above `after`. In bulk while the slice was never readable.
     Collect { slice: SliceName, batch: Arc<Batch>, after: u64, bulk: bool },
     /// Write what is there with this mark, then tell with [`BucketCore::persisted`].
-    Persist { slice: SliceName, mark: SliceMark, topic: u64 },
+    Persist { slice: SliceName, mark: SliceMark, topic: u64, why: Why },
     /// The messages of a session below this sequence are durable.
     Purge { session: u64, below: u64 },
     /// The states of slices changed: the coordinator should know.
@@ -168,10 +179,12 @@ impl BucketCore {
     }
 
     /// A slice's store is open. A slice that is not on the branch in force is to be opened again from scratch.
-    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark) -> Vec<Action> {
+    ///
+    /// `bulk`: the store is empty and takes documents without looking them up.
+    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark, bulk: bool) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
         let vbuuids: Vec<u64> = self.view.shares.iter().map(|s| s.vbuuid).collect();
-        let slice = Slice::opened(name, *topology, mark, &vbuuids);
+        let slice = Slice::opened(name, *topology, mark, bulk, &vbuuids);
         if !on_branch(&slice, &self.view.shares) {
             return vec![Action::Open { slice: name, reset: true }];
         }
@@ -181,11 +194,16 @@ impl BucketCore {
         out
     }
 
+    /// A slice's store is closed, and about to be opened again.
+    pub(crate) fn closed(&mut self, name: SliceName) {
+        self.slices.remove(&name);
+    }
+
     /// A slice cannot go on.
     pub(crate) fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
         let slice =
-            self.slices.entry(name).or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), &[]));
+            self.slices.entry(name).or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), false, &[]));
         slice.mode = Mode::Failed(why);
         slice.readable = false;
         vec![Action::Report]
@@ -296,7 +314,7 @@ impl BucketCore {
         if st.persist && readable && !slice.persisting {
             slice.persisting = true;
             let mark = self.mark(name);
-            out.extend(mark.map(|mark| Action::Persist { slice: name, mark, topic: 0 }));
+            out.extend(mark.map(|mark| Action::Persist { slice: name, mark, topic: 0, why: Why::Timestamp }));
         }
         true
     }
@@ -404,7 +422,8 @@ impl BucketCore {
             return Vec::new();
         };
         slice.persisting = true;
-        self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic: 0 }).into_iter().collect()
+        let why = Why::Interim;
+        self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic: 0, why }).into_iter().collect()
     }
 
     /// The node is about to end: make everything durable.

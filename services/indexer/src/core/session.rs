@@ -1,7 +1,7 @@
 //! Sessions: building an empty slice, or bringing one up whose chain had a gap, and merging it into the live chain
 //! (design section 9).
 
-use super::{Action, Batch, BucketCore, Mode, slice::Following};
+use super::{Action, Batch, BucketCore, Mode, Why, slice::Following};
 use highwater_schemas::{Position, state::SliceName};
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ impl BucketCore {
         let mut out = Vec::new();
         let vb = usize::from(batch.vb);
         for slice in self.slices.values_mut() {
-            let bulk = slice.in_bulk();
+            let bulk = slice.bulk;
             let Some(following) = slice.following.as_mut().filter(|f| f.id == session) else { continue };
             if slice.mode != Mode::Session {
                 continue;
@@ -82,7 +82,8 @@ impl BucketCore {
         };
         slice.persisting = true;
         let topic = slice.following.as_ref().map_or(0, |f| f.topic);
-        self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic }).into_iter().collect()
+        let why = Why::Interim;
+        self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic, why }).into_iter().collect()
     }
 
     /// Slices that have read far enough to join the live chain.
@@ -95,7 +96,7 @@ impl BucketCore {
             .collect();
         for name in ready {
             let Some(slice) = self.slices.get_mut(&name) else { continue };
-            if slice.in_bulk() {
+            if slice.bulk {
                 // What was collected in bulk becomes durable first: then it can be looked up.
                 slice.mode = Mode::Flushing;
                 if !slice.persisting {
@@ -114,7 +115,7 @@ impl BucketCore {
             slice.flushed = true;
             slice.retry_flush = None;
             let topic = slice.following.as_ref().map_or(0, |f| f.topic);
-            out.push(Action::Persist { slice: name, mark, topic });
+            out.push(Action::Persist { slice: name, mark, topic, why: Why::Built });
         }
     }
 
@@ -148,12 +149,16 @@ impl BucketCore {
             }
         } else if !flushed {
             self.flush(name, out);
-        } else if self.joins(name).is_some() {
-            self.join(name, out);
-        } else if let Some(slice) = self.slices.get_mut(&name) {
-            // The place to join has moved on meanwhile.
-            slice.mode = Mode::Session;
-            slice.flushed = false;
+        } else {
+            if let Some(slice) = self.slices.get_mut(&name) {
+                slice.bulk = false;
+                // Unless the place to join has moved on meanwhile, it joins at once.
+                slice.mode = Mode::Session;
+                slice.flushed = false;
+            }
+            if self.joins(name).is_some() {
+                self.join(name, out);
+            }
         }
     }
 
@@ -184,7 +189,6 @@ impl BucketCore {
         slice.done_with = slice.done_with.max(following.id);
         slice.applied = 0;
         slice.mode = Mode::InStep;
-        slice.joined = true;
         slice.flushed = false;
         slice.readable = false;
         out.push(Action::Report);

@@ -48,8 +48,8 @@ pub(crate) struct Slice {
     /// Newest durable ST; 0 when none is.
     pub(crate) durable: u64,
     pub(crate) persisting: bool,
-    /// Has followed the live chain since it was empty: what it collects now must be looked up.
-    pub(crate) joined: bool,
+    /// Is empty: what sessions bring is collected without looking anything up.
+    pub(crate) bulk: bool,
     /// A failed flush is tried again at this time; 0: as soon as the time is known.
     pub(crate) retry_flush: Option<u64>,
     /// While flushing: the running persist holds everything that was collected.
@@ -62,7 +62,7 @@ pub(crate) struct Slice {
 
 impl Slice {
     /// A slice as its store was opened.
-    pub(crate) fn opened(name: SliceName, topology: u64, mark: &SliceMark, vbuuids: &[u64]) -> Self {
+    pub(crate) fn opened(name: SliceName, topology: u64, mark: &SliceMark, bulk: bool, vbuuids: &[u64]) -> Self {
         let fresh = mark.vbs.len() != vbuuids.len();
         let vbs = if fresh {
             vbuuids.iter().map(|vbuuid| SliceVb { vbuuid: *vbuuid, ..SliceVb::default() }).collect()
@@ -85,7 +85,7 @@ impl Slice {
             done_with: 0,
             durable: if building { 0 } else { mark.st },
             persisting: false,
-            joined: !building,
+            bulk: building && bulk,
             retry_flush: None,
             flushed: false,
             session_durable: 0,
@@ -95,11 +95,6 @@ impl Slice {
 
     pub(crate) fn in_step(&self) -> bool {
         self.mode == Mode::InStep
-    }
-
-    /// What sessions bring may be collected without looking anything up.
-    pub(crate) fn in_bulk(&self) -> bool {
-        self.building && !self.joined
     }
 
     /// Per vbucket where a new session may start.
@@ -147,6 +142,7 @@ impl Slice {
             topic,
             topic_created,
             docs_done: self.docs_done,
+            events: 0,
         }
     }
 }

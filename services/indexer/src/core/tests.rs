@@ -58,7 +58,7 @@ fn in_step(seqno: u64, starts: &[(u64, u64)]) -> BucketCore {
     core.state(view(starts));
     let vb =
         SliceVb { vbuuid: 7, position: Position::new(seqno, 0), covered: seqno, content: seqno, ..SliceVb::default() };
-    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb], ..SliceMark::default() });
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb], ..SliceMark::default() }, false);
     core
 }
 
@@ -160,7 +160,7 @@ fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_cove
     let mut core = BucketCore::new();
     let mut with_session = view(&[(1, 0)]);
     core.state(with_session.clone());
-    core.opened(SLICE, &SliceMark::default());
+    core.opened(SLICE, &SliceMark::default(), true);
     assert_eq!(state(&core), SliceState::Building);
     with_session.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
     core.state(with_session);
@@ -193,7 +193,7 @@ fn a_session_with_a_hole_is_given_up() {
     let mut with_session = view(&[(1, 0)]);
     with_session.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
     core.state(with_session);
-    core.opened(SLICE, &SliceMark::default());
+    core.opened(SLICE, &SliceMark::default(), true);
     core.session_batch(9, 1, &batch(1, 1, 9, 0, 5, 5));
     core.session_batch(9, 2, &batch(1, 1, 9, 7, 9, 9));
     let slice = core.slices().next().unwrap();

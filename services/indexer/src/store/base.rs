@@ -22,6 +22,7 @@ pub(super) struct Databases {
     pub rows: Bytemap,
     pub unindexed: Bytemap,
     pub meta: Bytemap,
+    pub snapshots: Bytemap,
 }
 
 /// A commit that can be read.

@@ -14,6 +14,12 @@ pub enum StoreError {
     /// The files do not hold together; the slice has to be rebuilt.
     #[error("damaged slice: {0}")]
     Damaged(String),
+    /// There is no slice in the directory.
+    #[error("no slice in {0}")]
+    NoSlice(PathBuf),
+    /// No snapshot of this stability timestamp is kept.
+    #[error("no snapshot of stability timestamp {0} is kept")]
+    NoSuchSnapshot(u64),
     /// This process has the slice open, or a snapshot of it is still held.
     #[error("slice is already open in this process: {0}")]
     AlreadyOpen(PathBuf),
@@ -36,7 +42,7 @@ pub enum StoreError {
     #[error("slice no longer persists until reopened: {0}")]
     Poisoned(String),
     #[error("storage failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// LMDB answered what no correct use of it should meet.
     #[error("unexpected answer of LMDB: {0}")]
     Lmdb(String),
@@ -48,12 +54,17 @@ impl StoreError {
     }
 }
 
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        if full(&error) { Self::DiskFull } else { Self::Io(error) }
+    }
+}
+
 impl From<heed::Error> for StoreError {
     fn from(error: heed::Error) -> Self {
         use heed::MdbError as M;
         match error {
-            heed::Error::Io(e) if full(&e) => Self::DiskFull,
-            heed::Error::Io(e) => Self::Io(e),
+            heed::Error::Io(e) => e.into(),
             heed::Error::Mdb(M::MapFull) => Self::MapFull,
             heed::Error::Mdb(M::ReadersFull) => Self::Busy,
             heed::Error::Mdb(M::Panic) => Self::Poisoned("LMDB failed to write its meta page".into()),

@@ -78,6 +78,14 @@ impl Changes {
         let key_len = (key[0].len() + key[1].len()) as u16;
         self.recs.push(Rec { at, value_len: value.len() as u32, key_len, kind });
     }
+    /// Adds a record that is new.
+    pub fn append(&mut self, key: &[u8], value: &[u8]) {
+        self.push([key, &[]], value, Kind::Insert);
+    }
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
     pub fn get(&self, i: usize) -> Change<'_> {
         let rec = &self.recs[i];
         let bytes = &self.bytes[rec.at as usize..];
@@ -236,16 +244,72 @@ impl Layer {
     }
 }
 
-/// Merges the newest layers of `layers`, oldest first, until at most `limit` (two or more) are left.
+/// Changes up to which layers are merged where they are sealed: a matter of a millisecond.
+const AT_ONCE: usize = 4_096;
+/// So many times the limit of layers, and they are merged at once, however large.
+const PATIENCE: usize = 4;
+
+/// Merges the newest layers beyond `start`, oldest first, until at most `limit` (two or more) are left.
+///
+/// What would take long is left to a [`MergeJob`], unless far too many layers have come together.
 pub(super) fn merge_layers(layers: &mut Vec<Arc<Layer>>, start: usize, limit: usize) {
-    while layers.len() - start > limit.max(2) {
-        let sizes: Vec<usize> = layers[start..].iter().map(|l| l.size()).collect();
-        let from = start + merge_from(&sizes);
+    while let Some(from) = to_merge(layers, start, limit) {
+        let size: usize = layers[from..].iter().map(|l| l.size()).sum();
+        if size > AT_ONCE && layers.len() - start <= PATIENCE * limit.max(2) {
+            return;
+        }
         let merged = Arc::new(Layer::merged(&layers[from..]));
         layers.truncate(from);
         if merged.size() > 0 {
             layers.push(merged);
         }
+    }
+}
+
+/// From where on to merge, when there are too many.
+fn to_merge(layers: &[Arc<Layer>], start: usize, limit: usize) -> Option<usize> {
+    if layers.len() - start <= limit.max(2) {
+        return None;
+    }
+    let sizes: Vec<usize> = layers[start..].iter().map(|l| l.size()).collect();
+    Some(start + merge_from(&sizes))
+}
+
+/// Layers to be merged on another thread.
+#[must_use = "scans meet many layers until the job has run and its outcome was taken back"]
+pub struct MergeJob(Vec<Arc<Layer>>);
+
+/// What a [`MergeJob`] made.
+#[must_use = "the store waits for the outcome"]
+pub struct MergeOutcome {
+    of: Vec<Arc<Layer>>,
+    merged: Layer,
+}
+
+impl MergeJob {
+    /// The newest layers beyond `start`, when there are more than `limit`.
+    pub(super) fn of(layers: &[Arc<Layer>], start: usize, limit: usize) -> Option<Self> {
+        to_merge(layers, start, limit).map(|from| Self(layers[from..].to_vec()))
+    }
+
+    /// Merges.
+    pub fn run(self) -> MergeOutcome {
+        MergeOutcome { merged: Layer::merged(&self.0), of: self.0 }
+    }
+}
+
+impl MergeOutcome {
+    /// Puts the merged layer in the place of those that it was made of; false where these are not all there beyond `start`.
+    pub(super) fn put(self, layers: &mut Vec<Arc<Layer>>, start: usize) -> bool {
+        let Some(first) = self.of.first() else { return false };
+        let Some(at) = layers.iter().position(|l| Arc::ptr_eq(l, first)).filter(|at| *at >= start) else { return false };
+        let there = layers.get(at..at + self.of.len()).unwrap_or_default();
+        if there.len() != self.of.len() || !there.iter().zip(&self.of).all(|(a, b)| Arc::ptr_eq(a, b)) {
+            return false;
+        }
+        let merged = (self.merged.size() > 0).then(|| Arc::new(self.merged));
+        layers.splice(at..at + self.of.len(), merged);
+        true
     }
 }
 

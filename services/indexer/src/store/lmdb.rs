@@ -1,68 +1,52 @@
 //! The store over LMDB: opening, looking up, collecting, handing to a persist and taking back.
 
 use super::{
-    Entry, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits, StoreStats,
-    base::{Base, Databases, ReadTxn, SliceEnv},
-    bulk,
+    Entry, KeptSnapshot, Purpose, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits, StoreStats,
+    base::{Base, Bytemap},
+    build::{self, FRESH, Progress, RUNS, encode_record},
     diff::{Sink, check_entries, encode_row_key},
-    layer::{Changes, Layer, Run, merge_layers},
-    open,
-    persist::{Frozen, PersistJob, PersistOutcome, encode_row},
+    layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
+    open::Use,
+    parts::{Buffers, Building, Live, Open, present},
+    persist::{Done, Frozen, PersistJob, PersistOutcome, Target, Work},
     rows::{Rows, hash_key},
+    run::{self, RunReader},
     scan::Snapshot,
-    value::{self, Row},
-    verify,
+    undo::{self, History},
+    value,
+    verify::{Verified, Verifier},
 };
 use highwater_schemas::{collation::encode_entry_suffix, wire::Unindexable};
 use std::{
-    path::Path,
-    sync::{Arc, atomic::Ordering},
+    path::{Path, PathBuf},
+    sync::{Arc, Weak, atomic::Ordering},
 };
 
 /// A slice in an LMDB environment of its own.
 pub struct LmdbStore {
-    env: SliceEnv,
-    dbs: Databases,
+    dir: PathBuf,
     identity: Arc<SliceIdentity>,
     limits: StoreLimits,
-    base: Arc<Base>,
-    /// Reads `base`; for looking documents up.
-    lookup: ReadTxn,
+    /// None only after an opening in mid-life failed.
+    live: Option<Live>,
     durable: SliceMark,
-    /// On top of `base`, oldest first.
+    history: History,
+    /// On top of the commit, oldest first.
     layers: Vec<Arc<Layer>>,
     /// How many of the layers the running persist writes.
     frozen_layers: usize,
-    snapshot: Snapshot,
+    merging: bool,
     open: Open,
-    pending: Pending,
-    poison: Option<String>,
-    buffers: Buffers,
-}
-
-/// The layer that is being collected.
-#[derive(Default)]
-struct Open {
-    entries: Changes,
-    unindexed: Changes,
-    rows: Rows,
-}
-
-/// Documents that `base` does not have, newest first.
-#[derive(Default)]
-struct Pending {
     /// Of sealed layers.
     rows: Rows,
-    bulk: Rows,
     frozen: Option<Arc<Frozen>>,
-}
-
-/// Kept from call to call to allocate nothing per document.
-#[derive(Default)]
-struct Buffers {
-    key: Vec<u8>,
-    suffix: Vec<u8>,
-    row: Vec<u8>,
+    /// While the slice is filled from nothing.
+    building: Option<Building>,
+    poison: Option<String>,
+    /// Every commit that somebody may still read.
+    bases: Vec<Weak<Base>>,
+    map_size: usize,
+    buffers: Buffers,
 }
 
 impl LmdbStore {
@@ -70,84 +54,144 @@ impl LmdbStore {
     ///
     /// Refuses an unknown format version, another slice's directory, damage, and a slice that this process has open.
     pub fn open(dir: &Path, identity: &SliceIdentity, limits: StoreLimits) -> Result<Self, StoreError> {
-        let (env, dbs, meta) = open::open(dir, identity, &limits)?;
-        let (base, lookup) = Base::open(&env, dbs, &limits)?;
-        if (base.items, base.unindexed) != (meta.items, meta.unindexed) {
-            return Err(StoreError::damaged("meta record counts other entries than there are"));
+        Self::open_for(dir, Some(identity), limits, Use::Durable)
+    }
+
+    /// Opens the slice in `dir`, whichever it is, to look at it: nothing is written, and nothing can be.
+    pub fn inspect(dir: &Path, limits: StoreLimits) -> Result<Self, StoreError> {
+        Self::open_for(dir, None, limits, Use::ReadOnly)
+    }
+
+    fn open_for(
+        dir: &Path,
+        identity: Option<&SliceIdentity>,
+        limits: StoreLimits,
+        usage: Use,
+    ) -> Result<Self, StoreError> {
+        let (live, meta, history) = Live::open(dir, identity, &limits, usage)?;
+        let empty = meta.mark == SliceMark::default() && (meta.items, meta.unindexed) == (0, 0);
+        let mut durable = meta.mark;
+        let mut building = None;
+        if usage == Use::Durable && !empty {
+            // A build that was interrupted after its last step.
+            build::remove_left_over(dir)?;
+        } else if usage == Use::Durable {
+            build::remove_dir(&dir.join(FRESH))?;
+            let runs = run::list(&dir.join(RUNS))?;
+            if let Some((_, newest)) = runs.last() {
+                let (_, found) = RunReader::open(newest)?;
+                meta.identity.expect(&found.identity)?;
+                durable = found.mark;
+            }
+            let next_run = runs.last().map_or(0, |(number, _)| number + 1);
+            let runs = runs.into_iter().map(|(_, path)| path).collect();
+            building = Some(Building { runs, next_run, ..Building::default() });
         }
-        let base = Arc::new(base);
         Ok(Self {
-            env,
-            dbs,
+            dir: dir.to_owned(),
             identity: Arc::new(meta.identity),
+            map_size: limits.map_size,
             limits,
-            snapshot: Snapshot::new(base.clone(), Vec::new()),
-            base,
-            lookup,
-            durable: meta.mark,
+            bases: vec![Arc::downgrade(&live.base)],
+            live: Some(live),
+            durable,
+            history,
             layers: Vec::new(),
             frozen_layers: 0,
+            merging: false,
             open: Open::default(),
-            pending: Pending::default(),
+            rows: Rows::default(),
+            frozen: None,
+            building,
             poison: None,
             buffers: Buffers::default(),
         })
     }
 
-    /// Reads the whole durable state and checks that forward index, back index and list of unindexed documents agree.
-    /// Answers the number of documents in the back index.
-    pub fn verify(&self) -> Result<u64, StoreError> {
-        verify::verify(self.dbs, &self.lookup)
+    fn live(&self) -> Result<&Live, StoreError> {
+        self.live.as_ref().ok_or_else(|| self.closed())
+    }
+
+    fn closed(&self) -> StoreError {
+        StoreError::Poisoned(self.poison.clone().unwrap_or_else(|| "the environment is closed".into()))
+    }
+
+    /// What the slice is.
+    pub fn identity(&self) -> &SliceIdentity {
+        &self.identity
+    }
+
+    /// Reads the whole durable state and checks that forward index, back index, list of unindexed documents, kept snapshots
+    /// and undo records agree.
+    pub fn verify(&self) -> Result<Verified, StoreError> {
+        self.verifier()?.run()
+    }
+
+    /// The same, to run on another thread: the newest commit stays as it is until then.
+    pub fn verifier(&self) -> Result<Verifier, StoreError> {
+        let live = self.live()?;
+        let (base, slots) = (Arc::clone(&live.base), Arc::clone(&live.slots));
+        Ok(Verifier { base, slots, history: self.history.clone() })
     }
 
     /// Puts back what a persist did not write.
     fn thaw(&mut self) -> Result<(), StoreError> {
         self.frozen_layers = 0;
-        let Some(frozen) = self.pending.frozen.take() else { return Ok(()) };
+        let Some(frozen) = self.frozen.take() else { return Ok(()) };
         let frozen = Arc::into_inner(frozen).ok_or(StoreError::Misuse("a persist that failed is still running"))?;
-        let mut newer = std::mem::replace(&mut self.pending.rows, frozen.rows);
-        self.pending.rows.absorb(&mut newer);
-        let newer = std::mem::replace(&mut self.pending.bulk, frozen.bulk);
-        for i in 0..newer.len() {
-            let key = newer.key(i);
-            bulk::put(&mut self.pending.bulk, hash_key(key), key, &mut newer.row(i).to_vec())?;
+        let mut newer = std::mem::replace(&mut self.rows, frozen.rows);
+        self.rows.absorb(&mut newer);
+        if let Some(building) = &mut self.building {
+            let newer = std::mem::replace(&mut building.collected, frozen.collected);
+            building.collected.memory.extend(newer.memory);
+            building.ending = false;
         }
         Ok(())
     }
-}
 
-impl Open {
-    fn memory(&self) -> usize {
-        self.entries.memory() + self.unindexed.memory() + self.rows.memory()
+    fn commit_target(&self) -> Result<Target, StoreError> {
+        let live = self.live()?;
+        let (env, slots) = (live.env.clone(), Arc::clone(&live.slots));
+        Ok(Target { env, dbs: live.dbs, slots, history: self.history.clone() })
     }
-}
 
-impl Pending {
-    /// The document's present row; `None` if it has none.
-    fn present<'a>(
-        &'a self,
-        open: &'a Rows,
-        dbs: Databases,
-        lookup: &'a ReadTxn,
-        key: &[u8],
-        hash: u64,
-    ) -> Result<Option<Row<'a>>, StoreError> {
-        let decode = |row: &'a [u8]| if row.is_empty() { Ok(None) } else { value::decode(row).map(Some) };
-        let frozen = self.frozen.as_deref();
-        for rows in [Some(open), Some(&self.rows), frozen.map(|f| &f.rows)].into_iter().flatten() {
-            if let Some(row) = rows.get(hash, key) {
-                return decode(row);
+    /// Opens the slice's environment anew.
+    fn reopen(&mut self) -> Result<SliceMark, StoreError> {
+        let limits = StoreLimits { map_size: self.map_size, ..self.limits.clone() };
+        let (live, meta, history) = Live::open(&self.dir, Some(&self.identity), &limits, Use::Durable)?;
+        self.bases.push(Arc::downgrade(&live.base));
+        self.live = Some(live);
+        self.history = history;
+        Ok(meta.mark)
+    }
+
+    /// Puts what a build made in the place of the empty environment.
+    fn install(&mut self, mark: SliceMark) -> Result<(), StoreError> {
+        let installed = (|| {
+            if let Some(live) = self.live.take() {
+                live.close();
+            }
+            build::swap_in(&self.dir)?;
+            self.reopen()
+        })();
+        match installed {
+            Ok(durable) if durable == mark => {
+                self.durable = durable;
+                self.building = None;
+                Ok(())
+            }
+            Ok(_) => Err(StoreError::damaged("a build made something else than it was to make")),
+            Err(error) => {
+                self.poison = Some(format!("what was built cannot be put in place: {error}"));
+                Err(self.closed())
             }
         }
-        let mut row = dbs.rows.get(lookup, key)?.map(value::decode).transpose()?;
-        for bulk in [frozen.map(|f| &f.bulk), Some(&self.bulk)].into_iter().flatten() {
-            if let Some((gate, newer)) = bulk.get(hash, key).map(bulk::split)
-                && row.is_none_or(|r| r.seqno < gate)
-            {
-                row = decode(newer)?;
-            }
+    }
+
+    fn refresh(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.snapshot = Snapshot::new(live.base.clone(), self.layers.clone());
         }
-        Ok(row)
     }
 }
 
@@ -165,38 +209,65 @@ impl SliceStore for LmdbStore {
         reason: Option<Unindexable>,
     ) -> Result<(), StoreError> {
         check_entries(docid, entries)?;
+        if let Some(building) = &self.building {
+            if !building.collected.is_empty() || !building.runs.is_empty() || self.frozen.is_some() {
+                return Err(StoreError::Misuse("replacing while a build is not durable"));
+            }
+            self.building = None;
+        }
+        let Some(live) = &self.live else { return Err(self.closed()) };
         let Buffers { key, suffix, row } = &mut self.buffers;
         encode_row_key(vb, docid, key);
         row.clear();
-        encode_row(seqno, entries, reason, row)?;
-        let hash = hash_key(key);
-        let old = self.pending.present(&self.open.rows, self.dbs, &self.lookup, key, hash)?;
-        if old.is_some_and(|old| seqno <= old.seqno) {
-            return Ok(());
+        if !entries.is_empty() || reason.is_some() {
+            value::encode(seqno, reason, entries, row)?;
         }
+        let hash = hash_key(key);
+        let Open { entries, unindexed, rows } = &mut self.open;
+        let older = [Some(&*rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)];
+        let old = present(older.into_iter().flatten(), live, key, hash)?;
         let new = if row.is_empty() { None } else { Some(value::decode(row)?) };
-        if old.is_none() && new.is_none() {
+        if old.is_some_and(|old| seqno <= old.seqno) || (old.is_none() && new.is_none()) {
             return Ok(());
         }
         suffix.clear();
         encode_entry_suffix(docid, vb, suffix);
-        let mut sink = Sink { entries: &mut self.open.entries, unindexed: &mut self.open.unindexed };
-        sink.replace(key, suffix, old.as_ref(), new.as_ref());
-        self.open.rows.put(hash, key, row);
+        Sink { entries, unindexed }.replace(key, suffix, old.as_ref(), new.as_ref());
+        rows.put(hash, key, row);
         Ok(())
     }
 
     fn seal(&mut self) -> Result<Snapshot, StoreError> {
-        self.pending.rows.absorb(&mut self.open.rows);
+        self.rows.absorb(&mut self.open.rows);
         if !self.open.entries.is_empty() || !self.open.unindexed.is_empty() {
             let layer = Layer { entries: Run::of(&[&self.open.entries]), unindexed: Run::of(&[&self.open.unindexed]) };
             self.open.entries.clear();
             self.open.unindexed.clear();
             self.layers.push(Arc::new(layer));
             merge_layers(&mut self.layers, self.frozen_layers, self.limits.merge_layers);
-            self.snapshot = Snapshot::new(self.base.clone(), self.layers.clone());
+            self.refresh();
         }
-        Ok(self.snapshot.clone())
+        Ok(self.live()?.snapshot.clone())
+    }
+
+    fn begin_merge(&mut self) -> Option<MergeJob> {
+        if self.merging {
+            return None;
+        }
+        let job = MergeJob::of(&self.layers, self.frozen_layers, self.limits.merge_layers)?;
+        self.merging = true;
+        Some(job)
+    }
+
+    fn finish_merge(&mut self, outcome: MergeOutcome) {
+        self.merging = false;
+        if outcome.put(&mut self.layers, self.frozen_layers) {
+            self.refresh();
+        }
+    }
+
+    fn in_bulk(&self) -> bool {
+        self.building.is_some()
     }
 
     fn bulk(
@@ -207,29 +278,34 @@ impl SliceStore for LmdbStore {
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
     ) -> Result<(), StoreError> {
-        let replaced = self.pending.frozen.as_ref().is_some_and(|f| !f.rows.is_empty());
-        if replaced || !self.open.rows.is_empty() || !self.pending.rows.is_empty() {
-            return Err(StoreError::Misuse("bulk while replaced documents are not durable"));
-        }
+        let Some(building) = self.building.as_mut().filter(|b| !b.ending) else {
+            return Err(StoreError::Misuse("bulk into a slice that is not empty"));
+        };
         check_entries(docid, entries)?;
         let Buffers { key, row, .. } = &mut self.buffers;
         encode_row_key(vb, docid, key);
-        bulk::begin(seqno, row);
-        encode_row(seqno, entries, reason, row)?;
-        bulk::put(&mut self.pending.bulk, hash_key(key), key, row)
+        encode_record(seqno, entries, reason, row)?;
+        building.collected.newest().push([key, &[]], row);
+        Ok(())
     }
 
     fn memory(&self) -> usize {
         let layers: usize = self.layers.iter().map(|l| l.memory()).sum();
         let written: usize = self.layers[..self.frozen_layers].iter().map(|l| l.memory()).sum();
-        let frozen = self.pending.frozen.as_ref().map_or(0, |f| f.rows.memory() + f.bulk.memory());
-        // What is being written is held twice: as layers and as LMDB's dirty pages.
-        let dirty = frozen + written;
-        layers + frozen + dirty + self.open.memory() + self.pending.rows.memory() + self.pending.bulk.memory()
+        let frozen = self.frozen.as_ref();
+        let (rows, collected) = frozen.map_or((0, 0), |f| (f.rows.memory(), f.collected.bytes()));
+        let collecting = self.building.as_ref().map_or(0, |b| b.collected.bytes());
+        // What a commit writes is held twice: as layers and rows, and as LMDB's dirty pages.
+        layers + written + 2 * rows + collected + collecting + self.open.memory() + self.rows.memory()
     }
 
-    fn begin_persist(&mut self, mark: SliceMark) -> Option<PersistJob> {
-        if let Some(frozen) = &self.pending.frozen {
+    fn is_clean(&self) -> bool {
+        let idle = self.frozen.is_none() && self.poison.is_none() && self.building.is_none();
+        idle && self.layers.is_empty() && self.rows.is_empty() && self.open.is_empty()
+    }
+
+    fn begin_persist(&mut self, mark: SliceMark, purpose: Purpose) -> Option<PersistJob> {
+        if let Some(frozen) = &self.frozen {
             if Arc::strong_count(frozen) > 1 {
                 return None;
             }
@@ -241,46 +317,74 @@ impl SliceStore for LmdbStore {
             }
         }
         let mut frozen = Arc::new(Frozen::default());
-        if self.poison.is_none() {
-            frozen = Arc::new(Frozen {
-                layers: self.layers.clone(),
-                rows: std::mem::take(&mut self.pending.rows),
-                bulk: std::mem::take(&mut self.pending.bulk),
-                ..Frozen::default()
-            });
-            self.frozen_layers = self.layers.len();
-            self.pending.frozen = Some(frozen.clone());
+        let target = match &self.poison {
+            Some(reason) => Err(StoreError::Poisoned(reason.clone())),
+            None => self.commit_target(),
+        };
+        let work = match (target, &mut self.building) {
+            (Err(error), _) => Work::Refused(error),
+            (Ok(_), Some(building)) if purpose == Purpose::Interim => {
+                frozen = Arc::new(Frozen { collected: std::mem::take(&mut building.collected), ..Frozen::default() });
+                Work::Spool(building.next_run)
+            }
+            (Ok(target), Some(building)) => {
+                frozen = Arc::new(Frozen { collected: std::mem::take(&mut building.collected), ..Frozen::default() });
+                let (runs, progress) = (building.runs.clone(), Arc::clone(&building.progress));
+                building.ending = true;
+                Work::Build { target, runs, progress }
+            }
+            (Ok(target), None) => {
+                let rows = std::mem::take(&mut self.rows);
+                frozen = Arc::new(Frozen { layers: self.layers.clone(), rows, ..Frozen::default() });
+                self.frozen_layers = self.layers.len();
+                Work::Commit(target)
+            }
+        };
+        if !matches!(work, Work::Refused(_)) {
+            self.frozen = Some(frozen.clone());
         }
-        Some(PersistJob {
-            env: self.env.clone(),
-            dbs: self.dbs,
-            identity: self.identity.clone(),
-            limits: self.limits.clone(),
-            mark,
-            frozen,
-            refused: self.poison.clone(),
-        })
+        let (dir, identity, limits) = (self.dir.clone(), self.identity.clone(), self.limits.clone());
+        Some(PersistJob { dir, identity, limits, mark, purpose, frozen, work })
     }
 
     fn finish_persist(&mut self, outcome: PersistOutcome) -> Result<(), StoreError> {
-        let PersistOutcome { frozen, result } = outcome;
+        let PersistOutcome { frozen, mark, result } = outcome;
         if let Some(reason) = &self.poison {
             return Err(StoreError::Poisoned(reason.clone()));
         }
-        if self.pending.frozen.as_ref().is_none_or(|own| !Arc::ptr_eq(own, &frozen)) {
+        if self.frozen.as_ref().is_none_or(|own| !Arc::ptr_eq(own, &frozen)) {
             return Err(StoreError::Misuse("outcome of a persist that is not running"));
         }
         drop(frozen);
         match result {
-            Ok(committed) => {
-                self.pending.frozen = None;
+            Ok(Done::Committed { base, lookup, history }) => {
+                self.frozen = None;
+                self.building = None;
                 self.layers.drain(..self.frozen_layers);
                 self.frozen_layers = 0;
-                self.base = Arc::new(committed.base);
-                self.lookup = committed.lookup;
-                self.durable = committed.mark;
-                self.snapshot = Snapshot::new(self.base.clone(), self.layers.clone());
+                self.history = history;
+                self.durable = mark;
+                let base = Arc::new(base);
+                self.bases.retain(|b| b.strong_count() > 0);
+                self.bases.push(Arc::downgrade(&base));
+                if let Some(live) = &mut self.live {
+                    (live.base, live.lookup) = (base, lookup);
+                }
+                self.refresh();
                 Ok(())
+            }
+            Ok(Done::Spooled(run)) => {
+                self.frozen = None;
+                self.durable = mark;
+                if let Some(building) = &mut self.building {
+                    building.runs.push(run);
+                    building.next_run += 1;
+                }
+                Ok(())
+            }
+            Ok(Done::Built) => {
+                self.frozen = None;
+                self.install(mark)
             }
             Err(error) => {
                 self.thaw()?;
@@ -292,18 +396,94 @@ impl SliceStore for LmdbStore {
         }
     }
 
+    fn kept(&self) -> &[KeptSnapshot] {
+        &self.history.kept
+    }
+
+    fn roll_back(&mut self, st: u64, topic: (u64, i64)) -> Result<(), StoreError> {
+        if let Some(reason) = &self.poison {
+            return Err(StoreError::Poisoned(reason.clone()));
+        }
+        if self.frozen.is_some() {
+            return Err(StoreError::Misuse("rolling back during a persist"));
+        }
+        let live = self.live.as_mut().ok_or(StoreError::Misuse("rolling back a closed slice"))?;
+        let (dbs, slots) = (live.dbs, Arc::clone(&live.slots));
+        let rolled = undo::roll_back(&live.env, (dbs, &slots), &mut self.history, st, topic);
+        let (base, lookup, meta) = match rolled.and_then(|meta| {
+            let (base, lookup) = Base::open(&live.env, dbs, &self.limits)?;
+            Ok((base, lookup, meta))
+        }) {
+            Ok(done) => done,
+            Err(error @ (StoreError::NoSuchSnapshot(_) | StoreError::DiskFull | StoreError::MapFull)) => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.poison = Some(format!("rolling back failed: {error}"));
+                return Err(error);
+            }
+        };
+        (live.base, live.lookup) = (Arc::new(base), lookup);
+        self.bases.push(Arc::downgrade(&live.base));
+        self.layers.clear();
+        (self.open, self.rows) = (Open::default(), Rows::default());
+        self.durable = meta.mark;
+        self.refresh();
+        Ok(())
+    }
+
+    fn grow(&mut self) -> Result<(), StoreError> {
+        if self.frozen.is_some() {
+            return Err(StoreError::Misuse("growing during a persist"));
+        }
+        let Some(live) = &self.live else { return Err(self.closed()) };
+        // Held by the store and by its snapshot; anything else is a reader.
+        let own = Arc::as_ptr(&live.base);
+        let read = |base: &Weak<Base>| base.strong_count() > if base.as_ptr() == own { 2 } else { 0 };
+        if self.bases.iter().any(read) || live.snapshot.is_shared() {
+            return Err(StoreError::Busy);
+        }
+        if let Some(live) = self.live.take() {
+            live.close();
+        }
+        self.bases.clear();
+        self.map_size = self.map_size.saturating_add(self.limits.map_growth);
+        match self.reopen() {
+            Ok(_) => {
+                self.refresh();
+                Ok(())
+            }
+            Err(error) => {
+                self.poison = Some(format!("cannot be opened with a larger map: {error}"));
+                Err(error)
+            }
+        }
+    }
+
     fn stats(&self) -> StoreStats {
-        let dbs = [self.dbs.entries, self.dbs.rows, self.dbs.unindexed, self.dbs.meta];
-        let live = dbs.iter().filter_map(|db| db.stat(&self.lookup).ok());
-        let pages = |s: heed::DatabaseStat| s.branch_pages + s.leaf_pages + s.overflow_pages;
-        StoreStats {
-            items: self.snapshot.items(),
-            unindexed: self.snapshot.unindexed(),
-            live_bytes: live.map(|s| u64::from(s.page_size) * pages(s) as u64).sum(),
-            file_bytes: self.env.real_disk_size().unwrap_or_default(),
+        let mut stats = StoreStats {
             memory: self.memory() as u64,
             layers: self.layers.len(),
+            kept: self.history.kept.len(),
             poisoned: self.poison.clone(),
+            ..StoreStats::default()
+        };
+        if let Some(building) = &self.building {
+            let Progress { done, total } = &*building.progress;
+            stats.built = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
         }
+        let Some(live) = &self.live else { return stats };
+        let named = [live.dbs.entries, live.dbs.rows, live.dbs.unindexed, live.dbs.meta, live.dbs.snapshots];
+        let bytes = |dbs: &[Bytemap]| -> u64 {
+            let stats = dbs.iter().filter_map(|db| db.stat(&live.lookup).ok());
+            let pages = |s: heed::DatabaseStat| s.branch_pages + s.leaf_pages + s.overflow_pages;
+            stats.map(|s| u64::from(s.page_size) * pages(s) as u64).sum()
+        };
+        stats.items = live.snapshot.items();
+        stats.unindexed = live.snapshot.unindexed();
+        stats.live_bytes = bytes(&named);
+        stats.undo_bytes = bytes(&live.slots);
+        stats.file_bytes = live.env.real_disk_size().unwrap_or_default();
+        stats
     }
 }

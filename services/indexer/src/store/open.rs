@@ -4,67 +4,112 @@ use super::{
     MAX_KEY, SliceIdentity, StoreError, StoreLimits,
     base::{Bytemap, Databases, SliceEnv},
     meta::Meta,
+    pages,
     persist::META_KEY,
+    undo::{SLOTS, Slots},
 };
 use heed::{
-    CommitOrAbort, EnvOpenOptions, OnCommit,
+    CommitOrAbort, EnvFlags, EnvOpenOptions, OnCommit,
     types::{Bytes, DecodeIgnore},
 };
 use std::{fs, path::Path};
 
-const ENTRIES: &str = "fi";
-const ROWS: &str = "bi";
-const UNINDEXED: &str = "ui";
-const META: &str = "meta";
-/// Room for further named databases, which later versions may add.
-const MAX_DATABASES: u32 = 32;
+/// The databases in their order here; the undo slots follow.
+const NAMES: [&str; 5] = ["fi", "bi", "ui", "meta", "snap"];
+const META: usize = 3;
+/// Every database, with room for some that later versions may add.
+const MAX_DATABASES: u32 = NAMES.len() as u32 + SLOTS as u32 + 16;
 /// Slots of LMDB's reader table; every commit that is still read takes some.
 const MAX_READERS: u32 = 1_024;
+/// The file that LMDB keeps in a directory.
+pub(super) const DATA: &str = "data.mdb";
 
 type Opened<'t> = heed::Database<'t, Bytes, Bytes>;
 
-/// The environment, its databases and its meta record, checked against the identity.
+/// An environment and what is in it.
+pub(super) struct OpenEnv {
+    pub env: SliceEnv,
+    pub dbs: Databases,
+    pub slots: Slots,
+    pub meta: Meta,
+}
+
+/// How an environment is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Every commit is synced.
+    Durable,
+    /// Not synced until the user does: nobody reads it before.
+    Fresh,
+    /// Only looked at; nothing is made or changed.
+    ReadOnly,
+}
+
+/// Opens or makes the environment, and checks it against the identity where there is one to expect.
 pub(super) fn open(
     dir: &Path,
-    identity: &SliceIdentity,
+    identity: Option<&SliceIdentity>,
     limits: &StoreLimits,
-) -> Result<(SliceEnv, Databases, Meta), StoreError> {
-    let fresh = !dir.exists();
+    usage: Use,
+) -> Result<OpenEnv, StoreError> {
+    let fresh = !dir.join(DATA).exists();
+    if usage == Use::ReadOnly && fresh {
+        return Err(StoreError::NoSlice(dir.to_owned()));
+    }
     fs::create_dir_all(dir)?;
-    let env = open_env(dir, limits).map_err(|e| match e {
+    if !fresh {
+        pages::check(&dir.join(DATA), pages::Depth::Branches)?;
+    }
+    let env = open_env(dir, limits, usage).map_err(|e| match e {
         heed::Error::EnvAlreadyOpened => StoreError::AlreadyOpen(dir.to_owned()),
         other => other.into(),
     })?;
     if env.max_key_size() < MAX_KEY {
         return Err(StoreError::Lmdb(format!("keys have {} bytes at most on this system", env.max_key_size())));
     }
-    env.clear_stale_readers()?;
-    let (dbs, meta) = match read(&env)? {
-        Some(found) => found,
-        None => create(&env, identity)?,
+    if usage != Use::ReadOnly {
+        env.clear_stale_readers()?;
+    }
+    let found = match (read(&env)?, identity) {
+        (Some(found), _) => found,
+        (None, Some(identity)) if usage != Use::ReadOnly => create(&env, identity)?,
+        (None, _) => return Err(StoreError::NoSlice(dir.to_owned())),
     };
-    identity.expect(&meta.identity)?;
-    if fresh {
+    let ((dbs, slots), meta) = found;
+    if let Some(identity) = identity {
+        identity.expect(&meta.identity)?;
+    }
+    if fresh && usage == Use::Durable {
         // The new files have to outlive a power cut as well as what is written into them.
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty());
         for dir in [Some(dir), parent].into_iter().flatten() {
             fs::File::open(dir)?.sync_all()?;
         }
     }
-    Ok((env, dbs, meta))
+    Ok(OpenEnv { env, dbs, slots, meta })
 }
 
 #[allow(unsafe_code)]
-fn open_env(dir: &Path, limits: &StoreLimits) -> heed::Result<SliceEnv> {
+fn open_env(dir: &Path, limits: &StoreLimits, usage: Use) -> heed::Result<SliceEnv> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(limits.map_size).max_dbs(MAX_DATABASES).max_readers(MAX_READERS);
+    let flags = match usage {
+        Use::Durable => EnvFlags::empty(),
+        Use::Fresh => EnvFlags::NO_SYNC,
+        Use::ReadOnly => EnvFlags::READ_ONLY,
+    };
     // SAFETY: the mapped files belong to this process alone: the node holds a lock on its data directory, and heed refuses to
-    // open the same path twice. No flag that weakens LMDB's guarantees is set.
-    unsafe { options.open(dir) }
+    // open the same path twice. Only a file that nobody reads until it is synced is written without syncing.
+    unsafe {
+        options.flags(flags);
+        options.open(dir)
+    }
 }
 
+type Found = ((Databases, Slots), Meta);
+
 /// What an existing environment holds; None if it is new.
-fn read(env: &SliceEnv) -> Result<Option<(Databases, Meta)>, StoreError> {
+fn read(env: &SliceEnv) -> Result<Option<Found>, StoreError> {
     let txn = env.read_txn()?;
     let found = env.open_databases_and_commit(txn, |opener, txn| {
         let Some(names) = opener.open_database::<Bytes, DecodeIgnore>(txn, None)? else {
@@ -78,37 +123,59 @@ fn read(env: &SliceEnv) -> Result<Option<(Databases, Meta)>, StoreError> {
         let db = |name: &str| -> Result<Opened<'_>, StoreError> {
             opener.open_database::<Bytes, Bytes>(txn, Some(name))?.ok_or_else(|| missing(name))
         };
-        let records = db(META)?;
-        let meta = records.get(txn, META_KEY)?.ok_or_else(|| missing("meta record"))?;
-        let meta = Meta::decode(meta)?;
-        Ok(CommitOrAbort::Commit(((db(ENTRIES)?, db(ROWS)?, db(UNINDEXED)?, records), Found(meta))))
+        let record = db(NAMES[META])?.get(txn, META_KEY)?.ok_or_else(|| missing("meta record"))?;
+        let meta = Meta::decode(record)?;
+        let named: Vec<Opened<'_>> = NAMES.iter().map(|name| db(name)).collect::<Result<_, _>>()?;
+        let undo: Vec<Opened<'_>> = (0..SLOTS).map(|slot| db(&undo_name(slot))).collect::<Result<_, _>>()?;
+        Ok(CommitOrAbort::Commit((All { named, undo }, Kept(meta))))
     })?;
-    Ok(found.commit().map(|(dbs, Found(meta))| (databases(dbs), meta)))
+    Ok(found.commit().map(|(dbs, Kept(meta))| (dbs, meta)))
 }
 
-fn create(env: &SliceEnv, identity: &SliceIdentity) -> Result<(Databases, Meta), StoreError> {
+fn create(env: &SliceEnv, identity: &SliceIdentity) -> Result<Found, StoreError> {
     let txn = env.write_txn()?;
     let meta = Meta { identity: identity.clone(), ..Meta::default() };
     let created = env.create_databases_and_commit(txn, |opener, txn| -> Result<_, StoreError> {
-        let entries = opener.create_database::<Bytes, Bytes>(txn, Some(ENTRIES))?;
-        let rows = opener.create_database::<Bytes, Bytes>(txn, Some(ROWS))?;
-        let unindexed = opener.create_database::<Bytes, Bytes>(txn, Some(UNINDEXED))?;
-        let records = opener.create_database::<Bytes, Bytes>(txn, Some(META))?;
-        records.put(txn, META_KEY, &meta.encode())?;
-        Ok(CommitOrAbort::<_, ()>::Commit((entries, rows, unindexed, records)))
+        let (mut named, mut undo) = (Vec::with_capacity(NAMES.len()), Vec::with_capacity(SLOTS));
+        for name in NAMES {
+            named.push(opener.create_database::<Bytes, Bytes>(txn, Some(name))?);
+        }
+        for slot in 0..SLOTS {
+            undo.push(opener.create_database::<Bytes, Bytes>(txn, Some(&undo_name(slot)))?);
+        }
+        named[META].put(txn, META_KEY, &meta.encode())?;
+        Ok(CommitOrAbort::<_, ()>::Commit(All { named, undo }))
     })?;
     let dbs = created.commit().ok_or(StoreError::Misuse("creation is never aborted"))?;
-    Ok((databases(dbs), meta))
+    Ok((dbs, meta))
 }
 
-fn databases((entries, rows, unindexed, meta): (Bytemap, Bytemap, Bytemap, Bytemap)) -> Databases {
-    Databases { entries, rows, unindexed, meta }
+fn undo_name(slot: usize) -> String {
+    format!("undo{slot:02}")
+}
+
+/// Carries the databases through heed's commit.
+struct All<'t> {
+    named: Vec<Opened<'t>>,
+    undo: Vec<Opened<'t>>,
+}
+
+impl OnCommit for All<'_> {
+    type Committed = (Databases, Slots);
+
+    fn on_commit(self, token: &heed::CommitToken) -> Self::Committed {
+        let mut named = self.named.into_iter().map(|db| db.on_commit(token));
+        let mut next = || -> Bytemap { named.next().expect("one for each name") };
+        let dbs =
+            Databases { entries: next(), rows: next(), unindexed: next(), meta: next(), snapshots: next() };
+        (dbs, self.undo.into_iter().map(|db| db.on_commit(token)).collect())
+    }
 }
 
 /// Carries the meta record through heed's commit.
-struct Found(Meta);
+struct Kept(Meta);
 
-impl OnCommit for Found {
+impl OnCommit for Kept {
     type Committed = Self;
 
     fn on_commit(self, _: &heed::CommitToken) -> Self {

@@ -1,22 +1,20 @@
-//! Making layers durable: one transaction, keys in order, one full sync.
+//! Making things durable: layers in one transaction with undo, keys in order, one full sync; or the steps of a build.
 
 use super::{
-    Entry, SliceIdentity, SliceMark, StoreError, StoreLimits,
+    SliceIdentity, SliceMark, StoreError, StoreLimits,
     base::{Base, Bytemap, Databases, ReadTxn, SliceEnv},
-    bulk,
-    diff::{Sink, decode_row_key},
+    build::{self, Build, Collected, SharedProgress},
     error,
     layer::{Changes, Item, Kind, Layer, compose, sorted},
     meta::Meta,
     rows::Rows,
-    value,
+    undo::{History, Slots, remember},
 };
 use heed::{PutFlags, RwTxn};
-use highwater_schemas::collation::encode_entry_suffix;
 use std::{
     fs,
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,12 +27,24 @@ pub(super) const META_KEY: &[u8] = b"meta";
 const PROBE_BYTES: usize = 64 * 4096;
 const PROBE_FILE: &str = "probe.tmp";
 
+/// What a persist is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A persistence timestamp: kept, so that the slice can be rolled back to it. Made at this time, milliseconds since the
+    /// epoch.
+    Snapshot { at: u64 },
+    /// Memory is short, or a session goes on: its changes count towards the next snapshot.
+    Interim,
+    /// Everything that a build collected is to be looked up and read from now on.
+    Built,
+}
+
 /// What a running persist writes; shared with the store, which looks documents up in it meanwhile.
 #[derive(Default)]
 pub(super) struct Frozen {
     pub layers: Vec<Arc<Layer>>,
     pub rows: Rows,
-    pub bulk: Rows,
+    pub collected: Collected,
     /// Set when a commit begins, taken back when it certainly did not happen.
     pub uncertain: AtomicBool,
 }
@@ -42,75 +52,139 @@ pub(super) struct Frozen {
 /// A persist that is ready to run, on any thread that may block.
 #[must_use = "nothing is durable until the job has run and its outcome was taken back"]
 pub struct PersistJob {
-    pub(super) env: SliceEnv,
-    pub(super) dbs: Databases,
+    pub(super) dir: PathBuf,
     pub(super) identity: Arc<SliceIdentity>,
     pub(super) limits: StoreLimits,
     pub(super) mark: SliceMark,
+    pub(super) purpose: Purpose,
     pub(super) frozen: Arc<Frozen>,
-    /// Set when the store no longer persists.
-    pub(super) refused: Option<String>,
+    pub(super) work: Work,
+}
+
+pub(super) enum Work {
+    /// The store no longer persists.
+    Refused(StoreError),
+    Commit(Target),
+    /// What was collected, as a run with this number.
+    Spool(u32),
+    /// All runs and what was collected.
+    Build { target: Target, runs: Vec<PathBuf>, progress: SharedProgress },
+}
+
+/// Where a commit goes.
+pub(super) struct Target {
+    pub env: SliceEnv,
+    pub dbs: Databases,
+    pub slots: Slots,
+    pub history: History,
 }
 
 /// What became of a persist: to be handed to `finish_persist`.
 #[must_use = "the store waits for the outcome"]
 pub struct PersistOutcome {
     pub(super) frozen: Arc<Frozen>,
-    pub(super) result: Result<Committed, StoreError>,
+    pub(super) mark: SliceMark,
+    pub(super) result: Result<Done, StoreError>,
 }
 
 impl PersistOutcome {
-    /// True if the mark is durable.
+    /// True if the mark is durable; after a build, as soon as the outcome was taken back.
     pub fn is_durable(&self) -> bool {
         self.result.is_ok()
     }
 }
 
-pub(super) struct Committed {
-    pub base: Base,
-    pub lookup: ReadTxn,
-    pub mark: SliceMark,
+pub(super) enum Done {
+    Committed { base: Base, lookup: ReadTxn, history: History },
+    Spooled(PathBuf),
+    /// The fresh environment waits to be put in place.
+    Built,
 }
 
 impl PersistJob {
+    /// True when it fills an empty slice, which takes long but shares nothing with other slices.
+    pub fn is_build(&self) -> bool {
+        matches!(self.work, Work::Build { .. })
+    }
+
     /// Writes, commits and syncs.
     pub fn run(self) -> PersistOutcome {
-        let result = match &self.refused {
-            Some(reason) => Err(StoreError::Poisoned(reason.clone())),
-            None => self.write(),
+        let Self { dir, identity, limits, mark, purpose, frozen, work } = self;
+        let context = Context { identity: &identity, limits: &limits, mark: &mark, purpose, frozen: &frozen };
+        let result = match work {
+            Work::Refused(error) => Err(error),
+            Work::Commit(target) => context.commit_layers(target),
+            Work::Spool(number) => {
+                let meta = Meta { identity: (*identity).clone(), mark: mark.clone(), ..Meta::default() };
+                build::spool(&dir, number, &frozen.collected, meta).map(Done::Spooled)
+            }
+            Work::Build { target, runs, progress } => {
+                let (collected, progress) = (&frozen.collected, &*progress);
+                let (identity, limits, mark, runs) = (&*identity, &limits, &mark, &runs[..]);
+                let build = Build { dir: &dir, identity, limits, mark, purpose, runs, collected, progress };
+                if build.is_small() { context.fill(&build, target) } else { build.fresh().map(|()| Done::Built) }
+            }
         };
-        PersistOutcome { frozen: self.frozen, result }
+        PersistOutcome { frozen, mark, result }
     }
+}
 
-    fn write(&self) -> Result<Committed, StoreError> {
-        let mut txn = self.env.write_txn()?;
-        let bulk = self.collect_bulk(&txn)?;
-        let mut sources = vec![&bulk.entries];
-        sources.extend(self.frozen.layers.iter().map(|l| l.entries.changes()));
-        apply(self.dbs.entries, &mut txn, &sources)?;
-        let mut sources = vec![&bulk.unindexed];
-        sources.extend(self.frozen.layers.iter().map(|l| l.unindexed.changes()));
-        apply(self.dbs.unindexed, &mut txn, &sources)?;
-        self.apply_rows(&mut txn, &bulk.accepted)?;
+struct Context<'a> {
+    identity: &'a SliceIdentity,
+    limits: &'a StoreLimits,
+    mark: &'a SliceMark,
+    purpose: Purpose,
+    frozen: &'a Frozen,
+}
+
+impl Context<'_> {
+    fn commit_layers(&self, target: Target) -> Result<Done, StoreError> {
+        let Target { env, dbs, slots, mut history } = target;
+        let mut txn = env.write_txn()?;
+        let sources: Vec<_> = self.frozen.layers.iter().map(|l| l.entries.changes()).collect();
+        apply(dbs.entries, &mut txn, &sources)?;
+        let sources: Vec<_> = self.frozen.layers.iter().map(|l| l.unindexed.changes()).collect();
+        apply(dbs.unindexed, &mut txn, &sources)?;
+        self.apply_rows(dbs, &slots, &mut txn, &mut history)?;
+        if let Purpose::Snapshot { at } = self.purpose {
+            history.keep((dbs, &slots), &mut txn, (self.mark.clone(), at), self.limits)?;
+        }
         let meta = Meta {
-            identity: (*self.identity).clone(),
-            items: self.dbs.entries.len(&txn)?,
-            unindexed: self.dbs.unindexed.len(&txn)?,
+            identity: self.identity.clone(),
+            items: dbs.entries.len(&txn)?,
+            unindexed: dbs.unindexed.len(&txn)?,
+            undo: history.open,
             mark: self.mark.clone(),
         };
-        self.dbs.meta.put(&mut txn, META_KEY, &meta.encode())?;
-        self.commit(txn)?;
-        let (base, lookup) = Base::open(&self.env, self.dbs, &self.limits)
-            .map_err(|e| StoreError::Poisoned(format!("committed, but the commit cannot be read: {e}")))?;
-        Ok(Committed { base, lookup, mark: self.mark.clone() })
+        dbs.meta.put(&mut txn, META_KEY, &meta.encode())?;
+        self.certainly(&env, || txn.commit().map_err(StoreError::from))?;
+        self.committed(&env, dbs, history)
     }
 
-    fn commit(&self, txn: RwTxn<'_>) -> Result<(), StoreError> {
+    /// A build that is small enough for the slice's own environment.
+    fn fill(&self, build: &Build<'_>, target: Target) -> Result<Done, StoreError> {
+        let Target { env, dbs, slots, .. } = target;
+        self.certainly(&env, || build.direct(&env, dbs, &slots))?;
+        let txn = env.read_txn()?;
+        let history = History::read(dbs, &txn, super::meta::UndoSlot::default())?;
+        drop(txn);
+        build::remove_left_over(env.path())?;
+        self.committed(&env, dbs, history)
+    }
+
+    fn committed(&self, env: &SliceEnv, dbs: Databases, history: History) -> Result<Done, StoreError> {
+        let (base, lookup) = Base::open(env, dbs, self.limits)
+            .map_err(|e| StoreError::Poisoned(format!("committed, but the commit cannot be read: {e}")))?;
+        Ok(Done::Committed { base, lookup, history })
+    }
+
+    /// Commits, and says of a failure whether the commit may have happened all the same.
+    fn certainly(&self, env: &SliceEnv, commit: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
         self.frozen.uncertain.store(true, Ordering::SeqCst);
-        let Err(error) = txn.commit() else { return Ok(()) };
-        let error = match StoreError::from(error) {
+        let Err(error) = commit() else { return Ok(()) };
+        let error = match error {
             // LMDB reports a short write like a failed sync.
-            StoreError::Io(_) if disk_is_full(self.env.path()) => StoreError::DiskFull,
+            StoreError::Io(_) if disk_is_full(env.path()) => StoreError::DiskFull,
             StoreError::Io(e) => StoreError::Poisoned(format!("commit failed: {e}")),
             other => other,
         };
@@ -120,51 +194,33 @@ impl PersistJob {
         Err(error)
     }
 
-    /// The bulk documents that are newer than what is stored, and what they change.
-    fn collect_bulk(&self, txn: &RwTxn<'_>) -> Result<Bulk, StoreError> {
-        let rows = &self.frozen.bulk;
-        let mut bulk = Bulk::default();
-        let stored = !self.dbs.rows.is_empty(txn)?;
-        let mut suffix = Vec::new();
-        for item in sorted_rows(rows) {
-            let key = rows.key(item.rec as usize);
-            let (gate, row) = bulk::split(rows.row(item.rec as usize));
-            let old = if stored { self.dbs.rows.get(txn, key)?.map(value::decode).transpose()? } else { None };
-            if old.is_some_and(|old| old.seqno >= gate) {
-                continue;
-            }
-            let new = if row.is_empty() { None } else { Some(value::decode(row)?) };
-            let (vb, docid) = decode_row_key(key)?;
-            suffix.clear();
-            encode_entry_suffix(docid, vb, &mut suffix);
-            let mut sink = Sink { entries: &mut bulk.entries, unindexed: &mut bulk.unindexed };
-            sink.replace(key, &suffix, old.as_ref(), new.as_ref());
-            bulk.accepted.push(item.rec);
+    /// Writes the back index, and what it takes to undo that.
+    fn apply_rows(
+        &self,
+        dbs: Databases,
+        slots: &Slots,
+        txn: &mut RwTxn<'_>,
+        history: &mut History,
+    ) -> Result<(), StoreError> {
+        let rows = &self.frozen.rows;
+        if rows.is_empty() {
+            return Ok(());
         }
-        Ok(bulk)
-    }
-
-    /// Writes the back index: bulk documents, and over them those that were replaced later.
-    fn apply_rows(&self, txn: &mut RwTxn<'_>, accepted: &[u32]) -> Result<(), StoreError> {
-        let (bulk, rows) = (&self.frozen.bulk, &self.frozen.rows);
-        let flags = append_if_empty(self.dbs.rows, txn)?;
-        let mut older = accepted.iter().map(|&i| i as usize).peekable();
+        let slot = history.begin(dbs, slots, txn)?;
+        let flags = append_if_empty(dbs.rows, txn)?;
+        let mut prior = Vec::new();
         for item in sorted_rows(rows) {
-            let key = rows.key(item.rec as usize);
-            while let Some(i) = older.next_if(|&i| bulk.key(i) < key) {
-                self.put_row(txn, flags, bulk.key(i), bulk::split(bulk.row(i)).1)?;
+            let (key, row) = (rows.key(item.rec as usize), rows.row(item.rec as usize));
+            if let Some(slot) = slot {
+                prior.clear();
+                prior.extend_from_slice(dbs.rows.get(txn, key)?.unwrap_or_default());
+                remember(slot, &mut history.open, txn, key, &prior)?;
             }
-            older.next_if(|&i| bulk.key(i) == key);
-            self.put_row(txn, flags, key, rows.row(item.rec as usize))?;
-        }
-        older.try_for_each(|i| self.put_row(txn, flags, bulk.key(i), bulk::split(bulk.row(i)).1))
-    }
-
-    fn put_row(&self, txn: &mut RwTxn<'_>, flags: PutFlags, key: &[u8], row: &[u8]) -> Result<(), StoreError> {
-        if row.is_empty() {
-            self.dbs.rows.delete(txn, key)?;
-        } else {
-            self.dbs.rows.put_with_flags(txn, flags, key, row)?;
+            if row.is_empty() {
+                dbs.rows.delete(txn, key)?;
+            } else {
+                dbs.rows.put_with_flags(txn, flags, key, row)?;
+            }
         }
         Ok(())
     }
@@ -173,14 +229,6 @@ impl PersistJob {
 /// The records of a map, keys ascending.
 fn sorted_rows(rows: &Rows) -> Vec<Item> {
     sorted((0..rows.len() as u32).map(|i| (0, i)), |_, i| rows.key(i as usize))
-}
-
-#[derive(Default)]
-struct Bulk {
-    entries: Changes,
-    unindexed: Changes,
-    /// Record numbers, keys ascending.
-    accepted: Vec<u32>,
 }
 
 fn apply(db: Bytemap, txn: &mut RwTxn<'_>, sources: &[&Changes]) -> Result<(), StoreError> {
@@ -200,7 +248,7 @@ fn append_if_empty(db: Bytemap, txn: &RwTxn<'_>) -> Result<PutFlags, StoreError>
     Ok(if db.is_empty(txn)? { PutFlags::APPEND } else { PutFlags::empty() })
 }
 
-fn disk_is_full(dir: &Path) -> bool {
+pub(super) fn disk_is_full(dir: &Path) -> bool {
     let path = dir.join(PROBE_FILE);
     let probe = || {
         let mut file = fs::File::create(&path)?;
@@ -211,14 +259,4 @@ fn disk_is_full(dir: &Path) -> bool {
     // A probe that stays behind is overwritten by the next one.
     let _ = fs::remove_file(&path);
     full
-}
-
-/// The row of a document as the store keeps it in memory: nothing if the document has none here.
-pub(super) fn encode_row(
-    seqno: u64,
-    entries: &[Entry<'_>],
-    reason: Option<highwater_schemas::wire::Unindexable>,
-    out: &mut Vec<u8>,
-) -> Result<(), StoreError> {
-    if entries.is_empty() && reason.is_none() { Ok(()) } else { value::encode(seqno, reason, entries, out) }
 }

@@ -40,6 +40,11 @@ impl Snapshot {
         Self(Arc::new(State { base, layers, items, unindexed }))
     }
 
+    /// True if a clone of it is held somewhere.
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Visits the entries of the disjoint, ascending ranges in order, or from the last one backwards.
     ///
     /// Begins behind `after` (before it when `reverse`).

@@ -1,25 +1,66 @@
-//! The check that the databases of a slice agree.
+//! Checking a slice: each thing that is stored twice says the same twice.
 
 use super::{
-    StoreError,
-    base::{Databases, ReadTxn},
+    SliceMark, StoreError,
+    base::{Base, Databases, ReadTxn},
     diff::decode_row_key,
+    undo::{self, History, Slots},
     value,
 };
 use highwater_schemas::collation::encode_entry_suffix;
+use std::sync::Arc;
 
-/// Derives forward index and unindexed documents from the back index and compares; answers the number of documents.
+/// What a slice holds, all of it checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Verified {
+    /// Documents in the back index.
+    pub documents: u64,
+    pub entries: u64,
+    /// Documents that the index could not take.
+    pub unindexed: u64,
+    /// Snapshots to which the slice can be rolled back.
+    pub snapshots: u64,
+    /// Undo records, one per document and snapshot.
+    pub undo: u64,
+}
+
+/// A check that is ready to run, on any thread that may block.
+pub struct Verifier {
+    pub(super) base: Arc<Base>,
+    pub(super) slots: Slots,
+    pub(super) history: History,
+}
+
+impl Verifier {
+    /// Reads everything and compares; [`StoreError::Damaged`] says what does not agree.
+    pub fn run(self) -> Result<Verified, StoreError> {
+        let reader = self.base.reader()?;
+        verify(self.base.dbs, &self.slots, &self.history, &reader)
+    }
+}
+
+/// Reads every database and compares.
 ///
 /// Entry keys of different documents differ, so equal counts and every derived entry being there mean equality.
-pub(super) fn verify(dbs: Databases, txn: &ReadTxn) -> Result<u64, StoreError> {
-    let (mut documents, mut entries, mut unindexed) = (0, 0, 0);
+fn verify(
+    dbs: Databases,
+    slots: &Slots,
+    history: &History,
+    txn: &ReadTxn,
+) -> Result<Verified, StoreError> {
+    let mut found = Verified { snapshots: history.kept.len() as u64, ..Verified::default() };
     let mut key = Vec::new();
+    let mut last: Option<&[u8]> = None;
     for row in dbs.rows.iter(txn)? {
         let (row_key, bytes) = row?;
         let (vb, docid) = decode_row_key(row_key)?;
         let damaged = |what: &str| StoreError::damaged(format!("document {docid:?} of vbucket {vb}: {what}"));
+        if last.is_some_and(|last| last >= row_key) {
+            return Err(damaged("stands out of order in the back index"));
+        }
+        last = Some(row_key);
         let row = value::decode(bytes)?;
-        documents += 1;
+        found.documents += 1;
         for entry in row.entries() {
             key.clear();
             key.extend_from_slice(entry.key);
@@ -27,21 +68,47 @@ pub(super) fn verify(dbs: Databases, txn: &ReadTxn) -> Result<u64, StoreError> {
             if dbs.entries.get(txn, &key)? != Some(entry.include) {
                 return Err(damaged("entry is missing or has other fields"));
             }
-            entries += 1;
+            found.entries += 1;
         }
         if let Some(reason) = row.reason {
             let listed = dbs.unindexed.get(txn, row_key)?.map(value::decode_unindexed).transpose()?;
             if listed != Some((row.seqno, reason)) {
                 return Err(damaged("not listed as unindexed"));
             }
-            unindexed += 1;
+            found.unindexed += 1;
         }
         if row.reason.is_none() && row.entries().next().is_none() {
             return Err(damaged("has nothing to remember"));
         }
     }
-    if entries != dbs.entries.len(txn)? || unindexed != dbs.unindexed.len(txn)? {
+    if found.entries != dbs.entries.len(txn)? || found.unindexed != dbs.unindexed.len(txn)? {
         return Err(StoreError::damaged("entries that belong to no document"));
     }
-    Ok(documents)
+    let mut last: Option<&[u8]> = None;
+    for row in dbs.entries.iter(txn)? {
+        let (key, _) = row?;
+        if last.is_some_and(|last| last >= key) {
+            return Err(StoreError::damaged("an entry stands out of order in the forward index"));
+        }
+        last = Some(key);
+    }
+    timestamps(history)?;
+    found.undo = undo::verify(history, slots, txn)?;
+    Ok(found)
+}
+
+/// Kept snapshots follow one another: within a branch, positions never fall, and nothing covers what was not read.
+fn timestamps(history: &History) -> Result<(), StoreError> {
+    let check = |mark: &SliceMark| {
+        let bad = mark.vbs.iter().any(|vb| vb.covered > vb.position.seqno.max(vb.content));
+        if bad { Err(StoreError::damaged(format!("ST {} covers more than it holds", mark.st))) } else { Ok(()) }
+    };
+    history.kept.iter().try_for_each(|k| check(&k.mark))?;
+    for pair in history.kept.windows(2) {
+        let vbs = pair[0].mark.vbs.iter().zip(&pair[1].mark.vbs);
+        if vbs.clone().any(|(a, b)| a.vbuuid == b.vbuuid && !a.position.le(b.position)) {
+            return Err(StoreError::damaged(format!("ST {} lies behind the one before it", pair[1].mark.st)));
+        }
+    }
+    Ok(())
 }

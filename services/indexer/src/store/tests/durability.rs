@@ -1,6 +1,9 @@
 //! What opening accepts, and what failed or lost persists leave behind.
 
-use super::{super::meta::Meta, *};
+use super::{
+    super::meta::{Meta, UndoSlot},
+    *,
+};
 use heed::{CommitOrAbort, EnvOpenOptions, types::Bytes};
 
 const ENTRY: Entry<'_> = Entry { key: b"\x06k", include: b"{}" };
@@ -9,7 +12,7 @@ const ENTRY: Entry<'_> = Entry { key: b"\x06k", include: b"{}" };
 #[allow(unsafe_code)]
 fn tamper(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     // SAFETY: the store is closed, and nobody else has the files open.
-    let env = unsafe { EnvOpenOptions::new().map_size(256 << 20).max_dbs(8).open(dir) }.expect("opens");
+    let env = unsafe { EnvOpenOptions::new().map_size(256 << 20).max_dbs(80).open(dir) }.expect("opens");
     let txn = env.write_txn().expect("writes");
     let done = env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
         let db = opener.create_database::<Bytes, Bytes>(txn, Some("meta"))?;
@@ -35,7 +38,7 @@ fn refusal(dir: &Path, identity: &SliceIdentity) -> StoreError {
 
 #[test]
 fn any_damaged_byte_of_the_meta_record_is_noticed() {
-    let meta = Meta { identity: identity(), items: 3, unindexed: 1, mark: mark(4) };
+    let meta = Meta { identity: identity(), items: 3, unindexed: 1, undo: UndoSlot { slot: Some(3), bytes: 8 }, mark: mark(4) };
     let bytes = meta.encode();
     assert_eq!(Meta::decode(&bytes).expect("intact"), meta);
     for i in 0..bytes.len() {
@@ -60,7 +63,7 @@ fn an_unknown_version_is_refused() {
     let dir = directory();
     drop(filled(dir.path()));
     tamper(dir.path(), |record| record[4] = 9);
-    assert!(matches!(refusal(dir.path(), &identity()), StoreError::UnknownVersion { found: 9, supported: 1 }));
+    assert!(matches!(refusal(dir.path(), &identity()), StoreError::UnknownVersion { found: 9, supported: FORMAT_VERSION }));
 }
 
 #[test]
@@ -118,9 +121,9 @@ fn what_was_not_persisted_is_lost_and_nothing_else() {
     let mut store = filled(dir.path());
     store.replace(0, "u2", 6, &[ENTRY], None).expect("replaces");
     store.seal().expect("seals");
-    let job = store.begin_persist(mark(2)).expect("begins");
+    let job = store.begin_persist(mark(2), Purpose::Snapshot { at: 2 }).expect("begins");
     store.replace(0, "u3", 7, &[ENTRY], None).expect("replaces");
-    assert!(store.begin_persist(mark(9)).is_none());
+    assert!(store.begin_persist(mark(9), Purpose::Snapshot { at: 9 }).is_none());
     store.finish_persist(job.run()).expect("persists");
     assert_eq!(store.seal().expect("seals").items(), 3);
     drop(store);
@@ -132,7 +135,7 @@ fn what_was_not_persisted_is_lost_and_nothing_else() {
 fn an_outgrown_map_fails_the_persist_and_keeps_everything_readable() {
     let dir = directory();
     drop(open(dir.path()));
-    let small = StoreLimits { map_size: 256 << 10, ..limits() };
+    let small = StoreLimits { map_size: 512 << 10, map_growth: 4 << 20, ..limits() };
     let mut store = LmdbStore::open(dir.path(), &identity(), small).expect("opens");
     let include = vec![b'x'; 1_000];
     for i in 0..1_000 {
@@ -141,7 +144,7 @@ fn an_outgrown_map_fails_the_persist_and_keeps_everything_readable() {
     let snapshot = store.seal().expect("seals");
     let before = rows(&snapshot, &all(), false, None);
     for _ in 0..2 {
-        let job = store.begin_persist(mark(1)).expect("begins");
+        let job = store.begin_persist(mark(1), Purpose::Snapshot { at: 1 }).expect("begins");
         let outcome = job.run();
         assert!(!outcome.is_durable());
         assert!(matches!(store.finish_persist(outcome), Err(StoreError::MapFull)));
@@ -150,6 +153,14 @@ fn an_outgrown_map_fails_the_persist_and_keeps_everything_readable() {
     store.replace(0, "u1", 6, &[], None).expect("replaces");
     assert_eq!(store.seal().expect("seals").items(), 999);
     assert_eq!((store.durable(), store.stats().poisoned), (&SliceMark::default(), None));
+    // Whoever reads keeps it from growing; what they read stays.
+    assert!(matches!(store.grow(), Err(StoreError::Busy)));
+    assert_eq!(rows(&snapshot, &all(), false, None), before);
+    drop(snapshot);
+    store.grow().expect("grows");
+    assert_eq!(store.seal().expect("seals").items(), 999);
+    persist(&mut store, 1);
+    assert_eq!(rows(&store.seal().expect("seals"), &all(), false, None).len(), 999);
 }
 
 #[test]
@@ -158,9 +169,9 @@ fn a_lost_job_is_repeated_but_a_lost_commit_poisons() {
     let mut store = filled(dir.path());
     store.replace(0, "u2", 6, &[ENTRY], None).expect("replaces");
     store.seal().expect("seals");
-    drop(store.begin_persist(mark(2)).expect("begins"));
-    drop(store.begin_persist(mark(3)).expect("begins again").run());
-    let outcome = store.begin_persist(mark(4)).expect("answers").run();
+    drop(store.begin_persist(mark(2), Purpose::Snapshot { at: 2 }).expect("begins"));
+    drop(store.begin_persist(mark(3), Purpose::Snapshot { at: 3 }).expect("begins again").run());
+    let outcome = store.begin_persist(mark(4), Purpose::Snapshot { at: 4 }).expect("answers").run();
     assert!(matches!(store.finish_persist(outcome), Err(StoreError::Poisoned(_))));
     assert!(store.stats().poisoned.is_some());
     assert_eq!(store.seal().expect("still readable").items(), 2);
@@ -176,6 +187,6 @@ fn a_lost_job_is_repeated_but_a_lost_commit_poisons() {
 fn an_outcome_is_taken_back_only_by_its_store() {
     let (one, two) = (directory(), directory());
     let (mut a, mut b) = (open(one.path()), open(two.path()));
-    let foreign = b.begin_persist(mark(1)).expect("begins").run();
+    let foreign = b.begin_persist(mark(1), Purpose::Snapshot { at: 1 }).expect("begins").run();
     assert!(matches!(a.finish_persist(foreign), Err(StoreError::Misuse(_))));
 }

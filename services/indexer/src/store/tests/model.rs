@@ -1,6 +1,6 @@
 //! Random histories against the model.
 
-use super::*;
+use super::{super::persist::Done, *};
 use proptest::{
     collection::vec,
     prelude::*,
@@ -8,7 +8,9 @@ use proptest::{
 };
 use std::hash::{BuildHasher, RandomState};
 
+/// Cases of a run; set the variable for more.
 const CASES: u32 = 400;
+const CASES_VARIABLE: &str = "HIGHWATER_STORE_CASES";
 const BUILDING: usize = 30;
 const OPERATIONS: usize = 80;
 /// Set to repeat a run.
@@ -21,11 +23,14 @@ enum Op {
     /// Seal and check; keep the snapshot.
     Hold,
     Release(usize),
-    Begin,
+    Begin(Kind),
     Run,
     Finish,
     /// Drop a job that has not run.
     Lose,
+    BeginMerge,
+    FinishMerge,
+    RollBack(usize),
     Reopen,
     Scan {
         bounds: Vec<Vec<u8>>,
@@ -34,6 +39,13 @@ enum Op {
         reverse: bool,
         after: Option<usize>,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Interim,
+    Snapshot,
+    Built,
 }
 
 #[derive(Clone, Debug)]
@@ -81,12 +93,17 @@ fn bound() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![2 => Just(Kind::Interim), 3 => Just(Kind::Snapshot), 1 => Just(Kind::Built)]
+}
+
 /// What happens while a slice is built: nothing is replaced yet.
 fn building() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![8 => Just(Kind::Interim), 1 => Just(Kind::Snapshot), 1 => Just(Kind::Built)];
     prop_oneof![
         20 => change().prop_map(Op::Bulk),
         1 => Just(Op::Hold),
-        2 => Just(Op::Begin),
+        2 => kind.prop_map(Op::Begin),
         2 => Just(Op::Run),
         2 => Just(Op::Finish),
         1 => Just(Op::Lose),
@@ -98,13 +115,16 @@ fn op() -> impl Strategy<Value = Op> {
     let scan = (vec(bound(), 1..5), any::<bool>(), any::<bool>(), any::<bool>(), proptest::option::of(0usize..20));
     prop_oneof![
         30 => change().prop_map(Op::Replace),
-        8 => change().prop_map(Op::Bulk),
+        2 => change().prop_map(Op::Bulk),
         10 => Just(Op::Hold),
         2 => (0usize..8).prop_map(Op::Release),
-        4 => Just(Op::Begin),
-        4 => Just(Op::Run),
-        4 => Just(Op::Finish),
+        5 => kind().prop_map(Op::Begin),
+        5 => Just(Op::Run),
+        5 => Just(Op::Finish),
         1 => Just(Op::Lose),
+        2 => Just(Op::BeginMerge),
+        2 => Just(Op::FinishMerge),
+        2 => (0usize..8).prop_map(Op::RollBack),
         2 => Just(Op::Reopen),
         8 => scan.prop_map(|(mut bounds, open_low, open_high, reverse, after)| {
             bounds.sort();
@@ -114,47 +134,115 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Few layers, so that they are merged often.
-fn reopened(dir: &Path) -> LmdbStore {
-    LmdbStore::open(dir, &identity(), StoreLimits { merge_layers: 2, ..limits() }).expect("opens")
+/// How long snapshots are kept here, in stability timestamps, and how many at least.
+const KEPT_FOR: u64 = 4;
+const KEPT_LEAST: usize = 2;
+
+/// Few layers, so that they are merged often; builds through files of their own, or not.
+fn reopened(dir: &Path, files: bool) -> LmdbStore {
+    let (build_memory, small_build) = if files { (1, 0) } else { (1 << 20, 1 << 30) };
+    let kept_for = std::time::Duration::from_millis(KEPT_FOR);
+    let limits =
+        StoreLimits { merge_layers: 2, kept_for, kept_least: KEPT_LEAST, build_memory, small_build, ..limits() };
+    LmdbStore::open(dir, &identity(), limits).expect("opens")
+}
+
+/// What bulk documents make: of each, the operation with the highest seqno, also when it removes it.
+#[derive(Clone, Default)]
+struct Bulk(BTreeMap<(u16, String), Document>);
+
+impl Bulk {
+    fn put(&mut self, vb: u16, docid: &str, document: Document) {
+        let key = (vb, docid.to_owned());
+        if self.0.get(&key).is_none_or(|old| old.seqno <= document.seqno) {
+            self.0.insert(key, document);
+        }
+    }
+    fn model(&self) -> Model {
+        let there = |d: &Document| !d.entries.is_empty() || d.reason.is_some();
+        Model(self.0.iter().filter(|(_, d)| there(d)).map(|(k, d)| (k.clone(), d.clone())).collect())
+    }
+}
+
+/// What a persist that was begun writes.
+#[derive(Clone)]
+struct Running {
+    mark: SliceMark,
+    kind: Kind,
+    /// Of a build; else what is sealed.
+    bulk: Option<Bulk>,
+    sealed: Model,
+}
+
+#[derive(Clone, Default)]
+struct Durable {
+    model: Model,
+    mark: SliceMark,
+    /// What runs hold, while nothing else is durable.
+    runs: Option<Bulk>,
+    kept: Vec<(SliceMark, Model)>,
+}
+
+impl Durable {
+    fn after(&self, running: &Running, built: bool) -> Self {
+        let mut next = Self { mark: running.mark.clone(), ..self.clone() };
+        match (&running.bulk, running.kind) {
+            (Some(bulk), Kind::Interim) => {
+                next.runs = Some(bulk.clone());
+                return next;
+            }
+            // Nothing is in place before the outcome is taken back.
+            (Some(_), _) if !built => return self.clone(),
+            (Some(bulk), _) => next.model = bulk.model(),
+            (None, _) => next.model = running.sealed.clone(),
+        }
+        next.runs = None;
+        if running.kind == Kind::Snapshot {
+            next.kept.push((next.mark.clone(), next.model.clone()));
+            while next.kept.len() > KEPT_LEAST && next.kept[0].0.st + KEPT_FOR < next.mark.st {
+                next.kept.remove(0);
+            }
+        }
+        next
+    }
 }
 
 struct Harness {
     dir: tempfile::TempDir,
+    files: bool,
     store: Option<LmdbStore>,
     /// Everything, sealed or not.
     live: Model,
     /// What a persist that begins now writes.
     sealed: Model,
-    durable: (Model, SliceMark),
+    /// While the slice is filled from nothing.
+    bulk: Option<Bulk>,
+    durable: Durable,
     job: Option<PersistJob>,
     outcome: Option<PersistOutcome>,
-    /// What the running persist writes.
-    running: Option<(Model, SliceMark)>,
+    running: Option<Running>,
+    merged: Option<MergeOutcome>,
     held: Vec<(Snapshot, Model)>,
-    /// Documents replaced: since the running persist began, and within it.
-    replaced: (bool, bool),
-    /// The same for bulk documents.
-    bulked: (bool, bool),
     st: u64,
 }
 
 impl Harness {
-    fn new() -> Self {
+    fn new(files: bool) -> Self {
         let dir = directory();
-        let store = Some(reopened(dir.path()));
+        let store = Some(reopened(dir.path(), files));
         Self {
             dir,
+            files,
             store,
             live: Model::default(),
             sealed: Model::default(),
-            durable: (Model::default(), SliceMark::default()),
+            bulk: Some(Bulk::default()),
+            durable: Durable::default(),
             job: None,
             outcome: None,
             running: None,
+            merged: None,
             held: Vec::new(),
-            replaced: (false, false),
-            bulked: (false, false),
             st: 0,
         }
     }
@@ -168,88 +256,120 @@ impl Harness {
         let entries: Vec<_> = data.iter().map(|(key, include)| Entry { key, include }).collect();
         let (vb, docid) = (change.vb, DOCIDS[change.doc]);
         let document = Document { seqno: change.seqno, reason: change.reason, entries: data.iter().cloned().collect() };
-        if !bulk {
-            self.store().replace(vb, docid, change.seqno, &entries, change.reason).expect("replaces");
-            self.live.replace(vb, docid, document);
-            self.replaced.0 = true;
+        assert_eq!(self.store().in_bulk(), self.bulk.is_some());
+        if bulk {
+            let ending = self.running.as_ref().is_some_and(|r| r.bulk.is_some() && r.kind != Kind::Interim);
+            match (self.store.as_mut().expect("open").bulk(vb, docid, change.seqno, &entries, change.reason), &mut self.bulk) {
+                (Ok(()), Some(bulk)) => bulk.put(vb, docid, document),
+                (Err(StoreError::Misuse(_)), None) => {}
+                (Err(StoreError::Misuse(_)), Some(_)) if ending => {}
+                (other, _) => panic!("bulk: {other:?}"),
+            }
             return;
         }
-        match self.store().bulk(vb, docid, change.seqno, &entries, change.reason) {
+        let building = self.bulk.as_ref().is_some_and(|b| !b.0.is_empty()) || self.durable.runs.is_some();
+        let frozen = self.bulk.is_some() && self.running.is_some();
+        match self.store().replace(vb, docid, change.seqno, &entries, change.reason) {
             Ok(()) => {
-                self.live.replace(vb, docid, document.clone());
-                self.sealed.replace(vb, docid, document);
-                self.bulked.0 = true;
+                assert!(!building && !frozen, "replaced in the middle of a build");
+                self.bulk = None;
+                self.live.replace(vb, docid, document);
             }
-            Err(StoreError::Misuse(_)) => assert!(self.replaced.0 || self.replaced.1, "refused without reason"),
+            Err(StoreError::Misuse(_)) => assert!(building || frozen, "refused without reason"),
             Err(e) => panic!("{e}"),
         }
     }
 
-    /// The state that a snapshot taken now has to show; None where bulk documents make it inexact.
-    fn visible(&self) -> Option<Model> {
-        match (self.bulked.0 || self.bulked.1, self.replaced.0 || self.replaced.1) {
-            (false, _) => Some(self.live.clone()),
-            (true, false) => Some(self.durable.0.clone()),
-            (true, true) => None,
-        }
-    }
-
-    fn seal(&mut self) -> Option<(Snapshot, Model)> {
+    fn seal(&mut self) -> (Snapshot, Model) {
         let snapshot = self.store().seal().expect("seals");
         self.sealed = self.live.clone();
-        let model = self.visible()?;
+        let model = self.live.clone();
         check(&snapshot, &model);
-        Some((snapshot, model))
+        (snapshot, model)
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self, kind: Kind) {
         let running = self.job.is_some() || self.outcome.is_some();
         let next = mark(self.st + 1);
-        let job = self.store().begin_persist(next.clone());
+        let purpose = match kind {
+            Kind::Interim => Purpose::Interim,
+            Kind::Snapshot => Purpose::Snapshot { at: self.st + 1 },
+            Kind::Built => Purpose::Built,
+        };
+        let job = self.store().begin_persist(next.clone(), purpose);
         assert_eq!(job.is_none(), running);
         if job.is_none() {
             return;
         }
-        if self.running.take().is_some() {
-            // The last job was lost.
-            self.bulked.0 |= self.bulked.1;
-        }
         self.job = job;
         self.st += 1;
-        self.running = Some((self.sealed.clone(), next));
-        let open = self.replaced.0 && self.live != self.sealed;
-        self.replaced = (open, self.replaced.0 || self.replaced.1);
-        self.bulked = (false, self.bulked.0);
+        self.running = Some(Running { mark: next, kind, bulk: self.bulk.clone(), sealed: self.sealed.clone() });
     }
 
     fn finish(&mut self) {
         let Some(outcome) = self.outcome.take() else { return };
         self.store().finish_persist(outcome).expect("persists");
-        self.durable = self.running.take().expect("a persist runs");
-        (self.replaced.1, self.bulked.1) = (false, false);
+        let running = self.running.take().expect("a persist runs");
+        if running.bulk.is_some() && running.kind != Kind::Interim {
+            self.bulk = None;
+            self.live = running.bulk.as_ref().map(Bulk::model).unwrap_or_default();
+            self.sealed = self.live.clone();
+        }
+        self.durable = self.durable.after(&running, true);
         self.check_durable();
     }
 
     fn check_durable(&mut self) {
-        let (model, mark) = self.durable.clone();
-        assert_eq!(self.store().durable(), &mark);
-        assert_eq!(self.store().verify().expect("databases agree"), model.0.len() as u64);
+        let durable = self.durable.clone();
+        let store = self.store();
+        assert_eq!(store.durable(), &durable.mark);
+        let marks: Vec<_> = store.kept().iter().map(|k| k.mark.clone()).collect();
+        assert_eq!(marks, durable.kept.iter().map(|(mark, _)| mark.clone()).collect::<Vec<_>>());
+        if durable.runs.is_none() {
+            let verified = store.verify().expect("databases agree");
+            assert_eq!(verified.documents, durable.model.0.len() as u64);
+            assert_eq!(verified.entries, durable.model.rows().len() as u64);
+        }
     }
 
     fn reopen(&mut self) {
         self.job = None;
         if let Some(outcome) = self.outcome.take() {
             assert!(outcome.is_durable());
-            self.durable = self.running.clone().expect("a persist runs");
+            let in_place = !matches!(outcome.result, Ok(Done::Built));
+            self.durable = self.durable.after(&self.running.clone().expect("a persist runs"), in_place);
         }
         self.held.clear();
-        self.store = None;
-        self.running = None;
-        self.store = Some(reopened(self.dir.path()));
-        (self.live, self.sealed) = (self.durable.0.clone(), self.durable.0.clone());
-        (self.replaced, self.bulked) = ((false, false), (false, false));
+        (self.store, self.running, self.merged) = (None, None, None);
+        self.store = Some(reopened(self.dir.path(), self.files));
+        (self.live, self.sealed) = (self.durable.model.clone(), self.durable.model.clone());
+        let empty = self.durable.mark == SliceMark::default();
+        self.bulk = self.durable.runs.clone().or(empty.then(Bulk::default));
         self.check_durable();
         self.seal();
+    }
+
+    fn roll_back(&mut self, i: usize) {
+        let topic = (77, 78);
+        let Some((mark, model)) = self.durable.kept.get(i % self.durable.kept.len().max(1)).cloned() else {
+            let st = self.st;
+            let refused = self.store().roll_back(st, topic);
+            assert!(matches!(refused, Err(StoreError::NoSuchSnapshot(_) | StoreError::Misuse(_))));
+            return;
+        };
+        match self.store().roll_back(mark.st, topic) {
+            Ok(()) => {
+                assert!(self.running.is_none(), "rolled back during a persist");
+                (self.live, self.sealed) = (model.clone(), model.clone());
+                self.durable.kept.truncate(i % self.durable.kept.len() + 1);
+                self.durable.model = model;
+                self.durable.mark = SliceMark { topic: topic.0, topic_created: topic.1, ..mark };
+                self.check_durable();
+                self.seal();
+            }
+            Err(StoreError::Misuse(_)) => assert!(self.running.is_some(), "refused without reason"),
+            Err(e) => panic!("{e}"),
+        }
     }
 
     fn apply(&mut self, op: &Op) {
@@ -258,11 +378,14 @@ impl Harness {
             Op::Bulk(change) => self.change(change, true),
             Op::Hold => {
                 let held = self.seal();
-                self.held.extend(held);
+                // A build takes the environment that it replaces away from everybody.
+                if self.bulk.is_none() {
+                    self.held.push(held);
+                }
             }
             Op::Release(i) if *i < self.held.len() => drop(self.held.remove(*i)),
             Op::Release(_) => {}
-            Op::Begin => self.begin(),
+            Op::Begin(kind) => self.begin(*kind),
             Op::Run => {
                 if let Some(job) = self.job.take() {
                     self.outcome = Some(job.run());
@@ -270,6 +393,18 @@ impl Harness {
             }
             Op::Finish => self.finish(),
             Op::Lose => self.job = None,
+            Op::BeginMerge => {
+                if let Some(job) = self.store().begin_merge() {
+                    self.merged = Some(job.run());
+                }
+            }
+            Op::FinishMerge => {
+                if let Some(outcome) = self.merged.take() {
+                    self.store().finish_merge(outcome);
+                    self.seal();
+                }
+            }
+            Op::RollBack(i) => self.roll_back(*i),
             Op::Reopen => self.reopen(),
             Op::Scan { bounds, open_low, open_high, reverse, after } => {
                 let mut bounds = bounds.clone();
@@ -319,11 +454,12 @@ fn check(snapshot: &Snapshot, model: &Model) {
 fn random_histories_match_the_model() {
     let seed = std::env::var(SEED).ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(0));
     eprintln!("{SEED}={seed}");
+    let cases = std::env::var(CASES_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(CASES);
     let config =
-        Config { cases: CASES, failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
+        Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
     let history = (vec(building(), 0..BUILDING), vec(op(), 1..OPERATIONS)).prop_map(|(a, b)| [a, b].concat());
-    let run = TestRunner::new(config).run(&history, |history| {
-        let mut harness = Harness::new();
+    let run = TestRunner::new(config).run(&(any::<bool>(), history), |(files, history)| {
+        let mut harness = Harness::new(files);
         for op in &history {
             harness.apply(op);
         }

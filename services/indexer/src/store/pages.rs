@@ -1,0 +1,267 @@
+//! Checking the pages of an LMDB file before LMDB maps it.
+//!
+//! LMDB trusts its file: a page number or an offset that a disk made up ends in a crash of the process, not in an error. What
+//! is looked at here is what LMDB follows: the meta pages, the list of databases, and the pages of their trees, each within the
+//! file, of the right kind and reached once. The branches are a hundredth of a file and checked on every opening; the leaves
+//! only when a slice is verified. What a leaf *says* is for the checks of the records in it.
+//!
+//! The layout is that of LMDB's data version 1 on 64-bit little-endian machines.
+
+use super::StoreError;
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+const PAGE: usize = 4096;
+const HEADER: usize = 16;
+const NODE: usize = 8;
+/// A database's record: pad u32, flags u16, depth u16, branch, leaf and overflow pages, entries, root: u64 each.
+const DATABASE: usize = 48;
+const META_MAGIC: u32 = 0xBEEF_C0DE;
+const META_VERSION: u32 = 1;
+const META: usize = HEADER + 24 + 2 * DATABASE + 16;
+const NO_PAGE: u64 = u64::MAX;
+const BRANCH: u16 = 0x01;
+const LEAF: u16 = 0x02;
+const OVERFLOW: u16 = 0x04;
+const BIG: u16 = 0x01;
+const SUB_DATABASE: u16 = 0x02;
+/// Of LMDB's cursors.
+const MOST_DEPTH: u16 = 32;
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    Branches,
+    Leaves,
+}
+
+/// Checks the file; one that is empty has not been written yet.
+pub(super) fn check(path: &Path, depth: Depth) -> Result<(), StoreError> {
+    if cfg!(not(all(target_endian = "little", target_pointer_width = "64"))) {
+        return Ok(());
+    }
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length == 0 {
+        return Ok(());
+    }
+    Walk { file, pages: length / PAGE as u64, seen: Vec::new(), depth }.file()
+}
+
+struct Walk {
+    file: File,
+    /// Whole pages in the file.
+    pages: u64,
+    /// One bit for each page that a tree has reached.
+    seen: Vec<u64>,
+    depth: Depth,
+}
+
+#[derive(Clone, Copy)]
+struct Tree {
+    depth: u16,
+    branches: u64,
+    leaves: u64,
+    overflows: u64,
+    root: u64,
+}
+
+fn damaged(what: impl std::fmt::Display) -> StoreError {
+    StoreError::damaged(format!("data file: {what}"))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
+}
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | (u32::from(u16_at(bytes, at + 2)) << 16)
+}
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | (u64::from(u32_at(bytes, at + 4)) << 32)
+}
+
+impl Tree {
+    fn read(bytes: &[u8]) -> Self {
+        Self {
+            depth: u16_at(bytes, 6),
+            branches: u64_at(bytes, 8),
+            leaves: u64_at(bytes, 16),
+            overflows: u64_at(bytes, 24),
+            root: u64_at(bytes, 40),
+        }
+    }
+}
+
+impl Walk {
+    fn read(&self, number: u64) -> Result<[u8; PAGE], StoreError> {
+        let mut page = [0; PAGE];
+        match self.file.read_exact_at(&mut page, number * PAGE as u64) {
+            Ok(()) => Ok(page),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(damaged(format!("page {number} is cut off"))),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn file(mut self) -> Result<(), StoreError> {
+        let metas = [self.meta(0)?, self.meta(1)?];
+        let Some((transaction, last, free, main)) = metas.into_iter().flatten().max_by_key(|m| m.0) else {
+            return Err(damaged("no valid meta page"));
+        };
+        if last >= self.pages {
+            // Pages at the end may be free and never written; what the trees reach is checked.
+            self.seen.resize((last / 64 + 1) as usize, 0);
+        } else {
+            self.seen.resize((self.pages / 64 + 1) as usize, 0);
+        }
+        if transaction == 0 {
+            return Ok(());
+        }
+        self.tree("free pages", free, last, Depth::Leaves, &mut |_| Ok(()))?;
+        let mut named = Vec::new();
+        self.tree("names", main, last, Depth::Leaves, &mut |node| {
+            if node.flags & SUB_DATABASE != 0 {
+                if node.data.len() < DATABASE {
+                    return Err(damaged("a database's record is too short"));
+                }
+                named.push((String::from_utf8_lossy(node.key).into_owned(), Tree::read(node.data)));
+            }
+            Ok(())
+        })?;
+        for (name, tree) in named {
+            let depth = if name == "meta" || name == "snap" { Depth::Leaves } else { self.depth };
+            self.tree(&name, tree, last, depth, &mut |_| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// Transaction, last page, the trees of free pages and of names; None if the page is no meta page.
+    fn meta(&self, number: u64) -> Result<Option<(u64, u64, Tree, Tree)>, StoreError> {
+        let page = self.read(number)?;
+        let at = HEADER + 24;
+        let page_size = u32_at(&page, at);
+        if u32_at(&page, HEADER) != META_MAGIC || u32_at(&page, HEADER + 4) != META_VERSION {
+            return Err(damaged(format!("meta page {number} has no magic")));
+        }
+        if page_size as usize != PAGE {
+            return Err(damaged(format!("pages of {page_size} bytes")));
+        }
+        let (free, main) = (Tree::read(&page[at..]), Tree::read(&page[at + DATABASE..]));
+        let last = u64_at(&page, META - 16);
+        Ok(Some((u64_at(&page, META - 8), last, free, main)))
+    }
+
+    fn tree(
+        &mut self,
+        name: &str,
+        tree: Tree,
+        last: u64,
+        depth: Depth,
+        visit: &mut dyn FnMut(&Node<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        if tree.root == NO_PAGE {
+            return if tree.depth == 0 { Ok(()) } else { Err(damaged(format!("{name} has no root"))) };
+        }
+        if tree.depth == 0 || tree.depth > MOST_DEPTH {
+            return Err(damaged(format!("{name} has a depth of {}", tree.depth)));
+        }
+        let wrong = |page: u64, what: &str| damaged(format!("{name}, page {page}: {what}"));
+        let (mut branches, mut leaves, mut overflows) = (0, 0, 0);
+        let mut stack = vec![(tree.root, 1)];
+        while let Some((number, level)) = stack.pop() {
+            if number < 2 || number > last || number >= self.pages || !self.first_time(number, 1) {
+                return Err(wrong(number, "lies outside the file, or is used twice"));
+            }
+            let is_leaf = level == tree.depth;
+            if is_leaf {
+                leaves += 1;
+                if depth == Depth::Branches {
+                    continue;
+                }
+            } else {
+                branches += 1;
+            }
+            let page = self.read(number)?;
+            let (flags, kind) = (u16_at(&page, 10), if is_leaf { LEAF } else { BRANCH });
+            let (lower, upper) = (usize::from(u16_at(&page, 12)), usize::from(u16_at(&page, 14)));
+            if u64_at(&page, 0) != number || flags & (BRANCH | LEAF | OVERFLOW) != kind {
+                return Err(wrong(number, "is of another kind"));
+            }
+            if lower < HEADER || lower > upper || upper > PAGE || lower % 2 != 0 || lower == HEADER {
+                return Err(wrong(number, "has impossible bounds"));
+            }
+            for slot in (HEADER..lower).step_by(2) {
+                let node = node(&page, slot, upper, is_leaf).ok_or_else(|| wrong(number, "a node does not fit"))?;
+                if !is_leaf {
+                    stack.push((node.child, level + 1));
+                } else if node.flags & BIG != 0 {
+                    let first = u64_at(node.data, 0);
+                    let count = self.overflow(first, node.size, last).ok_or_else(|| wrong(number, "overflow pages"))?;
+                    overflows += count;
+                } else {
+                    visit(&node)?;
+                }
+            }
+        }
+        let counted = depth == Depth::Leaves && overflows != tree.overflows;
+        if branches != tree.branches || leaves != tree.leaves || counted {
+            return Err(damaged(format!("{name} has another number of pages than its record says")));
+        }
+        Ok(())
+    }
+
+    /// The number of overflow pages that hold `size` bytes from page `first` on, if they are what they should be.
+    fn overflow(&mut self, first: u64, size: usize, last: u64) -> Option<u64> {
+        let count = ((HEADER - 1 + size) / PAGE + 1) as u64;
+        let end = first.checked_add(count)?;
+        if first < 2 || end > last + 1 || end > self.pages || !self.first_time(first, count) {
+            return None;
+        }
+        let page = self.read(first).ok()?;
+        let good = u64_at(&page, 0) == first && u16_at(&page, 10) & OVERFLOW != 0 && u64::from(u32_at(&page, 12)) == count;
+        good.then_some(count)
+    }
+
+    /// Marks pages as reached; false if one was reached before.
+    fn first_time(&mut self, first: u64, count: u64) -> bool {
+        (first..first + count).all(|number| {
+            let Some(word) = self.seen.get_mut((number / 64) as usize) else { return false };
+            let bit = 1 << (number % 64);
+            let fresh = *word & bit == 0;
+            *word |= bit;
+            fresh
+        })
+    }
+}
+
+struct Node<'a> {
+    flags: u16,
+    key: &'a [u8],
+    /// In a branch.
+    child: u64,
+    /// In a leaf: the value, or the number of its first overflow page.
+    data: &'a [u8],
+    size: usize,
+}
+
+fn node(page: &[u8; PAGE], slot: usize, upper: usize, is_leaf: bool) -> Option<Node<'_>> {
+    let at = usize::from(u16_at(page, slot));
+    if at < upper || at % 2 != 0 {
+        return None;
+    }
+    let head = page.get(at..at + NODE)?;
+    let (low, high, flags) = (u16_at(head, 0), u16_at(head, 2), u16_at(head, 4));
+    let key_end = at + NODE + usize::from(u16_at(head, 6));
+    let key = page.get(at + NODE..key_end)?;
+    let size = usize::from(low) | (usize::from(high) << 16);
+    if !is_leaf {
+        let child = u64::from(low) | (u64::from(high) << 16) | (u64::from(flags) << 32);
+        return Some(Node { flags: 0, key, child, data: &[], size: 0 });
+    }
+    let stored = if flags & BIG != 0 { 8 } else { size };
+    let data = page.get(key_end..key_end + stored)?;
+    Some(Node { flags, key, child: 0, data, size })
+}

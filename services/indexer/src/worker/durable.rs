@@ -1,0 +1,138 @@
+//! Making slices durable: at persistence timestamps, when memory is short, and when a build has read enough.
+
+use super::{Event, Worker};
+use crate::{
+    core::{Action, Why},
+    jobs::Job,
+    marks::Unchanged,
+    store::{PersistOutcome, Purpose, SliceMark, SliceStore, StoreError},
+};
+use highwater_schemas::state::SliceName;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+impl Worker {
+    pub(super) fn persist(&mut self, slice: SliceName, mark: SliceMark, topic: u64, why: Why) -> Vec<Action> {
+        let name = self.open.get(&slice).map(|open| self.full_name(&open.stem));
+        let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else { return Vec::new() };
+        let store = &mut open.store;
+        let unchanged = store.is_clean() && !store.durable().building && !store.kept().is_empty();
+        if unchanged && why == Why::Timestamp {
+            let store_st = store.durable().st;
+            self.unchanged.push((slice, Unchanged { slice: name, store_st, mark }));
+            return Vec::new();
+        }
+        let purpose = match why {
+            Why::Timestamp => Purpose::Snapshot { at: now() },
+            Why::Interim => Purpose::Interim,
+            Why::Built => Purpose::Built,
+        };
+        let sender = self.outside.events.upgrade();
+        let (Some(job), Some(to)) = (store.begin_persist(mark.clone(), purpose), sender) else {
+            return self.core.persisted(slice, &mark, topic, false);
+        };
+        let (opening, kept) = (open.opening, mark.clone());
+        let lane = if job.is_build() { &self.outside.jobs.build } else { &self.outside.jobs.persist };
+        let work = Box::new(move || {
+            let outcome = Box::new(job.run());
+            Event::Persisted { slice, opening, mark, topic, outcome }
+        });
+        match lane.try_send(Job { work, to }) {
+            Ok(()) => Vec::new(),
+            Err(_) => self.core.persisted(slice, &kept, topic, false),
+        }
+    }
+
+    pub(super) fn persisted(
+        &mut self,
+        slice: SliceName,
+        opening: u64,
+        mark: &SliceMark,
+        topic: u64,
+        outcome: PersistOutcome,
+    ) -> Vec<Action> {
+        let Some(open) = self.open.get_mut(&slice).filter(|o| o.opening == opening) else { return Vec::new() };
+        match open.store.finish_persist(outcome) {
+            Ok(()) => {
+                open.mark = mark.clone();
+                self.core.persisted(slice, mark, topic, true)
+            }
+            Err(error) => {
+                tracing::error!(bucket = self.outside.bucket, ?slice, %error, "cannot make the slice durable");
+                match error {
+                    StoreError::Poisoned(_) => {
+                        // Only a new opening shows what is durable.
+                        self.core.closed(slice);
+                        vec![Action::Open { slice, reset: false }]
+                    }
+                    StoreError::MapFull => {
+                        open.held.pause();
+                        self.growing.insert(slice);
+                        self.core.persisted(slice, mark, topic, false)
+                    }
+                    // What was spooled or built cannot be read back: from the beginning.
+                    StoreError::Damaged(_) => {
+                        self.core.closed(slice);
+                        vec![Action::Open { slice, reset: true }]
+                    }
+                    _ => self.core.persisted(slice, mark, topic, false),
+                }
+            }
+        }
+    }
+
+    /// Has the marks of unchanged slices written, all in one transaction.
+    pub(super) fn write_marks(&mut self) {
+        if self.unchanged.is_empty() {
+            return;
+        }
+        let unchanged = std::mem::take(&mut self.unchanged);
+        let slices: Vec<_> = unchanged.iter().map(|(slice, one)| (*slice, one.mark.clone())).collect();
+        let Some(to) = self.outside.events.upgrade() else { return };
+        let (marks, written) = (self.outside.marks.clone(), slices.clone());
+        let work = Box::new(move || {
+            let unchanged: Vec<_> = unchanged.into_iter().map(|(_, one)| one).collect();
+            Event::Marked { slices: written, outcome: marks.write(&unchanged) }
+        });
+        if self.outside.jobs.persist.try_send(Job { work, to }).is_err() {
+            let actions = self.marked(&slices, &Err(StoreError::Busy));
+            self.carry_out(actions);
+        }
+    }
+
+    pub(super) fn marked(
+        &mut self,
+        slices: &[(SliceName, SliceMark)],
+        outcome: &Result<(), StoreError>,
+    ) -> Vec<Action> {
+        if let Err(error) = outcome {
+            tracing::error!(bucket = self.outside.bucket, %error, "cannot write the marks of unchanged slices");
+        }
+        let mut actions = Vec::new();
+        for (slice, mark) in slices {
+            if let Some(open) = self.open.get_mut(slice).filter(|_| outcome.is_ok()) {
+                open.mark = mark.clone();
+            }
+            actions.extend(self.core.persisted(*slice, mark, 0, outcome.is_ok()));
+        }
+        actions
+    }
+
+    /// When the node's memory is short, slices that hold their share of it become durable out of turn.
+    pub(super) fn check_memory(&mut self) {
+        let bytes = self.open.values().map(|o| o.store.memory()).sum();
+        self.outside.ledger.enter(&mut self.entered, bytes, self.open.len());
+        let Some(share) = self.outside.ledger.too_much() else { return };
+        let large: Vec<SliceName> =
+            self.open.iter().filter(|(_, o)| o.store.memory() >= share).map(|(name, _)| *name).collect();
+        for slice in large {
+            let mut actions = self.core.persist_now(slice);
+            actions.extend(self.core.persist_session(slice));
+            self.carry_out(actions);
+        }
+    }
+}
+
+/// Milliseconds since the epoch; a clock that stands wrong makes snapshots live shorter or longer, and nothing worse.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

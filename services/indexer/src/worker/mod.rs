@@ -1,0 +1,292 @@
+//! One thread per bucket: owns the bucket's core and the stores of its slices, and carries out what the core decides.
+
+mod durable;
+mod report;
+mod stores;
+
+use crate::{
+    core::{Action, Batch, BucketCore, BucketView},
+    files::SliceFiles,
+    held::Held,
+    jobs::Jobs,
+    ledger::{Entered, Ledger},
+    marks::{Marks, Unchanged},
+    report::BucketReport,
+    store::{MergeOutcome, PersistOutcome, SliceIdentity, SliceMark, SliceStore, StoreError, Verified},
+};
+use highwater_schemas::{StabilityTimestamp, state::SliceName, wire::HighWatermark};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+use stores::Open;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Events that may wait for a worker.
+pub(crate) const EVENTS: usize = 256;
+/// Events taken before what they allow is applied.
+const BURST: usize = 128;
+
+/// What a slice is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SliceInfo {
+    pub(crate) identity: SliceIdentity,
+    pub(crate) partitions: u32,
+    /// For each key whether it is descending.
+    pub(crate) directions: Vec<bool>,
+}
+
+/// What a worker is told.
+pub(crate) enum Event {
+    State {
+        view: BucketView,
+        infos: BTreeMap<SliceName, SliceInfo>,
+    },
+    /// As [`Event::State`], answered with where to read the mutation topic from.
+    Start {
+        view: BucketView,
+        infos: BTreeMap<SliceName, SliceInfo>,
+        resume: oneshot::Sender<Option<(u64, i64)>>,
+    },
+    TopicOpened {
+        after: u64,
+        created: i64,
+    },
+    Live {
+        topic: u64,
+        batch: Arc<Batch>,
+    },
+    Session {
+        session: u64,
+        topic: u64,
+        batch: Arc<Batch>,
+    },
+    Stability(Vec<StabilityTimestamp>),
+    Persisted {
+        slice: SliceName,
+        /// Which opening of the slice this is about.
+        opening: u64,
+        mark: SliceMark,
+        topic: u64,
+        outcome: Box<PersistOutcome>,
+    },
+    /// Marks of slices without changes were written, or not.
+    Marked {
+        slices: Vec<(SliceName, SliceMark)>,
+        outcome: Result<(), StoreError>,
+    },
+    Merged {
+        slice: SliceName,
+        opening: u64,
+        outcome: MergeOutcome,
+    },
+    /// Check a slice; it goes on meanwhile.
+    Verify {
+        slice: SliceName,
+        answer: oneshot::Sender<Result<Verified, StoreError>>,
+    },
+    Tick,
+    /// Make durable what is readable, then end.
+    Drain(oneshot::Sender<()>),
+}
+
+/// What a worker needs of the node.
+pub(crate) struct Outside {
+    pub(crate) node: String,
+    pub(crate) incarnation: u64,
+    pub(crate) bucket: String,
+    pub(crate) limits: crate::store::StoreLimits,
+    pub(crate) files: SliceFiles,
+    pub(crate) held: Held,
+    pub(crate) jobs: Jobs,
+    pub(crate) ledger: Ledger,
+    pub(crate) marks: Arc<Marks>,
+    pub(crate) events: mpsc::WeakSender<Event>,
+    pub(crate) watermark: watch::Sender<Option<HighWatermark>>,
+    pub(crate) report: watch::Sender<BucketReport>,
+    pub(crate) purges: mpsc::Sender<(String, u64, u64)>,
+}
+
+pub(crate) struct Worker {
+    outside: Outside,
+    core: BucketCore,
+    infos: BTreeMap<SliceName, SliceInfo>,
+    open: BTreeMap<SliceName, Open>,
+    /// Openings so far; tells what belongs to an earlier one.
+    openings: u64,
+    /// To be opened again once nobody reads the old environment.
+    reopening: BTreeSet<SliceName>,
+    /// To get a larger map, likewise.
+    growing: BTreeSet<SliceName>,
+    entered: Entered,
+    unchanged: Vec<(SliceName, Unchanged)>,
+    paused: VecDeque<(u64, u64, Arc<Batch>)>,
+    started: Instant,
+    reported: Instant,
+    notable: u64,
+    newest: Option<Arc<StabilityTimestamp>>,
+    drain: Option<oneshot::Sender<()>>,
+}
+
+impl Worker {
+    pub(crate) fn new(outside: Outside) -> Self {
+        Self {
+            outside,
+            core: BucketCore::new(),
+            infos: BTreeMap::new(),
+            open: BTreeMap::new(),
+            openings: 0,
+            reopening: BTreeSet::new(),
+            growing: BTreeSet::new(),
+            entered: Entered::default(),
+            unchanged: Vec::new(),
+            paused: VecDeque::new(),
+            started: Instant::now(),
+            reported: Instant::now(),
+            notable: 0,
+            newest: None,
+            drain: None,
+        }
+    }
+
+    /// Runs until told to end, or until nobody can tell it anything any more.
+    pub(crate) fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        while let Some(event) = events.blocking_recv() {
+            self.handle(event);
+            for _ in 0..BURST {
+                match events.try_recv() {
+                    Ok(event) => self.handle(event),
+                    Err(_) => break,
+                }
+            }
+            self.feed_paused();
+            let now = self.started.elapsed().as_millis() as u64;
+            let actions = self.core.advance(now);
+            self.carry_out(actions);
+            self.check_memory();
+            self.write_marks();
+            self.publish();
+            if self.drained() {
+                break;
+            }
+        }
+        for slice in self.open.keys() {
+            self.outside.held.remove(&self.outside.bucket, *slice);
+        }
+        self.outside.ledger.enter(&mut self.entered, 0, 0);
+    }
+
+    fn handle(&mut self, event: Event) {
+        let actions = match event {
+            Event::State { view, infos } => {
+                self.infos = infos;
+                self.core.state(view)
+            }
+            Event::Start { view, infos, resume } => {
+                self.infos = infos;
+                let actions = self.core.state(view);
+                self.carry_out(actions);
+                let marks: Vec<SliceMark> = self.open.values().map(|o| o.mark.clone()).collect();
+                // The service waits for this before it reports; if it is gone, so are we soon.
+                let _ = resume.send(BucketCore::resume_topic(&marks));
+                Vec::new()
+            }
+            Event::TopicOpened { after, created } => {
+                self.core.topic_opened(after, created);
+                vec![Action::Report]
+            }
+            Event::Live { topic, batch } => self.core.live(topic, batch),
+            Event::Session { session, topic, batch } => {
+                self.paused.push_back((session, topic, batch));
+                self.feed_paused();
+                self.check_memory();
+                Vec::new()
+            }
+            Event::Stability(sts) => {
+                self.core.stability(sts);
+                Vec::new()
+            }
+            Event::Persisted { slice, opening, mark, topic, outcome } => {
+                self.persisted(slice, opening, &mark, topic, *outcome)
+            }
+            Event::Marked { slices, outcome } => self.marked(&slices, &outcome),
+            Event::Merged { slice, opening, outcome } => {
+                if let Some(open) = self.open.get_mut(&slice).filter(|o| o.opening == opening) {
+                    open.store.finish_merge(outcome);
+                }
+                Vec::new()
+            }
+            Event::Verify { slice, answer } => {
+                self.verify(slice, answer);
+                Vec::new()
+            }
+            Event::Tick => {
+                for open in self.open.values() {
+                    open.held.expire();
+                }
+                self.grow_and_reopen();
+                Vec::new()
+            }
+            Event::Drain(done) => {
+                self.drain = Some(done);
+                self.core.persist_all()
+            }
+        };
+        self.carry_out(actions);
+    }
+
+    /// Takes session batches that were not held up by a flush or by memory.
+    fn feed_paused(&mut self) {
+        while let Some((session, _, _)) = self.paused.front() {
+            if self.outside.ledger.is_full() || self.core.session_paused(*session) {
+                return;
+            }
+            if let Some((session, topic, batch)) = self.paused.pop_front() {
+                let actions = self.core.session_batch(session, topic, &batch);
+                self.carry_out(actions);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut todo: VecDeque<Action> = actions.into();
+        while let Some(action) = todo.pop_front() {
+            match action {
+                Action::Open { slice, reset } => todo.extend(self.open_slice(slice, reset)),
+                Action::Remove { slice } => self.remove(slice),
+                Action::Apply { slice, steps, st, readable } => {
+                    if let Err(error) = self.apply(slice, &steps, &st, readable) {
+                        todo.extend(self.fail(slice, &error));
+                    }
+                }
+                Action::Collect { slice, batch, after, bulk } => {
+                    if let Err(error) = self.collect(slice, &batch, after, bulk) {
+                        todo.extend(self.fail(slice, &error));
+                    }
+                }
+                Action::Persist { slice, mark, topic, why } => todo.extend(self.persist(slice, mark, topic, why)),
+                Action::Purge { session, below } => {
+                    // Best effort: the next durable point asks again.
+                    let _ = self.outside.purges.try_send((self.outside.bucket.clone(), session, below));
+                }
+                Action::Report => self.notable += 1,
+            }
+        }
+    }
+
+    /// True when everything that was to be made durable before the end is.
+    fn drained(&mut self) -> bool {
+        if self.drain.is_none() || self.core.slices().any(|s| s.persisting) {
+            return false;
+        }
+        if let Some(done) = self.drain.take() {
+            let _ = done.send(());
+        }
+        true
+    }
+}
+
+pub(crate) fn stem(info: &SliceInfo) -> String {
+    format!("{}.{}", info.identity.index_id, info.identity.partition)
+}

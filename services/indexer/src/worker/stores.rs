@@ -1,0 +1,253 @@
+//! The stores of a bucket's slices: opening, filling, reopening, closing.
+
+use super::{SliceInfo, Worker, stem};
+use crate::{
+    core::{Action, Batch, Step},
+    documents::replace,
+    held::HeldSlice,
+    jobs::Job,
+    store::{LmdbStore, SliceMark, SliceStore, StoreError, Verified},
+};
+use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
+const UNSEALED: usize = 8 * 1024 * 1024;
+
+pub(super) struct Open {
+    pub(super) store: LmdbStore,
+    pub(super) opening: u64,
+    pub(super) held: Arc<HeldSlice>,
+    /// How far the slice was when it was opened, or became durable since: its own mark or that of an unchanged slice.
+    pub(super) mark: SliceMark,
+    /// The ST that the newest snapshot shows.
+    pub(super) shown: Option<Arc<StabilityTimestamp>>,
+    /// Begins the names of its directories.
+    pub(super) stem: String,
+    unsealed: usize,
+}
+
+impl Worker {
+    /// The name of a slice among all of the node.
+    pub(super) fn full_name(&self, stem: &str) -> String {
+        format!("{}/{stem}", self.outside.bucket)
+    }
+
+    pub(super) fn open_slice(&mut self, slice: SliceName, reset: bool) -> Vec<Action> {
+        let Some(info) = self.infos.get(&slice).cloned() else { return Vec::new() };
+        self.reopening.remove(&slice);
+        self.growing.remove(&slice);
+        if let Some(old) = self.open.remove(&slice) {
+            if reset {
+                old.held
+                    .close(ErrorCode::InRollback, "the index is being built again: its source's history changed".into());
+            } else {
+                old.held.pause();
+            }
+        }
+        let held = self.outside.held.get(&self.outside.bucket, slice);
+        let held = held.unwrap_or_else(|| self.outside.held.open(&self.outside.bucket, slice, info.directions.clone()));
+        let mut opened = self.open_store(&info, reset);
+        if let Err(error @ (StoreError::Damaged(_) | StoreError::OtherSlice { .. })) = &opened {
+            tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "building the slice again");
+            opened = self.open_store(&info, true);
+        }
+        match opened {
+            Ok(mut store) => {
+                let mark = self.newest_mark(&stem(&info), store.durable());
+                let mut shown = None;
+                if !mark.building
+                    && !mark.vbs.is_empty()
+                    && let Ok(snapshot) = store.seal()
+                {
+                    let st = Arc::new(st_of(&mark));
+                    self.newest = self.newest.take().filter(|n| n.number > st.number).or_else(|| Some(Arc::clone(&st)));
+                    held.offer(Arc::clone(&st), snapshot);
+                    shown = Some(st);
+                }
+                let (bulk, stem) = (store.in_bulk(), stem(&info));
+                self.openings += 1;
+                let actions = self.core.opened(slice, &mark, bulk);
+                let opening = self.openings;
+                self.open.insert(slice, Open { store, opening, held, mark, shown, stem, unsealed: 0 });
+                actions
+            }
+            // Somebody still reads what was open before: on the next tick.
+            Err(StoreError::AlreadyOpen(_)) => {
+                self.reopening.insert(slice);
+                Vec::new()
+            }
+            Err(error) => self.fail(slice, &error),
+        }
+    }
+
+    fn open_store(&self, info: &SliceInfo, reset: bool) -> Result<LmdbStore, StoreError> {
+        let stem = stem(info);
+        if reset {
+            self.outside.marks.forget(&[&self.full_name(&stem)])?;
+        }
+        let dir = self.outside.files.open(&self.outside.bucket, &stem, reset)?;
+        LmdbStore::open(&dir, &info.identity, self.outside.limits.clone())
+    }
+
+    /// The slice's own mark, or a newer one of the node's.
+    fn newest_mark(&self, stem: &str, own: &SliceMark) -> SliceMark {
+        match self.outside.marks.newest(&self.full_name(stem), own.st) {
+            Ok(Some(mark)) if !own.building => mark,
+            Ok(_) => own.clone(),
+            Err(error) => {
+                tracing::warn!(bucket = self.outside.bucket, stem, %error, "a newer mark cannot be read");
+                own.clone()
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, slice: SliceName) {
+        self.reopening.remove(&slice);
+        self.growing.remove(&slice);
+        if let Some(open) = self.open.remove(&slice) {
+            open.held.close(ErrorCode::IndexNotFound, "the index was dropped".into());
+            self.outside.held.remove(&self.outside.bucket, slice);
+            let stem = open.stem.clone();
+            drop(open);
+            if let Err(error) = self.outside.marks.forget(&[&self.full_name(&stem)]) {
+                tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot forget the slice's mark");
+            }
+            if let Err(error) = self.outside.files.remove(&self.outside.bucket, &stem) {
+                tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot remove the slice's files");
+            }
+        }
+    }
+
+    pub(super) fn fail(&mut self, slice: SliceName, error: &StoreError) -> Vec<Action> {
+        tracing::error!(bucket = self.outside.bucket, ?slice, %error, "slice failed");
+        if let Some(open) = self.open.get(&slice) {
+            open.held.close(ErrorCode::StorageFailed, error.to_string());
+        }
+        self.core.failed(slice, error.to_string())
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        slice: SliceName,
+        steps: &[(u16, Step)],
+        st: &Arc<StabilityTimestamp>,
+        readable: bool,
+    ) -> Result<(), StoreError> {
+        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
+        for (_, step) in steps {
+            replace(&mut open.store, info, slice, &step.batch, step.after..=step.upto, false)?;
+        }
+        let snapshot = open.store.seal()?;
+        if readable {
+            open.shown = Some(Arc::clone(st));
+            // A slice that waits to be reopened takes no new readers.
+            if !self.growing.contains(&slice) {
+                open.held.offer(Arc::clone(st), snapshot);
+            }
+        }
+        if self.newest.as_ref().is_none_or(|n| n.number < st.number) {
+            self.newest = Some(Arc::clone(st));
+        }
+        self.merge_layers(slice);
+        Ok(())
+    }
+
+    pub(super) fn collect(
+        &mut self,
+        slice: SliceName,
+        batch: &Batch,
+        after: u64,
+        bulk: bool,
+    ) -> Result<(), StoreError> {
+        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
+        replace(&mut open.store, info, slice, batch, after..=batch.to.seqno, bulk)?;
+        open.unsealed += batch.size();
+        if !bulk && open.unsealed > UNSEALED {
+            open.unsealed = 0;
+            open.store.seal()?;
+            self.merge_layers(slice);
+        }
+        Ok(())
+    }
+
+    /// Has many layers merged on another thread.
+    fn merge_layers(&mut self, slice: SliceName) {
+        let (Some(open), Some(to)) = (self.open.get_mut(&slice), self.outside.events.upgrade()) else { return };
+        let Some(job) = open.store.begin_merge() else { return };
+        let opening = open.opening;
+        let work = Box::new(move || super::Event::Merged { slice, opening, outcome: job.run() });
+        if let Err(refused) = self.outside.jobs.merge.try_send(Job { work, to }) {
+            // Too many wait: merged here, since the store waits for the outcome.
+            if let super::Event::Merged { outcome, .. } = (refused.into_inner().work)() {
+                open.store.finish_merge(outcome);
+            }
+        }
+    }
+
+    /// Reopens what waits for it, as soon as nobody reads it any more.
+    pub(super) fn grow_and_reopen(&mut self) {
+        for slice in self.reopening.clone() {
+            let actions = self.open_slice(slice, false);
+            self.carry_out(actions);
+        }
+        for slice in self.growing.clone() {
+            let Some(open) = self.open.get_mut(&slice) else { continue };
+            let grown = open.store.grow().and_then(|()| open.store.seal());
+            match grown {
+                Ok(snapshot) => {
+                    tracing::info!(bucket = self.outside.bucket, ?slice, "the slice's map has grown");
+                    self.growing.remove(&slice);
+                    if let Some(st) = &open.shown {
+                        open.held.offer(Arc::clone(st), snapshot);
+                    }
+                }
+                Err(StoreError::Busy) => {}
+                Err(error) => {
+                    self.growing.remove(&slice);
+                    let actions = self.fail(slice, &error);
+                    self.carry_out(actions);
+                }
+            }
+        }
+    }
+
+    /// Checks a slice on another thread; the commit that it reads stays as it is meanwhile.
+    pub(super) fn verify(&self, slice: SliceName, answer: oneshot::Sender<Result<Verified, StoreError>>) {
+        let Some(open) = self.open.get(&slice) else {
+            let _ = answer.send(Err(StoreError::Misuse("the slice is not open")));
+            return;
+        };
+        match open.store.verifier() {
+            Ok(verifier) => {
+                std::thread::spawn(move || answer.send(verifier.run()));
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
+            }
+        }
+    }
+}
+
+/// The ST that a slice shows right after opening.
+fn st_of(mark: &SliceMark) -> StabilityTimestamp {
+    StabilityTimestamp {
+        number: mark.st,
+        term: mark.term,
+        wanted: true,
+        persist: true,
+        vbs: mark
+            .vbs
+            .iter()
+            .map(|vb| StVb {
+                vbuuid: vb.vbuuid,
+                position: vb.position,
+                covered: vb.covered,
+                server_time: vb.server_time,
+                hash: vb.hash,
+                ..StVb::default()
+            })
+            .collect(),
+    }
+}
