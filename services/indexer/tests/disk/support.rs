@@ -11,15 +11,18 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// Entry keys and included fields in scan order.
 pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// Names the seed to run again.
+pub const SEED: &str = "HIGHWATER_SEED";
 /// Set in a child: where its slice is.
 pub const SLICE: &str = "HIGHWATER_TEST_SLICE";
 /// Set in a child: the file that it appends its findings to.
@@ -46,6 +49,14 @@ impl Rng {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % below.max(1)
     }
+}
+
+/// From `HIGHWATER_SEED`, else from the clock; prints it.
+pub fn seed(test: &str) -> u64 {
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
+    let seed = std::env::var(SEED).ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock);
+    println!("{test}: {SEED}={seed}");
+    seed
 }
 
 /// The new content of a document.
@@ -177,4 +188,10 @@ pub fn lines(report: &Path) -> Vec<String> {
 pub fn printed(output: &Output) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{}\n{out}\n{err}", output.status)
+}
+
+/// Says something to whoever runs the tests, also when the test passes.
+pub fn tell(line: &str) {
+    // Not by a macro: the harness keeps what those print.
+    let _ = writeln!(io::stderr(), "{line}");
 }
