@@ -21,7 +21,7 @@ pub enum DecodeError {
     NotUtf8,
     #[error("names of an object that are not in order")]
     Names,
-    #[error("nested deeper than {MAX_DEPTH}")]
+    #[error("nested {MAX_DEPTH} deep or deeper")]
     TooDeep,
 }
 
@@ -35,7 +35,7 @@ pub fn decode_component(input: &mut &[u8], descending: bool, out: &mut Vec<u8>) 
         *input = &input[1..];
         return Ok(false);
     }
-    if let Err(e) = reader.value(MAX_DEPTH, out) {
+    if let Err(e) = reader.value(MAX_DEPTH - 1, out) {
         out.truncate(start);
         return Err(e);
     }

@@ -1,6 +1,6 @@
 //! From JSON to the key encoding.
 
-use super::{END, ESCAPE, TWO_POW_53, TWO_POW_64, tag};
+use super::{END, ESCAPE, TWO_POW_53, TWO_POW_64, plain::Plain, tag};
 use serde_json::{Number, Value};
 
 /// Why a JSON text cannot be a key.
@@ -62,7 +62,7 @@ fn put_json(bytes: &[u8], text: &str, out: &mut Vec<u8>) -> Result<(), EncodeErr
         b"true" => put_tag(tag::TRUE, out),
         // Escapes, arrays, objects and surrounding white space are rare in keys: the general way.
         _ => {
-            let value: Value = serde_json::from_str(text).map_err(|e| range_or_garbage(&e))?;
+            let Plain(value) = serde_json::from_str(text).map_err(|e| range_or_garbage(&e))?;
             put_value(&value, out);
             Ok(())
         }

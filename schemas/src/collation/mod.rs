@@ -11,7 +11,7 @@
 //! - Equal values have equal bytes: `1`, `1.0` and `1e0` are one number, −0 is 0, fields are sorted, of equal names the last wins.
 //! - Numbers compare by exact value across i64, u64 and f64, also above 2^53.
 //! - A descending component is its ascending form with every byte inverted.
-//! - Decoding takes any bytes: it answers garbage with an error and never recurses deeper than [`MAX_DEPTH`].
+//! - Decoding takes any bytes: it answers garbage with an error and never recurses as deep as [`MAX_DEPTH`].
 //!
 //! # Format, version 1
 //! | value | bytes |
@@ -38,6 +38,7 @@ mod compare;
 mod decode;
 mod encode;
 mod entry;
+mod plain;
 mod range;
 #[cfg(test)]
 mod tests;
@@ -51,7 +52,7 @@ pub use range::{Inclusion, Span, spans_to_ranges};
 /// The longest entry key, docid and vbucket included, that the index store takes, bytes.
 pub const MAX_ENTRY_KEY: usize = 1_982;
 
-/// How deep arrays and objects may nest in a component.
+/// Arrays and objects nest less deep than this in a component, as in whatever serde_json parses.
 pub const MAX_DEPTH: usize = 128;
 
 /// What a missing component is inside a key or a bound, as JSON.

@@ -1,6 +1,6 @@
 //! From spans, as users write them, to ranges of encoded keys.
 
-use super::{MAX_ENTRY_KEY, encode::put_text, encode_value};
+use super::{MAX_ENTRY_KEY, encode::put_text, encode_value, plain};
 use crate::{
     error::{ApiError, ErrorCode},
     wire::ByteRange,
@@ -40,12 +40,12 @@ impl Inclusion {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Span {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "plain::components", skip_serializing_if = "Option::is_none")]
     pub low: Option<Vec<Value>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "plain::components", skip_serializing_if = "Option::is_none")]
     pub high: Option<Vec<Value>>,
     /// Both bounds at once; excludes `low`, `high` and any other `inclusion` than both.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "plain::components", skip_serializing_if = "Option::is_none")]
     pub equal: Option<Vec<Value>>,
     #[serde(default, skip_serializing_if = "Inclusion::is_default")]
     pub inclusion: Inclusion,

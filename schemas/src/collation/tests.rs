@@ -288,7 +288,12 @@ fn equal_names_and_refused_texts() {
 #[test]
 fn nesting_is_bounded() {
     let nested = |n: usize| [vec![tag::ARRAY; n], vec![END; n]].concat();
-    assert_eq!(decode_component(&mut &nested(MAX_DEPTH)[..], false, &mut Vec::new()), Ok(true));
+    assert_eq!(decode_component(&mut &nested(MAX_DEPTH - 1)[..], false, &mut Vec::new()), Ok(true));
+    let deep = nested(MAX_DEPTH);
+    assert_eq!(decode_component(&mut &deep[..], false, &mut Vec::new()), Err(DecodeError::TooDeep));
+    let text = ["[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH)].concat();
+    assert_eq!(encode_raw(Some(&text), false, &mut Vec::new()), Err(EncodeError::NotJson));
+    assert!(encode_raw(Some(&text[1..text.len() - 1]), false, &mut Vec::new()).is_ok());
     assert_eq!(decode_component(&mut &nested(100_000)[..], false, &mut Vec::new()), Err(DecodeError::TooDeep));
     let mut many_fields = vec![tag::OBJECT];
     many_fields.extend(u32::MAX.to_be_bytes());
@@ -302,4 +307,20 @@ fn an_empty_object_is_not_missing() {
     let key = entry_key(&[None, Some(Value::Object(Map::new()))], &[false, true], "d", 7);
     decode_key(&key, &[false, true], &mut out).unwrap();
     assert_eq!(String::from_utf8(out).unwrap(), r#"[{"$missing":true},{}]"#);
+}
+
+#[test]
+fn no_name_of_a_field_means_anything() {
+    for name in ["$serde_json::private::RawValue", "$serde_json::private::Number"] {
+        for value in ["\"[1,2]\"", "7", "\"7\""] {
+            let text = format!("[{{\"{name}\":{value}}}]");
+            let (mut bytes, mut out) = (Vec::new(), Vec::new());
+            encode_raw(Some(&text), false, &mut bytes).unwrap();
+            decode_component(&mut &bytes[..], false, &mut out).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), text);
+            let span: Span = serde_json::from_str(&format!("{{\"equal\":[{text}]}}")).unwrap();
+            let range = spans_to_ranges(&[false], &[span]).unwrap().remove(0);
+            assert_eq!(range.low, bytes);
+        }
+    }
 }

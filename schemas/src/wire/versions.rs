@@ -208,6 +208,9 @@ impl ArchivedKeyVersions {
                 if record.reason != 0 && Unindexable::from_code(record.reason).is_none() {
                     return Err(WireError::Content("unknown reason"));
                 }
+                if record.reason != 0 && include_end != at {
+                    return Err(WireError::Content("a key beside a reason against it"));
+                }
                 at = include_end;
             }
             key = keys_end;
@@ -354,4 +357,46 @@ pub fn partition_of(docid: &str, num_partition: u32) -> u32 {
         return 0;
     }
     (xxhash_rust::xxh3::xxh3_64(docid.as_bytes()) % u64::from(num_partition)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Batch, BatchView, encode};
+
+    #[test]
+    fn a_reason_beside_a_key_is_refused() {
+        let mut versions = KeyVersions::default();
+        versions.push_doc(1, "u1", DocOp::Put);
+        versions.push_key(
+            1,
+            |out| {
+                out.push(3);
+                Ok(())
+            },
+            |_| {},
+        );
+        let to = crate::timestamp::Position::new(1, 0);
+        let from = crate::timestamp::Position::ZERO;
+        let mut batch = Batch {
+            bucket: "users".into(),
+            vb: 0,
+            vbuuid: 1,
+            generation: 1,
+            topology: 1,
+            session: 0,
+            from,
+            to,
+            covered: 0,
+            server_time: 0,
+            hash: 0,
+            attempt: 0,
+            removal: None,
+            versions,
+        };
+        assert!(BatchView::parse("users", encode(&batch)).is_ok());
+        batch.versions.keys[0].reason = Unindexable::TooLarge as u8;
+        let error = BatchView::parse("users", encode(&batch)).unwrap_err();
+        assert_eq!(error, WireError::Content("a key beside a reason against it"));
+    }
 }

@@ -42,6 +42,7 @@ mod stats;
 mod token;
 
 pub use config::{Config, DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT};
+pub use request::{Mode, byte_ranges};
 pub use service::run;
 
 /// Why a catalog ended.

@@ -202,6 +202,13 @@ impl Query {
     }
 }
 
+/// The ranges of entry keys that a scan or count in JSON would read, were it sent to a catalog that knows this context.
+///
+/// For those who check requests without running them. Refuses as the catalog does.
+pub fn byte_ranges(payload: &[u8], mode: Mode, context: &StateContext) -> Result<Vec<ByteRange>, ApiError> {
+    Ok(Query::parse(payload, mode)?.plan(context)?.ranges)
+}
+
 /// The bucket and index of these names.
 pub fn find<'a>(context: &'a StateContext, bucket: &str, index: &str) -> Result<(&'a Bucket, &'a Index), ApiError> {
     let found = context

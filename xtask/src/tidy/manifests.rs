@@ -4,13 +4,15 @@ use super::SourceFile;
 
 /// The one service crate that may depend on the others: it starts them.
 const STARTER: &str = "services/highwater/";
+/// Manifests of workspaces: they hold versions and lints.
+const ROOTS: [&str; 2] = ["Cargo.toml", "fuzz/Cargo.toml"];
 /// Crates that services share.
 const SHARED: [&str; 2] = ["highwater-schemas", "highwater-bus"];
 
 /// Checks one manifest.
 pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
     let service = file.path.starts_with("services/") && !file.path.starts_with(STARTER);
-    let member = file.path != "Cargo.toml";
+    let member = !ROOTS.contains(&file.path.as_str());
     if member && !file.text.contains("[lints]\nworkspace = true") {
         offences.push(format!("{}: must take the workspace's lints ([lints] workspace = true)", file.path));
     }
