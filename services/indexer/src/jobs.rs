@@ -1,5 +1,5 @@
 //! Work that would hold a worker up, each kind in a lane of its own: one slice persists at a time, builds fill their own files
-//! and may run side by side, layers are merged one after the other.
+//! and may run side by side, layers are merged and files checked one after the other.
 
 use crate::worker::Event;
 use std::sync::Arc;
@@ -25,11 +25,12 @@ pub(crate) struct Jobs {
     pub(crate) persist: mpsc::Sender<Job>,
     pub(crate) build: mpsc::Sender<Job>,
     pub(crate) merge: mpsc::Sender<Job>,
+    pub(crate) check: mpsc::Sender<Job>,
 }
 
 impl Jobs {
     pub(crate) fn start(tasks: &mut JoinSet<()>) -> Self {
-        Self { persist: lane(tasks, 1), build: lane(tasks, BUILDS), merge: lane(tasks, 1) }
+        Self { persist: lane(tasks, 1), build: lane(tasks, BUILDS), merge: lane(tasks, 1), check: lane(tasks, 1) }
     }
 }
 

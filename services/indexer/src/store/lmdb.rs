@@ -6,7 +6,7 @@ use super::{
     build::{self, FRESH, Progress, RUNS, encode_record},
     diff::{Sink, check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
-    open::Use,
+    open::{DATA, Use},
     parts::{Buffers, Building, Live, Open, present},
     persist::{Done, Frozen, PersistJob, PersistOutcome, Target, Work},
     rows::{Rows, hash_key},
@@ -116,6 +116,11 @@ impl LmdbStore {
         StoreError::Poisoned(self.poison.clone().unwrap_or_else(|| "the environment is closed".into()))
     }
 
+    /// True if the pages of the file were too many to check before it was opened: [`Verifier::pages`] should run soon.
+    pub fn is_large(&self) -> bool {
+        self.live.as_ref().and_then(|l| l.env.real_disk_size().ok()) > Some(self.limits.check_at_open)
+    }
+
     /// What the slice is.
     pub fn identity(&self) -> &SliceIdentity {
         &self.identity
@@ -131,7 +136,7 @@ impl LmdbStore {
     pub fn verifier(&self) -> Result<Verifier, StoreError> {
         let live = self.live()?;
         let (base, slots) = (Arc::clone(&live.base), Arc::clone(&live.slots));
-        Ok(Verifier { base, slots, history: self.history.clone() })
+        Ok(Verifier { file: self.dir.join(DATA), base, slots, history: self.history.clone() })
     }
 
     /// Puts back what a persist did not write.

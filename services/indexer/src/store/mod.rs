@@ -171,6 +171,8 @@ pub struct StoreLimits {
     pub undo_quota: u64,
     /// Entries that the last step of a build holds in memory, bytes; beyond it they are sorted in runs on disk.
     pub build_memory: usize,
+    /// All pages of a data file up to this size are checked before it is used; those of a larger one beside its use. Bytes.
+    pub check_at_open: u64,
     /// A build of so few bytes is one transaction in the slice's own environment.
     pub small_build: usize,
 }
@@ -188,6 +190,7 @@ impl Default for StoreLimits {
             kept_least: 5,
             undo_quota: 1 << 30,
             build_memory: 32 << 20,
+            check_at_open: 64 << 20,
             small_build: 4 << 20,
         }
     }

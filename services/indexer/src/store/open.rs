@@ -12,7 +12,11 @@ use heed::{
     CommitOrAbort, EnvFlags, EnvOpenOptions, OnCommit,
     types::{Bytes, DecodeIgnore},
 };
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
 
 /// The databases in their order here; the undo slots follow.
 const NAMES: [&str; 5] = ["fi", "bi", "ui", "meta", "snap"];
@@ -23,6 +27,7 @@ const MAX_DATABASES: u32 = NAMES.len() as u32 + SLOTS as u32 + 16;
 const MAX_READERS: u32 = 1_024;
 /// The file that LMDB keeps in a directory.
 pub(super) const DATA: &str = "data.mdb";
+const LOCK: &str = "lock.mdb";
 
 type Opened<'t> = heed::Database<'t, Bytes, Bytes>;
 
@@ -58,7 +63,12 @@ pub(super) fn open(
     }
     fs::create_dir_all(dir)?;
     if !fresh {
-        pages::check(&dir.join(DATA), pages::Depth::Branches)?;
+        let file = dir.join(DATA);
+        let small = fs::metadata(&file)?.len() <= limits.check_at_open;
+        pages::check(&file, if small { pages::Depth::Leaves } else { pages::Depth::Branches })?;
+    }
+    if usage != Use::ReadOnly {
+        allocate_readers(dir)?;
     }
     let env = open_env(dir, limits, usage).map_err(|e| match e {
         heed::Error::EnvAlreadyOpened => StoreError::AlreadyOpen(dir.to_owned()),
@@ -87,6 +97,27 @@ pub(super) fn open(
         }
     }
     Ok(OpenEnv { env, dbs, slots, meta })
+}
+
+/// Gives LMDB's reader table its space on the disk: LMDB would leave holes, and writing into one that a full disk cannot fill
+/// ends the process.
+fn allocate_readers(dir: &Path) -> Result<(), StoreError> {
+    /// Of a reader, and of what stands before the readers, rounded up.
+    const SLOT: usize = 64;
+    const HEAD: usize = 8_192;
+    let made = fs::File::create_new(dir.join(LOCK)).and_then(|mut file| {
+        file.write_all(&vec![0; MAX_READERS as usize * SLOT + HEAD])?;
+        file.sync_all()
+    });
+    match made {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => {
+            // Half a table would be taken for a whole one.
+            let _ = fs::remove_file(dir.join(LOCK));
+            Err(e.into())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 #[allow(unsafe_code)]

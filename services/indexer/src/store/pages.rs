@@ -2,18 +2,14 @@
 //!
 //! LMDB trusts its file: a page number or an offset that a disk made up ends in a crash of the process, not in an error. What
 //! is looked at here is what LMDB follows: the meta pages, the list of databases, and the pages of their trees, each within the
-//! file, of the right kind and reached once. The branches are a hundredth of a file and checked on every opening; the leaves
-//! only when a slice is verified. What a leaf *says* is for the checks of the records in it.
+//! file, of the right kind and reached once. Branches, free pages and names are a hundredth of a file and checked on every
+//! opening; so are the leaves of a file that is not large. Those of a large file are checked beside its use, against the
+//! commit that was the newest when the check began. What a leaf *says* is for the checks of the records in it.
 //!
 //! The layout is that of LMDB's data version 1 on 64-bit little-endian machines.
 
 use super::StoreError;
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 const PAGE: usize = 4096;
 const HEADER: usize = 16;
@@ -27,6 +23,7 @@ const NO_PAGE: u64 = u64::MAX;
 const BRANCH: u16 = 0x01;
 const LEAF: u16 = 0x02;
 const OVERFLOW: u16 = 0x04;
+const META_PAGE: u16 = 0x08;
 const BIG: u16 = 0x01;
 const SUB_DATABASE: u16 = 0x02;
 /// Of LMDB's cursors.
@@ -39,17 +36,26 @@ pub(super) enum Depth {
     Leaves,
 }
 
-/// Checks the file; one that is empty has not been written yet.
+/// Checks a file that nobody writes; one that is empty has not been written yet.
 pub(super) fn check(path: &Path, depth: Depth) -> Result<(), StoreError> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(());
+    }
+    walk(file, depth, None)
+}
+
+/// Checks all pages of this commit, which somebody reads meanwhile; nothing, when newer commits have replaced its meta page.
+pub(super) fn check_commit(path: &Path, commit: u64) -> Result<(), StoreError> {
+    walk(File::open(path)?, Depth::Leaves, Some(commit))
+}
+
+fn walk(file: File, depth: Depth, commit: Option<u64>) -> Result<(), StoreError> {
     if cfg!(not(all(target_endian = "little", target_pointer_width = "64"))) {
         return Ok(());
     }
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    if length == 0 {
-        return Ok(());
-    }
-    Walk { file, pages: length / PAGE as u64, seen: Vec::new(), depth }.file()
+    let pages = file.metadata()?.len() / PAGE as u64;
+    Walk { file, pages, seen: Vec::new(), depth }.run(commit)
 }
 
 struct Walk {
@@ -67,6 +73,7 @@ struct Tree {
     branches: u64,
     leaves: u64,
     overflows: u64,
+    entries: u64,
     root: u64,
 }
 
@@ -91,6 +98,7 @@ impl Tree {
             branches: u64_at(bytes, 8),
             leaves: u64_at(bytes, 16),
             overflows: u64_at(bytes, 24),
+            entries: u64_at(bytes, 32),
             root: u64_at(bytes, 40),
         }
     }
@@ -106,20 +114,17 @@ impl Walk {
         }
     }
 
-    fn file(mut self) -> Result<(), StoreError> {
+    fn run(mut self, commit: Option<u64>) -> Result<(), StoreError> {
         let metas = [self.meta(0)?, self.meta(1)?];
-        let Some((transaction, last, free, main)) = metas.into_iter().flatten().max_by_key(|m| m.0) else {
-            return Err(damaged("no valid meta page"));
+        let chosen = match commit {
+            Some(commit) => metas.into_iter().find(|m| m.0 == commit),
+            None => metas.into_iter().max_by_key(|m| m.0),
         };
-        if last >= self.pages {
-            // Pages at the end may be free and never written; what the trees reach is checked.
-            self.seen.resize((last / 64 + 1) as usize, 0);
-        } else {
-            self.seen.resize((self.pages / 64 + 1) as usize, 0);
-        }
+        let Some((transaction, last, free, main)) = chosen else { return Ok(()) };
         if transaction == 0 {
             return Ok(());
         }
+        self.seen.resize((self.pages / 64 + 1) as usize, 0);
         self.tree("free pages", free, last, Depth::Leaves, &mut |_| Ok(()))?;
         let mut named = Vec::new();
         self.tree("names", main, last, Depth::Leaves, &mut |node| {
@@ -138,20 +143,27 @@ impl Walk {
         Ok(())
     }
 
-    /// Transaction, last page, the trees of free pages and of names; None if the page is no meta page.
-    fn meta(&self, number: u64) -> Result<Option<(u64, u64, Tree, Tree)>, StoreError> {
+    /// Transaction, last page, the trees of free pages and of names.
+    fn meta(&self, number: u64) -> Result<(u64, u64, Tree, Tree), StoreError> {
         let page = self.read(number)?;
         let at = HEADER + 24;
         let page_size = u32_at(&page, at);
-        if u32_at(&page, HEADER) != META_MAGIC || u32_at(&page, HEADER + 4) != META_VERSION {
+        if u16_at(&page, 10) & META_PAGE == 0
+            || u32_at(&page, HEADER) != META_MAGIC
+            || u32_at(&page, HEADER + 4) != META_VERSION
+        {
             return Err(damaged(format!("meta page {number} has no magic")));
         }
         if page_size as usize != PAGE {
             return Err(damaged(format!("pages of {page_size} bytes")));
         }
         let (free, main) = (Tree::read(&page[at..]), Tree::read(&page[at + DATABASE..]));
-        let last = u64_at(&page, META - 16);
-        Ok(Some((u64_at(&page, META - 8), last, free, main)))
+        let (map, last) = (u64_at(&page, HEADER + 16), u64_at(&page, META - 16));
+        // The last pages may be free and not written yet, but none lies beyond the map.
+        if last >= (map / PAGE as u64).max(self.pages) {
+            return Err(damaged(format!("meta page {number} counts pages that cannot be")));
+        }
+        Ok((u64_at(&page, META - 8), last, free, main))
     }
 
     fn tree(
@@ -169,7 +181,7 @@ impl Walk {
             return Err(damaged(format!("{name} has a depth of {}", tree.depth)));
         }
         let wrong = |page: u64, what: &str| damaged(format!("{name}, page {page}: {what}"));
-        let (mut branches, mut leaves, mut overflows) = (0, 0, 0);
+        let (mut branches, mut leaves, mut overflows, mut entries) = (0, 0, 0, 0);
         let mut stack = vec![(tree.root, 1)];
         while let Some((number, level)) = stack.pop() {
             if number < 2 || number > last || number >= self.pages || !self.first_time(number, 1) {
@@ -195,6 +207,7 @@ impl Walk {
             }
             for slot in (HEADER..lower).step_by(2) {
                 let node = node(&page, slot, upper, is_leaf).ok_or_else(|| wrong(number, "a node does not fit"))?;
+                entries += u64::from(is_leaf);
                 if !is_leaf {
                     stack.push((node.child, level + 1));
                 } else if node.flags & BIG != 0 {
@@ -206,9 +219,9 @@ impl Walk {
                 }
             }
         }
-        let counted = depth == Depth::Leaves && overflows != tree.overflows;
+        let counted = (overflows, entries) != (tree.overflows, tree.entries) && depth == Depth::Leaves;
         if branches != tree.branches || leaves != tree.leaves || counted {
-            return Err(damaged(format!("{name} has another number of pages than its record says")));
+            return Err(damaged(format!("{name} has another number of pages or entries than its record says")));
         }
         Ok(())
     }

@@ -106,9 +106,12 @@ impl History {
         limits: &StoreLimits,
     ) -> Result<(), StoreError> {
         let (items, unindexed) = (dbs.entries.len(txn)?, dbs.unindexed.len(txn)?);
-        let snapshot = KeptSnapshot { mark, at, items, unindexed, undo: std::mem::take(&mut self.open) };
+        let mut snapshot = KeptSnapshot { mark, at, items, unindexed, undo: std::mem::take(&mut self.open) };
         if self.kept.last().is_some_and(|last| last.mark.st >= snapshot.mark.st) {
-            return Err(StoreError::Misuse("a snapshot of a stability timestamp that is not newer"));
+            // One that is repeated has nothing new.
+            let repeated = self.kept.pop_if(|last| last.mark.st == snapshot.mark.st && snapshot.undo.bytes == 0);
+            let before = repeated.ok_or(StoreError::Misuse("a snapshot of a stability timestamp that is not newer"))?;
+            snapshot.undo = before.undo;
         }
         dbs.snapshots.put(txn, &snapshot_key(snapshot.mark.st), &snapshot.encode())?;
         self.kept.push(snapshot);

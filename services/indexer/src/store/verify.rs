@@ -2,13 +2,14 @@
 
 use super::{
     SliceMark, StoreError,
-    base::{Base, Databases, ReadTxn},
+    base::{Base, Bytemap, Databases, ReadTxn},
     diff::decode_row_key,
+    pages,
     undo::{self, History, Slots},
     value,
 };
 use highwater_schemas::collation::encode_entry_suffix;
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 /// What a slice holds, all of it checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -26,6 +27,7 @@ pub struct Verified {
 
 /// A check that is ready to run, on any thread that may block.
 pub struct Verifier {
+    pub(super) file: PathBuf,
     pub(super) base: Arc<Base>,
     pub(super) slots: Slots,
     pub(super) history: History,
@@ -35,7 +37,14 @@ impl Verifier {
     /// Reads everything and compares; [`StoreError::Damaged`] says what does not agree.
     pub fn run(self) -> Result<Verified, StoreError> {
         let reader = self.base.reader()?;
+        pages::check_commit(&self.file, reader.id() as u64)?;
         verify(self.base.dbs, &self.slots, &self.history, &reader)
+    }
+
+    /// Only checks that LMDB can be led through the pages.
+    pub fn pages(self) -> Result<(), StoreError> {
+        let reader = self.base.reader()?;
+        pages::check_commit(&self.file, reader.id() as u64)
     }
 }
 
@@ -84,17 +93,25 @@ fn verify(
     if found.entries != dbs.entries.len(txn)? || found.unindexed != dbs.unindexed.len(txn)? {
         return Err(StoreError::damaged("entries that belong to no document"));
     }
-    let mut last: Option<&[u8]> = None;
-    for row in dbs.entries.iter(txn)? {
-        let (key, _) = row?;
-        if last.is_some_and(|last| last >= key) {
-            return Err(StoreError::damaged("an entry stands out of order in the forward index"));
-        }
-        last = Some(key);
+    if ascending(dbs.entries, txn)? != found.entries || ascending(dbs.unindexed, txn)? != found.unindexed {
+        return Err(StoreError::damaged("a scan meets another number of entries than there are"));
     }
     timestamps(history)?;
     found.undo = undo::verify(history, slots, txn)?;
     Ok(found)
+}
+
+/// Reads a database from end to end; answers its number of keys, which have to ascend.
+fn ascending(db: Bytemap, txn: &ReadTxn) -> Result<u64, StoreError> {
+    let (mut count, mut last): (u64, Option<&[u8]>) = (0, None);
+    for row in db.iter(txn)? {
+        let (key, _) = row?;
+        if last.is_some_and(|last| last >= key) {
+            return Err(StoreError::damaged("an entry stands out of order"));
+        }
+        (count, last) = (count + 1, Some(key));
+    }
+    Ok(count)
 }
 
 /// Kept snapshots follow one another: within a branch, positions never fall, and nothing covers what was not read.

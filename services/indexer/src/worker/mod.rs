@@ -81,6 +81,12 @@ pub(crate) enum Event {
         opening: u64,
         outcome: MergeOutcome,
     },
+    /// The pages of a large slice were checked.
+    Checked {
+        slice: SliceName,
+        opening: u64,
+        outcome: Result<(), StoreError>,
+    },
     /// Check a slice; it goes on meanwhile.
     Verify {
         slice: SliceName,
@@ -217,6 +223,7 @@ impl Worker {
                 }
                 Vec::new()
             }
+            Event::Checked { slice, opening, outcome } => self.checked(slice, opening, outcome),
             Event::Verify { slice, answer } => {
                 self.verify(slice, answer);
                 Vec::new()

@@ -68,8 +68,9 @@ impl Worker {
                 }
                 let (bulk, stem) = (store.in_bulk(), stem(&info));
                 self.openings += 1;
-                let actions = self.core.opened(slice, &mark, bulk);
                 let opening = self.openings;
+                self.check_pages(slice, opening, &store);
+                let actions = self.core.opened(slice, &mark, bulk);
                 self.open.insert(slice, Open { store, opening, held, mark, shown, stem, unsealed: 0 });
                 actions
             }
@@ -213,20 +214,48 @@ impl Worker {
         }
     }
 
+    /// Checks the pages of a large slice beside its use.
+    fn check_pages(&self, slice: SliceName, opening: u64, store: &LmdbStore) {
+        let (true, Some(to)) = (store.is_large(), self.outside.events.upgrade()) else { return };
+        let Ok(verifier) = store.verifier() else { return };
+        let work = Box::new(move || super::Event::Checked { slice, opening, outcome: verifier.pages() });
+        // Where too many wait, the next opening checks again.
+        let _ = self.outside.jobs.check.try_send(Job { work, to });
+    }
+
+    /// The pages of a slice that was opened have been checked.
+    pub(super) fn checked(&mut self, slice: SliceName, opening: u64, outcome: Result<(), StoreError>) -> Vec<Action> {
+        if self.open.get(&slice).is_none_or(|o| o.opening != opening) {
+            return Vec::new();
+        }
+        let Err(error) = outcome else { return Vec::new() };
+        tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "building the slice again");
+        self.core.closed(slice);
+        vec![Action::Open { slice, reset: true }]
+    }
+
     /// Checks a slice on another thread; the commit that it reads stays as it is meanwhile.
     pub(super) fn verify(&self, slice: SliceName, answer: oneshot::Sender<Result<Verified, StoreError>>) {
         let Some(open) = self.open.get(&slice) else {
             let _ = answer.send(Err(StoreError::Misuse("the slice is not open")));
             return;
         };
-        match open.store.verifier() {
-            Ok(verifier) => {
-                std::thread::spawn(move || answer.send(verifier.run()));
-            }
-            Err(error) => {
+        let to = self.outside.events.upgrade();
+        let (verifier, to) = match (open.store.verifier(), to) {
+            (Ok(verifier), Some(to)) => (verifier, to),
+            (Err(error), _) => {
                 let _ = answer.send(Err(error));
+                return;
             }
-        }
+            (Ok(_), None) => return,
+        };
+        let work = Box::new(move || {
+            // Who asked may be gone.
+            let _ = answer.send(verifier.run());
+            super::Event::Tick
+        });
+        // Where too many wait, the answer's sender is dropped, which says so.
+        let _ = self.outside.jobs.check.try_send(Job { work, to });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rounds of changes and the model of what they leave; children that run one test of this program.
 
 use highwater_indexer::store::{
-    Entry, LmdbStore, SliceIdentity, SliceMark, SliceStore, Snapshot, StoreError, StoreLimits,
+    Entry, LmdbStore, SliceIdentity, Purpose, SliceMark, SliceStore, Snapshot, StoreError, StoreLimits,
 };
 use highwater_schemas::{
     collation::encode_entry_suffix,
@@ -119,7 +119,7 @@ pub fn open(dir: &Path) -> Result<LmdbStore, StoreError> {
 
 /// Makes everything sealed durable as `st`, on this thread.
 pub fn persist(store: &mut LmdbStore, st: u64) -> Result<(), StoreError> {
-    let job = store.begin_persist(SliceMark { st, ..SliceMark::default() }).expect("no persist runs");
+    let job = store.begin_persist(SliceMark { st, ..SliceMark::default() }, Purpose::Snapshot { at: st }).expect("no persist runs");
     store.finish_persist(job.run())
 }
 
