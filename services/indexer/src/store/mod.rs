@@ -38,7 +38,7 @@
 //! | database | key | value |
 //! |---|---|---|
 //! | `fi` | secondary key, docid, vbucket (the entry key) | included fields: a JSON object, or empty |
-//! | `bi` | vbucket u16 big-endian, docid | seqno, reason, entries without docid: `value.rs` |
+//! | `bi` | vbucket u16 big-endian, docid | seqno, reason, entries without docid, checksum: `value.rs` |
 //! | `ui` | as in `bi` | seqno u64 little-endian, reason u8; one for every `bi` row with a reason |
 //! | `meta` | `meta` | version, checksum, identity, counts, undo slot in use, mark: `meta.rs` |
 //! | `snap` | ST number u64 big-endian | version, checksum, time, counts, undo slot, mark: a kept snapshot |

@@ -26,6 +26,8 @@ const OVERFLOW: u16 = 0x04;
 const META_PAGE: u16 = 0x08;
 const BIG: u16 = 0x01;
 const SUB_DATABASE: u16 = 0x02;
+const FREE_PAGES: &str = "free pages";
+const NAMES: &str = "names";
 /// Of LMDB's cursors.
 const MOST_DEPTH: u16 = 32;
 
@@ -125,9 +127,16 @@ impl Walk {
             return Ok(());
         }
         self.seen.resize((self.pages / 64 + 1) as usize, 0);
-        self.tree("free pages", free, last, Depth::Leaves, &mut |_| Ok(()))?;
+        let mut lists = Vec::new();
+        self.tree(FREE_PAGES, free, last, Depth::Leaves, &mut |node| {
+            lists.push(node.data.to_vec());
+            Ok(())
+        })?;
+        for list in lists {
+            self.free_list(&list, last)?;
+        }
         let mut named = Vec::new();
-        self.tree("names", main, last, Depth::Leaves, &mut |node| {
+        self.tree(NAMES, main, last, Depth::Leaves, &mut |node| {
             if node.flags & SUB_DATABASE != 0 {
                 if node.data.len() < DATABASE {
                     return Err(damaged("a database's record is too short"));
@@ -199,14 +208,24 @@ impl Walk {
             let page = self.read(number)?;
             let (flags, kind) = (u16_at(&page, 10), if is_leaf { LEAF } else { BRANCH });
             let (lower, upper) = (usize::from(u16_at(&page, 12)), usize::from(u16_at(&page, 14)));
-            if u64_at(&page, 0) != number || flags & (BRANCH | LEAF | OVERFLOW) != kind {
+            if u64_at(&page, 0) != number || flags != kind {
                 return Err(wrong(number, "is of another kind"));
             }
             if lower < HEADER || lower > upper || upper > PAGE || lower % 2 != 0 || lower == HEADER {
                 return Err(wrong(number, "has impossible bounds"));
             }
+            let (mut used, mut before): (usize, Option<&[u8]>) = (0, None);
             for slot in (HEADER..lower).step_by(2) {
                 let node = node(&page, slot, upper, is_leaf).ok_or_else(|| wrong(number, "a node does not fit"))?;
+                used += node.bytes;
+                // The first key of a branch is not used; free pages have numbers for keys.
+                if name != FREE_PAGES && before.is_some_and(|before| before >= node.key) {
+                    return Err(wrong(number, "keys do not ascend"));
+                }
+                before = (is_leaf || slot > HEADER).then_some(node.key);
+                if is_leaf && node.flags & !(if name == NAMES { SUB_DATABASE } else { BIG }) != 0 {
+                    return Err(wrong(number, "a node is of another kind"));
+                }
                 entries += u64::from(is_leaf);
                 if !is_leaf {
                     stack.push((node.child, level + 1));
@@ -214,14 +233,39 @@ impl Walk {
                     let first = u64_at(node.data, 0);
                     let count = self.overflow(first, node.size, last).ok_or_else(|| wrong(number, "overflow pages"))?;
                     overflows += count;
+                    if name == FREE_PAGES {
+                        let mut data = vec![0; node.size];
+                        self.file.read_exact_at(&mut data, first * PAGE as u64 + HEADER as u64)?;
+                        visit(&Node { data: &data, ..node })?;
+                    }
                 } else {
                     visit(&node)?;
                 }
+            }
+            if used != PAGE - upper {
+                return Err(wrong(number, "nodes overlap"));
             }
         }
         let counted = (overflows, entries) != (tree.overflows, tree.entries) && depth == Depth::Leaves;
         if branches != tree.branches || leaves != tree.leaves || counted {
             return Err(damaged(format!("{name} has another number of pages or entries than its record says")));
+        }
+        Ok(())
+    }
+
+    /// A list of free pages: their number, then each. LMDB writes into them, so nothing else may use them.
+    fn free_list(&mut self, list: &[u8], last: u64) -> Result<(), StoreError> {
+        let count = u64_at(list, 0);
+        if count.checked_add(1).and_then(|words| words.checked_mul(8)).is_none_or(|bytes| bytes > list.len() as u64) {
+            return Err(damaged("a list of free pages is too short"));
+        }
+        for i in 1..=count as usize {
+            let number = u64_at(list, i * 8);
+            // LMDB counts on their descending.
+            let descends = i == 1 || number < u64_at(list, (i - 1) * 8);
+            if number < 2 || number > last || !descends || (number < self.pages && !self.first_time(number, 1)) {
+                return Err(damaged(format!("page {number} cannot be free")));
+            }
         }
         Ok(())
     }
@@ -234,7 +278,7 @@ impl Walk {
             return None;
         }
         let page = self.read(first).ok()?;
-        let good = u64_at(&page, 0) == first && u16_at(&page, 10) & OVERFLOW != 0 && u64::from(u32_at(&page, 12)) == count;
+        let good = u64_at(&page, 0) == first && u16_at(&page, 10) == OVERFLOW && u64::from(u32_at(&page, 12)) == count;
         good.then_some(count)
     }
 
@@ -258,9 +302,11 @@ struct Node<'a> {
     /// In a leaf: the value, or the number of its first overflow page.
     data: &'a [u8],
     size: usize,
+    /// What it takes of the page.
+    bytes: usize,
 }
 
-fn node(page: &[u8; PAGE], slot: usize, upper: usize, is_leaf: bool) -> Option<Node<'_>> {
+fn node(page: &[u8], slot: usize, upper: usize, is_leaf: bool) -> Option<Node<'_>> {
     let at = usize::from(u16_at(page, slot));
     if at < upper || at % 2 != 0 {
         return None;
@@ -272,9 +318,11 @@ fn node(page: &[u8; PAGE], slot: usize, upper: usize, is_leaf: bool) -> Option<N
     let size = usize::from(low) | (usize::from(high) << 16);
     if !is_leaf {
         let child = u64::from(low) | (u64::from(high) << 16) | (u64::from(flags) << 32);
-        return Some(Node { flags: 0, key, child, data: &[], size: 0 });
+        let bytes = (NODE + key.len()).next_multiple_of(2);
+        return Some(Node { flags: 0, key, child, data: &[], size: 0, bytes });
     }
     let stored = if flags & BIG != 0 { 8 } else { size };
     let data = page.get(key_end..key_end + stored)?;
-    Some(Node { flags, key, child: 0, data, size })
+    let bytes = (NODE + key.len() + stored).next_multiple_of(2);
+    Some(Node { flags, key, child: 0, data, size, bytes })
 }

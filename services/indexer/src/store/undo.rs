@@ -266,6 +266,7 @@ pub(super) fn verify(history: &History, slots: &Slots, txn: &RoTxn<'_, WithoutTl
             let (key, prior) = record?;
             decode_row_key(key)?;
             if !prior.is_empty() {
+                value::check(prior)?;
                 value::decode(prior)?;
             }
             bytes += (key.len() + prior.len()) as u64;

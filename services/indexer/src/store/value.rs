@@ -6,21 +6,23 @@
 //! | 8 | why the document is not indexed, or 0 |
 //! | 9..11 | number of entries, little-endian |
 //! | then per entry | key length u16, include length u32, key without docid, included fields |
+//! | the last 4 | crc32 of all before, little-endian: looked at when a slice is verified |
 //!
-//! Keys ascend strictly, so two documents have the same entries exactly if the bytes after the seqno are equal.
+//! Keys ascend strictly, so two documents have the same entries exactly if the bytes between seqno and checksum are equal.
 
 use super::{Entry, StoreError};
 use highwater_schemas::wire::Unindexable;
 
 const HEADER: usize = 11;
 const ENTRY_HEADER: usize = 6;
+const CHECKSUM: usize = 4;
 
 /// A validated back index value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Row<'a> {
     pub seqno: u64,
     pub reason: Option<Unindexable>,
-    /// Everything after the seqno.
+    /// Everything between seqno and checksum.
     pub content: &'a [u8],
     count: u16,
 }
@@ -62,6 +64,8 @@ pub(super) fn encode(
     let limit = usize::from(u16::MAX);
     let count = u16::try_from(count).map_err(|_| StoreError::TooLong { what: "entry list", len: count, limit })?;
     out[at + 9..at + HEADER].copy_from_slice(&count.to_le_bytes());
+    let checksum = crc32fast::hash(&out[at..]);
+    out.extend_from_slice(&checksum.to_le_bytes());
     Ok(())
 }
 
@@ -80,9 +84,18 @@ fn encode_entry(entry: &Entry<'_>, out: &mut Vec<u8>) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Reads a value, refusing whatever [`encode`] does not write.
+/// Checks the checksum of a value.
+pub(super) fn check(bytes: &[u8]) -> Result<(), StoreError> {
+    match bytes.split_last_chunk::<CHECKSUM>() {
+        Some((row, checksum)) if crc32fast::hash(row).to_le_bytes() == *checksum => Ok(()),
+        _ => Err(StoreError::damaged("back index value fails its checksum")),
+    }
+}
+
+/// Reads a value, refusing whatever [`encode`] does not write, but for its checksum.
 pub(super) fn decode(bytes: &[u8]) -> Result<Row<'_>, StoreError> {
     let damaged = |what: &str| StoreError::damaged(format!("back index value: {what}"));
+    let (bytes, _) = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(|| damaged("too short"))?;
     let (header, rest) = bytes.split_at_checked(HEADER).ok_or_else(|| damaged("too short"))?;
     let (seqno, header) = header.split_at(8);
     let reason = match header[0] {

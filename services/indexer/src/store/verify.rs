@@ -68,6 +68,7 @@ fn verify(
             return Err(damaged("stands out of order in the back index"));
         }
         last = Some(row_key);
+        value::check(bytes)?;
         let row = value::decode(bytes)?;
         found.documents += 1;
         for entry in row.entries() {

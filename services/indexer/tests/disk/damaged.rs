@@ -6,7 +6,7 @@ use crate::{
         self, REPORT, Rng, SEED, apply, child, directory, kind, lines, model, persist, printed, report, rows, tell,
     },
 };
-use highwater_indexer::store::{SliceStore, StoreError};
+use highwater_indexer::store::{FORMAT_VERSION, SliceStore, StoreError};
 use std::{
     collections::BTreeMap,
     fs,
@@ -135,7 +135,7 @@ impl Damage {
                 return format!("byte {at}");
             }
             Self::Version => {
-                let version = 2 + rng.below(250) as u8;
+                let version = FORMAT_VERSION as u8 + 1 + rng.below(250) as u8;
                 for record in records(file) {
                     file[record + RECORD.len()] = version;
                 }
