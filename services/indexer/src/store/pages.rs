@@ -270,16 +270,17 @@ impl Walk {
         Ok(())
     }
 
-    /// The number of overflow pages that hold `size` bytes from page `first` on, if they are what they should be.
+    /// The number of overflow pages from page `first` on, if they can hold `size` bytes and are what they should be.
     fn overflow(&mut self, first: u64, size: usize, last: u64) -> Option<u64> {
-        let count = ((HEADER - 1 + size) / PAGE + 1) as u64;
-        let end = first.checked_add(count)?;
-        if first < 2 || end > last + 1 || end > self.pages || !self.first_time(first, count) {
+        if first < 2 || first >= self.pages {
             return None;
         }
         let page = self.read(first).ok()?;
-        let good = u64_at(&page, 0) == first && u16_at(&page, 10) == OVERFLOW && u64::from(u32_at(&page, 12)) == count;
-        good.then_some(count)
+        // A value that became shorter stays where it is, so there may be more than it needs.
+        let (count, needed) = (u64::from(u32_at(&page, 12)), ((HEADER - 1 + size) / PAGE + 1) as u64);
+        let end = first.checked_add(count)?;
+        let good = u64_at(&page, 0) == first && u16_at(&page, 10) == OVERFLOW && count >= needed;
+        (good && end <= last + 1 && end <= self.pages && self.first_time(first, count)).then_some(count)
     }
 
     /// Marks pages as reached; false if one was reached before.

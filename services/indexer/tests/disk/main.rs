@@ -5,6 +5,7 @@
 //! - `failing`: writes and syncs that fail, by a library (`failing_io.c`) that is loaded before the child's own
 //! - `full`: a disk that is really full
 //! - `damaged`: data files with damage in many places
+//! - `killed`: a process that is killed in the middle of anything
 //!
 //! LMDB is C and maps its file: what it does to a process that meets a failure is part of what is asked, so everything that may
 //! end a process runs in a child.
@@ -12,6 +13,7 @@
 mod damaged;
 mod failing;
 mod full;
+mod killed;
 mod support;
 
 /// What the store does not promise yet. Whatever breaks such a promise is counted and told; set to true, it fails its test.

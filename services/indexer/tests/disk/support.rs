@@ -86,6 +86,15 @@ fn changes(st: u64) -> Vec<Change> {
     (0..CHANGES).map(&mut make).collect()
 }
 
+/// Collects round `st` in bulk.
+pub fn collect(store: &mut LmdbStore, st: u64) -> Result<(), StoreError> {
+    for change in changes(st) {
+        let entries: Vec<Entry<'_>> = change.entries.iter().map(|(key, include)| Entry { key, include }).collect();
+        store.bulk(change.vb, &change.docid, change.seqno, &entries, change.reason)?;
+    }
+    Ok(())
+}
+
 /// Applies round `st` and seals it.
 pub fn apply(store: &mut LmdbStore, st: u64) -> Result<Snapshot, StoreError> {
     for change in changes(st) {
@@ -97,8 +106,13 @@ pub fn apply(store: &mut LmdbStore, st: u64) -> Result<Snapshot, StoreError> {
 
 /// What a scan of everything visits after rounds 1 to `st`.
 pub fn model(st: u64) -> Rows {
+    model_of(1..=st)
+}
+
+/// What a scan of everything visits after these rounds.
+pub fn model_of(rounds: impl IntoIterator<Item = u64>) -> Rows {
     let mut documents = BTreeMap::new();
-    for change in (1..=st).flat_map(changes) {
+    for change in rounds.into_iter().flat_map(changes) {
         documents.insert((change.vb, change.docid), change.entries);
     }
     let mut rows = Rows::new();
@@ -112,14 +126,21 @@ pub fn model(st: u64) -> Rows {
     rows
 }
 
+pub fn identity() -> SliceIdentity {
+    SliceIdentity { bucket: "users".into(), declared: 7, ..SliceIdentity::default() }
+}
+
 pub fn open(dir: &Path) -> Result<LmdbStore, StoreError> {
-    let identity = SliceIdentity { bucket: "users".into(), declared: 7, ..SliceIdentity::default() };
-    LmdbStore::open(dir, &identity, StoreLimits { map_size: 64 << 20, ..StoreLimits::default() })
+    LmdbStore::open(dir, &identity(), StoreLimits { map_size: 64 << 20, ..StoreLimits::default() })
 }
 
 /// Makes everything sealed durable as `st`, on this thread.
 pub fn persist(store: &mut LmdbStore, st: u64) -> Result<(), StoreError> {
-    let job = store.begin_persist(SliceMark { st, ..SliceMark::default() }, Purpose::Snapshot { at: st }).expect("no persist runs");
+    persist_for(store, st, Purpose::Snapshot { at: st })
+}
+
+pub fn persist_for(store: &mut LmdbStore, st: u64, purpose: Purpose) -> Result<(), StoreError> {
+    let job = store.begin_persist(SliceMark { st, ..SliceMark::default() }, purpose).expect("no persist runs");
     store.finish_persist(job.run())
 }
 
@@ -135,11 +156,15 @@ pub fn rows(snapshot: &Snapshot, reverse: bool) -> Result<Rows, StoreError> {
 
 /// Asserts that everything is readable and is what rounds 1 to `st` leave.
 pub fn assert_holds(store: &mut LmdbStore, st: u64) {
+    assert_is(store, &model(st), st);
+}
+
+/// Asserts that everything is readable and is this.
+pub fn assert_is(store: &mut LmdbStore, model: &Rows, st: u64) {
     let snapshot = store.seal().expect("seals");
-    let model = model(st);
     // Too long to be shown whole.
-    assert!(rows(&snapshot, false).expect("scans") == model, "not the rows of round {st}");
-    assert!(rows(&snapshot, true).expect("scans").iter().rev().eq(&model), "not the rows of round {st}, backwards");
+    assert!(rows(&snapshot, false).expect("scans") == *model, "not the rows of round {st}");
+    assert!(rows(&snapshot, true).expect("scans").iter().rev().eq(model), "not the rows of round {st}, backwards");
     assert_eq!(snapshot.items(), model.len() as u64);
 }
 
