@@ -197,7 +197,7 @@ fn a_rollback_that_is_killed_happens_wholly_or_not_at_all() {
     let (_keep, dir) = support::directory();
     let (slice, journal) = (dir.join("slice"), dir.join("journal"));
     let (mut undone, mut done) = (0, 0);
-    for _ in 0..TRIES {
+    for attempt in 1..=TRIES {
         let _ = fs::remove_dir_all(&slice);
         fs::write(&journal, "").expect("writes");
         let mut store = open(&slice);
@@ -212,7 +212,8 @@ fn a_rollback_that_is_killed_happens_wholly_or_not_at_all() {
         while lines(&journal).is_empty() {
             std::hint::spin_loop();
         }
-        std::thread::sleep(Duration::from_micros(rng.below(MOMENT)));
+        // Longer and longer, so that on any machine some come too late.
+        std::thread::sleep(Duration::from_micros(rng.below(MOMENT * attempt)));
         let finished = lines(&journal).len() > 1;
         running.kill().expect("is killed");
         running.wait().expect("ends");
@@ -222,7 +223,7 @@ fn a_rollback_that_is_killed_happens_wholly_or_not_at_all() {
         assert!(st == 1 || (st == SNAPSHOTS && !finished), "ST {st} is there");
         assert_is(&mut store, &model_of(1..=st), st);
         (undone, done) = (undone + u64::from(st != 1), done + u64::from(st == 1));
-        if undone >= 3 && done >= 3 {
+        if undone >= 3 && done >= 1 {
             break;
         }
     }
