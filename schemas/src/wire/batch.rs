@@ -41,6 +41,10 @@ pub struct Batch {
 
 impl Message for Batch {
     const KIND: Kind = Kind::Batch;
+
+    fn size_hint(&self) -> usize {
+        self.versions.size() + self.bucket.len() + 256
+    }
 }
 
 /// A received batch, validated once and read in place.
@@ -78,11 +82,11 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             return Err(WireError::Content("covered is above to"));
         }
         a.versions.check()?;
-        let view: VersionsView<'_> = a.versions.view();
-        for doc in view.docs() {
-            if doc.seqno <= from.seqno || doc.seqno > to.seqno {
-                return Err(WireError::Content("seqno outside the interval"));
-            }
+        // They rise, so the ends decide.
+        if let Some((first, last)) = a.versions.seqnos()
+            && (first <= from.seqno || last > to.seqno)
+        {
+            return Err(WireError::Content("seqno outside the interval"));
         }
         let removal = a.removal.as_ref().map(|r| match r {
             ArchivedRemoval::Below(first) => Removal::Below(first.to_native()),
@@ -93,7 +97,7 @@ impl<B: AsRef<[u8]>> BatchView<B> {
         let (vb, vbuuid, generation, topology) =
             (a.vb.to_native(), a.vbuuid.to_native(), a.generation.to_native(), a.topology.to_native());
         let (session, server_time, hash) = (a.session.to_native(), a.server_time.to_native(), a.hash.to_native());
-        let docs = view.len();
+        let docs = a.versions.view().len();
         Ok(Self {
             bytes,
             vb,

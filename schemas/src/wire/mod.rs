@@ -31,7 +31,6 @@ use rkyv::{
     bytecheck::CheckBytes,
     rancor::Error as RkyvError,
     ser::allocator::ArenaHandle,
-    util::AlignedVec,
 };
 
 /// The format version of every data message.
@@ -74,20 +73,27 @@ pub enum WireError {
 /// A message type of the data path.
 pub trait Message: Sized {
     const KIND: Kind;
+
+    /// About how many bytes the archive takes.
+    fn size_hint(&self) -> usize {
+        256
+    }
 }
 
 /// Puts `value` behind a header.
 pub fn encode<T>(value: &T) -> Vec<u8>
 where
-    T: Message + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, RkyvError>>,
+    T: Message + for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, RkyvError>>,
 {
-    // Serialising into memory fails only when memory is exhausted.
-    let archive = rkyv::to_bytes::<RkyvError>(value).expect("archive fits memory");
-    let mut out = Vec::with_capacity(HEADER + archive.len());
+    let mut out = Vec::with_capacity(HEADER + value.size_hint());
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[VERSION, T::KIND as u8]);
-    out.extend_from_slice(&(archive.len() as u32).to_le_bytes());
-    out.extend_from_slice(&archive);
+    out.extend_from_slice(&[0; 4]);
+    // Archives are unaligned and point relatively, so one may begin anywhere. Serialising into memory fails only when memory is
+    // exhausted.
+    let mut out = rkyv::api::high::to_bytes_in::<_, RkyvError>(value, out).expect("archive fits memory");
+    let length = (out.len() - HEADER) as u32;
+    out[HEADER - 4..HEADER].copy_from_slice(&length.to_le_bytes());
     out
 }
 

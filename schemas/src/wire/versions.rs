@@ -221,6 +221,11 @@ impl ArchivedKeyVersions {
         Ok(())
     }
 
+    /// The first and the last seqno.
+    pub(super) fn seqnos(&self) -> Option<(u64, u64)> {
+        Some((self.docs.first()?.seqno.to_native(), self.docs.last()?.seqno.to_native()))
+    }
+
     /// A view for reading; only after [`Self::check`].
     pub fn view(&self) -> VersionsView<'_> {
         VersionsView { columns: Columns::Archived(self) }

@@ -183,11 +183,8 @@ impl Lane {
     }
 
     async fn publish(&mut self, part: Part, delay: Duration) {
-        let Some((packed, (node, versions))) =
-            self.window.get(part).and_then(|p| p.nodes.get(part.node).map(|n| (p, n)))
-        else {
-            return;
-        };
+        let Some(packed) = self.window.get_mut(part) else { return };
+        let Some((node, versions)) = packed.nodes.get_mut(part.node) else { return };
         let session = match self.open.target {
             LaneTarget::Mutation => 0,
             LaneTarget::Catchup { session } => session,
@@ -212,7 +209,7 @@ impl Lane {
             part.interval,
             part.attempt
         );
-        let batch = Batch {
+        let mut batch = Batch {
             bucket: self.open.bucket.clone(),
             vb: self.open.vb,
             vbuuid: self.open.vbuuid,
@@ -226,9 +223,11 @@ impl Lane {
             hash: packed.hash,
             attempt: part.attempt,
             removal: None,
-            versions: versions.clone(),
+            // Lent: the window keeps it, to be sent again if that must be.
+            versions: std::mem::take(versions),
         };
         let payload: highwater_bus::Bytes = wire::encode(&batch).into();
+        std::mem::swap(versions, &mut batch.versions);
         if delay.is_zero() {
             // In order: the message is on its way before the next one is packed.
             let sent = self.publisher.send(&subject, &id, payload).await;

@@ -56,8 +56,8 @@ impl Window {
         parts
     }
 
-    pub(crate) fn get(&self, part: Part) -> Option<&Packed> {
-        self.open.iter().find(|i| i.id == part.interval).map(|i| &i.packed)
+    pub(crate) fn get_mut(&mut self, part: Part) -> Option<&mut Packed> {
+        self.open.iter_mut().find(|i| i.id == part.interval).map(|i| &mut i.packed)
     }
 
     pub(crate) fn acked(&mut self, part: Part) {
