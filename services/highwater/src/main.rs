@@ -27,7 +27,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(run(args));
+    // On a worker, so that the service's own loop is woken where its messages arrive rather than on this thread.
+    let outcome = runtime.block_on(async { tokio::spawn(run(args)).await }).unwrap_or_else(|e| Err(e.into()));
     // Scans on blocking threads may still be under way.
     runtime.shutdown_background();
     match outcome {
