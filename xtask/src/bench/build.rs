@@ -31,6 +31,7 @@ pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Resul
     ] {
         bench.highwater.insist("hw.admin.index.create", &definition, FIRST_ANSWER).await?;
     }
+    let before = process::cpu_of_all(fleet);
     let since = Instant::now();
     let request = json!({"bucket": BUCKET, "names": [BY_CITY, BY_AGE]});
     bench.highwater.call("hw.admin.index.build", &request).await?;
@@ -59,7 +60,8 @@ pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Resul
     let took = since.elapsed();
     let rate = documents as f64 / took.as_secs_f64();
     step(&format!("initial build of two indexes: {} documents/s", group(rate as u64)), took);
-    report.build(rate, bench.limits.read);
+    let cpu = process::cpu_since(fleet, before).into_iter().map(|(name, used)| (name, used * 1e6 / documents as f64));
+    report.build(rate, bench.limits.read, cpu.collect());
 
     let since = Instant::now();
     let live = durable_bytes(bench, st).await?;

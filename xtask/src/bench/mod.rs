@@ -24,10 +24,17 @@ use limits::Limits;
 pub use limits::echo;
 use process::Watch;
 use report::Report;
-use std::{os::unix::process::CommandExt, path::PathBuf, process::Command, time::Instant};
+use std::{
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 /// The key-value bucket of the bench.
 const BUCKET: &str = "users";
+/// The services find each other within this.
+const JOINED_WITHIN: Duration = Duration::from_secs(10);
 /// Its stream.
 const STREAM: &str = "KV_users";
 
@@ -41,7 +48,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Writes per second while freshness is measured
-    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     rate: u64,
     /// Probes of freshness
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
@@ -90,8 +97,9 @@ pub async fn run(options: Options) -> Result<()> {
     if let Some(binary) = binary {
         let since = Instant::now();
         fleet.start_services(&binary).await?;
-        step("services, each a process of its own", since.elapsed());
         let highwater = Highwater::new(nats.clone());
+        joined(&highwater).await?;
+        step("services, each a process of its own", since.elapsed());
         let bench = Bench { options: options.clone(), nats, highwater, documents: options.docs, limits };
         let outcome = measure_highwater(&bench, &fleet, &mut report).await;
         if outcome.is_err() {
@@ -106,6 +114,23 @@ pub async fn run(options: Options) -> Result<()> {
         println!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// Waits until the coordinator has heard of every service: the first heartbeats may come before it listens.
+async fn joined(highwater: &Highwater) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let status = highwater.insist("hw.cluster.members", &"{}", JOINED_WITHIN).await?;
+        let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let known = |kind: &&str| members.iter().any(|member| member["kind"] == **kind && member["alive"] == true);
+        if ["projector", "indexer", "catalog"].iter().all(known) {
+            return Ok(());
+        }
+        if since.elapsed() > JOINED_WITHIN {
+            bail!("the coordinator does not know every service after {} s: {status}", JOINED_WITHIN.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn measure_highwater(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Result<()> {

@@ -92,6 +92,11 @@ pub fn cpu_of_all(fleet: &Fleet) -> Vec<(String, f64)> {
     services.chain(others).filter_map(|(name, process)| Some((name, cpu(process)?))).collect()
 }
 
+/// Name and CPU seconds of every process of a run since `before`.
+pub fn cpu_since(fleet: &Fleet, before: Vec<(String, f64)>) -> Vec<(String, f64)> {
+    cpu_of_all(fleet).into_iter().zip(before).map(|((name, now), (_, then))| (name, now - then)).collect()
+}
+
 /// Bytes that the files under a directory take on disk.
 pub fn disk(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;

@@ -110,9 +110,13 @@ impl Report {
         self.limits.push(Measure { name: name.into(), value, unit, ratio: None, floor: None, budget: None, met: None });
     }
 
-    pub fn build(&mut self, rate: f64, read: f64) {
+    /// `cpu` has microseconds for one document, by process.
+    pub fn build(&mut self, rate: f64, read: f64, cpu: Vec<(String, f64)>) {
         let (floor, budget) = (Bound::AtLeast(0.25), Bound::AtLeast(0.5));
         self.add("initial build of two indexes, to raw read", rate, "docs/s", Some(rate / read), Some(floor), budget);
+        for (name, used) in cpu {
+            self.plain(&format!("initial build: CPU of {name}"), used, "µs/doc");
+        }
     }
 
     pub fn lookup(&mut self, spread: &Spread, round_trip: &Spread) {

@@ -4,7 +4,7 @@ use super::{
     BUCKET, Bench, STREAM,
     build::{BY_AGE, BY_CITY},
     pace::Paced,
-    process::cpu_of_all,
+    process::{cpu_of_all, cpu_since},
     report::{Report, Steady},
 };
 use crate::{
@@ -44,11 +44,7 @@ pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Resul
     }
     let caught_up = stopped.elapsed();
     let took = since.elapsed();
-    let cpu = cpu_of_all(fleet)
-        .into_iter()
-        .zip(before)
-        .map(|((name, now), (_, then))| (name, (now - then) / took.as_secs_f64()))
-        .collect();
+    let cpu = cpu_since(fleet, before).into_iter().map(|(name, used)| (name, used / took.as_secs_f64())).collect();
     let text = format!(
         "steady updates at {}/s: {} behind at the end, caught up in {}",
         group(written.rate() as u64),
