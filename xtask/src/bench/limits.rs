@@ -35,9 +35,8 @@ use tokio::time::timeout;
 const ECHO: &str = "xtask.echo";
 /// Publishes in flight.
 pub const WINDOW: u32 = 4_096;
-/// The bucket of the raw updates: how many documents it has, and how many updates are timed.
+/// The bucket of the raw updates, with as many documents as the other, and how many updates are timed.
 const SCRATCH: &str = "scratch";
-const UPDATED: u64 = 100_000;
 const UPDATES: u64 = 200_000;
 /// Messages that one pull request asks for.
 const PULL: usize = 8_192;
@@ -86,7 +85,7 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     step(&format!("raw stream read: {} msg/s", group(read as u64)), since.elapsed());
 
     let since = Instant::now();
-    let update = update_all(nats).await?;
+    let update = update_all(nats, documents).await?;
     step(&format!("raw acked update: {} msg/s", group(update as u64)), since.elapsed());
 
     let since = Instant::now();
@@ -125,19 +124,19 @@ async fn publish_all(nats: &Client, documents: u64) -> Result<f64> {
 }
 
 /// Replaces documents of a bucket of its own, so that the stream to build from stays as it was read.
-async fn update_all(nats: &Client) -> Result<f64> {
+async fn update_all(nats: &Client, documents: u64) -> Result<f64> {
     let config = kv::Config { bucket: SCRATCH.into(), history: 1, ..Default::default() };
     let jetstream = jetstream::new(nats.clone());
     jetstream.create_key_value(config).await.context("cannot create the key-value bucket")?;
     let writer = Writer::new(nats.clone(), WINDOW).await?;
     let mut random = Random::new(2);
     let mut since = Instant::now();
-    for number in 0..UPDATED + UPDATES {
-        if number == UPDATED {
+    for number in 0..documents + UPDATES {
+        if number == documents {
             writer.flush().await?;
             since = Instant::now();
         }
-        let which = if number < UPDATED { number } else { random.below(UPDATED) };
+        let which = if number < documents { number } else { random.below(documents) };
         let one = document(which, number);
         writer.publish(format!("$KV.{SCRATCH}.{}", one.id), one.json).await?;
     }

@@ -84,6 +84,8 @@ struct Measure {
 pub struct Steady {
     pub rate: f64,
     pub asked: f64,
+    /// What NATS alone takes of such updates.
+    pub raw: f64,
     pub lag: u64,
     pub most: u64,
     pub caught_up: Duration,
@@ -148,6 +150,9 @@ impl Report {
         let share = Some(steady.rate / steady.asked);
         let budget = Bound::AtLeast(0.95);
         self.add("steady updates, to the rate asked for", steady.rate, "docs/s", share, None, budget);
+        let (unit, floor, budget, met) = ("docs/s", None, None, None);
+        let (name, ratio) = ("steady updates, to raw acked updates".into(), Some(steady.rate / steady.raw));
+        self.measures.push(Measure { name, value: steady.rate, unit, ratio, floor, budget, met });
         self.plain("steady updates: behind at the end", steady.lag as f64, "docs");
         self.plain("steady updates: behind at most", steady.most as f64, "docs");
         let budget = Bound::AtMost(10.0);

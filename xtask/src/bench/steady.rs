@@ -54,7 +54,7 @@ pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Resul
     step(&text, took);
     check(bench).await?;
     let asked = bench.limits.publish * SHARE;
-    report.steady(&Steady { rate: written.rate(), asked, lag, most, caught_up, cpu });
+    report.steady(&Steady { rate: written.rate(), asked, raw: bench.limits.update, lag, most, caught_up, cpu });
     Ok(())
 }
 
