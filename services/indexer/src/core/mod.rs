@@ -202,8 +202,10 @@ impl BucketCore {
     /// A slice cannot go on.
     pub(crate) fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
-        let slice =
-            self.slices.entry(name).or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), false, &[]));
+        let slice = self
+            .slices
+            .entry(name)
+            .or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), false, &[]));
         slice.mode = Mode::Failed(why);
         slice.readable = false;
         vec![Action::Report]

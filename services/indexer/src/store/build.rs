@@ -90,7 +90,10 @@ pub(super) struct Progress {
 }
 
 /// Visits the newest record of every document, keys ascending.
-fn newest(sources: Vec<Source<'_>>, mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> {
+fn newest(
+    sources: Vec<Source<'_>>,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let (mut key, mut value) = (Vec::new(), Vec::new());
     merge(sources, |next, record| {
         if record.len() < SEQNO {

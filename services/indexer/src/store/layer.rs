@@ -302,7 +302,9 @@ impl MergeOutcome {
     /// Puts the merged layer in the place of those that it was made of; false where these are not all there beyond `start`.
     pub(super) fn put(self, layers: &mut Vec<Arc<Layer>>, start: usize) -> bool {
         let Some(first) = self.of.first() else { return false };
-        let Some(at) = layers.iter().position(|l| Arc::ptr_eq(l, first)).filter(|at| *at >= start) else { return false };
+        let Some(at) = layers.iter().position(|l| Arc::ptr_eq(l, first)).filter(|at| *at >= start) else {
+            return false;
+        };
         let there = layers.get(at..at + self.of.len()).unwrap_or_default();
         if there.len() != self.of.len() || !there.iter().zip(&self.of).all(|(a, b)| Arc::ptr_eq(a, b)) {
             return false;

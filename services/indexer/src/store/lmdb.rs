@@ -8,7 +8,7 @@ use super::{
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
     open::{DATA, Use},
     parts::{Buffers, Building, Live, Open, present},
-    persist::{Done, Frozen, PersistJob, PersistOutcome, Target, Work},
+    persist::{Committed, Done, Frozen, PersistJob, PersistOutcome, Target, Work},
     rows::{Rows, hash_key},
     run::{self, RunReader},
     scan::Snapshot,
@@ -171,7 +171,7 @@ impl LmdbStore {
     }
 
     /// Puts what a build made in the place of the empty environment.
-    fn install(&mut self, mark: SliceMark) -> Result<(), StoreError> {
+    fn install(&mut self, mark: &SliceMark) -> Result<(), StoreError> {
         let installed = (|| {
             if let Some(live) = self.live.take() {
                 live.close();
@@ -180,7 +180,7 @@ impl LmdbStore {
             self.reopen()
         })();
         match installed {
-            Ok(durable) if durable == mark => {
+            Ok(durable) if durable == *mark => {
                 self.durable = durable;
                 self.building = None;
                 Ok(())
@@ -362,7 +362,8 @@ impl SliceStore for LmdbStore {
         }
         drop(frozen);
         match result {
-            Ok(Done::Committed { base, lookup, history }) => {
+            Ok(Done::Committed(committed)) => {
+                let Committed { base, lookup, history } = *committed;
                 self.frozen = None;
                 self.building = None;
                 self.layers.drain(..self.frozen_layers);
@@ -389,7 +390,7 @@ impl SliceStore for LmdbStore {
             }
             Ok(Done::Built) => {
                 self.frozen = None;
-                self.install(mark)
+                self.install(&mark)
             }
             Err(error) => {
                 self.thaw()?;

@@ -92,7 +92,9 @@ mod tests {
     fn equal_keys_come_in_the_order_of_their_sources() {
         let collector = |list: &[(&str, &str)]| {
             let mut out = Collector::default();
-            list.iter().for_each(|(k, v)| out.push([k.as_bytes(), b""], v.as_bytes()));
+            for (k, v) in list {
+                out.push([k.as_bytes(), b""], v.as_bytes());
+            }
             out
         };
         let all = [

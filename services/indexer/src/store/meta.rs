@@ -260,8 +260,7 @@ impl<'a> Reader<'a> {
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], StoreError> {
-        let (head, rest) =
-            self.0.split_first_chunk::<N>().ok_or_else(|| StoreError::damaged("record is too short"))?;
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or_else(|| StoreError::damaged("record is too short"))?;
         self.0 = rest;
         Ok(*head)
     }

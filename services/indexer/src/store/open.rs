@@ -197,8 +197,7 @@ impl OnCommit for All<'_> {
     fn on_commit(self, token: &heed::CommitToken) -> Self::Committed {
         let mut named = self.named.into_iter().map(|db| db.on_commit(token));
         let mut next = || -> Bytemap { named.next().expect("one for each name") };
-        let dbs =
-            Databases { entries: next(), rows: next(), unindexed: next(), meta: next(), snapshots: next() };
+        let dbs = Databases { entries: next(), rows: next(), unindexed: next(), meta: next(), snapshots: next() };
         (dbs, self.undo.into_iter().map(|db| db.on_commit(token)).collect())
     }
 }

@@ -68,7 +68,11 @@ pub(super) enum Work {
     /// What was collected, as a run with this number.
     Spool(u32),
     /// All runs and what was collected.
-    Build { target: Target, runs: Vec<PathBuf>, progress: SharedProgress },
+    Build {
+        target: Target,
+        runs: Vec<PathBuf>,
+        progress: SharedProgress,
+    },
 }
 
 /// Where a commit goes.
@@ -95,10 +99,16 @@ impl PersistOutcome {
 }
 
 pub(super) enum Done {
-    Committed { base: Base, lookup: ReadTxn, history: History },
+    Committed(Box<Committed>),
     Spooled(PathBuf),
     /// The fresh environment waits to be put in place.
     Built,
+}
+
+pub(super) struct Committed {
+    pub base: Base,
+    pub lookup: ReadTxn,
+    pub history: History,
 }
 
 impl PersistJob {
@@ -175,7 +185,7 @@ impl Context<'_> {
     fn committed(&self, env: &SliceEnv, dbs: Databases, history: History) -> Result<Done, StoreError> {
         let (base, lookup) = Base::open(env, dbs, self.limits)
             .map_err(|e| StoreError::Poisoned(format!("committed, but the commit cannot be read: {e}")))?;
-        Ok(Done::Committed { base, lookup, history })
+        Ok(Done::Committed(Box::new(Committed { base, lookup, history })))
     }
 
     /// Commits, and says of a failure whether the commit may have happened all the same.

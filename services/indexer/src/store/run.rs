@@ -126,15 +126,7 @@ impl RunReader {
         if tail[12..] != TAIL || crc != crc32fast::hash(&tail[..8]).to_le_bytes() || footer >= end {
             return Err(damaged("has no end"));
         }
-        let mut reader = Self {
-            file,
-            footer: end,
-            at: footer,
-            block: Vec::new(),
-            next: 0,
-            key: (0, 0),
-            value: (0, 0),
-        };
+        let mut reader = Self { file, footer: end, at: footer, block: Vec::new(), next: 0, key: (0, 0), value: (0, 0) };
         reader.file.seek(SeekFrom::Start(footer))?;
         reader.load()?;
         let meta = Meta::decode(&reader.block)?;
@@ -229,7 +221,9 @@ mod tests {
         writer.finish(&Meta { items: records.len() as u64, ..Meta::default() }).expect("finishes")
     }
 
-    fn read(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn read(path: &Path) -> Result<Records, StoreError> {
         let (mut reader, meta) = RunReader::open(path)?;
         let mut out = Vec::new();
         while reader.advance()? {

@@ -51,12 +51,7 @@ impl Verifier {
 /// Reads every database and compares.
 ///
 /// Entry keys of different documents differ, so equal counts and every derived entry being there mean equality.
-fn verify(
-    dbs: Databases,
-    slots: &Slots,
-    history: &History,
-    txn: &ReadTxn,
-) -> Result<Verified, StoreError> {
+fn verify(dbs: Databases, slots: &Slots, history: &History, txn: &ReadTxn) -> Result<Verified, StoreError> {
     let mut found = Verified { snapshots: history.kept.len() as u64, ..Verified::default() };
     let mut key = Vec::new();
     let mut last: Option<&[u8]> = None;

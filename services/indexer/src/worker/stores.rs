@@ -40,8 +40,10 @@ impl Worker {
         self.growing.remove(&slice);
         if let Some(old) = self.open.remove(&slice) {
             if reset {
-                old.held
-                    .close(ErrorCode::InRollback, "the index is being built again: its source's history changed".into());
+                old.held.close(
+                    ErrorCode::InRollback,
+                    "the index is being built again: its source's history changed".into(),
+                );
             } else {
                 old.held.pause();
             }

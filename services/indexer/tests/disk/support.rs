@@ -1,7 +1,7 @@
 //! Rounds of changes and the model of what they leave; children that run one test of this program.
 
 use highwater_indexer::store::{
-    Entry, LmdbStore, SliceIdentity, Purpose, SliceMark, SliceStore, Snapshot, StoreError, StoreLimits,
+    Entry, LmdbStore, Purpose, SliceIdentity, SliceMark, SliceStore, Snapshot, StoreError, StoreLimits,
 };
 use highwater_schemas::{
     collation::encode_entry_suffix,

@@ -38,7 +38,13 @@ fn refusal(dir: &Path, identity: &SliceIdentity) -> StoreError {
 
 #[test]
 fn any_damaged_byte_of_the_meta_record_is_noticed() {
-    let meta = Meta { identity: identity(), items: 3, unindexed: 1, undo: UndoSlot { slot: Some(3), bytes: 8 }, mark: mark(4) };
+    let meta = Meta {
+        identity: identity(),
+        items: 3,
+        unindexed: 1,
+        undo: UndoSlot { slot: Some(3), bytes: 8 },
+        mark: mark(4),
+    };
     let bytes = meta.encode();
     assert_eq!(Meta::decode(&bytes).expect("intact"), meta);
     for i in 0..bytes.len() {
@@ -63,7 +69,10 @@ fn an_unknown_version_is_refused() {
     let dir = directory();
     drop(filled(dir.path()));
     tamper(dir.path(), |record| record[4] = 9);
-    assert!(matches!(refusal(dir.path(), &identity()), StoreError::UnknownVersion { found: 9, supported: FORMAT_VERSION }));
+    assert!(matches!(
+        refusal(dir.path(), &identity()),
+        StoreError::UnknownVersion { found: 9, supported: FORMAT_VERSION }
+    ));
 }
 
 #[test]

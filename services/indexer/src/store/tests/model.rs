@@ -259,7 +259,10 @@ impl Harness {
         assert_eq!(self.store().in_bulk(), self.bulk.is_some());
         if bulk {
             let ending = self.running.as_ref().is_some_and(|r| r.bulk.is_some() && r.kind != Kind::Interim);
-            match (self.store.as_mut().expect("open").bulk(vb, docid, change.seqno, &entries, change.reason), &mut self.bulk) {
+            match (
+                self.store.as_mut().expect("open").bulk(vb, docid, change.seqno, &entries, change.reason),
+                &mut self.bulk,
+            ) {
                 (Ok(()), Some(bulk)) => bulk.put(vb, docid, document),
                 (Err(StoreError::Misuse(_)), None) => {}
                 (Err(StoreError::Misuse(_)), Some(_)) if ending => {}
@@ -455,8 +458,7 @@ fn random_histories_match_the_model() {
     let seed = std::env::var(SEED).ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(0));
     eprintln!("{SEED}={seed}");
     let cases = std::env::var(CASES_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(CASES);
-    let config =
-        Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
+    let config = Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
     let history = (vec(building(), 0..BUILDING), vec(op(), 1..OPERATIONS)).prop_map(|(a, b)| [a, b].concat());
     let run = TestRunner::new(config).run(&(any::<bool>(), history), |(files, history)| {
         let mut harness = Harness::new(files);

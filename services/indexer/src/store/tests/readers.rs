@@ -59,7 +59,9 @@ fn every_scan_beside_a_persisting_writer_sees_one_state() {
             assert_eq!(snapshot.items(), DOCUMENTS);
             *newest.lock().expect("healthy") = snapshot;
             if round % 3 == 0 {
-                job = store.begin_persist(mark(round), Purpose::Snapshot { at: round }).map(|job| scope.spawn(|| job.run()));
+                job = store
+                    .begin_persist(mark(round), Purpose::Snapshot { at: round })
+                    .map(|job| scope.spawn(|| job.run()));
             } else if let Some(job) = job.take_if(|_| round % 3 == 2) {
                 store.finish_persist(job.join().expect("runs")).expect("persists");
                 store.verify().expect("databases agree");
