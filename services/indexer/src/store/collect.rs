@@ -3,7 +3,7 @@
 //! The bytes lie in chunks that never move, so collecting costs neither an allocation per record nor the copies of a growing
 //! buffer.
 
-use super::layer::{Item, sorted};
+use super::sort::{Item, sorted};
 
 /// Bytes of a chunk; a longer record gets a chunk of its own.
 const CHUNK: usize = 1 << 20;

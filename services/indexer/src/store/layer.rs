@@ -3,7 +3,8 @@
 //! Every change says what it does to the number of entries of the state beneath its layer ([`Kind`]), so counting adds up
 //! changes without looking beneath, and a key that came and went within a layer leaves nothing behind.
 
-use std::{cmp::Ordering, ops::Range, sync::Arc};
+use super::sort::sorted;
+use std::{ops::Range, sync::Arc};
 
 /// What a change does to the state beneath it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,45 +181,6 @@ pub(super) fn compose<'a, E>(
         (Some(last), Some(kind)) => visit(Change { kind, ..last }),
         _ => Ok(()),
     }
-}
-
-/// A record of one of several sources, with a piece of its key at hand.
-pub(super) struct Item {
-    prefix: u64,
-    pub source: u32,
-    pub rec: u32,
-}
-
-/// Sorts (source, record) pairs by key; records with equal keys stay in the order given.
-///
-/// Most comparisons touch only the eight bytes behind the prefix that all keys share.
-pub(super) fn sorted<'a>(
-    pairs: impl Iterator<Item = (u32, u32)> + Clone,
-    key: impl Fn(u32, u32) -> &'a [u8],
-) -> Vec<Item> {
-    let Some((source, rec)) = pairs.clone().next() else { return Vec::new() };
-    let first = key(source, rec);
-    let mut shared = first.len();
-    for (source, rec) in pairs.clone() {
-        let key = key(source, rec);
-        if key.get(..shared) != Some(&first[..shared]) {
-            shared = key.iter().zip(first).take_while(|(a, b)| a == b).count();
-        }
-    }
-    let prefix = |key: &[u8]| {
-        let rest = &key[shared..];
-        let mut piece = [0; 8];
-        let len = rest.len().min(8);
-        piece[..len].copy_from_slice(&rest[..len]);
-        u64::from_be_bytes(piece)
-    };
-    let mut items: Vec<Item> =
-        pairs.map(|(source, rec)| Item { prefix: prefix(key(source, rec)), source, rec }).collect();
-    items.sort_by(|a, b| match a.prefix.cmp(&b.prefix) {
-        Ordering::Equal => key(a.source, a.rec)[shared..].cmp(&key(b.source, b.rec)[shared..]),
-        order => order,
-    });
-    items
 }
 
 /// The changes that one or several stability timestamps made.

@@ -1,6 +1,6 @@
 //! Merging sorted sources: runs and what is in memory.
 
-use super::{StoreError, collect::Collector, layer::Item, run::RunReader};
+use super::{StoreError, collect::Collector, run::RunReader, sort::Item};
 use std::cmp::Ordering;
 
 /// Records with ascending keys.

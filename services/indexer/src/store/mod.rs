@@ -111,6 +111,7 @@ mod persist;
 mod rows;
 mod run;
 mod scan;
+mod sort;
 #[cfg(test)]
 mod tests;
 mod undo;

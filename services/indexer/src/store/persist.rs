@@ -5,9 +5,10 @@ use super::{
     base::{Base, Bytemap, Databases, ReadTxn, SliceEnv},
     build::{self, Build, Collected, SharedProgress},
     error,
-    layer::{Changes, Item, Kind, Layer, compose, sorted},
+    layer::{Changes, Kind, Layer, compose},
     meta::Meta,
     rows::Rows,
+    sort::{Item, sorted},
     undo::{History, Slots, remember},
 };
 use heed::{PutFlags, RwTxn};
