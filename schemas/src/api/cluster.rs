@@ -40,6 +40,18 @@ pub enum SliceState {
     Error,
 }
 
+impl SliceState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Building => "building",
+            Self::Catchup => "catchup",
+            Self::Merged => "merged",
+            Self::Active => "active",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// One slice of an indexer node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SliceReport {
