@@ -69,6 +69,11 @@ pub struct SliceReport {
     pub resume: Vec<u64>,
     /// Documents that sessions have brought so far.
     pub docs_done: u64,
+    /// Records that the second phase of its build has merged, of so many: 0 of 0 before it, all of them after it.
+    #[serde(default)]
+    pub built: u64,
+    #[serde(default)]
+    pub to_build: u64,
     /// Entries in the index.
     pub items: u64,
     /// Bytes on disk, live pages.
