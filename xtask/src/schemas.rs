@@ -82,6 +82,10 @@ fn types() -> Vec<(&'static str, &'static str, schemars::Schema)> {
         ("query.describe.request", "hw.query.describe", of::<api::Describe>()),
         ("query.describe.reply", "reply of hw.query.describe", of::<api::DescribeReply>()),
         ("cluster.members.reply", "reply of hw.cluster.members", of::<api::ClusterStatus>()),
+        ("node.verify.request", "hw.node.<id>.verify", of::<api::NodeVerifyRequest>()),
+        ("node.verify.reply", "reply of hw.node.<id>.verify", of::<api::NodeVerify>()),
+        ("node.dump.request", "hw.node.<id>.dump", of::<api::NodeDumpRequest>()),
+        ("node.dump.reply", "reply of hw.node.<id>.dump", of::<api::NodeDump>()),
         ("node.status.reply", "reply of hw.node.<id>.status", of::<api::NodeStatus>()),
     ]
 }

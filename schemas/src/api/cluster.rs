@@ -40,6 +40,18 @@ pub enum SliceState {
     Error,
 }
 
+impl SliceState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Building => "building",
+            Self::Catchup => "catchup",
+            Self::Merged => "merged",
+            Self::Active => "active",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// One slice of an indexer node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SliceReport {
@@ -57,6 +69,11 @@ pub struct SliceReport {
     pub resume: Vec<u64>,
     /// Documents that sessions have brought so far.
     pub docs_done: u64,
+    /// Records that the second phase of its build has merged, of so many: 0 of 0 before it, all of them after it.
+    #[serde(default)]
+    pub built: u64,
+    #[serde(default)]
+    pub to_build: u64,
     /// Entries in the index.
     pub items: u64,
     /// Bytes on disk, live pages.

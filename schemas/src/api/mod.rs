@@ -5,6 +5,7 @@
 
 mod admin;
 mod cluster;
+mod diagnosis;
 mod query;
 
 pub use admin::{
@@ -14,6 +15,10 @@ pub use admin::{
 pub use cluster::{
     BucketStatus, ClusterStatus, Join, JoinReply, MemberStatus, NodeKind, NodeStatus, NodeStatusRequest, SliceReport,
     SliceState, Suspicion, UnindexedDoc, VbStatus,
+};
+pub use diagnosis::{
+    DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
+    NodeDumpRequest, NodeVerify, NodeVerifyRequest, RunDump, SliceCheck, SliceDump, VERIFY_TIMEOUT_MS,
 };
 pub use query::{
     AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,

@@ -114,7 +114,13 @@ async fn gather(shared: &Shared, known: Known) -> Vec<IndexStats> {
     let reports: Reports = reports.into_iter().collect();
     let messages: HashMap<String, Option<u64>> = messages.into_iter().collect();
     let count = |streams: &[String]| streams.iter().map(|s| messages.get(s).copied().flatten()).sum::<Option<u64>>();
-    known.iter().map(|(index, streams)| index_stats(index, &reports, count(streams))).collect()
+    let mut indexes: Vec<IndexStats> =
+        known.iter().map(|(index, streams)| index_stats(index, &reports, count(streams))).collect();
+    let mut highest = shared.highest();
+    for stats in &mut indexes {
+        highest.raise(stats);
+    }
+    indexes
 }
 
 /// What the index's slices could not take, as far as their hosts answer.

@@ -1,6 +1,6 @@
 //! The shell: tasks, subscriptions and the dispatch of requests. See the crate's head for who does what.
 
-use crate::{CatalogError, Config, core::Core, list, scan};
+use crate::{CatalogError, Config, core::Core, list, scan, stats::Highest};
 use futures_util::FutureExt as _;
 use highwater_bus::{Bus, BusError, ServiceRequest, ServiceSpec, Subscription};
 use highwater_schemas::{
@@ -37,6 +37,7 @@ pub struct Shared {
     pub bus: Bus,
     pub config: Config,
     core: Mutex<Core>,
+    highest: Mutex<Highest>,
     /// Something in the core changed.
     changed: watch::Sender<()>,
     started: Instant,
@@ -48,6 +49,9 @@ impl Shared {
     pub fn core(&self) -> MutexGuard<'_, Core> {
         // The core is changed by whole events only, so it is sound even if a task panicked.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub fn highest(&self) -> MutexGuard<'_, Highest> {
+        self.highest.lock().unwrap_or_else(PoisonError::into_inner)
     }
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -73,6 +77,7 @@ pub async fn run(
         bus: bus.clone(),
         config,
         core: Mutex::new(Core::new(instance)),
+        highest: Mutex::default(),
         changed: watch::Sender::new(()),
         started: Instant::now(),
         expected: Semaphore::new(EXPECTED_KIB),

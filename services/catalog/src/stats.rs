@@ -6,6 +6,13 @@ use highwater_schemas::{
 };
 use std::collections::HashMap;
 
+/// How far the reading of the source brings a build. The rest is the merging of what was read into the index.
+const READ: f64 = 0.7;
+/// What is left above it is for the first stability timestamp that the index can show.
+const BUILT: f64 = 0.99;
+/// Indexes being built whose progress is remembered.
+const MOST_REMEMBERED: usize = 4_096;
+
 /// What each host said; none: it does not answer.
 pub type Reports = HashMap<String, Option<NodeStatus>>;
 
@@ -33,7 +40,7 @@ pub fn index_stats(index: &Index, reports: &Reports, messages: Option<u64>) -> I
         IndexState::Active => 0,
         _ => messages.unwrap_or(0).saturating_sub(docs_done),
     };
-    let building = matches!(index.state, IndexState::Building);
+    let hosts = index.placed.hosts.len();
     let built = |s: &&SliceReport| matches!(s.state, SliceState::Catchup | SliceState::Merged | SliceState::Active);
     let state = match &index.state {
         IndexState::Building if !slices.is_empty() && slices.iter().all(built) => "catchup",
@@ -42,11 +49,15 @@ pub fn index_stats(index: &Index, reports: &Reports, messages: Option<u64>) -> I
     if let IndexState::Failed(reason) = &index.state {
         error = Some(reason.clone());
     }
-    let progress = match (&index.state, docs_done + docs_pending) {
-        (IndexState::Active, _) => 1.0,
-        (_, 0) if building && !slices.is_empty() => 1.0,
-        (_, 0) => 0.0,
+    let read = match (messages, docs_done + docs_pending) {
+        (None, _) => 0.0,
+        (_, 0) => 1.0,
         (_, all) => docs_done as f64 / all as f64,
+    };
+    let progress = match &index.state {
+        IndexState::Active => 1.0,
+        IndexState::Building => slices.iter().map(|s| slice_progress(s, read)).sum::<f64>() / hosts.max(1) as f64,
+        _ => 0.0,
     };
     IndexStats {
         bucket: definition.bucket.clone(),
@@ -64,6 +75,35 @@ pub fn index_stats(index: &Index, reports: &Reports, messages: Option<u64>) -> I
         unindexed: sum(|s| s.unindexed),
         progress,
         error,
+    }
+}
+
+/// How far one slice is; `read`: the part of the source that the index's slices have read.
+fn slice_progress(slice: &SliceReport, read: f64) -> f64 {
+    match slice.to_build {
+        0 => READ * read,
+        all => READ + (BUILT - READ) * slice.built.min(all) as f64 / all as f64,
+    }
+}
+
+/// The highest progress that was answered of each index being built: documents that are written meanwhile, a host that is
+/// silent for a moment or a step that is repeated do not make it fall.
+#[derive(Debug, Default)]
+pub struct Highest(HashMap<String, f64>);
+
+impl Highest {
+    pub fn raise(&mut self, stats: &mut IndexStats) {
+        if !matches!(stats.state.as_str(), "building" | "catchup") {
+            self.0.remove(&stats.id);
+            return;
+        }
+        if self.0.len() >= MOST_REMEMBERED && !self.0.contains_key(&stats.id) {
+            // Most of them were dropped while they were being built.
+            self.0.clear();
+        }
+        let highest = self.0.entry(stats.id.clone()).or_default();
+        *highest = highest.max(stats.progress);
+        stats.progress = *highest;
     }
 }
 
@@ -90,6 +130,8 @@ mod tests {
             done_with: 0,
             resume: vec![],
             docs_done,
+            built: 0,
+            to_build: 0,
             items: 10,
             bytes: 100,
             unindexed: 1,
@@ -107,8 +149,47 @@ mod tests {
             Reports::from([report("a", 0, SliceState::Building, 20), report("b", 1, SliceState::Building, 30)]);
         let stats = index_stats(&index(IndexState::Building, &["a", "b"]), &reports, Some(200));
         assert_eq!((stats.state.as_str(), stats.docs_done, stats.docs_pending), ("building", 50, 150));
-        assert!((stats.progress - 0.25).abs() < 1e-9);
+        assert!((stats.progress - READ * 0.25).abs() < 1e-9);
         assert_eq!((stats.items, stats.bytes, stats.unindexed, stats.error), (20, 200, 2, None));
+    }
+
+    #[test]
+    fn progress_covers_both_phases_and_never_falls() {
+        let mut highest = Highest::default();
+        let mut last = 0.0;
+        // Documents read of how many, and per slice what was merged of how much.
+        let steps = [
+            ([10, 10], 200, [(0, 0), (0, 0)]),
+            ([60, 30], 200, [(0, 0), (0, 0)]),
+            ([60, 30], 500, [(0, 0), (0, 0)]),
+            ([110, 90], 200, [(0, 0), (0, 0)]),
+            ([110, 90], 200, [(0, 220), (0, 0)]),
+            ([110, 90], 200, [(200, 220), (10, 180)]),
+            ([110, 90], 200, [(0, 220), (180, 180)]),
+            ([110, 90], 900, [(55, 55), (45, 45)]),
+        ];
+        for (docs, messages, built) in steps {
+            let states = [("a", 0), ("b", 1)].map(|(node, partition)| {
+                let (name, status) = report(node, partition, SliceState::Building, docs[partition as usize]);
+                let status = status.map(|mut status| {
+                    (status.slices[0].built, status.slices[0].to_build) = built[partition as usize];
+                    status
+                });
+                (name, status)
+            });
+            let mut stats =
+                index_stats(&index(IndexState::Building, &["a", "b"]), &Reports::from(states), Some(messages));
+            highest.raise(&mut stats);
+            assert!(stats.progress >= last && stats.progress < 1.0, "{last}, then {} at {built:?}", stats.progress);
+            last = stats.progress;
+        }
+        assert!((last - BUILT).abs() < 1e-9);
+        let mut silent = index_stats(&index(IndexState::Building, &["a", "b"]), &Reports::new(), None);
+        highest.raise(&mut silent);
+        assert!((silent.progress - last).abs() < 1e-9);
+        let mut active = index_stats(&index(IndexState::Active, &["a", "b"]), &Reports::new(), None);
+        highest.raise(&mut active);
+        assert!((active.progress - 1.0).abs() < 1e-9 && highest.0.is_empty());
     }
 
     #[test]

@@ -27,9 +27,12 @@ pub(crate) enum Command {
     /// Declare, list and remove buckets.
     #[command(subcommand)]
     Bucket(Bucket),
-    /// Create, build, drop, list, describe and wait for indexes.
+    /// Create, build, drop, list, describe, wait for and verify indexes.
     #[command(subcommand)]
     Index(Index),
+    /// Look into the parts of indexes that nodes keep.
+    #[command(subcommand)]
+    Slice(Slice),
     /// Scan an index.
     Scan(Scan),
     /// Count the rows of a range.
@@ -230,6 +233,58 @@ pub(crate) enum Index {
         #[command(flatten)]
         client: Client,
     },
+    /// Read indexes from end to end and say whether they agree with themselves; exit code 1 when anything is wrong.
+    ///
+    /// Asks the running nodes, or reads the directory of a node that does not run. A damaged slice of a running node is built
+    /// again at once, that of a stopped one at its next start or verification.
+    Verify {
+        #[arg(required_unless_present = "data_dir")]
+        bucket: Option<String>,
+        /// None: all of the bucket.
+        names: Vec<String>,
+        /// Data directory of a stopped indexer, or of a slice, instead of running nodes.
+        #[arg(long, conflicts_with_all = ["bucket", "names"])]
+        data_dir: Option<PathBuf>,
+        /// Give each slice up after this many seconds.
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+        within: u64,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Slice {
+    /// Show what slices are, how far they go, what they keep, and documents of them.
+    Dump(Dump),
+}
+
+/// Of a running node a bucket and an index, or the directory of a node that does not run.
+#[derive(ClapArgs)]
+pub(crate) struct Dump {
+    #[arg(required_unless_present = "data_dir")]
+    pub(crate) bucket: Option<String>,
+    #[arg(required_unless_present = "data_dir")]
+    pub(crate) index: Option<String>,
+    /// The node to ask; none: the partition's host.
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    #[arg(long)]
+    pub(crate) partition: Option<u32>,
+    /// Data directory of a stopped indexer, or of a slice, instead of a running node.
+    #[arg(long, conflicts_with_all = ["bucket", "index", "node", "partition"])]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Also show so many documents, of each slice.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    pub(crate) rows: u64,
+    /// Documents from this docid on.
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// The vbucket of --from.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) vb: u16,
+    #[command(flatten)]
+    pub(crate) client: Client,
 }
 
 /// What to scan or count. Bounds are JSON arrays, such as '["NO", 100000]'; a single value may stand without brackets.

@@ -49,6 +49,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Command::Catalog(service) => serve::one(serve::Kind::Catalog, service).await,
         Command::Bucket(command) => cli::bucket(command).await,
         Command::Index(command) => cli::index(command).await,
+        Command::Slice(command) => cli::slice(command).await,
         Command::Scan(command) => cli::scan(command).await,
         Command::Count(command) => cli::count(command).await,
         Command::Status(command) => cli::status(command).await,

@@ -8,6 +8,7 @@
 //! - `held`: the snapshots that scans may use; `scan` serves them
 //! - `feeds`: the tasks that read mutation topic, sessions and stability broadcasts into a worker
 //! - `service`: follows the replicated log, answers requests, reports
+//! - `dumps`: slices as people read them; [`stopped`]: those of a node that does not run
 //! - `files`: the directories of slices; `marks`: how far slices are that had nothing to write
 //! - `jobs`: persists, builds and merges beside the workers; `ledger`: what all slices hold in memory
 //!
@@ -25,6 +26,7 @@
 pub mod config;
 mod core;
 mod documents;
+mod dumps;
 mod feeds;
 mod files;
 mod held;
@@ -35,6 +37,7 @@ mod payload;
 mod report;
 mod scan;
 mod service;
+pub mod stopped;
 pub mod store;
 mod worker;
 

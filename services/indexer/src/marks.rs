@@ -8,7 +8,7 @@
 
 use crate::store::{self, SliceMark, StoreError};
 use heed::{
-    CommitOrAbort, Database, Env, EnvOpenOptions, WithoutTls,
+    CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, WithoutTls,
     types::{Bytes, Str},
 };
 use std::{fs, path::Path};
@@ -51,6 +51,43 @@ impl Marks {
         })?;
         let db = created.commit().ok_or(StoreError::Misuse("creation is never aborted"))?;
         Ok(Self { env, db })
+    }
+
+    /// Opens the environment to look at it; None if there is none. The caller has locked the data directory.
+    #[allow(unsafe_code)]
+    pub(crate) fn inspect(data_dir: &Path) -> Result<Option<Self>, StoreError> {
+        let dir = data_dir.join(DIRECTORY);
+        if !dir.join(store::DATA).exists() {
+            return Ok(None);
+        }
+        store::check_file(&dir)?;
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        options.map_size(MAP).max_dbs(1);
+        // SAFETY: as in `open`; nothing can be written.
+        let env = unsafe {
+            options.flags(EnvFlags::READ_ONLY);
+            options.open(&dir)
+        }?;
+        let txn = env.read_txn()?;
+        let opened = env.open_databases_and_commit(txn, |opener, txn| -> Result<_, StoreError> {
+            Ok(match opener.open_database::<Str, Bytes>(txn, Some(NAME))? {
+                Some(db) => CommitOrAbort::Commit(db),
+                None => CommitOrAbort::Abort(()),
+            })
+        })?;
+        Ok(opened.commit().map(|db| Self { env, db }))
+    }
+
+    /// Reads every mark; answers how many there are.
+    pub(crate) fn verify(&self) -> Result<u64, StoreError> {
+        let txn = self.env.read_txn()?;
+        let mut marks = 0;
+        for record in self.db.iter(&txn)? {
+            let (_, record) = record?;
+            store::decode_mark(record.get(STORE_ST..).unwrap_or_default())?;
+            marks += 1;
+        }
+        Ok(marks)
     }
 
     /// Removes an environment that cannot be used: slices then start from their own marks.
@@ -109,9 +146,14 @@ mod tests {
         marks.write(&[Unchanged { slice: "b/x.0".into(), store_st: 7, mark: mark.clone() }]).expect("writes");
         drop(marks);
         let marks = Marks::open(dir.path()).expect("opens");
-        assert_eq!(marks.newest("b/x.0", 7).expect("reads"), Some(mark));
+        assert_eq!(marks.newest("b/x.0", 7).expect("reads").as_ref(), Some(&mark));
         assert_eq!(marks.newest("b/x.0", 8).expect("reads"), None);
         assert_eq!(marks.newest("b/x.1", 7).expect("reads"), None);
+        drop(marks);
+        let marks = Marks::inspect(dir.path()).expect("opens").expect("is there");
+        assert_eq!((marks.verify().expect("good"), marks.newest("b/x.0", 7).expect("reads")), (1, Some(mark)));
+        drop(marks);
+        let marks = Marks::open(dir.path()).expect("opens");
         marks.forget(&["b/x.0", "b/none.0"]).expect("forgets");
         assert_eq!(marks.newest("b/x.0", 7).expect("reads"), None);
         drop(marks);

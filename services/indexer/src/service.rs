@@ -1,4 +1,8 @@
 //! Follows the replicated log, runs a worker per bucket, answers scans and status, reports to the coordinator.
+//!
+//! `diagnosis`: the requests that look into slices.
+
+mod diagnosis;
 
 use crate::{
     config::{Config, MOST_SCANS},
@@ -85,6 +89,8 @@ struct Shell {
     purges: mpsc::Sender<(String, u64, u64)>,
     buckets: BTreeMap<String, Running>,
     refused: Refused,
+    /// Requests that look into slices.
+    diagnoses: Arc<Semaphore>,
     /// Changes whenever a bucket has something to report.
     notable: watch::Sender<u64>,
 }
@@ -118,6 +124,7 @@ pub async fn run(
         purges,
         buckets: BTreeMap::new(),
         refused: Refused::default(),
+        diagnoses: Arc::new(Semaphore::new(diagnosis::AT_ONCE)),
         notable,
         config: config.clone(),
     };
@@ -168,10 +175,11 @@ pub async fn run(
 
 async fn endpoints(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
     let endpoint = |verb: &str| (verb.to_owned(), subjects::node(&config.node, verb));
+    let endpoints = subjects::INDEXER_VERBS.into_iter().map(endpoint).collect();
     bus.service(&ServiceSpec {
         name: "highwater-indexer".into(),
         description: "Highwater index slices".into(),
-        endpoints: vec![endpoint("scan"), endpoint("status"), endpoint("ping")],
+        endpoints,
         queue_group: None,
     })
     .await
@@ -339,6 +347,10 @@ impl Shell {
                     request.respond(Ok(wire::encode(&reply))).await;
                     drop(place);
                 });
+            }
+            Some(verb @ ("verify" | "dump")) => {
+                let verb = verb.to_owned();
+                self.diagnose(&verb, request).await;
             }
             Some("status") => {
                 let status = self.status(&request.payload);

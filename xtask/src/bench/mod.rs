@@ -10,6 +10,7 @@ mod process;
 mod reads;
 mod report;
 mod steady;
+mod store;
 
 use crate::{
     client::{self, Highwater},
@@ -26,7 +27,7 @@ use process::Watch;
 use report::Report;
 use std::{
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -59,6 +60,15 @@ pub struct Options {
     /// Measure only the limits of the machine, without Highwater
     #[arg(long)]
     limits_only: bool,
+    /// Measure only the store of the indexer, without NATS, with few entries and with many
+    #[arg(long, conflicts_with = "limits_only")]
+    store_only: bool,
+    /// The many entries
+    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
+    entries: u64,
+    /// Slices that share them
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100))]
+    slices: u64,
 }
 
 /// What every measurement needs.
@@ -85,6 +95,9 @@ pub fn rerun_in_release() -> Result<()> {
 /// Measures, prints the table, and writes the file when one is named.
 pub async fn run(options: Options) -> Result<()> {
     let target = workspace::target_dir()?;
+    if options.store_only {
+        return store_only(&options, &target);
+    }
     let binary = if options.limits_only { None } else { Some(workspace::highwater()?) };
     let server = nats_server::find(&target)?;
     let mut fleet = Fleet::start(&server, Some(&target.join("bench")))?;
@@ -114,6 +127,17 @@ pub async fn run(options: Options) -> Result<()> {
         println!("written to {}", path.display());
     }
     Ok(())
+}
+
+fn store_only(options: &Options, target: &Path) -> Result<()> {
+    let mut report = Report::new(machine::describe("not used"), options);
+    println!("{}", bold(&format!("Highwater bench: the store, {} entries", group(options.entries))));
+    store::measure(options.entries, options.slices, &target.join("bench"), &mut report)?;
+    report.print();
+    match &options.json {
+        Some(path) => report.write(path),
+        None => Ok(()),
+    }
 }
 
 /// Waits until the coordinator has heard of every service: the first heartbeats may come before it listens.

@@ -93,6 +93,21 @@ pub struct Steady {
     pub cpu: Vec<(String, f64)>,
 }
 
+/// What the store by itself showed; times are microseconds for each entry.
+pub struct Store {
+    pub entries: u64,
+    pub built: f64,
+    pub updated: f64,
+    pub rolled_back: f64,
+    /// Bytes of anonymous memory at most, and what of it the program may keep for entries.
+    pub memory: u64,
+    pub quota: u64,
+    /// Seconds until every slice has answered.
+    pub restart: f64,
+    /// Live pages of the data files for each entry, bytes.
+    pub bytes: f64,
+}
+
 /// The results of a run.
 pub struct Report {
     machine: Machine,
@@ -103,6 +118,10 @@ pub struct Report {
 
 impl Report {
     pub fn new(machine: Machine, options: &Options) -> Self {
+        if options.store_only {
+            let flags = json!({"store_only": true, "entries": options.entries, "slices": options.slices});
+            return Self { machine, flags, limits: Vec::new(), measures: Vec::new() };
+        }
         let flags = json!({"docs": options.docs, "rate": options.rate, "probes": options.probes,
                            "steady_seconds": options.steady_seconds});
         Self { machine, flags, limits: Vec::new(), measures: Vec::new() }
@@ -175,6 +194,25 @@ impl Report {
         let budget = Bound::AtMost(MEMORY_BASE + MEMORY_QUOTA);
         self.add("indexer memory, RssAnon at most", memory.anonymous as f64 / MIB, "MiB", None, None, budget);
         self.plain("indexer memory, VmHWM (with mapped files)", memory.resident as f64 / MIB, "MiB");
+    }
+
+    pub fn store(&mut self, few: &Store, many: &Store) {
+        for (name, few, many) in [
+            ("filling, for one entry", few.built, many.built),
+            ("updating, for one entry", few.updated, many.updated),
+            ("rolling back, for one entry", few.rolled_back, many.rolled_back),
+        ] {
+            self.plain(&format!("{name}, few"), few, "µs");
+            let ratio = Some(many / few);
+            self.add(&format!("{name}, many, to few"), many, "µs", ratio, None, Bound::AtMost(1.5));
+        }
+        self.plain("live pages for one entry, few", few.bytes, "bytes");
+        self.plain("live pages for one entry, many", many.bytes, "bytes");
+        let budget = Bound::AtMost(MEMORY_BASE + many.quota as f64 / MIB);
+        let name = format!("memory with {} entries, RssAnon at most", group(many.entries as f64));
+        self.add(&name, many.memory as f64 / MIB, "MiB", None, None, budget);
+        let name = format!("restart to serving with {} entries", group(many.entries as f64));
+        self.add(&name, many.restart, "s", None, None, Bound::AtMost(2.0));
     }
 
     fn plain(&mut self, name: &str, value: f64, unit: &'static str) {

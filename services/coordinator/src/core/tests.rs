@@ -118,6 +118,8 @@ fn report(state: SliceState, done_with: u64) -> SliceReport {
         done_with,
         resume: vec![2],
         docs_done: 0,
+        built: 0,
+        to_build: 0,
         items: 0,
         bytes: 0,
         unindexed: 0,

@@ -1,6 +1,6 @@
 //! `highwater bucket` and `highwater index`.
 
-use super::{Session, print, show};
+use super::{Session, diagnosis, print, show};
 use crate::args::{Bucket, Index};
 use anyhow::{Result, bail};
 use highwater_schemas::{
@@ -134,11 +134,16 @@ pub(crate) async fn index(command: Index) -> Result<()> {
             let session = Session::open(&client).await?;
             wait(&session, bucket, &names, Duration::from_secs(within)).await?;
         }
+        Index::Verify { data_dir: Some(dir), client, .. } => diagnosis::verify_stopped(&dir, client.json)?,
+        Index::Verify { bucket, names, within, client, data_dir: None } => {
+            let session = Session::open(&client).await?;
+            diagnosis::verify(&session, &bucket.unwrap_or_default(), &names, Duration::from_secs(within)).await?;
+        }
     }
     Ok(())
 }
 
-async fn list(session: &Session, bucket: Option<String>) -> Result<(Value, Vec<IndexStats>)> {
+pub(super) async fn list(session: &Session, bucket: Option<String>) -> Result<(Value, Vec<IndexStats>)> {
     let (reply, list): (Value, ListReply) = session.typed(&subjects::query("list"), &ListRequest { bucket }).await?;
     Ok((reply, list.indexes))
 }

@@ -1,10 +1,12 @@
 //! The CLI: requests over NATS, replies as tables for people or JSON for programs.
 
 mod ddl;
+mod diagnosis;
 mod query;
 mod show;
 
 pub(crate) use ddl::{bucket, index};
+pub(crate) use diagnosis::slice;
 pub(crate) use query::{count, scan, status};
 
 use crate::args::Client;
@@ -30,8 +32,13 @@ impl Session {
 
     /// Asks; a refusal is an error.
     async fn ask<T: Serialize>(&self, subject: &str, request: &T) -> Result<Value> {
+        self.ask_within(subject, request, self.timeout).await
+    }
+
+    /// The same of what may take longer than other requests.
+    async fn ask_within<T: Serialize>(&self, subject: &str, request: &T, within: Duration) -> Result<Value> {
         // The service gives up first, and says why.
-        let patience = self.timeout + Duration::from_secs(1);
+        let patience = within + Duration::from_secs(1);
         let reply = self.bus.request(subject, serde_json::to_vec(request)?, patience).await.map_err(|e| match e {
             BusError::NoResponders { subject } => {
                 anyhow!("no Highwater service answers on {subject}: is it running on this NATS?")

@@ -32,6 +32,9 @@ pub enum StoreError {
     /// No reader became free in time; try again.
     #[error("all readers of the snapshot are busy")]
     Busy,
+    /// Whoever asked for a check no longer waits for it.
+    #[error("the check was given up before its end")]
+    GivenUp,
     /// The reserved address space is used up; reopen with a larger `map_size`.
     #[error("slice has outgrown its reserved map")]
     MapFull,

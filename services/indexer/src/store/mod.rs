@@ -102,6 +102,7 @@ mod diff;
 mod error;
 mod layer;
 mod lmdb;
+mod look;
 mod merge;
 mod meta;
 mod open;
@@ -121,12 +122,14 @@ mod verify;
 pub use error::StoreError;
 pub use layer::{MergeJob, MergeOutcome};
 pub use lmdb::LmdbStore;
+pub use look::{BackIndex, Document, RunInfo, check_run, run_info, runs};
 pub use meta::{FORMAT_VERSION, KeptSnapshot, SliceIdentity, SliceMark, SliceVb};
 pub use persist::{PersistJob, PersistOutcome, Purpose};
 pub use scan::{Snapshot, Visit};
 pub use verify::{Verified, Verifier};
 
 pub(crate) use meta::{decode_mark, encode_mark};
+pub(crate) use open::DATA;
 
 use highwater_schemas::{collation::MAX_ENTRY_KEY, wire::Unindexable};
 use std::{path::Path, time::Duration};

@@ -26,7 +26,7 @@ const MAX_DATABASES: u32 = NAMES.len() as u32 + SLOTS as u32 + 16;
 /// Slots of LMDB's reader table; every commit that is still read takes some.
 const MAX_READERS: u32 = 1_024;
 /// The file that LMDB keeps in a directory.
-pub(super) const DATA: &str = "data.mdb";
+pub(crate) const DATA: &str = "data.mdb";
 const LOCK: &str = "lock.mdb";
 
 type Opened<'t> = heed::Database<'t, Bytes, Bytes>;

@@ -30,7 +30,7 @@ const RECORD_HEADER: usize = 6;
 const BLOCK: usize = 64 * 1024;
 /// No block is larger: a message of NATS is not either.
 const MOST_BLOCK: u32 = 80 << 20;
-const EXTENSION: &str = "run";
+pub(super) const EXTENSION: &str = "run";
 
 /// Writes a run.
 pub(super) struct RunWriter {

@@ -11,6 +11,9 @@ use super::{
 use highwater_schemas::collation::encode_entry_suffix;
 use std::{path::PathBuf, sync::Arc};
 
+/// Whether somebody still waits is looked at every so many documents.
+const LOOK: u64 = 4_096;
+
 /// What a slice holds, all of it checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Verified {
@@ -36,9 +39,17 @@ pub struct Verifier {
 impl Verifier {
     /// Reads everything and compares; [`StoreError::Damaged`] says what does not agree.
     pub fn run(self) -> Result<Verified, StoreError> {
+        self.run_while(&|| true)
+    }
+
+    /// As [`Self::run`], as long as somebody waits for the answer: [`StoreError::GivenUp`].
+    pub fn run_while(self, waiting: &dyn Fn() -> bool) -> Result<Verified, StoreError> {
+        if !waiting() {
+            return Err(StoreError::GivenUp);
+        }
         let reader = self.base.reader()?;
         pages::check_commit(&self.file, reader.id() as u64)?;
-        verify(self.base.dbs, &self.slots, &self.history, &reader)
+        verify(self.base.dbs, &self.slots, &self.history, &reader, waiting)
     }
 
     /// Only checks that LMDB can be led through the pages.
@@ -51,7 +62,13 @@ impl Verifier {
 /// Reads every database and compares.
 ///
 /// Entry keys of different documents differ, so equal counts and every derived entry being there mean equality.
-fn verify(dbs: Databases, slots: &Slots, history: &History, txn: &ReadTxn) -> Result<Verified, StoreError> {
+fn verify(
+    dbs: Databases,
+    slots: &Slots,
+    history: &History,
+    txn: &ReadTxn,
+    waiting: &dyn Fn() -> bool,
+) -> Result<Verified, StoreError> {
     let mut found = Verified { snapshots: history.kept.len() as u64, ..Verified::default() };
     let mut key = Vec::new();
     let mut last: Option<&[u8]> = None;
@@ -66,6 +83,9 @@ fn verify(dbs: Databases, slots: &Slots, history: &History, txn: &ReadTxn) -> Re
         value::check(bytes)?;
         let row = value::decode(bytes)?;
         found.documents += 1;
+        if found.documents.is_multiple_of(LOOK) && !waiting() {
+            return Err(StoreError::GivenUp);
+        }
         for entry in row.entries() {
             key.clear();
             key.extend_from_slice(entry.key);

@@ -12,7 +12,10 @@ use crate::{
     ledger::{Entered, Ledger},
     marks::{Marks, Unchanged},
     report::BucketReport,
-    store::{MergeOutcome, PersistOutcome, SliceIdentity, SliceMark, SliceStore, StoreError, Verified},
+    store::{
+        BackIndex, KeptSnapshot, MergeOutcome, PersistOutcome, SliceIdentity, SliceMark, SliceStore, StoreError,
+        StoreStats, Verified,
+    },
 };
 use highwater_schemas::{StabilityTimestamp, state::SliceName, wire::HighWatermark};
 use std::{
@@ -35,6 +38,20 @@ pub(crate) struct SliceInfo {
     pub(crate) partitions: u32,
     /// For each key whether it is descending.
     pub(crate) directions: Vec<bool>,
+}
+
+/// What a check found; nothing while the slice is still filled for the first time.
+pub(crate) type VerifyAnswer = Result<Option<Verified>, StoreError>;
+
+/// A slice as it is at this moment.
+pub(crate) struct Look {
+    pub(crate) identity: SliceIdentity,
+    pub(crate) mark: SliceMark,
+    /// Of the node's records.
+    pub(crate) newer: Option<SliceMark>,
+    pub(crate) kept: Vec<KeptSnapshot>,
+    pub(crate) stats: StoreStats,
+    pub(crate) back: BackIndex,
 }
 
 /// What a worker is told.
@@ -81,16 +98,21 @@ pub(crate) enum Event {
         opening: u64,
         outcome: MergeOutcome,
     },
-    /// The pages of a large slice were checked.
+    /// A slice was checked, or the pages of a large one.
     Checked {
         slice: SliceName,
         opening: u64,
         outcome: Result<(), StoreError>,
     },
-    /// Check a slice; it goes on meanwhile.
+    /// Check a slice; it goes on meanwhile. The check is given up when nobody waits for the answer any more.
     Verify {
         slice: SliceName,
-        answer: oneshot::Sender<Result<Verified, StoreError>>,
+        answer: oneshot::Sender<VerifyAnswer>,
+    },
+    /// Look into a slice.
+    Look {
+        slice: SliceName,
+        answer: oneshot::Sender<Result<Look, StoreError>>,
     },
     Tick,
     /// Make durable what is readable, then end.
@@ -226,6 +248,11 @@ impl Worker {
             Event::Checked { slice, opening, outcome } => self.checked(slice, opening, outcome),
             Event::Verify { slice, answer } => {
                 self.verify(slice, answer);
+                Vec::new()
+            }
+            Event::Look { slice, answer } => {
+                // Who asked may be gone.
+                let _ = answer.send(self.look(slice));
                 Vec::new()
             }
             Event::Tick => {

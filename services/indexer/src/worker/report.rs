@@ -51,7 +51,12 @@ impl Worker {
             // A session is opened for what is reported: only once its place in the live chain cannot be missed.
             .filter(|_| self.core.listens())
             .map(|s| {
-                let stats = self.open.get(&s.name).map(|o| o.store.stats()).unwrap_or_default();
+                let open = self.open.get(&s.name);
+                let mut stats = open.map(|o| o.store.stats()).unwrap_or_default();
+                if open.is_some_and(|o| !o.store.in_bulk()) {
+                    // The second phase is over.
+                    stats.built = (stats.items.max(1), stats.items.max(1));
+                }
                 SliceReport {
                     bucket: self.outside.bucket.clone(),
                     index: s.name.index,
@@ -61,6 +66,8 @@ impl Worker {
                     done_with: s.done_with,
                     resume: s.resume(),
                     docs_done: s.docs_done,
+                    built: stats.built.0,
+                    to_build: stats.built.1,
                     items: stats.items,
                     bytes: stats.live_bytes,
                     unindexed: stats.unindexed,

@@ -1,12 +1,12 @@
 //! The stores of a bucket's slices: opening, filling, reopening, closing.
 
-use super::{SliceInfo, Worker, stem};
+use super::{Look, SliceInfo, VerifyAnswer, Worker, stem};
 use crate::{
     core::{Action, Batch, Step},
     documents::replace,
     held::HeldSlice,
     jobs::Job,
-    store::{LmdbStore, SliceMark, SliceStore, StoreError, Verified},
+    store::{LmdbStore, SliceMark, SliceStore, StoreError},
 };
 use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl Worker {
             if reset {
                 old.held.close(
                     ErrorCode::InRollback,
-                    "the index is being built again: its source's history changed".into(),
+                    "the index is being built again: its source's history changed, or its files are damaged".into(),
                 );
             } else {
                 old.held.pause();
@@ -225,23 +225,35 @@ impl Worker {
         let _ = self.outside.jobs.check.try_send(Job { work, to });
     }
 
-    /// The pages of a slice that was opened have been checked.
+    /// A slice, or its pages, have been checked.
     pub(super) fn checked(&mut self, slice: SliceName, opening: u64, outcome: Result<(), StoreError>) -> Vec<Action> {
         if self.open.get(&slice).is_none_or(|o| o.opening != opening) {
             return Vec::new();
         }
-        let Err(error) = outcome else { return Vec::new() };
-        tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "building the slice again");
-        self.core.closed(slice);
-        vec![Action::Open { slice, reset: true }]
+        match outcome {
+            Ok(()) => Vec::new(),
+            Err(error @ StoreError::Damaged(_)) => {
+                tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "building the slice again");
+                self.core.closed(slice);
+                vec![Action::Open { slice, reset: true }]
+            }
+            Err(error) => {
+                tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "the slice could not be checked");
+                Vec::new()
+            }
+        }
     }
 
-    /// Checks a slice on another thread; the commit that it reads stays as it is meanwhile.
-    pub(super) fn verify(&self, slice: SliceName, answer: oneshot::Sender<Result<Verified, StoreError>>) {
+    /// Checks a slice on another thread, as long as the answer is waited for; the commit that it reads stays as it is meanwhile.
+    pub(super) fn verify(&self, slice: SliceName, answer: oneshot::Sender<VerifyAnswer>) {
         let Some(open) = self.open.get(&slice) else {
             let _ = answer.send(Err(StoreError::Misuse("the slice is not open")));
             return;
         };
+        if open.store.in_bulk() {
+            let _ = answer.send(Ok(None));
+            return;
+        }
         let to = self.outside.events.upgrade();
         let (verifier, to) = match (open.store.verifier(), to) {
             (Ok(verifier), Some(to)) => (verifier, to),
@@ -251,13 +263,35 @@ impl Worker {
             }
             (Ok(_), None) => return,
         };
+        let opening = open.opening;
         let work = Box::new(move || {
+            let found = verifier.run_while(&|| !answer.is_closed());
+            let outcome = match &found {
+                Err(StoreError::Damaged(what)) => Err(StoreError::Damaged(what.clone())),
+                _ => Ok(()),
+            };
             // Who asked may be gone.
-            let _ = answer.send(verifier.run());
-            super::Event::Tick
+            let _ = answer.send(found.map(Some));
+            super::Event::Checked { slice, opening, outcome }
         });
         // Where too many wait, the answer's sender is dropped, which says so.
         let _ = self.outside.jobs.check.try_send(Job { work, to });
+    }
+
+    /// What a slice is and how far it goes, with a way to read its documents.
+    pub(super) fn look(&self, slice: SliceName) -> Result<Look, StoreError> {
+        let open = self.open.get(&slice).ok_or(StoreError::Misuse("the slice is not open"))?;
+        let store = &open.store;
+        let newer = self.outside.marks.newest(&self.full_name(&open.stem), store.durable().st);
+        Ok(Look {
+            identity: store.identity().clone(),
+            mark: store.durable().clone(),
+            // A mark that cannot be read counts for nothing, here as at an opening.
+            newer: newer.ok().flatten().filter(|_| !store.durable().building),
+            kept: store.kept().to_vec(),
+            stats: store.stats(),
+            back: store.back_index()?,
+        })
     }
 }
 

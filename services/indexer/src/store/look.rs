@@ -1,0 +1,192 @@
+//! Looking into a slice: documents of the back index as they are durable, and the runs of a build.
+
+use super::{
+    LmdbStore, SliceIdentity, SliceMark, StoreError,
+    base::Base,
+    build::RUNS,
+    diff::{decode_row_key, encode_row_key},
+    run::{EXTENSION, RunReader},
+    value,
+    verify::Verifier,
+};
+use highwater_schemas::wire::Unindexable;
+use std::{
+    fs, io,
+    ops::{Bound, ControlFlow},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Bytes of a record that says that a document has nothing in the index.
+const NOTHING: usize = 8;
+
+/// A document of the back index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub vb: u16,
+    pub docid: String,
+    pub seqno: u64,
+    pub reason: Option<Unindexable>,
+    /// Keys, without docid and vbucket, and included fields.
+    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The documents of the newest commit, to be read on any thread that may block.
+pub struct BackIndex {
+    base: Arc<Base>,
+    dir: PathBuf,
+}
+
+impl BackIndex {
+    /// The slice's directory.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Visits the documents in their order, from this one on, until told to stop.
+    pub fn visit(
+        &self,
+        (vb, docid): (u16, &str),
+        mut visit: impl FnMut(Document) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let reader = self.base.reader()?;
+        let mut from = Vec::new();
+        encode_row_key(vb, docid, &mut from);
+        for row in self.base.dbs.rows.range(&reader, &(Bound::Included(&from[..]), Bound::Unbounded))? {
+            let (key, row) = row?;
+            let (vb, docid) = decode_row_key(key)?;
+            value::check(row)?;
+            let row = value::decode(row)?;
+            let entries = row.entries().map(|e| (e.key.to_vec(), e.include.to_vec())).collect();
+            let document = Document { vb, docid: docid.to_owned(), seqno: row.seqno, reason: row.reason, entries };
+            if visit(document).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LmdbStore {
+    /// The documents of the newest commit.
+    pub fn back_index(&self) -> Result<BackIndex, StoreError> {
+        let Verifier { base, file, .. } = self.verifier()?;
+        Ok(BackIndex { base, dir: file.parent().unwrap_or(&file).to_owned() })
+    }
+}
+
+/// A run of a build, whole as far as its end says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunInfo {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Documents, each once.
+    pub records: u64,
+    pub identity: SliceIdentity,
+    /// How far the build was with this run.
+    pub mark: SliceMark,
+}
+
+/// The runs of the build in a slice's directory, oldest first; nothing is touched. What has not got its name is no run yet.
+pub fn runs(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = match fs::read_dir(dir.join(RUNS)) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e.into()),
+    };
+    let mut runs = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == EXTENSION) {
+            runs.push(path);
+        }
+    }
+    runs.sort();
+    Ok(runs)
+}
+
+/// Reads the end of a run.
+pub fn run_info(path: &Path) -> Result<RunInfo, StoreError> {
+    let (_, meta) = RunReader::open(path)?;
+    let bytes = fs::metadata(path)?.len();
+    Ok(RunInfo { path: path.to_owned(), bytes, records: meta.items, identity: meta.identity, mark: meta.mark })
+}
+
+/// Reads a run from its beginning to its end: every checksum, the order of the keys, and every document's record.
+pub fn check_run(path: &Path) -> Result<RunInfo, StoreError> {
+    let damaged = |what: &str| StoreError::damaged(format!("run {}: {what}", path.display()));
+    let info = run_info(path)?;
+    let (mut run, _) = RunReader::open(path)?;
+    let (mut records, mut last): (u64, Option<Vec<u8>>) = (0, None);
+    while run.advance()? {
+        decode_row_key(run.key())?;
+        if last.as_deref().is_some_and(|last| last > run.key()) {
+            return Err(damaged("a record stands out of order"));
+        }
+        let last = last.get_or_insert_default();
+        last.clear();
+        last.extend_from_slice(run.key());
+        if run.value().len() != NOTHING {
+            value::check(run.value())?;
+            value::decode(run.value())?;
+        }
+        records += 1;
+    }
+    if records != info.records {
+        return Err(damaged("its end counts other records than there are"));
+    }
+    Ok(info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Entry, Purpose, SliceStore, StoreLimits};
+    use super::*;
+
+    #[test]
+    fn documents_and_runs_are_seen_as_they_lie_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let identity = SliceIdentity { bucket: "b".into(), index_id: "i".into(), ..SliceIdentity::default() };
+        let limits = || StoreLimits { map_size: 64 << 20, ..StoreLimits::default() };
+        let mut store = LmdbStore::open(dir.path(), &identity, limits()).expect("opens");
+        let entry = [Entry { key: b"\x03", include: b"{}" }];
+        let persist = |store: &mut LmdbStore, st, purpose| {
+            let mark = SliceMark { st, building: true, ..SliceMark::default() };
+            let job = store.begin_persist(mark, purpose).expect("no persist runs");
+            store.finish_persist(job.run()).expect("persists");
+        };
+        for n in 0..5u64 {
+            store.bulk(0, &format!("d{n}"), n + 1, if n == 3 { &[] } else { &entry }, None).expect("collects");
+        }
+        persist(&mut store, 1, Purpose::Interim);
+        let found = runs(dir.path()).expect("lists");
+        let run = check_run(&found[0]).expect("whole");
+        assert_eq!((found.len(), run.records, run.mark.st, &run.identity), (1, 5, 1, &identity));
+        let whole = fs::read(&found[0]).expect("reads");
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            fs::write(&found[0], &bytes).expect("writes");
+            assert!(check_run(&found[0]).is_err(), "byte {at}");
+        }
+        fs::write(&found[0], &whole).expect("writes");
+
+        persist(&mut store, 2, Purpose::Built);
+        assert!(runs(dir.path()).expect("lists").is_empty());
+        let mut seen = Vec::new();
+        let back = store.back_index().expect("opens");
+        back.visit((0, "d1"), |d| {
+            seen.push((d.vb, d.docid, d.seqno, d.entries.len()));
+            if seen.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .expect("reads");
+        assert_eq!(seen, [(0, "d1".to_owned(), 2, 1), (0, "d2".to_owned(), 3, 1)]);
+        seen.clear();
+        back.visit((0, "d3"), |d| {
+            seen.push((d.vb, d.docid, d.seqno, d.entries.len()));
+            ControlFlow::Continue(())
+        })
+        .expect("reads");
+        assert_eq!(seen, [(0, "d4".to_owned(), 5, 1)]);
+    }
+}
