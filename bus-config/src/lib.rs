@@ -13,6 +13,7 @@
 mod connect;
 mod error;
 mod publisher;
+mod pulls;
 mod reader;
 mod service;
 mod state_log;

@@ -5,19 +5,19 @@
 //! before and after every opening, and what contradicts ends the reader with [`BusError::StreamChanged`]. The consumer sequence
 //! shows messages that were lost on the way, also on filtered streams; then the reader re-opens where it stood.
 
-use crate::{connect::Bus, error::BusError, streams::StreamState};
-use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    message::Message,
+use crate::{
+    connect::Bus,
+    error::BusError,
+    pulls::{Pulls, told},
+    streams::StreamState,
+};
+use async_nats::{
+    Message,
+    jetstream::consumer::{AckPolicy, DeliverPolicy, pull},
 };
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
 use std::time::Duration;
 
-/// Messages asked for at once. The client drops what exceeds its subscription capacity, which is far larger.
-const PULL_BATCH: usize = 8_192;
-const PULL_EXPIRES: Duration = Duration::from_secs(10);
-const HEARTBEAT: Duration = Duration::from_secs(2);
 const INACTIVE: Duration = Duration::from_secs(30);
 const RETRY: [u64; 6] = [10, 50, 100, 250, 500, 1000];
 
@@ -53,15 +53,21 @@ pub struct StreamReader {
     bus: Bus,
     stream: String,
     filter: Option<String>,
-    /// The last stream sequence handed out or passed.
-    after: u64,
+    place: Place,
     created: i64,
     server_id: String,
-    messages: Option<pull::Stream>,
+    pulls: Option<Pulls>,
     consumer: String,
-    consumer_seq: u64,
     /// Times that the reader was opened again on another server, or on one that had restarted.
     restarts: u64,
+}
+
+/// How far a reader is.
+struct Place {
+    /// The last stream sequence handed out or passed.
+    after: u64,
+    /// The last message of the consumer.
+    consumer_seq: u64,
 }
 
 impl StreamReader {
@@ -72,12 +78,11 @@ impl StreamReader {
             bus: bus.clone(),
             stream: stream.into(),
             filter: from.filter,
-            after: from.after,
+            place: Place { after: from.after, consumer_seq: 0 },
             created: from.created.unwrap_or(state.created),
             server_id: bus.server_id(),
-            messages: None,
+            pulls: None,
             consumer: String::new(),
-            consumer_seq: 0,
             restarts: 0,
         };
         reader.check(&state)?;
@@ -97,15 +102,18 @@ impl StreamReader {
         if state.created != self.created {
             return changed("it was created anew".into());
         }
-        if state.last_seq < self.after {
-            return changed(format!("its last sequence is {}, but {} was read before", state.last_seq, self.after));
+        if state.last_seq < self.place.after {
+            return changed(format!(
+                "its last sequence is {}, but {} was read before",
+                state.last_seq, self.place.after
+            ));
         }
         Ok(())
     }
 
     async fn subscribe(&mut self) -> Result<(), BusError> {
         let config = pull::Config {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.after + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 },
             ack_policy: AckPolicy::None,
             filter_subject: self.filter.clone().unwrap_or_default(),
             inactive_threshold: INACTIVE,
@@ -120,24 +128,17 @@ impl StreamReader {
             .await
             .map_err(|e| BusError::other("consumer", format!("{}: {e}", self.stream)))?;
         self.consumer.clone_from(&consumer.cached_info().name);
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(PULL_BATCH)
-            .expires(PULL_EXPIRES)
-            .heartbeat(HEARTBEAT)
-            .messages()
-            .await
-            .map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
-        self.messages = Some(messages);
-        self.consumer_seq = 0;
+        let pulls = Pulls::start(&self.bus.client, &self.stream, &self.consumer).await;
+        self.pulls = Some(pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?);
+        self.place.consumer_seq = 0;
         self.server_id = self.bus.server_id();
         Ok(())
     }
 
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
     async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
-        tracing::info!(stream = self.stream, after = self.after, why, "opening the stream again");
-        self.messages = None;
+        tracing::info!(stream = self.stream, after = self.place.after, why, "opening the stream again");
+        self.pulls = None;
         self.restarts += u64::from(self.bus.server_id() != self.server_id);
         // Best effort: the server also removes it when it is inactive.
         let old = std::mem::take(&mut self.consumer);
@@ -173,75 +174,51 @@ impl StreamReader {
     /// Cancel safe as far as messages go: one that was taken is returned.
     pub async fn next_ready(&mut self, most: usize, out: &mut Vec<StreamMessage>) -> Result<(), BusError> {
         while out.is_empty() {
-            let Some(messages) = self.messages.as_mut() else {
+            let Some(pulls) = self.pulls.as_mut() else {
                 self.reopen("it was not open").await?;
                 continue;
             };
-            let mut next = messages.next().await;
-            let mut trouble = None;
-            loop {
-                match next {
-                    Some(Ok(message)) => {
-                        if let Err(why) = self.take(&message, out) {
-                            trouble = Some(why);
-                            break;
-                        }
-                    }
-                    Some(Err(error)) => {
-                        trouble = Some(error.to_string());
-                        break;
-                    }
-                    None => {
-                        trouble = Some("the subscription ended".into());
-                        break;
-                    }
-                }
-                if out.len() >= most {
-                    break;
-                }
-                let Some(messages) = self.messages.as_mut() else { break };
-                match messages.next().now_or_never() {
-                    Some(ready) => next = ready,
-                    None => break,
-                }
-            }
-            if let Some(why) = trouble {
+            let place = &mut self.place;
+            if let Err(why) = pulls.next_ready(most, |message| place.take(message, out)).await {
                 if out.is_empty() {
                     self.reopen(&why).await?;
                 } else {
                     // What was taken is good; the next call opens again.
-                    self.messages = None;
+                    self.pulls = None;
                 }
             }
         }
-        Ok(())
-    }
-
-    fn take(&mut self, message: &Message, out: &mut Vec<StreamMessage>) -> Result<(), String> {
-        let info = message.info().map_err(|e| format!("a message without reply subject: {e}"))?;
-        if info.consumer_sequence != self.consumer_seq + 1 {
-            return Err(format!("message {} of the consumer came after {}", info.consumer_sequence, self.consumer_seq));
-        }
-        if info.stream_sequence <= self.after {
-            return Err(format!("message {} came after {}", info.stream_sequence, self.after));
-        }
-        self.consumer_seq = info.consumer_sequence;
-        self.after = info.stream_sequence;
-        let headers = message.headers.as_ref();
-        out.push(StreamMessage {
-            seq: info.stream_sequence,
-            time: info.published.unix_timestamp_nanos() as i64,
-            pending: info.pending,
-            subject: message.subject.clone(),
-            operation: headers.and_then(|h| h.get("KV-Operation")).map(|v| v.as_str().to_owned()),
-            marker: headers.is_some_and(|h| h.get("Nats-Marker-Reason").is_some()),
-            payload: message.payload.clone(),
-        });
         Ok(())
     }
 
     /// Times that the reader was opened again on another server, or on one that had restarted.
     pub fn restarts(&self) -> u64 {
         self.restarts
+    }
+}
+
+impl Place {
+    fn take(&mut self, message: Message, out: &mut Vec<StreamMessage>) -> Result<(), String> {
+        let reply = message.reply.as_deref().unwrap_or_default();
+        let told = told(reply).ok_or_else(|| format!("a message with the reply subject {reply:?}"))?;
+        if told.consumer_seq != self.consumer_seq + 1 {
+            return Err(format!("message {} of the consumer came after {}", told.consumer_seq, self.consumer_seq));
+        }
+        if told.stream_seq <= self.after {
+            return Err(format!("message {} came after {}", told.stream_seq, self.after));
+        }
+        self.consumer_seq = told.consumer_seq;
+        self.after = told.stream_seq;
+        let headers = message.headers.as_ref();
+        out.push(StreamMessage {
+            seq: told.stream_seq,
+            time: told.time,
+            pending: told.pending,
+            operation: headers.and_then(|h| h.get("KV-Operation")).map(|v| v.as_str().to_owned()),
+            marker: headers.is_some_and(|h| h.get("Nats-Marker-Reason").is_some()),
+            subject: message.subject,
+            payload: message.payload,
+        });
+        Ok(())
     }
 }
