@@ -119,11 +119,13 @@ impl Config {
 mod tests {
     use super::*;
 
+    /// Makes one setting wrong.
+    type Change = fn(&mut Config);
+
     #[test]
     fn settings_out_of_their_limits_are_refused_by_name() {
         let good = Config::new("n", PathBuf::new(), 1);
         assert!(good.check().is_ok());
-        type Change = fn(&mut Config);
         let wrong: [(&str, Change); 4] = [
             ("memory_quota", |c| c.memory_quota = 1),
             ("kept_least", |c| c.store.kept_least = 0),
