@@ -190,6 +190,61 @@ async fn what_a_disk_lost_is_found_and_built_again() -> Result<()> {
         .await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_has_not_begun_is_no_damage() -> Result<()> {
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "people").await?;
+            source.write((0..100).map(|i| Write::put(0, format!("d{i}"), &json!({"name": i})))).await?;
+            // Nobody reads the source.
+            cluster.kill("projector-1")?;
+            let index = documents::indexes(2).remove(3);
+            client.create_index(&index.definition("people")).await?;
+            let url = cluster.url().to_owned();
+            let data = cluster.data_dir("indexer-1").to_string_lossy().into_owned();
+            let verify = ["index", "verify", "people", "--nats-url", &url];
+            let found = until("the slice is open", BUILT_WITHIN, async || {
+                let found = json_of(&verify, 0).map_err(|e| e.to_string())?;
+                if found["slices"][0]["state"] == "building" { Ok(found) } else { Err(found.to_string()) }
+            })
+            .await?;
+            ensure!(found["slices"].as_array().map(Vec::len) == Some(1), "{found}");
+            ensure!(found["slices"][0]["documents"] == 0, "{found}");
+            let (code, table, _) = highwater(&verify)?;
+            ensure!(code == Some(0) && table.contains("nothing to check yet"), "{table}");
+            let shown = json_of(&["slice", "dump", "people", &index.name, "--nats-url", &url, "--rows", "5"], 0)?;
+            ensure!(shown["slices"][0]["rows"] == json!([]), "{shown}");
+            stop(cluster, "indexer-1").await?;
+            let found = json_of(&["index", "verify", "--data-dir", &data], 0)?;
+            ensure!(found["slices"][0]["documents"] == 0, "{found}");
+            let (code, table, _) = highwater(&verify)?;
+            ensure!(
+                code == Some(1) && table.contains("no service answers") | table.contains("is it running"),
+                "{table}"
+            );
+            // Progress only rises, and is whole when the index is active.
+            cluster.start_node("indexer-1").await?;
+            cluster.start_node("projector-1").await?;
+            let mut last = 0.0;
+            loop {
+                let listed = client.index("people", &index.name).await?;
+                let progress = listed["progress"].as_f64().context("no progress")?;
+                let active = listed["state"] == "active";
+                ensure!(progress >= last && active == (progress >= 1.0), "{last}, then {listed}");
+                if active {
+                    break;
+                }
+                last = progress;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            json_of(&verify, 0)?;
+            ask::whole(&client, &source, &index).await
+        })
+        .await
+}
+
 fn is_marked(row: &Value) -> bool {
     row["id"] == "marked"
         && row["entries"][0]["key"] == json!([77, 5])

@@ -187,6 +187,13 @@ async fn usage_errors_end_with_two() -> Result<()> {
         &["dev", "--nats-port", "99999"],
         &["scan", "b", "i", "--limit", "ten"],
         &["no-such-command"],
+        &["dev", "--memory-quota", "1MiB"],
+        &["indexer", "--node-id", "n", "--data-dir", "d", "--kept-least", "0"],
+        &["catalog", "--node-id", "n", "--data-dir", "d", "--scan-timeout-ms", "9", "--max-scan-timeout-ms", "8"],
+        &["index", "verify"],
+        &["index", "verify", "b", "--data-dir", "d"],
+        &["slice", "dump", "b"],
+        &["slice", "dump", "b", "i", "--rows", "10001"],
     ] {
         let output = highwater(arguments)?.output()?;
         let text = String::from_utf8_lossy(&output.stderr);

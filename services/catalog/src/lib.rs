@@ -41,7 +41,7 @@ mod service;
 mod stats;
 mod token;
 
-pub use config::{Config, DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT};
+pub use config::{Config, DEFAULT_IN_FLIGHT, Deadlines, MAX_IN_FLIGHT, PAGE_BYTES, TIMEOUT_MS};
 pub use request::{Mode, byte_ranges};
 pub use service::run;
 

@@ -97,8 +97,13 @@ impl Plan {
         u32::try_from((all / self.hosts.len().max(1) as u64).max(MIN_PAGE_BYTES).min(most)).unwrap_or(u32::MAX)
     }
 
-    /// Merges the answers of all partitions into a reply of at most `budget` bytes.
-    pub fn assemble(&self, pages: &[ScanPage], place: &Place, budget: usize) -> Result<Outcome, ApiError> {
+    /// Merges the answers of all partitions into a reply of at most `budget` bytes; or of `message`, when a single row has more.
+    pub fn assemble(
+        &self,
+        pages: &[ScanPage],
+        place: &Place,
+        (budget, message): (usize, usize),
+    ) -> Result<Outcome, ApiError> {
         let internal = |message: &str| Err(ApiError::new(ErrorCode::Internal, message));
         let Some(first) = pages.first() else { return internal("the index has no partitions") };
         let st = &first.st;
@@ -109,7 +114,7 @@ impl Plan {
         let head = Head { st, unindexed, streams: &self.streams, directions: &self.directions };
         let sources: Vec<Page> = pages.iter().map(|page| Page { rows: &page.rows, more: page.more }).collect();
         let mut rows = Merge::new(&sources, self.reverse);
-        let mut renderer = Renderer::new(&head, budget);
+        let mut renderer = Renderer::new(&head, budget).first_row(message);
         let wanted = self.rows_wanted();
         let mut skip = place.skip.saturating_sub(if pages.len() == 1 { first.skipped } else { 0 });
         let (mut last, mut full) = (None, false);

@@ -41,6 +41,8 @@ pub struct Renderer<'a> {
     head: &'a Head<'a>,
     out: Vec<u8>,
     limit: usize,
+    /// What the reply may have when its first row is larger than `limit`.
+    most: usize,
     /// The key's JSON stands behind the docid, which comes behind the key's bytes: so it waits here.
     key: Vec<u8>,
     rows: u64,
@@ -63,7 +65,12 @@ impl<'a> Renderer<'a> {
         let _ = serde_json::to_writer(&mut out, &head.timestamp());
         out.extend_from_slice(br#","rows":["#);
         let rows_begin = out.len();
-        Self { head, out, limit, key: Vec::new(), rows: 0, rows_begin, encoded: 0 }
+        Self { head, out, limit, most: limit, key: Vec::new(), rows: 0, rows_begin, encoded: 0 }
+    }
+
+    /// A reply of a single row may have so many bytes.
+    pub fn first_row(self, most: usize) -> Self {
+        Self { most: most.max(self.limit), ..self }
     }
 
     /// Rows written so far.
@@ -106,9 +113,10 @@ impl<'a> Renderer<'a> {
         }
         self.out.push(b'}');
         // The reply may have to end here, with a token that holds this row's key.
-        if self.out.len() + TAIL + PageToken::text_len(row.key.len()) > self.limit {
+        let limit = if self.rows == 0 { self.most } else { self.limit };
+        if self.out.len() + TAIL + PageToken::text_len(row.key.len()) > limit {
             if self.rows == 0 {
-                return Err(row_too_large(&id, self.out.len() - before, self.limit));
+                return Err(row_too_large(&id, self.out.len() - before, limit));
             }
             self.out.truncate(before);
             return Ok(false);
@@ -241,6 +249,20 @@ mod tests {
         let error = renderer.push(Row { key: &key, include: include.as_bytes() }).unwrap_err();
         assert_eq!(error.code, ErrorCode::RowTooLarge);
         assert!(error.message.contains("\"big\""), "{error}");
+    }
+
+    #[test]
+    fn a_single_row_may_have_more_than_a_page() {
+        let (st, streams) = (st(1), ["KV_users".to_string()]);
+        let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS };
+        let include = format!(r#"{{"a":"{}"}}"#, "x".repeat(2000));
+        let key = key(&[json!(1), json!(2)], DIRECTIONS, "big", 0);
+        let row = Row { key: &key, include: include.as_bytes() };
+        let mut renderer = Renderer::new(&head, 2000).first_row(3000);
+        assert!(renderer.push(row).unwrap());
+        assert!(!renderer.push(Row { key: &key, include: b"" }).unwrap());
+        assert!(renderer.finish(None).len() <= 3000);
+        assert!(Renderer::new(&head, 2000).first_row(2100).push(row).is_err());
     }
 
     #[test]

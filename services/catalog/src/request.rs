@@ -1,6 +1,7 @@
 //! From the JSON of a scan or count to a checked query, and from a query to a plan for one index.
 
 use crate::{
+    config::Deadlines,
     fields::{Fields, malformed, shown},
     freshness::Floor,
     token::PageToken,
@@ -16,10 +17,6 @@ use serde_json::value::RawValue;
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// How long a request may take when it does not say.
-pub const DEFAULT_TIMEOUT_MS: u64 = 5_000;
-/// The longest that a request may ask to wait.
-pub const MAX_TIMEOUT_MS: u64 = 60_000;
 /// The most spans in one request: each is a seek.
 pub const MAX_SPANS: usize = 10_000;
 
@@ -92,7 +89,7 @@ pub struct Plan {
 }
 
 impl Query {
-    pub fn parse(payload: &[u8], mode: Mode) -> Result<Self, ApiError> {
+    pub fn parse(payload: &[u8], mode: Mode, deadlines: Deadlines) -> Result<Self, ApiError> {
         let mut fields = Fields::read(payload, FIELDS)?;
         let number = "a whole number that is not negative";
         let query = Self {
@@ -104,9 +101,9 @@ impl Query {
             limit: fields.take("limit", number)?,
             page_size: fields.take("page_size", number)?,
             consistency: fields.take_raw("consistency").map_or(Ok(Consistency::Any), |raw| consistency(&raw))?,
-            timeout: Duration::from_millis(
-                fields.take("timeout_ms", "a number of milliseconds")?.unwrap_or(DEFAULT_TIMEOUT_MS),
-            ),
+            timeout: fields
+                .take("timeout_ms", "a number of milliseconds")?
+                .map_or(deadlines.unsaid, Duration::from_millis),
             page_token: fields.take("page_token", "the text that a reply had as page_token")?,
         };
         names::check("bucket", &query.bucket)?;
@@ -114,9 +111,10 @@ impl Query {
         if query.page_size == Some(0) {
             return Err(malformed("page_size must be at least 1".into()));
         }
-        if query.timeout.is_zero() || query.timeout > Duration::from_millis(MAX_TIMEOUT_MS) {
+        if query.timeout.is_zero() || query.timeout > deadlines.most {
             return Err(malformed(format!(
-                "timeout_ms must be 1 to {MAX_TIMEOUT_MS}, not {}",
+                "timeout_ms must be 1 to {}, not {}",
+                deadlines.most.as_millis(),
                 query.timeout.as_millis()
             )));
         }
@@ -206,7 +204,7 @@ impl Query {
 ///
 /// For those who check requests without running them. Refuses as the catalog does.
 pub fn byte_ranges(payload: &[u8], mode: Mode, context: &StateContext) -> Result<Vec<ByteRange>, ApiError> {
-    Ok(Query::parse(payload, mode)?.plan(context)?.ranges)
+    Ok(Query::parse(payload, mode, Deadlines::default())?.plan(context)?.ranges)
 }
 
 /// The bucket and index of these names.

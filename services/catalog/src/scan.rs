@@ -29,7 +29,8 @@ const LOG_GRACE: Duration = Duration::from_millis(100);
 
 pub async fn scan(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
     let run = Run::begin(shared, payload, Mode::Scan).await?;
-    let budget = shared.bus.max_payload().saturating_sub(RESERVED);
+    let message = shared.bus.max_payload().saturating_sub(RESERVED);
+    let budget = shared.config.page_bytes.min(message);
     let mut place = Place {
         at: StChoice::AtLeast(0),
         after: run.plan.page.as_ref().map(|page| page.after.clone()),
@@ -37,7 +38,7 @@ pub async fn scan(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> 
     };
     let mut pages = run.first(&place, budget, ScanMode::Rows).await?;
     loop {
-        match run.plan.assemble(&pages, &place, budget)? {
+        match run.plan.assemble(&pages, &place, (budget, message))? {
             Outcome::Reply { body, token } => {
                 if token && run.plan.page.is_none() {
                     run.lease(pages[0].st.number).await;
@@ -90,7 +91,7 @@ fn expected_kib(request: &ScanRequest) -> u32 {
 impl<'a> Run<'a> {
     async fn begin(shared: &'a Shared, payload: &[u8], mode: Mode) -> Result<Self, ApiError> {
         let since = shared.core().next_want();
-        let query = Query::parse(payload, mode)?;
+        let query = Query::parse(payload, mode, shared.config.deadlines)?;
         let deadline = shared.now() + query.timeout;
         Ok(Self { shared, plan: plan(shared, &query).await?, deadline, since })
     }

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::limits::{CatalogLimits, IndexerLimits, Limits};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
 use std::path::PathBuf;
@@ -21,9 +22,9 @@ pub(crate) enum Command {
     /// Run a projector with its router.
     Projector(Service),
     /// Run an indexer.
-    Indexer(Service),
+    Indexer(Indexer),
     /// Run a query catalog.
-    Catalog(Service),
+    Catalog(Catalog),
     /// Declare, list and remove buckets.
     #[command(subcommand)]
     Bucket(Bucket),
@@ -42,6 +43,15 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether its limits agree with one another; what does not is named.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Dev(dev) => dev.limits.catalog.check(),
+            Self::Catalog(catalog) => catalog.limits.check(),
+            _ => Ok(()),
+        }
+    }
+
     /// What is logged unless HIGHWATER_LOG says otherwise.
     pub(crate) fn default_log(&self) -> String {
         match self {
@@ -114,6 +124,22 @@ pub(crate) struct Service {
 }
 
 #[derive(ClapArgs)]
+pub(crate) struct Indexer {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    #[command(flatten)]
+    pub(crate) limits: IndexerLimits,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Catalog {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    #[command(flatten)]
+    pub(crate) limits: CatalogLimits,
+}
+
+#[derive(ClapArgs)]
 pub(crate) struct Dev {
     /// Where NATS and the services keep their files.
     #[arg(long, env = "HIGHWATER_DATA_DIR", default_value = "highwater-data")]
@@ -126,6 +152,8 @@ pub(crate) struct Dev {
     pub(crate) nats_port: u16,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 /// A client command's way to the services.
@@ -137,7 +165,7 @@ pub(crate) struct Client {
     #[arg(long)]
     pub(crate) json: bool,
     /// How long to wait for an answer, milliseconds.
-    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(highwater_catalog::TIMEOUT_MS))]
     pub(crate) timeout_ms: u64,
 }
 

@@ -4,15 +4,20 @@
 
 mod args;
 mod cli;
+mod limits;
 mod serve;
 
-use args::{Args, Command};
-use clap::Parser;
+use args::{Args, Catalog, Command, Indexer};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use limits::Limits;
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Err(message) = args.command.check() {
+        Args::command().error(ErrorKind::ValueValidation, message).exit();
+    }
     let filter =
         EnvFilter::try_from_env("HIGHWATER_LOG").unwrap_or_else(|_| EnvFilter::new(args.command.default_log()));
     tracing_subscriber::fmt()
@@ -43,10 +48,14 @@ fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Dev(dev) => serve::dev(dev).await,
-        Command::Coordinator(service) => serve::one(serve::Kind::Coordinator, service).await,
-        Command::Projector(service) => serve::one(serve::Kind::Projector, service).await,
-        Command::Indexer(service) => serve::one(serve::Kind::Indexer, service).await,
-        Command::Catalog(service) => serve::one(serve::Kind::Catalog, service).await,
+        Command::Coordinator(service) => serve::one(serve::Kind::Coordinator, service, Limits::default()).await,
+        Command::Projector(service) => serve::one(serve::Kind::Projector, service, Limits::default()).await,
+        Command::Indexer(Indexer { service, limits }) => {
+            serve::one(serve::Kind::Indexer, service, Limits { indexer: limits, ..Limits::default() }).await
+        }
+        Command::Catalog(Catalog { service, limits }) => {
+            serve::one(serve::Kind::Catalog, service, Limits { catalog: limits, ..Limits::default() }).await
+        }
         Command::Bucket(command) => cli::bucket(command).await,
         Command::Index(command) => cli::index(command).await,
         Command::Slice(command) => cli::slice(command).await,

@@ -63,9 +63,9 @@ impl Marks {
         store::check_file(&dir)?;
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(MAP).max_dbs(1);
-        // SAFETY: as in `open`; nothing can be written.
+        // SAFETY: as in `open`; nothing can be written, so no reader table is needed.
         let env = unsafe {
-            options.flags(EnvFlags::READ_ONLY);
+            options.flags(EnvFlags::READ_ONLY | EnvFlags::NO_LOCK);
             options.open(&dir)
         }?;
         let txn = env.read_txn()?;

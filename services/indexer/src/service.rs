@@ -49,6 +49,9 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// Why the indexer ended.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexerError {
+    /// A setting is out of its limits.
+    #[error("{0}")]
+    Config(String),
     #[error(transparent)]
     Bus(#[from] BusError),
     #[error("data directory: {0}")]
@@ -102,6 +105,7 @@ pub async fn run(
     ready: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), IndexerError> {
+    config.check()?;
     std::fs::create_dir_all(&config.data_dir)?;
     let mut tasks = JoinSet::new();
     let jobs = Jobs::start(&mut tasks);

@@ -1,8 +1,7 @@
 //! Looking into the slices of a node that does not run.
 //!
 //! # Invariants
-//! - Nothing is changed, but for LMDB's own reader table, and nothing is read while a node has the directory: its lock is held
-//!   here meanwhile.
+//! - Nothing is changed, and nothing is read while a node has the directory: its lock is held here meanwhile.
 //! - A data file's pages are all checked before LMDB follows them: damage ends in an error of its slice, and the others are
 //!   still looked at.
 
@@ -339,6 +338,42 @@ mod tests {
         fs::write(&run, &whole[..whole.len() - 1]).expect("writes");
         let found = verify();
         assert_eq!(found.iter().filter(|c| c.error.is_some()).count(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn no_damage_ends_the_process() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let slice = dir.path().join("indexer/slices/b/i.0.1");
+        fill(&slice, "i", Purpose::Snapshot { at: 1 });
+        let file = slice.join("data.mdb");
+        let whole = fs::read(&file).expect("reads");
+        let stopped = StoppedNode::open(&slice).expect("opens");
+        let rows = Rows { most: 1_000, ..Rows::default() };
+        let (mut seed, mut found) = (7u64, 0);
+        let mut below = |most: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % most
+        };
+        for _ in 0..600 {
+            let mut bytes = whole.clone();
+            // Half of it in the heads of pages, where most harm is done.
+            let at = below(bytes.len() - 64);
+            let at = if below(2) == 0 { at / 4_096 * 4_096 + below(32) } else { at };
+            let len = 1 + below(8);
+            for byte in &mut bytes[at..at + len] {
+                *byte ^= 1 + below(255) as u8;
+            }
+            if below(20) == 0 {
+                bytes.truncate(at);
+            }
+            fs::write(&file, &bytes).expect("writes");
+            found += usize::from(stopped.verify(&stopped.slices()[0]).error.is_some());
+            stopped.dump(&stopped.slices()[0], &rows);
+        }
+        // The rest lies in pages that are not in use.
+        assert!(found > 100, "{found} of 600 found");
+        fs::write(&file, &whole).expect("writes");
+        assert_eq!(stopped.verify(&stopped.slices()[0]).error, None);
     }
 
     #[test]

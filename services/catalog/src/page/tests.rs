@@ -75,7 +75,7 @@ fn scan(mut plan: Plan, parts: &[Vec<u64>], budget: usize) -> (Vec<u64>, usize) 
         let body = loop {
             let ask = |p: usize| node(&parts[p], &plan.slice_request(p as u32, &place, budget, ScanMode::Rows, 1));
             let pages: Vec<ScanPage> = (0..parts.len()).map(ask).collect();
-            match plan.assemble(&pages, &place, budget).unwrap() {
+            match plan.assemble(&pages, &place, (budget, budget)).unwrap() {
                 Outcome::Reply { body, .. } => break body,
                 Outcome::Skipped(next) => place = next,
             }
@@ -141,8 +141,8 @@ fn answers_that_contradict_each_other_are_an_error() {
     let request = plan.slice_request(0, &place(0), BUDGET, ScanMode::Rows, 1);
     let (a, mut b) = (node(&[1], &request), node(&[2], &request));
     b.st.number = 813;
-    assert_eq!(plan.assemble(&[a.clone(), b], &place(0), BUDGET).unwrap_err().code, ErrorCode::Internal);
+    assert_eq!(plan.assemble(&[a.clone(), b], &place(0), (BUDGET, BUDGET)).unwrap_err().code, ErrorCode::Internal);
     let endless = ScanPage { rows: Rows::default(), more: true, ..a.clone() };
-    assert_eq!(plan.assemble(&[a, endless], &place(0), BUDGET).unwrap_err().code, ErrorCode::Internal);
-    assert_eq!(plan.assemble(&[], &place(0), BUDGET).unwrap_err().code, ErrorCode::Internal);
+    assert_eq!(plan.assemble(&[a, endless], &place(0), (BUDGET, BUDGET)).unwrap_err().code, ErrorCode::Internal);
+    assert_eq!(plan.assemble(&[], &place(0), (BUDGET, BUDGET)).unwrap_err().code, ErrorCode::Internal);
 }

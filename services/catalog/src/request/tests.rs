@@ -6,7 +6,17 @@ use highwater_schemas::{
 use serde_json::{Value, json};
 
 fn parse(request: &Value) -> Result<Query, ApiError> {
-    Query::parse(request.to_string().as_bytes(), Mode::Scan)
+    Query::parse(request.to_string().as_bytes(), Mode::Scan, Deadlines::default())
+}
+
+#[test]
+fn a_catalog_sets_its_own_deadlines() {
+    let (unsaid, most) = (Duration::from_millis(70), Duration::from_millis(80));
+    let parse = |request: &Value| Query::parse(request.to_string().as_bytes(), Mode::Scan, Deadlines { unsaid, most });
+    assert_eq!(parse(&with(&json!({}))).unwrap().timeout, unsaid);
+    assert_eq!(parse(&with(&json!({"timeout_ms": 80}))).unwrap().timeout, most);
+    let error = parse(&with(&json!({"timeout_ms": 81}))).unwrap_err();
+    assert!(error.message.contains("1 to 80"), "{}", error.message);
 }
 
 /// The smallest good request with further fields.
@@ -118,14 +128,14 @@ fn every_bad_field_is_refused_by_name() {
 fn a_count_is_of_whole_ranges() {
     for field in ["offset", "limit", "page_size"] {
         let request = with(&json!({field: 1}));
-        let error = Query::parse(request.to_string().as_bytes(), Mode::Count).unwrap_err();
+        let error = Query::parse(request.to_string().as_bytes(), Mode::Count, Deadlines::default()).unwrap_err();
         assert_eq!(error.code, ErrorCode::MalformedRequest);
         assert!(error.message.contains(field), "{error}");
     }
     let token = with(&json!({"page_token": "ab"}));
-    assert!(Query::parse(token.to_string().as_bytes(), Mode::Count).is_err());
+    assert!(Query::parse(token.to_string().as_bytes(), Mode::Count, Deadlines::default()).is_err());
     let reverse = with(&json!({"reverse": true}));
-    assert!(Query::parse(reverse.to_string().as_bytes(), Mode::Count).is_ok());
+    assert!(Query::parse(reverse.to_string().as_bytes(), Mode::Count, Deadlines::default()).is_ok());
 }
 
 #[test]

@@ -118,7 +118,8 @@ fn verdicts(checks: &[SliceCheck]) -> String {
             verdict,
         ]
     });
-    let header = ["SLICE", "NODE", "STATE", "DOCUMENTS", "ENTRIES", "UNINDEXED", "KEPT", "UNDO", ""];
+    let place = if checks.iter().any(|c| Path::new(&c.at).is_absolute()) { "DIRECTORY" } else { "NODE" };
+    let header = ["SLICE", place, "STATE", "DOCUMENTS", "ENTRIES", "UNINDEXED", "KEPT", "UNDO", ""];
     show::table(&header, &[3, 4, 5, 6, 7], rows)
 }
 

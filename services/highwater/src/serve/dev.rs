@@ -2,7 +2,7 @@
 
 use super::{
     child_nats::ChildNats,
-    services::{Kind, Running, lock, say, start, stopped},
+    services::{Kind, Place, Running, lock, say, start, stopped},
 };
 use crate::args::Dev;
 use anyhow::{Result, anyhow};
@@ -39,8 +39,9 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
     let mut serving = Vec::new();
     for kind in KINDS {
         let (ready, is_ready) = oneshot::channel();
-        let service: Running =
-            start(kind, &format!("dev-{}", kind.as_str()), &args.data_dir, &settings, ready, stop.clone()).await?;
+        let node = format!("dev-{}", kind.as_str());
+        let place = Place { node: &node, data_dir: &args.data_dir, limits: &args.limits };
+        let service: Running = start(kind, &place, &settings, ready, stop.clone()).await?;
         running.spawn(service);
         serving.push(is_ready);
     }

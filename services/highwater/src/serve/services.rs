@@ -1,6 +1,6 @@
 //! One service, from its arguments to its end.
 
-use crate::args::Service;
+use crate::{args::Service, limits::Limits};
 use anyhow::{Context, Result, bail};
 use highwater_bus::{Bus, ConnectSettings};
 use highwater_schemas::{lane, names};
@@ -43,12 +43,13 @@ impl Kind {
 pub(crate) type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// Runs one service until SIGTERM or SIGINT.
-pub(crate) async fn one(kind: Kind, args: Service) -> Result<()> {
+pub(crate) async fn one(kind: Kind, args: Service, limits: Limits) -> Result<()> {
     names::check("node", &args.node_id)?;
     let (ready, serving) = oneshot::channel();
     let (stopper, stop) = watch::channel(false);
     let settings = args.nats.settings(&format!("highwater {} {}", kind.as_str(), args.node_id));
-    let mut running = start(kind, &args.node_id, &args.data_dir, &settings, ready, stop).await?;
+    let place = Place { node: &args.node_id, data_dir: &args.data_dir, limits: &limits };
+    let mut running = start(kind, &place, &settings, ready, stop).await?;
     tokio::spawn(async move {
         stopped().await;
         let _ = stopper.send(true);
@@ -61,20 +62,26 @@ pub(crate) async fn one(kind: Kind, args: Service) -> Result<()> {
     running.await
 }
 
+/// What a service is started with.
+pub(crate) struct Place<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) data_dir: &'a Path,
+    pub(crate) limits: &'a Limits,
+}
+
 /// Starts a service: connects, locks its files, and hands back what to wait for.
 pub(crate) async fn start(
     kind: Kind,
-    node: &str,
-    data_dir: &Path,
+    place: &Place<'_>,
     settings: &ConnectSettings,
     ready: oneshot::Sender<()>,
     stop: watch::Receiver<bool>,
 ) -> Result<Running> {
-    let dir = data_dir.join(kind.as_str());
+    let dir = place.data_dir.join(kind.as_str());
     let lock = if kind.keeps_files() { Some(lock(&dir)?) } else { None };
     let bus = Bus::connect(settings).await?;
     let incarnation = uuid::Uuid::new_v4().as_u64_pair().0;
-    let node = node.to_owned();
+    let node = place.node.to_owned();
     Ok(match kind {
         Kind::Coordinator => {
             let config = highwater_coordinator::Config::new(node, dir, incarnation);
@@ -94,11 +101,13 @@ pub(crate) async fn start(
         }
         Kind::Indexer => {
             raise_file_limit();
-            let config = highwater_indexer::Config::new(node, dir, incarnation);
+            let mut config = highwater_indexer::Config::new(node, dir, incarnation);
+            place.limits.indexer.enter(&mut config);
             kept(lock, async move { Ok(highwater_indexer::run(config, bus, ready, stop).await?) })
         }
         Kind::Catalog => {
-            let config = highwater_catalog::Config::new(node);
+            let mut config = highwater_catalog::Config::new(node);
+            place.limits.catalog.enter(&mut config);
             kept(lock, async move { Ok(highwater_catalog::run(config, bus, ready, stop).await?) })
         }
     })

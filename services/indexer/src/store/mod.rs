@@ -130,6 +130,7 @@ pub use verify::{Verified, Verifier};
 
 pub(crate) use meta::{decode_mark, encode_mark};
 pub(crate) use open::DATA;
+pub(crate) use undo::SLOTS;
 
 use highwater_schemas::{collation::MAX_ENTRY_KEY, wire::Unindexable};
 use std::{path::Path, time::Duration};

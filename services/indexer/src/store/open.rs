@@ -127,7 +127,8 @@ fn open_env(dir: &Path, limits: &StoreLimits, usage: Use) -> heed::Result<SliceE
     let flags = match usage {
         Use::Durable => EnvFlags::empty(),
         Use::Fresh => EnvFlags::NO_SYNC,
-        Use::ReadOnly => EnvFlags::READ_ONLY,
+        // No reader table either: nobody writes meanwhile, and the directory may not even be writable.
+        Use::ReadOnly => EnvFlags::READ_ONLY | EnvFlags::NO_LOCK,
     };
     // SAFETY: the mapped files belong to this process alone: the node holds a lock on its data directory, and heed refuses to
     // open the same path twice. Only a file that nobody reads until it is synced is written without syncing.

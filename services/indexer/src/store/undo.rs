@@ -21,7 +21,7 @@ use highwater_schemas::collation::encode_entry_suffix;
 use std::{ops::Bound, sync::Arc};
 
 /// Undo slots of a slice, so the most snapshots kept beside the oldest: four minutes of persistence every five seconds.
-pub(super) const SLOTS: usize = 48;
+pub(crate) const SLOTS: usize = 48;
 /// Documents of an undo slot that are taken back at once.
 const CHUNK: usize = 16_384;
 
