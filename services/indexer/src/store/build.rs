@@ -23,19 +23,22 @@ use super::{
 use heed::{PutFlags, RwTxn};
 use highwater_schemas::{collation::encode_entry_suffix, wire::Unindexable};
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// Where the runs of a build lie, and the environment that it makes; both below the slice's directory.
 pub(super) const RUNS: &str = "runs";
 pub(super) const FRESH: &str = "fresh";
 /// Documents of one commit into a fresh environment.
-const GROUP: usize = 65_536;
+const GROUP: usize = 32_768;
+/// What a fresh environment has been given is synced this often beside filling it.
+const SYNC_EVERY: Duration = Duration::from_millis(20);
 /// Records of this many bytes are collected before they are appended together.
 const APPEND: usize = 256 * 1024;
 /// Bytes of a record that only says that the document has nothing.
@@ -154,7 +157,24 @@ impl Build<'_> {
         let fresh = self.dir.join(FRESH);
         remove_dir(&fresh)?;
         let opened = open::open(&fresh, Some(self.identity), self.limits, Use::Fresh)?;
-        self.fill(&opened.env, opened.dbs, &opened.slots, Some(GROUP))?;
+        let file = fs::File::open(fresh.join(DATA))?;
+        let filled = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Syncing what is written meanwhile leaves less to wait for at the end.
+            let syncer = scope.spawn(|| -> io::Result<()> {
+                while !filled.load(Ordering::Acquire) {
+                    std::thread::park_timeout(SYNC_EVERY);
+                    file.sync_data()?;
+                }
+                Ok(())
+            });
+            let outcome = self.fill(&opened.env, opened.dbs, &opened.slots, Some(GROUP));
+            filled.store(true, Ordering::Release);
+            syncer.thread().unpark();
+            let synced = syncer.join().map_err(|_| StoreError::Misuse("the syncing thread panicked"))?;
+            outcome?;
+            synced.map_err(StoreError::from)
+        })?;
         opened.env.force_sync()?;
         let closing = opened.env.prepare_for_closing();
         closing.wait();
@@ -332,7 +352,7 @@ pub(super) fn remove_left_over(dir: &Path) -> Result<(), StoreError> {
 /// Removes a directory, if it is there.
 pub(super) fn remove_dir(dir: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
         _ => Ok(()),
     }
 }
