@@ -96,6 +96,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// The same, with further arguments.
+    pub fn spawn_with(&mut self, node: &str, arguments: &[&str]) -> Result<()> {
+        let mut command = self.command(node)?;
+        command.args(arguments);
+        self.services.push(Child::start(node, command, self.directory.path())?);
+        Ok(())
+    }
+
     /// Starts a node and waits until it serves.
     pub async fn start_node(&mut self, node: &str) -> Result<()> {
         self.spawn(node)?;

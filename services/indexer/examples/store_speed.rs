@@ -168,7 +168,7 @@ fn update(stores: &mut [LmdbStore], documents: u64, st: &mut u64, phases: &mut V
             keep_quota(stores, st)?;
         }
     }
-    phases.push(Phase("replace", UPDATES, since.elapsed() - persisting));
+    phases.push(Phase("replace", UPDATES, since.elapsed().saturating_sub(persisting)));
     phases.push(Phase("replace, made durable", UPDATES, persisting));
     Ok(())
 }

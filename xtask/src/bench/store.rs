@@ -31,14 +31,15 @@ struct Printed {
 
 #[derive(Debug, Deserialize)]
 struct Phase {
-    phase: String,
+    #[serde(rename = "phase")]
+    name: String,
     n: u64,
     seconds: f64,
 }
 
 impl Printed {
     fn phase(&self, name: &str) -> Result<&Phase> {
-        self.phases.iter().find(|phase| phase.phase == name).with_context(|| format!("no phase {name:?}"))
+        self.phases.iter().find(|phase| phase.name == name).with_context(|| format!("no phase {name:?}"))
     }
 
     /// Microseconds for each, over some phases.

@@ -39,6 +39,8 @@ pub(super) const FRESH: &str = "fresh";
 const GROUP: usize = 32_768;
 /// What a fresh environment has been given is synced this often beside filling it.
 const SYNC_EVERY: Duration = Duration::from_millis(20);
+/// So many runs are merged into one before there are more: each of them is an open file and a block in memory.
+pub(super) const MOST_RUNS: usize = 64;
 /// Records of this many bytes are collected before they are appended together.
 const APPEND: usize = 256 * 1024;
 /// Bytes of a record that only says that the document has nothing.
@@ -118,15 +120,37 @@ fn newest(
     if value.is_empty() { Ok(()) } else { visit(&key, &value) }
 }
 
-/// Writes what was collected as run `number`.
-pub(super) fn spool(dir: &Path, number: u32, collected: &Collected, mut meta: Meta) -> Result<PathBuf, StoreError> {
+/// Writes what was collected as run `number`; with these older runs merged into it, which it replaces.
+pub(super) fn spool(
+    dir: &Path,
+    number: u32,
+    older: &[PathBuf],
+    collected: &Collected,
+    mut meta: Meta,
+) -> Result<PathBuf, StoreError> {
+    let mut sources = open_runs(older)?.0;
+    sources.extend(collected.memory.iter().map(Source::memory));
     let mut run = RunWriter::create(&dir.join(RUNS), number)?;
     meta.items = 0;
-    newest(collected.memory.iter().map(Source::memory).collect(), |key, record| {
+    newest(sources, |key, record| {
         meta.items += 1;
         run.push(key, record)
     })?;
-    run.finish(&meta)
+    let path = run.finish(&meta)?;
+    // A crash before this leaves records that say the same twice.
+    older.iter().try_for_each(fs::remove_file)?;
+    Ok(path)
+}
+
+/// The runs as sources, and how many records they have.
+fn open_runs<'a>(runs: &[PathBuf]) -> Result<(Vec<Source<'a>>, u64), StoreError> {
+    let (mut sources, mut records) = (Vec::with_capacity(runs.len()), 0);
+    for path in runs {
+        let (run, meta) = RunReader::open(path)?;
+        records += meta.items;
+        sources.push(Source::Run(run));
+    }
+    Ok((sources, records))
 }
 
 /// The second phase of a build.
@@ -183,14 +207,8 @@ impl Build<'_> {
     }
 
     fn sources(&self) -> Result<Vec<Source<'_>>, StoreError> {
-        let mut sources = Vec::with_capacity(self.runs.len() + self.collected.memory.len());
-        let mut total = self.collected.len();
-        for path in self.runs {
-            let (run, meta) = RunReader::open(path)?;
-            total += meta.items;
-            sources.push(Source::Run(run));
-        }
-        self.progress.total.store(total * 2, Ordering::Relaxed);
+        let (mut sources, spooled) = open_runs(self.runs)?;
+        self.progress.total.store((spooled + self.collected.len()) * 2, Ordering::Relaxed);
         self.progress.done.store(0, Ordering::Relaxed);
         sources.extend(self.collected.memory.iter().map(Source::memory));
         Ok(sources)
@@ -303,6 +321,8 @@ struct Entries {
     most: usize,
     memory: Collector,
     runs: Vec<PathBuf>,
+    /// Runs so far.
+    written: u32,
 }
 
 impl Entries {
@@ -312,27 +332,23 @@ impl Entries {
             return Ok(());
         }
         let full = std::mem::take(&mut self.memory);
-        let mut run = RunWriter::create(&self.dir, self.runs.len() as u32)?;
-        for item in full.sorted() {
-            let (key, include) = full.get(item.rec);
-            run.push(key, include)?;
-        }
-        self.runs.push(run.finish(&Meta { items: full.len() as u64, ..Meta::default() })?);
+        let merged = if self.runs.len() < MOST_RUNS { Vec::new() } else { std::mem::take(&mut self.runs) };
+        let mut sources = open_runs(&merged)?.0;
+        sources.push(Source::memory(&full));
+        let mut run = RunWriter::create(&self.dir, self.written)?;
+        merge(sources, |key, include| run.push(key, include))?;
+        self.runs.push(run.finish(&Meta::default())?);
+        self.written += 1;
+        merged.iter().try_for_each(fs::remove_file)?;
         Ok(())
     }
 
     /// Visits all of them, keys ascending, and removes the runs.
     fn merge(self, visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        let mut sources = Vec::with_capacity(self.runs.len() + 1);
-        for path in &self.runs {
-            sources.push(Source::Run(RunReader::open(path)?.0));
-        }
+        let mut sources = open_runs(&self.runs)?.0;
         sources.push(Source::memory(&self.memory));
         merge(sources, visit)?;
-        for path in &self.runs {
-            fs::remove_file(path)?;
-        }
-        Ok(())
+        Ok(self.runs.iter().try_for_each(fs::remove_file)?)
     }
 }
 

@@ -5,7 +5,9 @@
 
 use super::sort::{Item, sorted};
 
-/// Bytes of a chunk; a longer record gets a chunk of its own.
+/// Bytes of the first chunk; each further one is as large as all before it, up to the largest. A longer record gets a chunk of
+/// its own.
+const FIRST_CHUNK: usize = 4 << 10;
 const CHUNK: usize = 1 << 20;
 
 /// Records of key and value.
@@ -40,7 +42,7 @@ impl Collector {
     pub fn push(&mut self, key: [&[u8]; 2], value: &[u8]) {
         let len = key[0].len() + key[1].len() + value.len();
         if self.chunks.last().is_none_or(|c| c.capacity() - c.len() < len) {
-            let chunk = Vec::with_capacity(len.max(CHUNK));
+            let chunk = Vec::with_capacity(len.max(self.bytes.clamp(FIRST_CHUNK, CHUNK)));
             self.bytes += chunk.capacity();
             self.chunks.push(chunk);
         }

@@ -3,7 +3,7 @@
 use super::{
     Entry, KeptSnapshot, Purpose, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits, StoreStats,
     base::{Base, Bytemap},
-    build::{self, FRESH, Progress, RUNS, encode_record},
+    build::{self, FRESH, MOST_RUNS, Progress, RUNS, encode_record},
     diff::{Sink, check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
     open::{DATA, Use},
@@ -330,7 +330,11 @@ impl SliceStore for LmdbStore {
             (Err(error), _) => Work::Refused(error),
             (Ok(_), Some(building)) if purpose == Purpose::Interim => {
                 frozen = Arc::new(Frozen { collected: std::mem::take(&mut building.collected), ..Frozen::default() });
-                Work::Spool(building.next_run)
+                let merged = building.runs.len() >= MOST_RUNS;
+                Work::Spool {
+                    number: building.next_run,
+                    older: if merged { building.runs.clone() } else { Vec::new() },
+                }
             }
             (Ok(target), Some(building)) => {
                 frozen = Arc::new(Frozen { collected: std::mem::take(&mut building.collected), ..Frozen::default() });
@@ -348,7 +352,8 @@ impl SliceStore for LmdbStore {
         if !matches!(work, Work::Refused(_)) {
             self.frozen = Some(frozen.clone());
         }
-        let (dir, identity, limits) = (self.dir.clone(), self.identity.clone(), self.limits.clone());
+        let (dir, identity) = (self.dir.clone(), self.identity.clone());
+        let limits = StoreLimits { map_size: self.map_size, ..self.limits.clone() };
         Some(PersistJob { dir, identity, limits, mark, purpose, frozen, work })
     }
 
@@ -383,6 +388,7 @@ impl SliceStore for LmdbStore {
                 self.frozen = None;
                 self.durable = mark;
                 if let Some(building) = &mut self.building {
+                    building.runs.retain(|older| older.exists());
                     building.runs.push(run);
                     building.next_run += 1;
                 }

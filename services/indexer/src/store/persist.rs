@@ -66,8 +66,11 @@ pub(super) enum Work {
     /// The store no longer persists.
     Refused(StoreError),
     Commit(Target),
-    /// What was collected, as a run with this number.
-    Spool(u32),
+    /// What was collected, as a run with this number, which replaces these.
+    Spool {
+        number: u32,
+        older: Vec<PathBuf>,
+    },
     /// All runs and what was collected.
     Build {
         target: Target,
@@ -125,9 +128,9 @@ impl PersistJob {
         let result = match work {
             Work::Refused(error) => Err(error),
             Work::Commit(target) => context.commit_layers(target),
-            Work::Spool(number) => {
+            Work::Spool { number, older } => {
                 let meta = Meta { identity: (*identity).clone(), mark: mark.clone(), ..Meta::default() };
-                build::spool(&dir, number, &frozen.collected, meta).map(Done::Spooled)
+                build::spool(&dir, number, &older, &frozen.collected, meta).map(Done::Spooled)
             }
             Work::Build { target, runs, progress } => {
                 let (collected, progress) = (&frozen.collected, &*progress);

@@ -1,6 +1,9 @@
 //! Filling an empty slice.
 
-use super::{super::build::FRESH, *};
+use super::{
+    super::build::{FRESH, MOST_RUNS},
+    *,
+};
 
 /// Everything through files, or all in memory.
 fn open_with(dir: &Path, files: bool) -> LmdbStore {
@@ -98,4 +101,27 @@ fn a_damaged_run_fails_the_build_and_says_so() {
     let mut store = open_with(dir.path(), true);
     let job = store.begin_persist(mark(2), Purpose::Built).expect("begins");
     assert!(matches!(store.finish_persist(job.run()), Err(StoreError::Damaged(_))));
+}
+
+#[test]
+fn many_runs_are_merged_before_there_are_too_many() {
+    let dir = directory();
+    let (mut store, mut model) = (open_with(dir.path(), true), Model::default());
+    for st in 1..=3 * MOST_RUNS as u64 {
+        let entries = [Entry { key: &st.to_be_bytes(), include: b"" }];
+        let docid = format!("u{}", st % 50);
+        store.bulk(0, &docid, st, &entries, None).expect("collects");
+        let entries = entries.iter().map(|e| (e.key.to_vec(), Vec::new())).collect();
+        model.replace(0, &docid, Document { seqno: st, reason: None, entries });
+        persist_for(&mut store, st, Purpose::Interim);
+        let runs = std::fs::read_dir(dir.path().join("runs")).expect("lists").count();
+        assert!(runs <= MOST_RUNS, "{runs} runs");
+        if st % 50 == 0 {
+            drop(store);
+            store = open_with(dir.path(), true);
+            assert_eq!(store.durable(), &mark(st));
+        }
+    }
+    persist_for(&mut store, 900, Purpose::Built);
+    check(&mut store, &model);
 }
