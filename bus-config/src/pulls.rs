@@ -14,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Messages asked for at once.
-const BATCH: u64 = 8_192;
+/// Messages asked for at once of a stream of documents, and of a topic of packed batches: megabytes, also when they are large.
+pub(crate) const DOCUMENTS: u64 = 8_192;
+pub(crate) const PACKED: u64 = 64;
 const EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A server that says nothing for so long has lost the pulls.
@@ -31,6 +32,8 @@ pub(crate) struct Pulls {
     next: Subject,
     inbox: Subject,
     request: Bytes,
+    /// Messages asked for at once.
+    batch: u64,
     /// Messages asked for that have not come.
     asked: u64,
     /// Times that the client had connected when the pulls began.
@@ -41,11 +44,11 @@ pub(crate) struct Pulls {
 
 impl Pulls {
     /// Begins to pull.
-    pub(crate) async fn start(client: &Client, stream: &str, consumer: &str) -> Result<Self, String> {
+    pub(crate) async fn start(client: &Client, stream: &str, consumer: &str, batch: u64) -> Result<Self, String> {
         let inbox = Subject::from(client.new_inbox());
         let subscriber = client.subscribe(inbox.clone()).await.map_err(|e| e.to_string())?;
         let request = serde_json::json!({
-            "batch": BATCH, "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+            "batch": batch, "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
         });
         let mut pulls = Self {
             connects: connects(client),
@@ -55,6 +58,7 @@ impl Pulls {
             next: Subject::from(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
             inbox,
             request: Bytes::from(request.to_string()),
+            batch,
             asked: 0,
         };
         pulls.ask().await?;
@@ -62,11 +66,11 @@ impl Pulls {
     }
 
     async fn ask(&mut self) -> Result<(), String> {
-        while self.asked <= BATCH / 2 {
+        while self.asked <= self.batch / 2 {
             let (next, inbox) = (self.next.clone(), self.inbox.clone());
             let sent = self.client.publish_with_reply(next, inbox, self.request.clone()).await;
             sent.map_err(|e| e.to_string())?;
-            self.asked += BATCH;
+            self.asked += self.batch;
         }
         Ok(())
     }

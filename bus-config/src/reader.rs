@@ -8,7 +8,7 @@
 use crate::{
     connect::Bus,
     error::BusError,
-    pulls::{Pulls, told},
+    pulls::{self, Pulls, told},
     streams::StreamState,
 };
 use async_nats::{
@@ -128,7 +128,9 @@ impl StreamReader {
             .await
             .map_err(|e| BusError::other("consumer", format!("{}: {e}", self.stream)))?;
         self.consumer.clone_from(&consumer.cached_info().name);
-        let pulls = Pulls::start(&self.bus.client, &self.stream, &self.consumer).await;
+        // Filtered are the topics between services: their messages are large.
+        let batch = if self.filter.is_some() { pulls::PACKED } else { pulls::DOCUMENTS };
+        let pulls = Pulls::start(&self.bus.client, &self.stream, &self.consumer, batch).await;
         self.pulls = Some(pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?);
         self.place.consumer_seq = 0;
         self.server_id = self.bus.server_id();

@@ -46,9 +46,15 @@ impl Ledger {
         (bytes > self.quota).then(share)
     }
 
-    /// Twice the quota: nothing more is to be taken in before something is durable.
+    /// Twice the quota: sessions bring nothing more before something is durable.
     pub(crate) fn is_full(&self) -> bool {
         self.totals.bytes.load(Ordering::Relaxed) > self.quota.saturating_mul(2)
+    }
+
+    /// Four times the quota, as when nothing can be made durable any more: live changes are not applied either. It is more
+    /// than a running persist takes, which counts twice.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.totals.bytes.load(Ordering::Relaxed) > self.quota.saturating_mul(4)
     }
 }
 

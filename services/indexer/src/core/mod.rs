@@ -279,6 +279,20 @@ impl BucketCore {
         out
     }
 
+    /// Only tries again what failed: nothing new is applied.
+    pub(crate) fn retry(&mut self, now: u64) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.retry_flushes(now, &mut out);
+        out
+    }
+
+    /// Whether a slice's store is empty, as it is after a persist.
+    pub(crate) fn set_bulk(&mut self, name: SliceName, bulk: bool) {
+        if let Some(slice) = self.slices.get_mut(&name) {
+            slice.bulk = bulk;
+        }
+    }
+
     /// Applies the next ST of a slice: the first wanted one, or the newest before it that is within reach.
     fn apply_next(&mut self, name: SliceName, out: &mut Vec<Action>) -> bool {
         let Some(slice) = self.slices.get(&name) else { return false };
@@ -446,6 +460,7 @@ impl BucketCore {
         let mut out = Vec::new();
         let Some(slice) = self.slices.get_mut(&name) else { return out };
         slice.persisting = false;
+        slice.ending = false;
         if good && !mark.building {
             slice.durable = mark.st;
         }
@@ -454,6 +469,7 @@ impl BucketCore {
             self.collected_durably(name, session, topic, &mut out);
         }
         self.finish_flush(name, good, &mut out);
+        self.attach_sessions(&mut out);
         self.merge_sessions(&mut out);
         out
     }

@@ -16,7 +16,7 @@ impl BucketCore {
                 slice.fall_out();
                 out.push(Action::Report);
             }
-            if slice.mode != Mode::Waiting {
+            if slice.mode != Mode::Waiting || slice.ending {
                 continue;
             }
             let open = self
@@ -113,6 +113,7 @@ impl BucketCore {
         if let (Some(slice), Some(mark)) = (self.slices.get_mut(&name), mark) {
             slice.persisting = true;
             slice.flushed = true;
+            slice.ending = true;
             slice.retry_flush = None;
             let topic = slice.following.as_ref().map_or(0, |f| f.topic);
             out.push(Action::Persist { slice: name, mark, topic, why: Why::Built });
@@ -151,7 +152,6 @@ impl BucketCore {
             self.flush(name, out);
         } else {
             if let Some(slice) = self.slices.get_mut(&name) {
-                slice.bulk = false;
                 // Unless the place to join has moved on meanwhile, it joins at once.
                 slice.mode = Mode::Session;
                 slice.flushed = false;

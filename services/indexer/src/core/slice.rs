@@ -54,6 +54,8 @@ pub(crate) struct Slice {
     pub(crate) retry_flush: Option<u64>,
     /// While flushing: the running persist holds everything that was collected.
     pub(crate) flushed: bool,
+    /// The last step of its build is running: nothing more can be collected until it has ended, whatever becomes of the session.
+    pub(crate) ending: bool,
     /// Sequence of the catchup topic up to which the session's batches are durable.
     pub(crate) session_durable: u64,
     /// Since when an ST is out of reach, and where the chain ended then.
@@ -88,6 +90,7 @@ impl Slice {
             bulk: building && bulk,
             retry_flush: None,
             flushed: false,
+            ending: false,
             session_durable: 0,
             stuck: None,
         }

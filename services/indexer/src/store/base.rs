@@ -71,6 +71,11 @@ impl Base {
         Ok((base, own))
     }
 
+    /// The number of its transaction.
+    pub fn commit(&self) -> u64 {
+        self.commit as u64
+    }
+
     /// Checks a reader out, waiting for one to be returned if need be.
     pub fn reader(&self) -> Result<Reader<'_>, StoreError> {
         let mut pool = self.pool();

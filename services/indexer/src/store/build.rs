@@ -16,7 +16,7 @@ use super::{
     meta::{Meta, UndoSlot},
     open::{self, DATA, Use},
     persist::{META_KEY, Purpose},
-    run::{RunReader, RunWriter},
+    run::{self, RunReader, RunWriter},
     undo::{History, Slots},
     value::{self, u64_of},
 };
@@ -132,11 +132,18 @@ pub(super) fn spool(
     sources.extend(collected.memory.iter().map(Source::memory));
     let mut run = RunWriter::create(&dir.join(RUNS), number)?;
     meta.items = 0;
-    newest(sources, |key, record| {
+    let written = newest(sources, |key, record| {
         meta.items += 1;
         run.push(key, record)
-    })?;
-    let path = run.finish(&meta)?;
+    });
+    let path = match written.and_then(|()| run.finish(&meta)) {
+        Ok(path) => path,
+        Err(error) => {
+            // Removes what has no name yet; the space may be what is missing.
+            let _ = run::list(&dir.join(RUNS));
+            return Err(error);
+        }
+    };
     // A crash before this leaves records that say the same twice.
     older.iter().try_for_each(fs::remove_file)?;
     Ok(path)
@@ -178,6 +185,15 @@ impl Build<'_> {
 
     /// Fills a fresh environment beside the slice's, synced and closed.
     pub fn fresh(&self) -> Result<(), StoreError> {
+        let made = self.make_fresh();
+        if made.is_err() {
+            // Half of it is of no use, and the space may be what is missing; what cannot be removed is when it is made again.
+            let _ = remove_dir(&self.dir.join(FRESH));
+        }
+        made
+    }
+
+    fn make_fresh(&self) -> Result<(), StoreError> {
         let fresh = self.dir.join(FRESH);
         remove_dir(&fresh)?;
         let opened = open::open(&fresh, Some(self.identity), self.limits, Use::Fresh)?;

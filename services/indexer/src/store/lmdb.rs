@@ -7,6 +7,7 @@ use super::{
     diff::{Sink, check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
     open::{DATA, Use},
+    pages::Commit,
     parts::{Buffers, Building, Live, Open, present},
     persist::{Committed, Done, Frozen, PersistJob, PersistOutcome, Target, Work},
     rows::{Rows, hash_key},
@@ -121,6 +122,11 @@ impl LmdbStore {
         self.live.as_ref().and_then(|l| l.env.real_disk_size().ok()) > Some(self.limits.check_at_open)
     }
 
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
     /// What the slice is.
     pub fn identity(&self) -> &SliceIdentity {
         &self.identity
@@ -136,7 +142,12 @@ impl LmdbStore {
     pub fn verifier(&self) -> Result<Verifier, StoreError> {
         let live = self.live()?;
         let (base, slots) = (Arc::clone(&live.base), Arc::clone(&live.slots));
-        Ok(Verifier { file: self.dir.join(DATA), base, slots, history: self.history.clone() })
+        Ok(Verifier {
+            pages: Commit::find(&self.dir.join(DATA), base.commit())?,
+            base,
+            slots,
+            history: self.history.clone(),
+        })
     }
 
     /// Puts back what a persist did not write.
@@ -446,7 +457,7 @@ impl SliceStore for LmdbStore {
 
     fn grow(&mut self) -> Result<(), StoreError> {
         if self.frozen.is_some() {
-            return Err(StoreError::Misuse("growing during a persist"));
+            return Err(StoreError::Busy);
         }
         let Some(live) = &self.live else { return Err(self.closed()) };
         // Held by the store and by its snapshot; anything else is a reader.

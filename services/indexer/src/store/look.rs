@@ -7,7 +7,6 @@ use super::{
     diff::{decode_row_key, encode_row_key},
     run::{EXTENSION, RunReader},
     value,
-    verify::Verifier,
 };
 use highwater_schemas::wire::Unindexable;
 use std::{
@@ -70,8 +69,7 @@ impl BackIndex {
 impl LmdbStore {
     /// The documents of the newest commit.
     pub fn back_index(&self) -> Result<BackIndex, StoreError> {
-        let Verifier { base, file, .. } = self.verifier()?;
-        Ok(BackIndex { base, dir: file.parent().unwrap_or(&file).to_owned() })
+        Ok(BackIndex { base: self.verifier()?.base, dir: self.directory().to_owned() })
     }
 }
 

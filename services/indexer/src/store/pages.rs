@@ -44,20 +44,35 @@ pub(super) fn check(path: &Path, depth: Depth) -> Result<(), StoreError> {
     if file.metadata()?.len() == 0 {
         return Ok(());
     }
-    walk(file, depth, None)
+    walk(file, depth)
 }
 
-/// Checks all pages of this commit, which somebody reads meanwhile; nothing, when newer commits have replaced its meta page.
-pub(super) fn check_commit(path: &Path, commit: u64) -> Result<(), StoreError> {
-    walk(File::open(path)?, Depth::Leaves, Some(commit))
+/// The pages of one commit, to be checked later, as long as somebody keeps that commit's pages from being used again.
+pub(super) struct Commit {
+    walk: Walk,
+    root: Root,
 }
 
-fn walk(file: File, depth: Depth, commit: Option<u64>) -> Result<(), StoreError> {
-    if cfg!(not(all(target_endian = "little", target_pointer_width = "64"))) {
-        return Ok(());
+impl Commit {
+    /// Finds the commit, one of the two newest.
+    pub fn find(path: &Path, commit: u64) -> Result<Self, StoreError> {
+        let walk = Walk::new(File::open(path)?, Depth::Leaves)?;
+        let root = walk.roots()?.into_iter().find(|root| root.transaction == commit);
+        Ok(Self { root: root.ok_or_else(|| damaged(format!("no meta page of commit {commit}")))?, walk })
     }
-    let pages = file.metadata()?.len() / PAGE as u64;
-    Walk { file, pages, seen: Vec::new(), depth }.run(commit)
+
+    /// Checks all its pages.
+    pub fn check(self) -> Result<(), StoreError> {
+        self.walk.run(self.root)
+    }
+}
+
+fn walk(file: File, depth: Depth) -> Result<(), StoreError> {
+    let walk = Walk::new(file, depth)?;
+    match walk.roots()?.into_iter().max_by_key(|root| root.transaction) {
+        Some(root) => walk.run(root),
+        None => Ok(()),
+    }
 }
 
 struct Walk {
@@ -67,6 +82,14 @@ struct Walk {
     /// One bit for each page that a tree has reached.
     seen: Vec<u64>,
     depth: Depth,
+}
+
+/// What a meta page says: whose commit it is, the last page, the trees of free pages and of names.
+struct Root {
+    transaction: u64,
+    last: u64,
+    free: Tree,
+    main: Tree,
 }
 
 #[derive(Clone, Copy)]
@@ -116,14 +139,18 @@ impl Walk {
         }
     }
 
-    fn run(mut self, commit: Option<u64>) -> Result<(), StoreError> {
-        let metas = [self.meta(0)?, self.meta(1)?];
-        let chosen = match commit {
-            Some(commit) => metas.into_iter().find(|m| m.0 == commit),
-            None => metas.into_iter().max_by_key(|m| m.0),
-        };
-        let Some((transaction, last, free, main)) = chosen else { return Ok(()) };
-        if transaction == 0 {
+    fn new(file: File, depth: Depth) -> Result<Self, StoreError> {
+        let pages = file.metadata()?.len() / PAGE as u64;
+        Ok(Self { file, pages, seen: Vec::new(), depth })
+    }
+
+    fn roots(&self) -> Result<[Root; 2], StoreError> {
+        Ok([self.meta(0)?, self.meta(1)?])
+    }
+
+    fn run(mut self, root: Root) -> Result<(), StoreError> {
+        let Root { transaction, last, free, main } = root;
+        if transaction == 0 || cfg!(not(all(target_endian = "little", target_pointer_width = "64"))) {
             return Ok(());
         }
         self.seen.resize((self.pages / 64 + 1) as usize, 0);
@@ -152,8 +179,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Transaction, last page, the trees of free pages and of names.
-    fn meta(&self, number: u64) -> Result<(u64, u64, Tree, Tree), StoreError> {
+    fn meta(&self, number: u64) -> Result<Root, StoreError> {
         let page = self.read(number)?;
         let at = HEADER + 24;
         let page_size = u32_at(&page, at);
@@ -172,7 +198,7 @@ impl Walk {
         if last >= (map / PAGE as u64).max(self.pages) {
             return Err(damaged(format!("meta page {number} counts pages that cannot be")));
         }
-        Ok((u64_at(&page, META - 8), last, free, main))
+        Ok(Root { transaction: u64_at(&page, META - 8), last, free, main })
     }
 
     fn tree(

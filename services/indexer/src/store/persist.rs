@@ -179,10 +179,12 @@ impl Context<'_> {
     fn fill(&self, build: &Build<'_>, target: Target) -> Result<Done, StoreError> {
         let Target { env, dbs, slots, .. } = target;
         self.certainly(&env, || build.direct(&env, dbs, &slots))?;
-        let txn = env.read_txn()?;
-        let history = History::read(dbs, &txn, super::meta::UndoSlot::default())?;
-        drop(txn);
-        build::remove_left_over(env.path())?;
+        let read = || -> Result<History, StoreError> {
+            build::remove_left_over(env.path())?;
+            History::read(dbs, &env.read_txn()?, super::meta::UndoSlot::default())
+        };
+        let history =
+            read().map_err(|e| StoreError::Poisoned(format!("committed, but the commit cannot be read: {e}")))?;
         self.committed(&env, dbs, history)
     }
 

@@ -9,7 +9,7 @@ use super::{
     value,
 };
 use highwater_schemas::collation::encode_entry_suffix;
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 /// Whether somebody still waits is looked at every so many documents.
 const LOOK: u64 = 4_096;
@@ -30,7 +30,7 @@ pub struct Verified {
 
 /// A check that is ready to run, on any thread that may block.
 pub struct Verifier {
-    pub(super) file: PathBuf,
+    pub(super) pages: pages::Commit,
     pub(super) base: Arc<Base>,
     pub(super) slots: Slots,
     pub(super) history: History,
@@ -48,14 +48,14 @@ impl Verifier {
             return Err(StoreError::GivenUp);
         }
         let reader = self.base.reader()?;
-        pages::check_commit(&self.file, reader.id() as u64)?;
+        self.pages.check()?;
         verify(self.base.dbs, &self.slots, &self.history, &reader, waiting)
     }
 
     /// Only checks that LMDB can be led through the pages.
     pub fn pages(self) -> Result<(), StoreError> {
-        let reader = self.base.reader()?;
-        pages::check_commit(&self.file, reader.id() as u64)
+        // The base keeps the commit's pages as they are.
+        self.pages.check()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Making slices durable: at persistence timestamps, when memory is short, and when a build has read enough.
 
-use super::{Event, Worker};
+use super::{Event, Worker, stores::Open};
 use crate::{
     core::{Action, Why},
     jobs::Job,
@@ -8,15 +8,29 @@ use crate::{
     store::{PersistOutcome, Purpose, SliceMark, SliceStore, StoreError},
 };
 use highwater_schemas::state::SliceName;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What a session brings before a slice of it is made durable, bytes of batches: half of what the topic holds.
+const SESSION_DURABLE: usize = 128 * 1024 * 1024;
+/// A session that brings nothing for so long may wait for room in the topic.
+const SESSION_RESTS: Duration = Duration::from_millis(500);
 
 impl Worker {
     pub(super) fn persist(&mut self, slice: SliceName, mark: SliceMark, topic: u64, why: Why) -> Vec<Action> {
         let name = self.open.get(&slice).map(|open| self.full_name(&open.stem));
         let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else { return Vec::new() };
+        if self.growing.contains(&slice) {
+            return self.core.persisted(slice, &mark, topic, false);
+        }
         let store = &mut open.store;
+        // The mark covers everything that was collected.
+        if let Err(error) = store.seal() {
+            let mut actions = self.core.persisted(slice, &mark, topic, false);
+            actions.extend(self.fail(slice, &error));
+            return actions;
+        }
         let unchanged = store.is_clean() && !store.durable().building && !store.kept().is_empty();
-        if unchanged && why == Why::Timestamp {
+        if unchanged && !mark.building && why != Why::Built {
             let store_st = store.durable().st;
             self.unchanged.push((slice, Unchanged { slice: name, store_st, mark }));
             return Vec::new();
@@ -30,6 +44,7 @@ impl Worker {
         let (Some(job), Some(to)) = (store.begin_persist(mark.clone(), purpose), sender) else {
             return self.core.persisted(slice, &mark, topic, false);
         };
+        open.collected = 0;
         let (opening, kept) = (open.opening, mark.clone());
         let lane = if job.is_build() { &self.outside.jobs.build } else { &self.outside.jobs.persist };
         let work = Box::new(move || {
@@ -51,13 +66,18 @@ impl Worker {
         outcome: PersistOutcome,
     ) -> Vec<Action> {
         let Some(open) = self.open.get_mut(&slice).filter(|o| o.opening == opening) else { return Vec::new() };
-        match open.store.finish_persist(outcome) {
+        let finished = open.store.finish_persist(outcome);
+        let bulk = open.store.in_bulk();
+        self.core.set_bulk(slice, bulk);
+        match finished {
             Ok(()) => {
                 open.mark = mark.clone();
                 self.core.persisted(slice, mark, topic, true)
             }
             Err(error) => {
                 tracing::error!(bucket = self.outside.bucket, ?slice, %error, "cannot make the slice durable");
+                // So that a session that waits for room in its topic is looked after again.
+                open.collected += 1;
                 match error {
                     StoreError::Poisoned(_) => {
                         // Only a new opening shows what is durable.
@@ -86,7 +106,8 @@ impl Worker {
             return;
         }
         let unchanged = std::mem::take(&mut self.unchanged);
-        let slices: Vec<_> = unchanged.iter().map(|(slice, one)| (*slice, one.mark.clone())).collect();
+        let opening = |slice| self.open.get(slice).map_or(0, |o| o.opening);
+        let slices: Vec<_> = unchanged.iter().map(|(slice, one)| (*slice, opening(slice), one.mark.clone())).collect();
         let Some(to) = self.outside.events.upgrade() else { return };
         let (marks, written) = (self.outside.marks.clone(), slices.clone());
         let work = Box::new(move || {
@@ -101,15 +122,16 @@ impl Worker {
 
     pub(super) fn marked(
         &mut self,
-        slices: &[(SliceName, SliceMark)],
+        slices: &[(SliceName, u64, SliceMark)],
         outcome: &Result<(), StoreError>,
     ) -> Vec<Action> {
         if let Err(error) = outcome {
             tracing::error!(bucket = self.outside.bucket, %error, "cannot write the marks of unchanged slices");
         }
         let mut actions = Vec::new();
-        for (slice, mark) in slices {
-            if let Some(open) = self.open.get_mut(slice).filter(|_| outcome.is_ok()) {
+        for (slice, opening, mark) in slices {
+            let Some(open) = self.open.get_mut(slice).filter(|o| o.opening == *opening) else { continue };
+            if outcome.is_ok() {
                 open.mark = mark.clone();
             }
             actions.extend(self.core.persisted(*slice, mark, 0, outcome.is_ok()));
@@ -121,10 +143,26 @@ impl Worker {
     pub(super) fn check_memory(&mut self) {
         let bytes = self.open.values().map(|o| o.store.memory()).sum();
         self.outside.ledger.enter(&mut self.entered, bytes, self.open.len());
-        let Some(share) = self.outside.ledger.too_much() else { return };
-        let large: Vec<SliceName> =
-            self.open.iter().filter(|(_, o)| o.store.memory() >= share).map(|(name, _)| *name).collect();
-        for slice in large {
+        if let Some(share) = self.outside.ledger.too_much() {
+            let large: Vec<SliceName> =
+                self.open.iter().filter(|(_, o)| o.store.memory() >= share).map(|(name, _)| *name).collect();
+            self.persist_out_of_turn(&large);
+        }
+    }
+
+    /// The catchup topic is given room only below what is durable: so sessions become durable when they have brought much, and
+    /// when nothing more comes, since the topic may be full.
+    pub(super) fn check_sessions(&mut self) {
+        let due = |o: &Open| o.collected > SESSION_DURABLE || (o.collected > 0 && o.brought.elapsed() > SESSION_RESTS);
+        let due: Vec<SliceName> = self.open.iter().filter(|(_, o)| due(o)).map(|(name, _)| *name).collect();
+        for slice in due {
+            let actions = self.core.persist_session(slice);
+            self.carry_out(actions);
+        }
+    }
+
+    fn persist_out_of_turn(&mut self, slices: &[SliceName]) {
+        for &slice in slices {
             let mut actions = self.core.persist_now(slice);
             actions.extend(self.core.persist_session(slice));
             self.carry_out(actions);

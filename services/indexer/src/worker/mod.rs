@@ -90,7 +90,8 @@ pub(crate) enum Event {
     },
     /// Marks of slices without changes were written, or not.
     Marked {
-        slices: Vec<(SliceName, SliceMark)>,
+        /// Each with its opening.
+        slices: Vec<(SliceName, u64, SliceMark)>,
         outcome: Result<(), StoreError>,
     },
     Merged {
@@ -145,6 +146,8 @@ pub(crate) struct Worker {
     openings: u64,
     /// To be opened again once nobody reads the old environment.
     reopening: BTreeSet<SliceName>,
+    /// What the directories of each slice's lives begin with.
+    stems: BTreeMap<SliceName, String>,
     /// To get a larger map, likewise.
     growing: BTreeSet<SliceName>,
     entered: Entered,
@@ -166,6 +169,7 @@ impl Worker {
             open: BTreeMap::new(),
             openings: 0,
             reopening: BTreeSet::new(),
+            stems: BTreeMap::new(),
             growing: BTreeSet::new(),
             entered: Entered::default(),
             unchanged: Vec::new(),
@@ -190,7 +194,8 @@ impl Worker {
             }
             self.feed_paused();
             let now = self.started.elapsed().as_millis() as u64;
-            let actions = self.core.advance(now);
+            // What cannot become durable must not grow without end: then the topic holds what is new.
+            let actions = if self.outside.ledger.is_overfull() { self.core.retry(now) } else { self.core.advance(now) };
             self.carry_out(actions);
             self.check_memory();
             self.write_marks();
@@ -209,6 +214,11 @@ impl Worker {
         let actions = match event {
             Event::State { view, infos } => {
                 self.infos = infos;
+                // The core does not know of a slice that waits to be reopened.
+                let gone: Vec<_> = self.reopening.iter().filter(|s| !self.infos.contains_key(s)).copied().collect();
+                for slice in gone {
+                    self.remove(slice);
+                }
                 self.core.state(view)
             }
             Event::Start { view, infos, resume } => {
@@ -260,6 +270,7 @@ impl Worker {
                     open.held.expire();
                 }
                 self.grow_and_reopen();
+                self.check_sessions();
                 Vec::new()
             }
             Event::Drain(done) => {

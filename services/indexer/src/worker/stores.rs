@@ -9,7 +9,7 @@ use crate::{
     store::{LmdbStore, SliceMark, SliceStore, StoreError},
 };
 use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
@@ -26,6 +26,9 @@ pub(super) struct Open {
     /// Begins the names of its directories.
     pub(super) stem: String,
     unsealed: usize,
+    /// Bytes of batches that sessions have brought since something was made durable, and when they last did.
+    pub(super) collected: usize,
+    pub(super) brought: Instant,
 }
 
 impl Worker {
@@ -38,6 +41,7 @@ impl Worker {
         let Some(info) = self.infos.get(&slice).cloned() else { return Vec::new() };
         self.reopening.remove(&slice);
         self.growing.remove(&slice);
+        self.stems.insert(slice, stem(&info));
         if let Some(old) = self.open.remove(&slice) {
             if reset {
                 old.held.close(
@@ -73,7 +77,20 @@ impl Worker {
                 let opening = self.openings;
                 self.check_pages(slice, opening, &store);
                 let actions = self.core.opened(slice, &mark, bulk);
-                self.open.insert(slice, Open { store, opening, held, mark, shown, stem, unsealed: 0 });
+                self.open.insert(
+                    slice,
+                    Open {
+                        store,
+                        opening,
+                        held,
+                        mark,
+                        shown,
+                        stem,
+                        unsealed: 0,
+                        collected: 0,
+                        brought: Instant::now(),
+                    },
+                );
                 actions
             }
             // Somebody still reads what was open before: on the next tick.
@@ -111,21 +128,21 @@ impl Worker {
         self.growing.remove(&slice);
         if let Some(open) = self.open.remove(&slice) {
             open.held.close(ErrorCode::IndexNotFound, "the index was dropped".into());
-            self.outside.held.remove(&self.outside.bucket, slice);
-            let stem = open.stem.clone();
-            drop(open);
-            if let Err(error) = self.outside.marks.forget(&[&self.full_name(&stem)]) {
-                tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot forget the slice's mark");
-            }
-            if let Err(error) = self.outside.files.remove(&self.outside.bucket, &stem) {
-                tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot remove the slice's files");
-            }
+        }
+        self.outside.held.remove(&self.outside.bucket, slice);
+        let Some(stem) = self.stems.remove(&slice) else { return };
+        if let Err(error) = self.outside.marks.forget(&[&self.full_name(&stem)]) {
+            tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot forget the slice's mark");
+        }
+        if let Err(error) = self.outside.files.remove(&self.outside.bucket, &stem) {
+            tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot remove the slice's files");
         }
     }
 
     pub(super) fn fail(&mut self, slice: SliceName, error: &StoreError) -> Vec<Action> {
         tracing::error!(bucket = self.outside.bucket, ?slice, %error, "slice failed");
-        if let Some(open) = self.open.get(&slice) {
+        // Its store is of no more use, and what it holds in memory neither.
+        if let Some(open) = self.open.remove(&slice) {
             open.held.close(ErrorCode::StorageFailed, error.to_string());
         }
         self.core.failed(slice, error.to_string())
@@ -167,6 +184,8 @@ impl Worker {
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
         replace(&mut open.store, info, slice, batch, after..=batch.to.seqno, bulk)?;
         open.unsealed += batch.size();
+        open.collected += batch.size();
+        open.brought = Instant::now();
         if !bulk && open.unsealed > UNSEALED {
             open.unsealed = 0;
             open.store.seal()?;
