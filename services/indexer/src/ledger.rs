@@ -41,9 +41,18 @@ impl Ledger {
 
     /// Above the quota: slices that hold this much should become durable, and at least one of the node does hold it.
     pub(crate) fn too_much(&self) -> Option<usize> {
+        self.share_above(self.quota)
+    }
+
+    /// The same above half of the quota: what follows the live chain keeps what a persist writes until it is written, and as
+    /// much comes together meanwhile.
+    pub(crate) fn much(&self) -> Option<usize> {
+        self.share_above(self.quota / 2)
+    }
+
+    fn share_above(&self, bound: usize) -> Option<usize> {
         let bytes = self.totals.bytes.load(Ordering::Relaxed);
-        let share = || bytes / self.totals.slices.load(Ordering::Relaxed).max(1);
-        (bytes > self.quota).then(share)
+        (bytes > bound).then(|| bytes / self.totals.slices.load(Ordering::Relaxed).max(1))
     }
 
     /// Twice the quota: sessions bring nothing more before something is durable.
@@ -72,7 +81,8 @@ mod tests {
         assert_eq!((ledger.too_much(), ledger.is_full()), (Some(55), true));
         ledger.enter(&mut b, 20, 1);
         assert_eq!((ledger.too_much(), ledger.is_full()), (Some(27), false));
+        assert_eq!(ledger.much(), Some(27));
         ledger.enter(&mut a, 0, 0);
-        assert_eq!(ledger.too_much(), None);
+        assert_eq!((ledger.too_much(), ledger.much()), (None, None));
     }
 }

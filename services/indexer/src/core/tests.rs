@@ -188,6 +188,34 @@ fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_cove
 }
 
 #[test]
+fn the_last_step_of_a_build_outlives_its_session() {
+    let mut core = BucketCore::new();
+    let mut seen = view(&[(1, 0)]);
+    let session = |id| BTreeMap::from([(id, (vec![SLICE], vec![0]))]);
+    seen.sessions = session(9);
+    core.state(seen.clone());
+    core.opened(SLICE, &SliceMark::default(), true);
+    core.live(1, batch(1, 1, 0, 20, 22, 22));
+    let actions = core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
+    let built = actions.into_iter().find_map(|a| match a {
+        Action::Persist { mark, why: Why::Built, .. } => Some(mark),
+        _ => None,
+    });
+    // A projector was restarted: the session ends, and another one begins while the step is running.
+    seen.sessions = BTreeMap::new();
+    core.state(seen.clone());
+    seen.sessions = session(10);
+    core.state(seen);
+    let collected = |actions: &[Action]| {
+        actions.iter().find_map(|a| if let Action::Collect { bulk, .. } = a { Some(*bulk) } else { None })
+    };
+    assert_eq!(collected(&core.session_batch(10, 1, &batch(1, 1, 10, 0, 5, 5))), None, "nothing can be collected");
+    core.set_bulk(SLICE, false);
+    core.persisted(SLICE, &built.unwrap(), 1, true);
+    assert_eq!(collected(&core.session_batch(10, 2, &batch(1, 1, 10, 20, 30, 30))), Some(false), "and now not in bulk");
+}
+
+#[test]
 fn a_session_with_a_hole_is_given_up() {
     let mut core = BucketCore::new();
     let mut with_session = view(&[(1, 0)]);

@@ -143,10 +143,16 @@ impl Worker {
     pub(super) fn check_memory(&mut self) {
         let bytes = self.open.values().map(|o| o.store.memory()).sum();
         self.outside.ledger.enter(&mut self.entered, bytes, self.open.len());
-        if let Some(share) = self.outside.ledger.too_much() {
-            let large: Vec<SliceName> =
-                self.open.iter().filter(|(_, o)| o.store.memory() >= share).map(|(name, _)| *name).collect();
-            self.persist_out_of_turn(&large);
+        let Some(share) = self.outside.ledger.much() else { return };
+        let too_much = self.outside.ledger.too_much().is_some();
+        let large: Vec<SliceName> =
+            self.open.iter().filter(|(_, o)| o.store.memory() >= share).map(|(name, _)| *name).collect();
+        for slice in large {
+            let mut actions = self.core.persist_now(slice);
+            if too_much {
+                actions.extend(self.core.persist_session(slice));
+            }
+            self.carry_out(actions);
         }
     }
 
@@ -157,14 +163,6 @@ impl Worker {
         let due: Vec<SliceName> = self.open.iter().filter(|(_, o)| due(o)).map(|(name, _)| *name).collect();
         for slice in due {
             let actions = self.core.persist_session(slice);
-            self.carry_out(actions);
-        }
-    }
-
-    fn persist_out_of_turn(&mut self, slices: &[SliceName]) {
-        for &slice in slices {
-            let mut actions = self.core.persist_now(slice);
-            actions.extend(self.core.persist_session(slice));
             self.carry_out(actions);
         }
     }
