@@ -86,9 +86,10 @@ impl StreamReader {
             restarts: 0,
         };
         reader.check(&state)?;
-        reader.subscribe().await?;
+        let pulls = reader.subscribe().await?;
         let state = reader.bus.stream_state(stream).await?;
         reader.check(&state)?;
+        reader.pulls = Some(pulls);
         Ok(reader)
     }
 
@@ -111,7 +112,8 @@ impl StreamReader {
         Ok(())
     }
 
-    async fn subscribe(&mut self) -> Result<(), BusError> {
+    /// The pulls count as open once the stream was checked after it.
+    async fn subscribe(&mut self) -> Result<Pulls, BusError> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 },
             ack_policy: AckPolicy::None,
@@ -131,10 +133,10 @@ impl StreamReader {
         // Filtered are the topics between services: their messages are large.
         let batch = if self.filter.is_some() { pulls::PACKED } else { pulls::DOCUMENTS };
         let pulls = Pulls::start(&self.bus.client, &self.stream, &self.consumer, batch).await;
-        self.pulls = Some(pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?);
+        let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
         self.server_id = self.bus.server_id();
-        Ok(())
+        Ok(pulls)
     }
 
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
@@ -151,10 +153,10 @@ impl StreamReader {
                 Ok(state) => {
                     self.check(&state)?;
                     match self.subscribe().await {
-                        Ok(()) => {
-                            let state = self.bus.stream_state(&self.stream).await;
-                            if let Ok(state) = state {
+                        Ok(pulls) => {
+                            if let Ok(state) = self.bus.stream_state(&self.stream).await {
                                 self.check(&state)?;
+                                self.pulls = Some(pulls);
                                 return Ok(());
                             }
                         }
