@@ -10,9 +10,10 @@ use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use highwater_schemas::subjects::{STATE_STREAM, STATE_SUBJECT};
 use std::time::Duration;
+use tokio::{sync::mpsc, task::AbortHandle};
 
 const RETRY: Duration = Duration::from_millis(200);
-/// Records taken from the stream at once.
+/// Records taken from the stream at once, and those that may wait for a follower.
 const FOLLOW_BATCH: usize = 256;
 
 /// The coordinator's end of the log.
@@ -105,73 +106,97 @@ impl StateLog {
 }
 
 /// Everyone else's end of the log.
+///
+/// A task of its own reads: who follows does so beside timers and requests, and opening the log again takes longer than these
+/// wait.
 pub struct StateFollower {
-    bus: Bus,
-    reader: Option<StreamReader>,
-    ready: std::collections::VecDeque<StreamMessage>,
-    batch: Vec<StreamMessage>,
+    items: mpsc::Receiver<Followed>,
+    task: AbortHandle,
+    opened: bool,
     /// The log's last sequence when it was opened.
     end: u64,
     seen: u64,
 }
 
+enum Followed {
+    /// With this last sequence.
+    Opened(u64),
+    Record(u64, Bytes),
+    Failed(BusError),
+}
+
 impl Bus {
     /// Follows the log from its beginning.
     pub fn follow_state(&self) -> StateFollower {
-        StateFollower {
-            bus: self.clone(),
-            reader: None,
-            ready: std::collections::VecDeque::new(),
-            batch: Vec::new(),
-            end: 0,
-            seen: 0,
-        }
+        let (sender, items) = mpsc::channel(FOLLOW_BATCH);
+        let task = tokio::spawn(follow(self.clone(), sender)).abort_handle();
+        StateFollower { items, task, opened: false, end: 0, seen: 0 }
     }
 }
 
 impl StateFollower {
-    /// The next record, waiting for it and for the log itself as long as it takes.
+    /// The next record, waiting for it and for the log itself as long as it takes. Cancel safe.
     ///
     /// # Errors
     /// The log is not the one that was followed so far.
     pub async fn next(&mut self) -> Result<Bytes, BusError> {
         loop {
-            if let Some(message) = self.ready.pop_front() {
-                self.seen = message.seq;
-                return Ok(message.payload);
-            }
-            match &mut self.reader {
-                None => {
-                    let opened = match self.bus.stream_state(STATE_STREAM).await {
-                        Ok(state) => {
-                            self.end = state.last_seq;
-                            StreamReader::open(
-                                &self.bus,
-                                STATE_STREAM,
-                                ReadFrom { after: 0, filter: None, created: None },
-                            )
-                            .await
-                        }
-                        Err(e) => Err(e),
-                    };
-                    match opened {
-                        Ok(reader) => self.reader = Some(reader),
-                        Err(error) => {
-                            tracing::debug!(%error, "waiting for the log");
-                            tokio::time::sleep(RETRY).await;
-                        }
-                    }
+            match self.items.recv().await {
+                Some(Followed::Opened(end)) => (self.opened, self.end) = (true, end),
+                Some(Followed::Record(seq, record)) => {
+                    self.seen = seq;
+                    return Ok(record);
                 }
-                Some(reader) => {
-                    reader.next_ready(FOLLOW_BATCH, &mut self.batch).await?;
-                    self.ready.extend(self.batch.drain(..));
-                }
+                Some(Followed::Failed(error)) => return Err(error),
+                None => return Err(BusError::Other { what: "state log", why: "nobody reads it any more".into() }),
             }
         }
     }
 
     /// True when everything that the log held when it was opened has been handed out.
     pub fn caught_up(&self) -> bool {
-        self.reader.is_some() && self.seen >= self.end
+        self.opened && self.seen >= self.end
+    }
+}
+
+impl Drop for StateFollower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Reads the log until it is another one, or until nobody follows any more.
+async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
+    let (mut reader, end) = loop {
+        let opened = match bus.stream_state(STATE_STREAM).await {
+            Ok(state) => {
+                let from = ReadFrom { after: 0, filter: None, created: None };
+                StreamReader::open(&bus, STATE_STREAM, from).await.map(|reader| (reader, state.last_seq))
+            }
+            Err(e) => Err(e),
+        };
+        match opened {
+            Ok(opened) => break opened,
+            Err(error) => {
+                tracing::debug!(%error, "waiting for the log");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    };
+    let mut gone = items.send(Followed::Opened(end)).await.is_err();
+    let mut batch: Vec<StreamMessage> = Vec::new();
+    while !gone {
+        match reader.next_ready(FOLLOW_BATCH, &mut batch).await {
+            Ok(()) => {
+                for message in batch.drain(..) {
+                    gone |= items.send(Followed::Record(message.seq, message.payload)).await.is_err();
+                }
+            }
+            Err(error) => {
+                // Who is gone does not want to know.
+                let _ = items.send(Followed::Failed(error)).await;
+                return;
+            }
+        }
     }
 }
