@@ -6,8 +6,7 @@ use super::{
     build::{self, FRESH, MOST_RUNS, Progress, RUNS, encode_record},
     diff::{Sink, check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
-    open::{DATA, Use},
-    pages::Commit,
+    open::Use,
     parts::{Buffers, Building, Live, Open, present},
     persist::{Committed, Done, Frozen, PersistJob, PersistOutcome, Target, Work},
     rows::{Rows, hash_key},
@@ -15,7 +14,6 @@ use super::{
     scan::Snapshot,
     undo::{self, History},
     value,
-    verify::{Verified, Verifier},
 };
 use highwater_schemas::{collation::encode_entry_suffix, wire::Unindexable};
 use std::{
@@ -109,15 +107,20 @@ impl LmdbStore {
         })
     }
 
-    fn live(&self) -> Result<&Live, StoreError> {
+    pub(super) fn live(&self) -> Result<&Live, StoreError> {
         self.live.as_ref().ok_or_else(|| self.closed())
+    }
+
+    /// The kept snapshots.
+    pub(super) fn history(&self) -> &History {
+        &self.history
     }
 
     fn closed(&self) -> StoreError {
         StoreError::Poisoned(self.poison.clone().unwrap_or_else(|| "the environment is closed".into()))
     }
 
-    /// True if the pages of the file were too many to check before it was opened: [`Verifier::pages`] should run soon.
+    /// True if the pages of the file were too many to check before it was opened: [`super::Verifier::pages`] should run soon.
     pub fn is_large(&self) -> bool {
         self.live.as_ref().and_then(|l| l.env.real_disk_size().ok()) > Some(self.limits.check_at_open)
     }
@@ -130,24 +133,6 @@ impl LmdbStore {
     /// What the slice is.
     pub fn identity(&self) -> &SliceIdentity {
         &self.identity
-    }
-
-    /// Reads the whole durable state and checks that forward index, back index, list of unindexed documents, kept snapshots
-    /// and undo records agree.
-    pub fn verify(&self) -> Result<Verified, StoreError> {
-        self.verifier()?.run()
-    }
-
-    /// The same, to run on another thread: the newest commit stays as it is until then.
-    pub fn verifier(&self) -> Result<Verifier, StoreError> {
-        let live = self.live()?;
-        let (base, slots) = (Arc::clone(&live.base), Arc::clone(&live.slots));
-        Ok(Verifier {
-            pages: Commit::find(&self.dir.join(DATA), base.commit())?,
-            base,
-            slots,
-            history: self.history.clone(),
-        })
     }
 
     /// Puts back what a persist did not write.

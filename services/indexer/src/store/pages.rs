@@ -85,6 +85,7 @@ struct Walk {
 }
 
 /// What a meta page says: whose commit it is, the last page, the trees of free pages and of names.
+#[derive(Clone, Copy)]
 struct Root {
     transaction: u64,
     last: u64,

@@ -4,7 +4,9 @@ use super::{
     SliceMark, StoreError,
     base::{Base, Bytemap, Databases, ReadTxn},
     diff::decode_row_key,
-    pages,
+    lmdb::LmdbStore,
+    open::DATA,
+    pages::Commit,
     undo::{self, History, Slots},
     value,
 };
@@ -28,9 +30,25 @@ pub struct Verified {
     pub undo: u64,
 }
 
+impl LmdbStore {
+    /// Reads the whole durable state and checks that forward index, back index, list of unindexed documents, kept snapshots
+    /// and undo records agree.
+    pub fn verify(&self) -> Result<Verified, StoreError> {
+        self.verifier()?.run()
+    }
+
+    /// The same, to run on another thread: the newest commit stays as it is until then.
+    pub fn verifier(&self) -> Result<Verifier, StoreError> {
+        let live = self.live()?;
+        let (base, slots) = (Arc::clone(&live.base), Arc::clone(&live.slots));
+        let pages = Commit::find(&self.directory().join(DATA), base.commit())?;
+        Ok(Verifier { pages, base, slots, history: self.history().clone() })
+    }
+}
+
 /// A check that is ready to run, on any thread that may block.
 pub struct Verifier {
-    pub(super) pages: pages::Commit,
+    pub(super) pages: Commit,
     pub(super) base: Arc<Base>,
     pub(super) slots: Slots,
     pub(super) history: History,
