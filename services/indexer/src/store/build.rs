@@ -144,8 +144,10 @@ pub(super) fn spool(
             return Err(error);
         }
     };
-    // A crash before this leaves records that say the same twice.
-    older.iter().try_for_each(fs::remove_file)?;
+    for replaced in older {
+        // One that stays, as after a crash here, has records that say the same twice.
+        let _ = fs::remove_file(replaced);
+    }
     Ok(path)
 }
 

@@ -5,12 +5,12 @@ use super::{
     base::Base,
     build::RUNS,
     diff::{decode_row_key, encode_row_key},
-    run::{EXTENSION, RunReader},
+    run::{self, RunReader},
     value,
 };
 use highwater_schemas::wire::Unindexable;
 use std::{
-    fs, io,
+    fs,
     ops::{Bound, ControlFlow},
     path::{Path, PathBuf},
     sync::Arc,
@@ -87,20 +87,7 @@ pub struct RunInfo {
 
 /// The runs of the build in a slice's directory, oldest first; nothing is touched. What has not got its name is no run yet.
 pub fn runs(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let entries = match fs::read_dir(dir.join(RUNS)) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e.into()),
-    };
-    let mut runs = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == EXTENSION) {
-            runs.push(path);
-        }
-    }
-    runs.sort();
-    Ok(runs)
+    Ok(run::find(&dir.join(RUNS))?.0.into_iter().map(|(_, path)| path).collect())
 }
 
 /// Reads the end of a run.

@@ -30,7 +30,7 @@ const RECORD_HEADER: usize = 6;
 const BLOCK: usize = 64 * 1024;
 /// No block is larger: a message of NATS is not either.
 const MOST_BLOCK: u32 = 80 << 20;
-pub(super) const EXTENSION: &str = "run";
+const EXTENSION: &str = "run";
 
 /// Writes a run.
 pub(super) struct RunWriter {
@@ -189,23 +189,33 @@ impl RunReader {
     }
 }
 
-/// The runs of a directory, oldest first; what an interrupted build left unfinished is removed.
-pub(super) fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, StoreError> {
+/// A run with its number.
+pub(super) type Numbered = (u32, PathBuf);
+
+/// The runs of a directory, oldest first, and what an interrupted build left unfinished there.
+pub(super) fn find(dir: &Path) -> Result<(Vec<Numbered>, Vec<PathBuf>), StoreError> {
+    let (mut runs, mut unfinished) = (Vec::new(), Vec::new());
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((runs, unfinished)),
         Err(e) => return Err(e.into()),
     };
-    let mut runs = Vec::new();
     for entry in entries {
         let path = entry?.path();
         let number = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
         match number.filter(|_| path.extension().is_some_and(|e| e == EXTENSION)) {
             Some(number) => runs.push((number, path)),
-            None => fs::remove_file(path)?,
+            None => unfinished.push(path),
         }
     }
     runs.sort();
+    Ok((runs, unfinished))
+}
+
+/// The runs of a directory, oldest first; what is unfinished is removed.
+pub(super) fn list(dir: &Path) -> Result<Vec<Numbered>, StoreError> {
+    let (runs, unfinished) = find(dir)?;
+    unfinished.iter().try_for_each(fs::remove_file)?;
     Ok(runs)
 }
 
