@@ -5,7 +5,15 @@ pub const QUERY_SERVICE: &str = "highwater-query";
 /// The stream of the replicated log; its one subject is [`STATE_SUBJECT`].
 pub const STATE_STREAM: &str = "HW_STATE";
 pub const STATE_SUBJECT: &str = "hw.state.log";
+pub const CLUSTER_SERVICE: &str = "highwater-cluster";
+/// The stream of the key-value bucket `hw_cluster`: the cluster managers' lease and the registered index managers.
+pub const CLUSTER_STREAM: &str = "KV_hw_cluster";
+pub const CLUSTER_LEASE: &str = "$KV.hw_cluster.lease";
 pub const CLUSTER_JOIN: &str = "hw.cluster.join";
+pub const CLUSTER_LEAVE: &str = "hw.cluster.leave";
+pub const CLUSTER_MASTER: &str = "hw.cluster.master";
+pub const CLUSTER_REPLICAS: &str = "hw.cluster.replicas";
+pub const CLUSTER_INDEXERS: &str = "hw.cluster.indexers";
 pub const CLUSTER_MEMBERS: &str = "hw.cluster.members";
 pub const CLUSTER_EVENT: &str = "hw.cluster.event";
 
@@ -47,6 +55,10 @@ pub fn catchup_stream(bucket: &str) -> String {
 }
 pub fn catchup(bucket: &str, session: u64) -> String {
     format!("hw.catchup.{bucket}.{session}")
+}
+/// Where the cluster managers remember that an index manager exists.
+pub fn cluster_registered(node: &str) -> String {
+    format!("$KV.hw_cluster.registered.{node}")
 }
 /// The stream behind a NATS key-value bucket.
 pub fn kv_stream(bucket: &str) -> String {

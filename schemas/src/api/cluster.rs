@@ -1,4 +1,4 @@
-//! Membership and status: nodes ↔ coordinator, and what `highwater status` shows.
+//! Membership and status: nodes ↔ cluster manager ↔ index managers, and what `highwater status` shows.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeKind {
+    ClusterManager,
+    /// An index manager; the elected one coordinates.
     Coordinator,
     Projector,
     Indexer,
@@ -16,6 +18,7 @@ pub enum NodeKind {
 impl NodeKind {
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::ClusterManager => "cluster_manager",
             Self::Coordinator => "coordinator",
             Self::Projector => "projector",
             Self::Indexer => "indexer",
@@ -94,6 +97,26 @@ pub struct Suspicion {
     pub reason: String,
 }
 
+/// What an index manager says of its copy of the StateContext.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ManagerReport {
+    /// Version of the newest record in its copy.
+    pub version: u64,
+    /// Hash of that record.
+    pub hash: String,
+    /// The highest term it has heard of, durable.
+    pub term: u64,
+    /// It coordinates, in this term.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leading: Option<u64>,
+    /// The index managers that its copy knows, gone ones too.
+    #[serde(default)]
+    pub registered: Vec<String>,
+    /// Why it cannot lead, or what it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+}
+
 /// `hw.cluster.join`: sent at every heartbeat and at every notable change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Join {
@@ -101,6 +124,12 @@ pub struct Join {
     pub kind: NodeKind,
     /// One per start of the process.
     pub incarnation: u64,
+    /// The term that this node follows: it ignores stability timestamps of lower ones.
+    #[serde(default)]
+    pub term: u64,
+    /// Index managers only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<ManagerReport>,
     /// Per bucket the newest ST that this node has applied; indexers only.
     #[serde(default)]
     pub applied: Vec<(String, crate::timestamp::StabilityTimestamp)>,
@@ -114,15 +143,109 @@ pub struct Join {
     pub suspicions: Vec<Suspicion>,
 }
 
-/// Reply of `hw.cluster.join`.
+impl Join {
+    /// A heartbeat that says no more than that the node is there.
+    pub fn new(kind: NodeKind, node: &str, incarnation: u64) -> Self {
+        Self {
+            node: node.into(),
+            kind,
+            incarnation,
+            term: 0,
+            manager: None,
+            applied: Vec::new(),
+            durable: Vec::new(),
+            slices: Vec::new(),
+            suspicions: Vec::new(),
+        }
+    }
+}
+
+/// Reply of `hw.cluster.join`, by the active cluster manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JoinReply {
-    pub coordinator: String,
+    pub cluster_manager: String,
     /// How often to send the next one, milliseconds.
     pub heartbeat_ms: u64,
 }
 
-/// One node as the coordinator sees it.
+/// `hw.cluster.leave`: the node ends by itself; nobody need wait for missed heartbeats.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Leave {
+    pub node: String,
+    pub kind: NodeKind,
+    pub incarnation: u64,
+}
+
+/// Who coordinates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Master {
+    pub node: String,
+    pub term: u64,
+}
+
+/// One node as `hw.cluster.event` tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Presence {
+    pub node: String,
+    pub kind: NodeKind,
+    pub incarnation: u64,
+    /// It missed no more heartbeats than allowed, and did not leave.
+    pub alive: bool,
+}
+
+/// `hw.cluster.event`: the whole membership, at every heartbeat and at every change. Whoever misses one hears the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterEvent {
+    /// The active cluster manager.
+    pub cluster_manager: String,
+    /// Revision of its lease; rises with each renewal.
+    pub lease: u64,
+    pub heartbeat_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<Master>,
+    pub members: Vec<Presence>,
+}
+
+/// `hw.node.<index manager>.bootstrap`: the active cluster manager has chosen a master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bootstrap {
+    pub cluster_manager: String,
+    pub master: String,
+    /// Higher than any that an index manager has reported.
+    pub term: u64,
+    /// Every index manager that was ever registered.
+    pub registered: Vec<String>,
+    /// Go on without index managers that are missing.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Reply of `hw.node.<index manager>.bootstrap`: its registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BootstrapReply {
+    /// False: it has heard of a higher term, or cannot lead.
+    pub accepted: bool,
+    #[serde(flatten)]
+    pub report: ManagerReport,
+}
+
+/// One step of the bootstrap sequence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BootstrapStep {
+    /// 1 to 13.
+    pub step: u32,
+    pub name: String,
+    /// Milliseconds from the nomination until it was done; none: not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done_ms: Option<u64>,
+    /// What was found, or what it waits for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+/// One node as the cluster manager sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemberStatus {
     pub node: String,
@@ -130,6 +253,9 @@ pub struct MemberStatus {
     pub alive: bool,
     /// Milliseconds since its last heartbeat.
     pub last_heartbeat_ms: u64,
+    /// What it does among its like: active or standby, master or replica.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub role: String,
 }
 
 /// One bucket as the coordinator sees it.
@@ -159,15 +285,46 @@ pub struct VbStatus {
     pub source_last: u64,
 }
 
+/// Reply of `hw.node.<index manager>.status`; buckets and bootstrap are the master's alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ManagerStatus {
+    pub node: String,
+    #[serde(flatten)]
+    pub report: ManagerReport,
+    /// What it has done since it was nominated.
+    #[serde(default)]
+    pub bootstrap: Vec<BootstrapStep>,
+    #[serde(default)]
+    pub buckets: Vec<BucketStatus>,
+}
+
 /// Reply of `hw.cluster.members`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterStatus {
+    /// The active cluster manager; empty while there is none.
+    pub cluster_manager: String,
+    /// The index manager that coordinates; empty while there is none.
     pub coordinator: String,
     pub term: u64,
     /// Version of the replicated state.
     pub version: u64,
     pub members: Vec<MemberStatus>,
+    /// The master's bootstrap, step by step.
+    pub bootstrap: Vec<BootstrapStep>,
     pub buckets: Vec<BucketStatus>,
+}
+
+/// Reply of `hw.cluster.master`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MasterReply {
+    /// None: nobody coordinates at the moment.
+    pub master: Option<Master>,
+}
+
+/// Reply of `hw.cluster.replicas` and `hw.cluster.indexers`: the nodes of that kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MembersReply {
+    pub members: Vec<MemberStatus>,
 }
 
 /// A document that an index could not take.

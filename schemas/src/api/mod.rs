@@ -13,8 +13,9 @@ pub use admin::{
     IndexesReply,
 };
 pub use cluster::{
-    BucketStatus, ClusterStatus, Join, JoinReply, MemberStatus, NodeKind, NodeStatus, NodeStatusRequest, SliceReport,
-    SliceState, Suspicion, UnindexedDoc, VbStatus,
+    Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Leave,
+    ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus, MembersReply, NodeKind, NodeStatus,
+    NodeStatusRequest, Presence, SliceReport, SliceState, Suspicion, UnindexedDoc, VbStatus,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,

@@ -249,15 +249,7 @@ async fn listen(
 }
 
 async fn heartbeat(shared: Arc<Shared>, incarnation: u64) -> Result<(), CatalogError> {
-    let join = Join {
-        node: shared.config.node.clone(),
-        kind: NodeKind::Catalog,
-        incarnation,
-        applied: Vec::new(),
-        durable: Vec::new(),
-        slices: Vec::new(),
-        suspicions: Vec::new(),
-    };
+    let join = Join::new(NodeKind::Catalog, &shared.config.node, incarnation);
     let payload = serde_json::to_vec(&join).map_err(|_| CatalogError::Ended("the heartbeat"))?;
     loop {
         let reply = shared.bus.request(subjects::CLUSTER_JOIN, payload.clone(), JOIN_TIMEOUT).await;

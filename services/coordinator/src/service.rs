@@ -285,10 +285,7 @@ impl Shell {
                         return Ok(());
                     }
                     self.handle(Event::Join(join)).await?;
-                    let reply = JoinReply {
-                        coordinator: self.core.status(0).coordinator,
-                        heartbeat_ms: self.core.heartbeat_ms(),
-                    };
+                    let reply = JoinReply { cluster_manager: String::new(), heartbeat_ms: self.core.heartbeat_ms() };
                     request.respond(Ok(api::ok(&reply))).await;
                     Ok(())
                 }

@@ -316,13 +316,11 @@ impl Shell {
         let reports: Vec<(String, BucketReport)> =
             self.buckets.iter().map(|(name, r)| (name.clone(), r.report.borrow().clone())).collect();
         let join = Join {
-            node: self.config.node.clone(),
-            kind: NodeKind::Indexer,
-            incarnation: self.config.incarnation,
+            term: self.context.term,
             applied: reports.iter().filter_map(|(n, r)| Some((n.clone(), r.applied.clone()?))).collect(),
             durable: reports.iter().map(|(n, r)| (n.clone(), r.durable)).collect(),
             slices: reports.into_iter().flat_map(|(_, r)| r.slices).collect(),
-            suspicions: Vec::new(),
+            ..Join::new(NodeKind::Indexer, &self.config.node, self.config.incarnation)
         };
         let payload = serde_json::to_vec(&join).unwrap_or_default();
         if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {

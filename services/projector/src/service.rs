@@ -246,13 +246,9 @@ impl Shell {
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
         let join = Join {
-            node: self.config.node.clone(),
-            kind: NodeKind::Projector,
-            incarnation: self.config.incarnation,
-            applied: Vec::new(),
-            durable: Vec::new(),
-            slices: Vec::new(),
+            term: self.context.term,
             suspicions: self.suspicions.clone(),
+            ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
         };
         let payload = serde_json::to_vec(&join).unwrap_or_default();
         if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {

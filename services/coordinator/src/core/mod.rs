@@ -170,6 +170,7 @@ impl Core {
                 kind,
                 alive: self.context.nodes.get(&(kind, node.clone())).is_some_and(|e| !e.gone),
                 last_heartbeat_ms: now.saturating_sub(last),
+                role: String::new(),
             })
             .collect();
         let buckets = self
@@ -205,6 +206,8 @@ impl Core {
             })
             .collect();
         ClusterStatus {
+            cluster_manager: String::new(),
+            bootstrap: Vec::new(),
             coordinator: self.config.node.clone(),
             term: self.context.term,
             version: self.context.version,

@@ -64,13 +64,9 @@ impl Driver {
         applied: Option<StabilityTimestamp>,
     ) {
         self.event(Event::Join(Join {
-            node: node.into(),
-            kind,
-            incarnation,
             applied: applied.into_iter().map(|st| ("b".into(), st)).collect(),
-            durable: Vec::new(),
             slices,
-            suspicions: Vec::new(),
+            ..Join::new(kind, node, incarnation)
         }));
     }
 
@@ -276,15 +272,7 @@ fn a_source_that_contradicts_starts_a_branch_and_everything_is_built_again() {
     d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
     let old = d.core.context().buckets["b"].vbuckets[0].vbuuid();
     let suspicion = Suspicion { bucket: "b".into(), vb: 0, vbuuid: old, reason: "r".into() };
-    d.event(Event::Join(Join {
-        node: "p".into(),
-        kind: NodeKind::Projector,
-        incarnation: 1,
-        applied: Vec::new(),
-        durable: Vec::new(),
-        slices: Vec::new(),
-        suspicions: vec![suspicion],
-    }));
+    d.event(Event::Join(Join { suspicions: vec![suspicion], ..Join::new(NodeKind::Projector, "p", 1) }));
     d.tick(1);
     let bucket = &d.core.context().buckets["b"];
     assert_ne!(bucket.vbuckets[0].vbuuid(), old);
