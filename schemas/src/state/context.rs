@@ -1,12 +1,18 @@
 //! The StateContext: what the log of changes adds up to.
 
-use super::record::{Change, PlacedIndex, Record, SessionVb, SliceName};
+use super::{
+    FORMAT,
+    image::{self, IndexImage},
+    packing,
+    record::{Change, PlacedIndex, Record, SessionVb, SliceName},
+};
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, CompiledIndex},
     lane::Routes,
     timestamp::{Position, StabilityTimestamp},
 };
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Persistence timestamps kept per bucket.
@@ -25,11 +31,16 @@ pub enum StateError {
     Garbage { version: u64, why: String },
     #[error("record {version} speaks of {what}, which does not exist")]
     Unknown { version: u64, what: String },
+    #[error("record {version} has format {found}; this version reads format {FORMAT}")]
+    Format { version: u64, found: u32 },
 }
 
 /// Life of an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum IndexState {
+    /// Defined, and not yet known to be possible: its hosts are being asked.
+    Preparing,
     /// Waits for `index build`.
     Created,
     Building,
@@ -40,7 +51,7 @@ pub enum IndexState {
 impl IndexState {
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::Created => "created",
+            Self::Preparing | Self::Created => "created",
             Self::Building => "building",
             Self::Active => "active",
             Self::Failed(_) => "error",
@@ -49,7 +60,8 @@ impl IndexState {
 }
 
 /// An index of a bucket.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "IndexImage", into = "IndexImage")]
 pub struct Index {
     pub placed: PlacedIndex,
     pub compiled: CompiledIndex,
@@ -59,7 +71,7 @@ pub struct Index {
 }
 
 /// A branch of a vbucket's history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failover {
     pub vbuuid: u64,
     /// The seqno at which the branch starts.
@@ -67,7 +79,7 @@ pub struct Failover {
 }
 
 /// A vbucket: its branch and the generations of its chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vbucket {
     /// Newest first.
     pub failover: Vec<Failover>,
@@ -78,6 +90,7 @@ pub struct Vbucket {
     /// Where the present generation starts to read; before the first, where the live chain is to begin.
     pub restart: u64,
     /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
+    #[serde(with = "image::starts")]
     pub starts: BTreeMap<u64, (u64, Position)>,
 }
 
@@ -92,7 +105,7 @@ impl Vbucket {
 }
 
 /// A catchup session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     pub id: u64,
     pub node: String,
@@ -104,14 +117,16 @@ pub struct Session {
 }
 
 /// A declared bucket.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bucket {
     pub definition: BucketDefinition,
     pub vbuckets: Vec<Vbucket>,
     /// By number.
+    #[serde(with = "image::indexes")]
     pub indexes: BTreeMap<u32, Index>,
     /// The version of the last record that changed who hosts what.
     pub topology: u64,
+    #[serde(with = "image::sessions")]
     pub sessions: BTreeMap<u64, Session>,
     /// ST numbers below this one may have been used.
     pub numbers_below: u64,
@@ -143,7 +158,7 @@ impl Bucket {
 }
 
 /// A registered node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEntry {
     pub incarnation: u64,
     /// It has left, or missed its heartbeats.
@@ -151,14 +166,16 @@ pub struct NodeEntry {
 }
 
 /// Everything that the log says.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StateContext {
-    pub incarnation: String,
+    /// The log's life: rises when it was lost and published anew.
+    pub incarnation: u64,
     pub term: u64,
     pub version: u64,
     /// Hash of the last record.
     pub hash: String,
     pub coordinator: String,
+    #[serde(with = "image::nodes")]
     pub nodes: BTreeMap<(NodeKind, String), NodeEntry>,
     pub buckets: BTreeMap<String, Bucket>,
     /// The next index number.
@@ -166,26 +183,92 @@ pub struct StateContext {
     pub next_session: u64,
 }
 
+/// What became of a record that was offered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Offered {
+    /// It was the next one.
+    Applied(Record),
+    /// It is part of what is known already.
+    Known,
+    /// A snapshot took the place of everything.
+    Replaced,
+}
+
 impl StateContext {
-    /// Applies a record as it was appended.
-    pub fn apply_json(&mut self, json: &[u8]) -> Result<Record, StateError> {
-        let record: Record = serde_json::from_slice(json)
-            .map_err(|e| StateError::Garbage { version: self.version + 1, why: e.to_string() })?;
-        if record.version != self.version + 1 {
-            return Err(StateError::Order { expected: self.version + 1, found: record.version });
+    /// Takes a record as the log brings it, whatever it brings: the next one, one that is known, or a snapshot.
+    ///
+    /// # Errors
+    /// The record is garbage, or of another log; nothing has changed then.
+    pub fn offer(&mut self, payload: &[u8]) -> Result<Offered, StateError> {
+        let garbage = |why: String| StateError::Garbage { version: self.version + 1, why };
+        let json = packing::unpack(payload).map_err(|e| garbage(e.to_string()))?;
+        let record: Record = serde_json::from_slice(&json).map_err(|e| garbage(e.to_string()))?;
+        let (version, hash) = (record.version, Record::hash(&json));
+        if record.format != FORMAT {
+            return Err(StateError::Format { version, found: record.format });
         }
-        if record.prev != self.hash {
-            return Err(StateError::Chain { version: record.version });
+        let fresh = self.version == 0;
+        if !fresh && record.incarnation == self.incarnation && version <= self.version {
+            // Read again. Only the newest hash is kept to compare.
+            return if version < self.version || hash == self.hash {
+                Ok(Offered::Known)
+            } else {
+                Err(StateError::Chain { version })
+            };
         }
         if record.term < self.term {
-            return Err(StateError::Term { version: record.version, found: record.term, current: self.term });
+            return Err(StateError::Term { version, found: record.term, current: self.term });
+        }
+        let next = version == self.version + 1 && record.prev == self.hash;
+        if let Change::Snapshot { context, .. } = &record.change {
+            // One of this life is ahead of us or next; a later life takes the place of whatever this one was.
+            let ahead = record.incarnation == self.incarnation && version > self.version + 1;
+            if !(fresh || next || ahead || record.incarnation > self.incarnation) {
+                return Err(StateError::Chain { version });
+            }
+            let image =
+                Self { incarnation: record.incarnation, term: record.term, version, hash, ..(**context).clone() };
+            let same = next
+                && *self
+                    == Self {
+                        incarnation: self.incarnation,
+                        version: self.version,
+                        hash: self.hash.clone(),
+                        ..image.clone()
+                    };
+            *self = image;
+            return Ok(if same { Offered::Applied(record) } else { Offered::Replaced });
+        }
+        if version != self.version + 1 {
+            return Err(StateError::Order { expected: self.version + 1, found: version });
+        }
+        if !next || !(fresh || record.incarnation == self.incarnation) {
+            return Err(StateError::Chain { version });
         }
         self.apply(&record)?;
-        self.incarnation.clone_from(&record.incarnation);
+        self.incarnation = record.incarnation;
         self.term = record.term;
-        self.version = record.version;
-        self.hash = Record::hash(json);
-        Ok(record)
+        self.version = version;
+        self.hash = hash;
+        Ok(Offered::Applied(record))
+    }
+
+    /// The record that would carry `change` as the next of the log.
+    pub fn record(&self, change: Change, term: u64, at: u64) -> Record {
+        Record {
+            format: FORMAT,
+            incarnation: self.incarnation.max(1),
+            term,
+            version: self.version + 1,
+            prev: self.hash.clone(),
+            at,
+            change,
+        }
+    }
+
+    /// The index managers that ever were.
+    pub fn registered(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().filter(|(kind, _)| *kind == NodeKind::Coordinator).map(|(_, node)| node.as_str())
     }
 
     fn apply(&mut self, record: &Record) -> Result<(), StateError> {
@@ -193,7 +276,8 @@ impl StateContext {
         match &record.change {
             Change::TermStarted { coordinator } => self.coordinator.clone_from(coordinator),
             Change::NodeJoined { node, kind, incarnation } => {
-                self.nodes.insert((*kind, node.clone()), NodeEntry { incarnation: *incarnation, gone: false });
+                let entry = NodeEntry { incarnation: *incarnation, gone: false };
+                self.nodes.insert((*kind, node.clone()), entry);
             }
             Change::NodeLeft { node, kind } => {
                 if let Some(entry) = self.nodes.get_mut(&(*kind, node.clone())) {
@@ -253,12 +337,15 @@ impl StateContext {
                     version,
                     why: format!("index {}: {e}", index.definition.name),
                 })?;
-                self.next_index = self.next_index.max(index.number);
                 let entry = self.bucket(version, &index.definition.bucket)?;
                 entry.indexes.insert(
                     index.number,
-                    Index { placed: index.clone(), compiled, state: IndexState::Created, topology: 0 },
+                    Index { placed: index.clone(), compiled, state: IndexState::Preparing, topology: 0 },
                 );
+                self.next_index = self.next_index.max(index.number);
+            }
+            Change::IndexPrepared { bucket, index } => {
+                self.index(version, bucket, *index)?.state = IndexState::Created;
             }
             Change::IndexBuilding { bucket, indexes } => {
                 let entry = self.bucket(version, bucket)?;
@@ -274,7 +361,7 @@ impl StateContext {
             Change::IndexFailed { bucket, index, reason } => {
                 self.index(version, bucket, *index)?.state = IndexState::Failed(reason.clone());
             }
-            Change::IndexDropped { bucket, index } => {
+            Change::IndexDropped { bucket, index, reason: _ } => {
                 let entry = self.bucket(version, bucket)?;
                 entry.topology = version;
                 entry.indexes.remove(index);
@@ -284,7 +371,6 @@ impl StateContext {
                 entry.sessions.retain(|_, s| !s.slices.is_empty());
             }
             Change::SessionOpened { bucket, session, node, incarnation, slices, vbs } => {
-                self.next_session = self.next_session.max(*session);
                 let entry = self.bucket(version, bucket)?;
                 let opened = Session {
                     id: *session,
@@ -295,10 +381,13 @@ impl StateContext {
                     topology: entry.topology,
                 };
                 entry.sessions.insert(*session, opened);
+                self.next_session = self.next_session.max(*session);
             }
             Change::SessionClosed { bucket, session } => {
                 self.bucket(version, bucket)?.sessions.remove(session);
             }
+            // Taken whole before.
+            Change::Snapshot { .. } => {}
             Change::NumbersReserved { bucket, below } => self.bucket(version, bucket)?.numbers_below = *below,
             Change::Persisted { bucket, st } => {
                 let history = &mut self.bucket(version, bucket)?.history;

@@ -1,12 +1,25 @@
 //! The replicated log of changes and the StateContext it yields (design section 11).
 //!
 //! The coordinator appends [`Record`]s; every service applies them in order to its own [`StateContext`]. Records form a hash
-//! chain, so that one log can be told from another. Applying is pure: the same records give the same context everywhere.
+//! chain, so that one log can be told from another. Applying is pure: the same records give the same context everywhere. A
+//! record may be a snapshot of the whole context: whoever begins to read there needs nothing before it.
+//!
+//! # Layout
+//! - `record`: one change; `packing`: how it travels
+//! - `context`: what the changes add up to; `image`: how that is written
 
 mod context;
+mod image;
+mod packing;
 mod record;
 #[cfg(test)]
 mod tests;
 
-pub use context::{Bucket, Failover, Index, IndexState, NodeEntry, Session, StateContext, StateError, Vbucket};
+pub use context::{
+    Bucket, Failover, Index, IndexState, NodeEntry, Offered, Session, StateContext, StateError, Vbucket,
+};
+pub use packing::{pack, unpack};
 pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};
+
+/// The format of records that this version writes and reads.
+pub const FORMAT: u32 = 2;

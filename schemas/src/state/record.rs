@@ -1,5 +1,6 @@
 //! One change of the replicated state.
 
+use super::context::StateContext;
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
@@ -37,7 +38,7 @@ pub struct SessionVb {
 }
 
 /// What changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Change {
     /// A coordinator took office; the first record of its term.
@@ -86,6 +87,11 @@ pub enum Change {
     IndexCreated {
         index: PlacedIndex,
     },
+    /// Its hosts can take it; it waits for `index build`.
+    IndexPrepared {
+        bucket: String,
+        index: u32,
+    },
     IndexBuilding {
         bucket: String,
         indexes: Vec<u32>,
@@ -102,6 +108,9 @@ pub enum Change {
     IndexDropped {
         bucket: String,
         index: u32,
+        /// Empty: someone asked for it. Else why it could not be created.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
     },
     /// A catchup session: the projectors that own the vbuckets read the source again for these slices of one node.
     SessionOpened {
@@ -121,6 +130,13 @@ pub enum Change {
         bucket: String,
         below: u64,
     },
+    /// Everything that came before, so that the log can begin here.
+    Snapshot {
+        context: Box<StateContext>,
+        /// Empty: compaction. Else why the log was published anew.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    },
     /// A persistence timestamp that every live indexer has made durable.
     Persisted {
         bucket: String,
@@ -129,10 +145,13 @@ pub enum Change {
 }
 
 /// An entry of the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// One per life of the log.
-    pub incarnation: String,
+    /// Records without one are of the first format.
+    #[serde(default = "first")]
+    pub format: u32,
+    /// One per life of the log, rising.
+    pub incarnation: u64,
     pub term: u64,
     /// Ours, not the stream's; rises by one.
     pub version: u64,
@@ -141,6 +160,33 @@ pub struct Record {
     /// Milliseconds since the epoch, for people.
     pub at: u64,
     pub change: Change,
+}
+
+fn first() -> u32 {
+    1
+}
+
+impl Change {
+    /// The bucket that it concerns; None: all of them, or none.
+    pub fn bucket(&self) -> Option<&str> {
+        match self {
+            Self::TermStarted { .. } | Self::NodeJoined { .. } | Self::NodeLeft { .. } | Self::Snapshot { .. } => None,
+            Self::BucketAdded { definition, .. } => Some(&definition.name),
+            Self::IndexCreated { index } => Some(&index.definition.bucket),
+            Self::BucketRemoved { bucket }
+            | Self::VbucketAssigned { bucket, .. }
+            | Self::BranchStarted { bucket, .. }
+            | Self::IndexPrepared { bucket, .. }
+            | Self::IndexBuilding { bucket, .. }
+            | Self::IndexActive { bucket, .. }
+            | Self::IndexFailed { bucket, .. }
+            | Self::IndexDropped { bucket, .. }
+            | Self::SessionOpened { bucket, .. }
+            | Self::SessionClosed { bucket, .. }
+            | Self::NumbersReserved { bucket, .. }
+            | Self::Persisted { bucket, .. } => Some(bucket),
+        }
+    }
 }
 
 impl Record {

@@ -1,6 +1,6 @@
 //! Records as they travel.
 
-use super::{Change, Record, StateContext, StateError};
+use super::{Change, FORMAT, Offered, Record, StateContext, StateError, pack};
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
@@ -31,6 +31,7 @@ fn changes() -> Vec<Change> {
             restart: 1,
         },
         Change::IndexCreated { index: placed },
+        Change::IndexPrepared { bucket: bucket(), index: 1 },
         Change::IndexBuilding { bucket: bucket(), indexes: vec![1] },
         Change::SessionOpened {
             bucket: bucket(),
@@ -46,22 +47,18 @@ fn changes() -> Vec<Change> {
         Change::Persisted { bucket: bucket(), st },
         Change::BranchStarted { bucket: bucket(), vb: 0, vbuuid: 9, start: 0, reason: "r".into() },
         Change::IndexFailed { bucket: bucket(), index: 1, reason: "r".into() },
-        Change::IndexDropped { bucket: bucket(), index: 1 },
+        Change::IndexDropped { bucket: bucket(), index: 1, reason: String::new() },
         Change::NodeLeft { node: "n".into(), kind: NodeKind::Indexer },
         Change::BucketRemoved { bucket: bucket() },
     ]
 }
 
 fn append(context: &mut StateContext, change: Change) -> Result<Record, StateError> {
-    let record = Record {
-        incarnation: "log".into(),
-        term: 1,
-        version: context.version + 1,
-        prev: context.hash.clone(),
-        at: 0,
-        change,
-    };
-    context.apply_json(&record.to_json())
+    let record = context.record(change, 1, 0);
+    match context.offer(&pack(record.to_json()))? {
+        Offered::Applied(record) => Ok(record),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -77,24 +74,60 @@ fn every_change_survives_the_log() {
 fn a_log_with_a_hole_or_of_another_life_is_refused() {
     let mut context = StateContext::default();
     append(&mut context, Change::TermStarted { coordinator: "c".into() }).unwrap();
-    let mut next = Record {
-        incarnation: "log".into(),
-        term: 1,
-        version: 2,
-        prev: context.hash.clone(),
-        at: 0,
-        change: Change::NodeLeft { node: "n".into(), kind: NodeKind::Catalog },
-    };
-    let good = next.clone();
-    next.version = 3;
-    assert!(matches!(context.apply_json(&next.to_json()), Err(StateError::Order { expected: 2, found: 3 })));
-    next = Record { prev: "other".into(), ..good.clone() };
-    assert!(matches!(context.apply_json(&next.to_json()), Err(StateError::Chain { version: 2 })));
-    next = Record { term: 0, ..good.clone() };
-    assert!(matches!(context.apply_json(&next.to_json()), Err(StateError::Term { .. })));
-    assert!(matches!(context.apply_json(b"{"), Err(StateError::Garbage { .. })));
+    let good = context.record(Change::NodeLeft { node: "n".into(), kind: NodeKind::Catalog }, 1, 0);
+    let mut offer = |record: Record| context.offer(&record.to_json());
+    let wrong = offer(Record { version: 3, ..good.clone() });
+    assert!(matches!(wrong, Err(StateError::Order { expected: 2, found: 3 })));
+    assert!(matches!(offer(Record { prev: "other".into(), ..good.clone() }), Err(StateError::Chain { version: 2 })));
+    assert!(matches!(offer(Record { incarnation: 2, ..good.clone() }), Err(StateError::Chain { version: 2 })));
+    assert!(matches!(offer(Record { term: 0, ..good.clone() }), Err(StateError::Term { .. })));
+    assert!(matches!(offer(Record { format: 1, ..good.clone() }), Err(StateError::Format { found: 1, .. })));
+    assert!(matches!(context.offer(b"{"), Err(StateError::Garbage { .. })));
     let before = context.clone();
     assert!(append(&mut context, Change::SessionClosed { bucket: "none".into(), session: 1 }).is_err());
     assert_eq!(context, before, "a refused record changes nothing");
-    context.apply_json(&good.to_json()).unwrap();
+    assert!(matches!(context.offer(&good.to_json()), Ok(Offered::Applied(_))));
+    assert_eq!(context.offer(&good.to_json()), Ok(Offered::Known), "read again");
+    let other = Record { at: 7, ..good };
+    assert!(matches!(context.offer(&other.to_json()), Err(StateError::Chain { version: 2 })), "not the one we know");
+}
+
+/// A context with something of everything, and the records that made it.
+fn filled() -> (StateContext, Vec<Record>) {
+    let mut context = StateContext::default();
+    let kept = changes().into_iter().take(12);
+    let records = kept.map(|change| append(&mut context, change).unwrap()).collect();
+    (context, records)
+}
+
+#[test]
+fn a_snapshot_stands_for_all_that_came_before() {
+    let (mut context, _) = filled();
+    assert!(!context.buckets["b"].indexes.is_empty() && !context.buckets["b"].vbuckets[0].starts.is_empty());
+    let change = Change::Snapshot { context: Box::new(context.clone()), reason: String::new() };
+    let snapshot = context.record(change, 1, 0).to_json();
+    let mut new = StateContext::default();
+    assert_eq!(new.offer(&snapshot), Ok(Offered::Replaced), "a log may begin with one");
+    assert!(matches!(context.offer(&snapshot), Ok(Offered::Applied(_))), "who knew all before goes on");
+    assert_eq!(new, context);
+    let mut behind = StateContext::default();
+    append(&mut behind, Change::TermStarted { coordinator: "c".into() }).unwrap();
+    assert_eq!(behind.offer(&snapshot), Ok(Offered::Replaced), "who was behind goes on from there");
+    assert_eq!(append(&mut new, Change::BucketRemoved { bucket: "b".into() }).unwrap().version, context.version + 1);
+}
+
+#[test]
+fn a_later_life_of_the_log_takes_the_place_of_an_earlier_one() {
+    let (short, _) = filled();
+    let mut long = short.clone();
+    append(&mut long, Change::BucketRemoved { bucket: "b".into() }).unwrap();
+    let change = Change::Snapshot { context: Box::new(short.clone()), reason: "lost".into() };
+    let anew = Record { incarnation: 2, ..short.record(change, 2, 0) };
+    let earlier = long.record(Change::TermStarted { coordinator: "old".into() }, 3, 0);
+    assert_eq!(long.offer(&anew.to_json()), Ok(Offered::Replaced));
+    assert_eq!((long.incarnation, long.term, long.buckets.len()), (2, 2, 1));
+    assert!(long.offer(&earlier.to_json()).is_err(), "the earlier life is over");
+    let fenced = Record { incarnation: 3, term: 1, ..anew };
+    assert!(matches!(long.offer(&fenced.to_json()), Err(StateError::Term { .. })));
+    assert_eq!(FORMAT, 2);
 }
