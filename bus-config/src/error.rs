@@ -23,8 +23,6 @@ pub enum BusError {
     StreamDiffers { stream: String, why: String },
     #[error("stream {stream} is not what it was: {why}")]
     StreamChanged { stream: String, why: String },
-    #[error("the log has moved on: another coordinator has appended to it")]
-    Deposed,
     #[error("{what}: {why}")]
     Other { what: &'static str, why: String },
 }

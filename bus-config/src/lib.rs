@@ -12,6 +12,7 @@
 
 mod connect;
 mod error;
+mod forward;
 mod publisher;
 mod pulls;
 mod reader;
@@ -24,7 +25,7 @@ pub use error::BusError;
 pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{ReadFrom, StreamMessage, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};
-pub use state_log::{Appended, StateFollower, StateLog};
+pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
 pub use streams::{StreamSpec, StreamState};
 
 pub use bytes::Bytes;

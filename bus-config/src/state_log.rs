@@ -1,4 +1,6 @@
 //! The replicated log: one stream, appended to with the expected last sequence, followed by every service.
+//!
+//! What an append came to is for the caller to find out: [`StateLog`] does one thing at a time and says what the server said.
 
 use crate::{
     connect::Bus,
@@ -12,100 +14,101 @@ use highwater_schemas::subjects::{STATE_STREAM, STATE_SUBJECT};
 use std::time::Duration;
 use tokio::{sync::mpsc, task::AbortHandle};
 
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY: Duration = Duration::from_millis(100);
 /// Records taken from the stream at once, and those that may wait for a follower.
 const FOLLOW_BATCH: usize = 256;
 
-/// The coordinator's end of the log.
-#[derive(Debug)]
-pub struct StateLog {
-    bus: Bus,
-    last_seq: u64,
+/// What the log holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogContents {
+    /// The stream's last sequence, whether its message is still there or not.
+    pub last_seq: u64,
+    /// Oldest first, as they travelled.
+    pub records: Vec<Bytes>,
 }
 
-/// Outcome of an append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Appended {
-    pub seq: u64,
+/// What an append came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Appended {
+    /// It is in the log at this sequence.
+    Acked(u64),
+    /// The log's last sequence is not the expected one.
+    Moved,
+    /// It may be in the log or not.
+    Unknown,
+    /// It is not in the log; why.
+    Refused(String),
+}
+
+/// An index manager's end of the log.
+#[derive(Debug, Clone)]
+pub struct StateLog {
+    bus: Bus,
+    replicas: usize,
 }
 
 impl StateLog {
-    /// Opens the log and reads all of it.
-    pub async fn open(bus: &Bus) -> Result<(Self, Vec<Bytes>), BusError> {
-        bus.ensure_stream(&StreamSpec::state()).await?;
-        let state = bus.stream_state(STATE_STREAM).await?;
-        let mut records = Vec::new();
-        let mut last_seq = 0;
-        if state.messages > 0 {
-            let mut reader =
-                StreamReader::open(bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
-            let mut batch = Vec::new();
-            while last_seq < state.last_seq {
-                reader.next_ready(FOLLOW_BATCH, &mut batch).await?;
-                for message in batch.drain(..) {
-                    last_seq = message.seq;
-                    records.push(message.payload);
-                }
-            }
-        }
-        Ok((Self { bus: bus.clone(), last_seq: state.last_seq.max(last_seq) }, records))
+    /// `replicas`: of the stream, when this end makes it.
+    pub fn new(bus: &Bus, replicas: usize) -> Self {
+        Self { bus: bus.clone(), replicas }
     }
 
-    /// Appends a record behind the last one. An unknown outcome is settled by reading the record at the expected place.
-    pub async fn append(&mut self, record: &[u8]) -> Result<Appended, BusError> {
-        loop {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, self.last_seq.to_string().as_str());
-            let sent = self.bus.js.publish_with_headers(STATE_SUBJECT, headers, Bytes::copy_from_slice(record)).await;
-            let outcome = match sent {
-                Ok(future) => future.await,
-                Err(e) => Err(e),
-            };
-            match outcome {
-                Ok(ack) => {
-                    self.last_seq = ack.sequence;
-                    return Ok(Appended { seq: ack.sequence });
-                }
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        PublishErrorKind::TimedOut | PublishErrorKind::WrongLastSequence | PublishErrorKind::BrokenPipe
-                    ) =>
-                {
-                    if let Some(found) = self.read(self.last_seq + 1).await? {
-                        if found == record {
-                            self.last_seq += 1;
-                            return Ok(Appended { seq: self.last_seq });
-                        }
-                        return Err(BusError::Deposed);
-                    }
-                    if e.kind() == PublishErrorKind::WrongLastSequence {
-                        return Err(BusError::Deposed);
-                    }
-                    tokio::time::sleep(RETRY).await;
-                }
-                Err(e) => return Err(BusError::other("append to the log", e)),
+    /// Makes the stream where it is missing, and reads all of it.
+    pub async fn read(&self) -> Result<LogContents, BusError> {
+        self.bus.ensure_stream(&StreamSpec::state(self.replicas)).await?;
+        let state = self.bus.stream_state(STATE_STREAM).await?;
+        let mut contents = LogContents { last_seq: state.last_seq, records: Vec::new() };
+        let end = last_record(&self.bus).await?;
+        let mut reader =
+            StreamReader::open(&self.bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
+        let (mut batch, mut seen) = (Vec::new(), 0);
+        while seen < end {
+            reader.next_ready(FOLLOW_BATCH, &mut batch).await?;
+            for message in batch.drain(..) {
+                seen = message.seq;
+                contents.records.push(message.payload);
             }
+        }
+        contents.last_seq = contents.last_seq.max(seen);
+        Ok(contents)
+    }
+
+    /// Appends a record behind the sequence `expected`; with `rollup` it takes the place of everything before it.
+    pub async fn append(&self, expected: u64, record: Bytes, rollup: bool) -> Appended {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, expected.to_string().as_str());
+        if rollup {
+            headers.insert(header::NATS_ROLLUP, "all");
+        }
+        let outcome = match self.bus.js.publish_with_headers(STATE_SUBJECT, headers, record).await {
+            Ok(acknowledged) => acknowledged.await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(ack) => Appended::Acked(ack.sequence),
+            Err(e) => match e.kind() {
+                PublishErrorKind::WrongLastSequence => Appended::Moved,
+                PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Appended::Unknown,
+                _ => Appended::Refused(e.to_string()),
+            },
         }
     }
 
-    async fn read(&self, seq: u64) -> Result<Option<Vec<u8>>, BusError> {
-        loop {
-            let stream =
-                self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| BusError::other("read the log", e))?;
-            match stream.get_raw_message(seq).await {
-                Ok(message) => return Ok(Some(message.payload.to_vec())),
-                Err(e) if e.to_string().contains("no message found") => return Ok(None),
-                Err(error) => {
-                    tracing::debug!(%error, "the log cannot be read yet");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+    /// The record at a sequence, if there is one.
+    pub async fn read_at(&self, seq: u64) -> Result<Option<Bytes>, BusError> {
+        let other = |e: String| BusError::other("read the log", e);
+        let stream = self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
+        match stream.get_raw_message(seq).await {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(e) => match e.to_string() {
+                text if text.contains("no message found") || text.contains("stream not found") => Ok(None),
+                text => Err(other(text)),
+            },
         }
     }
 }
 
-/// Everyone else's end of the log.
+/// Everyone's view of the log.
 ///
 /// A task of its own reads: who follows does so beside timers and requests, and opening the log again takes longer than these
 /// wait.
@@ -118,11 +121,15 @@ pub struct StateFollower {
     seen: u64,
 }
 
-enum Followed {
-    /// With this last sequence.
-    Opened(u64),
+/// What following the log brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Followed {
+    /// The log is read from its beginning, for the first time or again, because it is not what it was.
+    Opened {
+        /// Its last sequence.
+        end: u64,
+    },
     Record(u64, Bytes),
-    Failed(BusError),
 }
 
 impl Bus {
@@ -135,22 +142,16 @@ impl Bus {
 }
 
 impl StateFollower {
-    /// The next record, waiting for it and for the log itself as long as it takes. Cancel safe.
-    ///
-    /// # Errors
-    /// The log is not the one that was followed so far.
-    pub async fn next(&mut self) -> Result<Bytes, BusError> {
-        loop {
-            match self.items.recv().await {
-                Some(Followed::Opened(end)) => (self.opened, self.end) = (true, end),
-                Some(Followed::Record(seq, record)) => {
-                    self.seen = seq;
-                    return Ok(record);
-                }
-                Some(Followed::Failed(error)) => return Err(error),
-                None => return Err(BusError::Other { what: "state log", why: "nobody reads it any more".into() }),
-            }
+    /// What comes next, waiting for it and for the log itself as long as it takes. Cancel safe.
+    pub async fn next(&mut self) -> Result<Followed, BusError> {
+        let Some(followed) = self.items.recv().await else {
+            return Err(BusError::Other { what: "state log", why: "nobody reads it any more".into() });
+        };
+        match &followed {
+            Followed::Opened { end } => (self.opened, self.end, self.seen) = (true, *end, 0),
+            Followed::Record(seq, _) => self.seen = *seq,
         }
+        Ok(followed)
     }
 
     /// True when everything that the log held when it was opened has been handed out.
@@ -165,38 +166,54 @@ impl Drop for StateFollower {
     }
 }
 
-/// Reads the log until it is another one, or until nobody follows any more.
+/// Reads the log until nobody follows any more; from its beginning whenever it is not what it was.
 async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
-    let (mut reader, end) = loop {
-        let opened = match bus.stream_state(STATE_STREAM).await {
-            Ok(state) => {
-                let from = ReadFrom { after: 0, filter: None, created: None };
-                StreamReader::open(&bus, STATE_STREAM, from).await.map(|reader| (reader, state.last_seq))
-            }
-            Err(e) => Err(e),
-        };
-        match opened {
-            Ok(opened) => break opened,
+    loop {
+        let (mut reader, end) = match open(&bus).await {
+            Ok(opened) => opened,
             Err(error) => {
                 tracing::debug!(%error, "waiting for the log");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    };
-    let mut gone = items.send(Followed::Opened(end)).await.is_err();
-    let mut batch: Vec<StreamMessage> = Vec::new();
-    while !gone {
-        match reader.next_ready(FOLLOW_BATCH, &mut batch).await {
-            Ok(()) => {
-                for message in batch.drain(..) {
-                    gone |= items.send(Followed::Record(message.seq, message.payload)).await.is_err();
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => continue,
+                    () = items.closed() => return,
                 }
             }
-            Err(error) => {
-                // Who is gone does not want to know.
-                let _ = items.send(Followed::Failed(error)).await;
-                return;
+        };
+        if items.send(Followed::Opened { end }).await.is_err() {
+            return;
+        }
+        let mut batch: Vec<StreamMessage> = Vec::new();
+        loop {
+            match reader.next_ready(FOLLOW_BATCH, &mut batch).await {
+                Ok(()) => {
+                    for message in batch.drain(..) {
+                        if items.send(Followed::Record(message.seq, message.payload)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the state log is not what it was: reading it from its beginning");
+                    break;
+                }
             }
         }
+    }
+}
+
+async fn open(bus: &Bus) -> Result<(StreamReader, u64), BusError> {
+    let reader = StreamReader::open(bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
+    Ok((reader, last_record(bus).await?))
+}
+
+/// Sequence of the newest record that is still there, 0 for none: the stream's own last sequence may be that of one that was
+/// removed by hand.
+async fn last_record(bus: &Bus) -> Result<u64, BusError> {
+    let other = |e: String| BusError::other("read the log", e);
+    let stream = bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
+    match stream.get_last_raw_message_by_subject(STATE_SUBJECT).await {
+        Ok(message) => Ok(message.sequence),
+        Err(e) if e.to_string().contains("no message found") => Ok(0),
+        Err(e) => Err(other(e.to_string())),
     }
 }

@@ -5,6 +5,7 @@ use async_nats::jetstream::{
     context::GetStreamErrorKind,
     stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType},
 };
+use futures_util::StreamExt;
 use highwater_schemas::subjects;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ pub struct StreamSpec {
 
 impl StreamSpec {
     /// Live key versions: bounded in age and bytes, the oldest go first.
-    pub fn mutation(bucket: &str) -> Self {
+    pub fn mutation(bucket: &str, replicas: usize) -> Self {
         Self {
             name: subjects::mutation_stream(bucket),
             subject: format!("hw.mutation.{bucket}.*"),
@@ -41,22 +42,22 @@ impl StreamSpec {
             discard_new: false,
             rollup: false,
             duplicate_window: DUPLICATE_WINDOW,
-            replicas: 1,
+            replicas,
         }
     }
     /// Catchup sessions: bounded in bytes, refuses when full.
-    pub fn catchup(bucket: &str) -> Self {
+    pub fn catchup(bucket: &str, replicas: usize) -> Self {
         Self {
             name: subjects::catchup_stream(bucket),
             subject: format!("hw.catchup.{bucket}.*"),
             max_bytes: CATCHUP_MAX_BYTES,
             max_age: Duration::ZERO,
             discard_new: true,
-            ..Self::mutation(bucket)
+            ..Self::mutation(bucket, replicas)
         }
     }
     /// The replicated log: no limits, rollup allowed.
-    pub fn state() -> Self {
+    pub fn state(replicas: usize) -> Self {
         Self {
             name: subjects::STATE_STREAM.into(),
             subject: "hw.state.>".into(),
@@ -65,7 +66,7 @@ impl StreamSpec {
             discard_new: false,
             rollup: true,
             duplicate_window: Duration::from_secs(120),
-            replicas: 1,
+            replicas,
         }
     }
 
@@ -112,12 +113,13 @@ impl Bus {
                     && found.max_bytes == wanted.max_bytes
                     && found.max_age == wanted.max_age
                     && found.discard == wanted.discard
-                    && found.allow_rollup == wanted.allow_rollup;
+                    && found.allow_rollup == wanted.allow_rollup
+                    && found.num_replicas == wanted.num_replicas;
                 if same {
                     return Ok(());
                 }
                 self.js
-                    .update_stream(Config { num_replicas: found.num_replicas, ..wanted })
+                    .update_stream(wanted)
                     .await
                     .map_err(|e| BusError::StreamDiffers { stream: spec.name.clone(), why: e.to_string() })?;
                 Ok(())
@@ -159,6 +161,28 @@ impl Bus {
             Err(e) if e.to_string().contains("10037") || e.to_string().contains("no message found") => Ok(None),
             Err(e) => Err(BusError::other("next message", format!("{name}: {e}"))),
         }
+    }
+
+    /// The subjects that a stream holds messages of.
+    pub async fn stream_subjects(&self, name: &str) -> Result<Vec<String>, BusError> {
+        let other = |e: String| BusError::other("stream subjects", format!("{name}: {e}"));
+        let stream = self.js.get_stream_no_info(name).await.map_err(|e| other(e.to_string()))?;
+        let mut subjects = stream.info_with_subjects(">").await.map_err(|e| other(e.to_string()))?;
+        let mut found = Vec::new();
+        while let Some(subject) = subjects.next().await {
+            found.push(subject.map_err(|e| other(e.to_string()))?.0);
+        }
+        Ok(found)
+    }
+
+    /// Every stream of the account.
+    pub async fn stream_names(&self) -> Result<Vec<String>, BusError> {
+        let mut names = self.js.stream_names();
+        let mut found = Vec::new();
+        while let Some(name) = names.next().await {
+            found.push(name.map_err(|e| BusError::other("stream names", e))?);
+        }
+        Ok(found)
     }
 
     /// The stream's state now, as its leader sees it.

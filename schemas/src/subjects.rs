@@ -26,7 +26,7 @@ pub fn query(verb: &str) -> String {
     format!("hw.query.{verb}")
 }
 /// What an indexer answers under `hw.node.<id>.<verb>`; `verify` and `dump` look into its slices.
-pub const INDEXER_VERBS: [&str; 5] = ["scan", "status", "ping", "verify", "dump"];
+pub const INDEXER_VERBS: [&str; 6] = ["scan", "status", "ping", "assign", "verify", "dump"];
 
 /// `hw.node.<id>.<verb>`.
 pub fn node(id: &str, verb: &str) -> String {

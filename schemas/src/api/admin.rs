@@ -72,3 +72,37 @@ pub struct IndexReply {
 pub struct IndexesReply {
     pub indexes: Vec<IndexSummary>,
 }
+
+/// `hw.admin.state.history`: the newest records of the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateHistory {
+    /// How many; 50 unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// Reply of `hw.admin.state.history`, the oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StateHistoryReply {
+    pub records: Vec<serde_json::Value>,
+}
+
+/// Reply of `hw.admin.state.get`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StateReply {
+    /// The index manager that answered.
+    pub node: String,
+    /// The StateContext: what the log adds up to.
+    pub state: serde_json::Value,
+}
+
+/// `hw.node.<indexer>.assign`: can it take so many partitions of an index?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Assign {
+    pub bucket: String,
+    /// The index's number.
+    pub index: u32,
+    pub partitions: u32,
+}

@@ -9,8 +9,8 @@ mod diagnosis;
 mod query;
 
 pub use admin::{
-    BucketAdd, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
-    IndexesReply,
+    Assign, BucketAdd, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
+    IndexesReply, StateHistory, StateHistoryReply, StateReply,
 };
 pub use cluster::{
     Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Leave,

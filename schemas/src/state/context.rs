@@ -194,6 +194,32 @@ pub enum Offered {
     Replaced,
 }
 
+/// Which buckets a record changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Concerns {
+    Nothing,
+    Bucket(String),
+    Everything,
+}
+
+impl Offered {
+    /// Which buckets it changed.
+    pub fn concerns(&self) -> Concerns {
+        match self {
+            Self::Applied(record) => match (&record.change, record.change.bucket()) {
+                (_, Some(bucket)) => Concerns::Bucket(bucket.to_owned()),
+                // Owners and sessions name their nodes; a snapshot that could be applied says nothing new.
+                (Change::NodeJoined { .. } | Change::NodeLeft { .. } | Change::Snapshot { .. }, None) => {
+                    Concerns::Nothing
+                }
+                (_, None) => Concerns::Everything,
+            },
+            Self::Known => Concerns::Nothing,
+            Self::Replaced => Concerns::Everything,
+        }
+    }
+}
+
 impl StateContext {
     /// Takes a record as the log brings it, whatever it brings: the next one, one that is known, or a snapshot.
     ///
@@ -271,8 +297,44 @@ impl StateContext {
         self.nodes.keys().filter(|(kind, _)| *kind == NodeKind::Coordinator).map(|(_, node)| node.as_str())
     }
 
+    /// Whether a change speaks of what exists: what passes can be applied as the next record.
+    pub fn check(&self, change: &Change) -> Result<(), StateError> {
+        let version = self.version + 1;
+        if let Change::IndexCreated { index } = change
+            && let Err(error) = index.definition.compile()
+        {
+            let why = format!("index {}: {error}", index.definition.name);
+            return Err(StateError::Garbage { version, why });
+        }
+        let Some(name) = change.bucket().filter(|_| !matches!(change, Change::BucketAdded { .. })) else {
+            return Ok(());
+        };
+        let unknown = |what: String| Err(StateError::Unknown { version, what });
+        let Some(bucket) = self.buckets.get(name) else {
+            // Removing what is gone changes nothing.
+            let removed = matches!(change, Change::BucketRemoved { .. });
+            return if removed { Ok(()) } else { unknown(format!("bucket {name}")) };
+        };
+        match change {
+            Change::VbucketAssigned { vb, .. } | Change::BranchStarted { vb, .. }
+                if usize::from(*vb) >= bucket.vbuckets.len() =>
+            {
+                unknown(format!("vbucket {vb} of {name}"))
+            }
+            Change::IndexPrepared { index, .. }
+            | Change::IndexActive { index, .. }
+            | Change::IndexFailed { index, .. }
+                if !bucket.indexes.contains_key(index) =>
+            {
+                unknown(format!("index {index} of {name}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn apply(&mut self, record: &Record) -> Result<(), StateError> {
         let version = record.version;
+        self.check(&record.change)?;
         match &record.change {
             Change::TermStarted { coordinator } => self.coordinator.clone_from(coordinator),
             Change::NodeJoined { node, kind, incarnation } => {

@@ -16,7 +16,7 @@ mod record;
 mod tests;
 
 pub use context::{
-    Bucket, Failover, Index, IndexState, NodeEntry, Offered, Session, StateContext, StateError, Vbucket,
+    Bucket, Concerns, Failover, Index, IndexState, NodeEntry, Offered, Session, StateContext, StateError, Vbucket,
 };
 pub use packing::{pack, unpack};
 pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};

@@ -122,7 +122,7 @@ impl Core {
 
     /// A record of the log.
     pub fn record(&mut self, json: &[u8]) -> Result<(), StateError> {
-        self.context.apply_json(json)?;
+        self.context.offer(json)?;
         let buckets = &self.context.buckets;
         self.seen.retain(|name, seen| buckets.get(name).is_some_and(|b| b.declared == seen.declared));
         Ok(())

@@ -2,10 +2,10 @@
 
 use crate::{CatalogError, Config, core::Core, list, scan, stats::Highest};
 use futures_util::FutureExt as _;
-use highwater_bus::{Bus, BusError, ServiceRequest, ServiceSpec, Subscription};
+use highwater_bus::{Bus, Followed, ServiceRequest, ServiceSpec, Subscription};
 use highwater_schemas::{
     ApiError, ErrorCode, api,
-    api::{Join, JoinReply, NodeKind},
+    api::{Join, JoinReply, Master, NodeKind},
     subjects,
     wire::{self, HighWatermark, Stability},
 };
@@ -22,8 +22,6 @@ use tokio::{
 
 /// Requests in flight get this long at the end.
 const DRAIN: Duration = Duration::from_secs(5);
-/// DDL waits for appends and hosts, so it gets longer than queries.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often to join until a coordinator says otherwise, and the limits of what it may say.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -40,6 +38,8 @@ pub struct Shared {
     highest: Mutex<Highest>,
     /// Something in the core changed.
     changed: watch::Sender<()>,
+    /// Whom administrative requests are passed on to, by the log.
+    master: watch::Sender<Option<Master>>,
     started: Instant,
     /// KiB of answers that nodes may have on the way to this catalog.
     pub expected: Semaphore,
@@ -79,6 +79,7 @@ pub async fn run(
         core: Mutex::new(Core::new(instance)),
         highest: Mutex::default(),
         changed: watch::Sender::new(()),
+        master: watch::Sender::new(None),
         started: Instant::now(),
         expected: Semaphore::new(EXPECTED_KIB),
     });
@@ -156,7 +157,8 @@ fn admin_spec() -> ServiceSpec {
 async fn serve(shared: &Arc<Shared>, request: ServiceRequest) {
     if let Some(noun_verb) = request.subject.strip_prefix(&subjects::admin("")) {
         let noun_verb = noun_verb.to_owned();
-        match pass_on(shared, &noun_verb, request.payload.to_vec()).await {
+        let mut master = shared.master.subscribe();
+        match shared.bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await {
             Ok(reply) => request.pass_on(reply).await,
             Err(error) => request.respond(Err(error)).await,
         }
@@ -180,32 +182,23 @@ async fn query(shared: &Arc<Shared>, subject: &str, payload: &[u8]) -> Result<Ve
     }
 }
 
-/// Sends an administrative request to the coordinator.
-async fn pass_on(shared: &Shared, noun_verb: &str, payload: Vec<u8>) -> Result<highwater_bus::Reply, ApiError> {
-    let coordinator = shared.core().context().coordinator.clone();
-    let silent = |why: String| ApiError::new(ErrorCode::NoCoordinator, why);
-    if coordinator.is_empty() {
-        return Err(silent("no coordinator has taken office yet".into()));
-    }
-    let subject = subjects::node(&coordinator, &format!("admin.{noun_verb}"));
-    shared.bus.request(&subject, payload, ADMIN_TIMEOUT).await.map_err(|e| match e {
-        BusError::Timeout { .. } => ApiError::new(
-            ErrorCode::Timeout,
-            format!("coordinator {coordinator} did not answer in time; it may still do what was asked"),
-        ),
-        BusError::NoResponders { .. } => {
-            silent(format!("coordinator {coordinator} does not answer hw.admin.{noun_verb}"))
-        }
-        e => silent(e.to_string()),
-    })
-}
-
 async fn follow(shared: Arc<Shared>, read: oneshot::Sender<()>) -> Result<(), CatalogError> {
     let mut follower = shared.bus.follow_state();
     let mut read = Some(read);
     loop {
-        let record = follower.next().await?;
-        shared.core().record(&record)?;
+        if let Followed::Record(_, record) = follower.next().await? {
+            let mut core = shared.core();
+            core.record(&record)?;
+            let context = core.context();
+            let master = Master { node: context.coordinator.clone(), term: context.term };
+            shared.master.send_if_modified(|old| {
+                let changed = old.as_ref() != Some(&master);
+                if changed {
+                    *old = Some(master);
+                }
+                changed
+            });
+        }
         if follower.caught_up() {
             shared.changed.send_replace(());
             if let Some(read) = read.take() {

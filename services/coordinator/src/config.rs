@@ -1,37 +1,49 @@
-//! Settings of the coordinator.
+//! Settings of an index manager.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 /// Settings with their defaults.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub node: String,
-    /// Holds the local copy of the log.
-    pub data_dir: PathBuf,
     /// One per start of the process.
     pub incarnation: u64,
     /// The shortest time between two stability timestamps that nobody asked for.
     pub stability_interval: Duration,
     /// How often an ST is marked to be made durable, if anything changed.
     pub persistence_interval: Duration,
-    /// How often nodes report.
+    /// How often nodes report, until the cluster manager says otherwise.
     pub heartbeat: Duration,
+    /// Heartbeats that a node may miss.
+    pub misses: u32,
+    /// The topics of every bucket are looked for this often; one that is lost is made again, and the chain shows what is missing.
+    pub topic_check: Duration,
+    /// Records in the log from which on it is compacted.
+    pub compact_above: usize,
+    /// Replicas of the streams that Highwater makes: 1, 3 or 5.
+    pub stream_replicas: usize,
 }
 
-/// A node that misses this many heartbeats is taken to be gone.
-pub const MISSES: u32 = 3;
 /// ST numbers reserved at once.
 pub const NUMBER_BLOCK: u64 = 10_000;
 
 impl Config {
-    pub fn new(node: impl Into<String>, data_dir: PathBuf, incarnation: u64) -> Self {
+    pub fn new(node: impl Into<String>, incarnation: u64) -> Self {
         Self {
             node: node.into(),
-            data_dir,
             incarnation,
             stability_interval: Duration::from_millis(10),
             persistence_interval: Duration::from_secs(5),
             heartbeat: Duration::from_millis(500),
+            misses: 3,
+            topic_check: Duration::from_secs(5),
+            compact_above: 2_000,
+            stream_replicas: 1,
         }
+    }
+
+    /// How long a node may be silent, milliseconds.
+    pub fn patience(&self) -> u64 {
+        self.heartbeat.as_millis() as u64 * u64::from(self.misses)
     }
 }

@@ -1,25 +1,47 @@
-//! The index coordinator: owns definitions, topology, vbucket owners, sessions, stability and persistence timestamps.
+//! Index managers: any number of instances, of which the elected one is the index coordinator. It owns definitions, topology,
+//! vbucket owners, sessions, stability and persistence timestamps; the others follow the log and stand by.
 //!
 //! # Layout
-//! - `core`: the state machine, `(now, event) -> actions`; no I/O, clock or randomness of its own
+//! - [`manager`]: replica, candidate, coordinator: nominations, the log, its loss; a state machine
+//! - [`core`]: what the coordinator does in its term: DDL, members, owners, sessions, timestamps; a state machine
 //! - `service`: the only async part: one task that turns messages into events and actions into messages
-//! - `local_copy`: the coordinator's own durable copy of the log
+//! - `copy`: the durable copy of the log; `topics`: the streams behind the topics; `admin`: requests of administrators
 //! - [`Config`]: settings with limits
 //!
+//! Both state machines are `(now, event) -> actions` without I/O, clock or randomness; they are public for the simulation.
+//!
 //! # Tasks and channels
-//! One task runs everything in turn. Admin requests are probed (do the source streams exist?) in at most
-//! `service::PROBES` short tasks that hand their findings back through a channel of the same capacity. All end with the task.
+//! One task runs everything in turn. Appends, reads of the log, requests to hosts and looks at streams run beside it in short
+//! tasks, whose outcomes come back through a channel of 1,024; at most 256 requests wait. While an append is not settled,
+//! what is for the coordinator waits in its subscriptions. All end with the task, or at their own timeouts.
 //!
 //! # Invariants
-//! - The StateContext changes only by records that the log has acknowledged; a DDL reply leaves after that.
+//! - The StateContext changes only by records that the log has acknowledged; a DDL reply leaves after that, and after the
+//!   record is durable in the local copy too.
+//! - Nothing is done in a term before its first record is acknowledged; terms only rise.
 //! - An ST number names one timestamp for ever: numbers are reserved in the log before they are used.
-//! - No ST is issued, and no vbucket assigned, before every live indexer has reported what it has applied.
+//! - No ST is issued, and no vbucket assigned, before every live indexer follows the term and has reported what it applied.
 //! - The coordinator never reads a document.
 
+mod admin;
 mod config;
-mod core;
-mod local_copy;
+mod copy;
+pub mod core;
+pub mod manager;
 mod service;
+mod topics;
 
 pub use config::Config;
-pub use service::{CoordinatorError, run};
+pub use copy::CopyError;
+pub use service::run;
+
+/// Why an index manager ended.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    #[error(transparent)]
+    Bus(#[from] highwater_bus::BusError),
+    #[error("local copy of the state: {0}")]
+    Copy(#[from] CopyError),
+    #[error("the connection to NATS has ended")]
+    Disconnected,
+}

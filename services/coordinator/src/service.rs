@@ -1,187 +1,176 @@
 //! Messages in, actions out.
 
 use crate::{
+    CoordinatorError,
+    admin::{self, Admin},
     config::Config,
-    core::{Action, Core, Ddl, Event, Probe, Token},
-    local_copy::{Comparison, LocalCopy, compare},
+    copy::{Copy, Kept},
+    core::{self, Token},
+    manager::{Action, Event, Manager, Now, Outcome},
+    topics,
 };
-use highwater_bus::{Bus, BusError, Endpoints, ServiceRequest, ServiceSpec, StateLog, StreamSpec};
+use highwater_bus::{
+    Appended, Bus, BusError, Endpoints, Followed, ServiceRequest, ServiceSpec, StateFollower, StateLog,
+};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, JoinReply},
-    definition::BucketDefinition,
-    names,
-    state::{Change, StateContext},
+    api::{
+        self, Assign, ClusterEvent, Empty, Join, Leave, ManagerStatus, Master, NodeKind, StateHistoryReply, StateReply,
+    },
     subjects, wire,
 };
 use std::{
     collections::HashMap,
-    io,
+    path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Admin requests whose sources are being looked at, at most.
-const PROBES: usize = 64;
-
-/// The topics of every bucket are looked for this often; one that is lost is made again, and the chain shows what is missing.
-const STREAM_CHECK: Duration = Duration::from_secs(5);
-
-const NOUN_VERBS: [&str; 6] =
-    ["bucket.add", "bucket.remove", "bucket.list", "index.create", "index.build", "index.drop"];
-
-/// Why the coordinator ended.
-#[derive(Debug, thiserror::Error)]
-pub enum CoordinatorError {
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    #[error("local copy of the state: {0}")]
-    Disk(#[from] io::Error),
-    #[error(
-        "the state log in NATS is not the one this coordinator wrote: they differ at record {0}; if the stream HW_STATE was purged or damaged, delete it and start again: the local copy restores it; if this data directory belongs to another deployment, use the right one"
-    )]
-    OtherLog(usize),
-    #[error("the state log in NATS cannot be used: {0}")]
-    DamagedLog(#[from] highwater_schemas::state::StateError),
-}
+/// Outcomes that may wait for the loop, and requests that may wait for theirs.
+const OUTCOMES: usize = 1_024;
+const MOST_WAITING: usize = 256;
+/// How long a host may take to say whether it has room.
+const ASSIGN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A record travels with headers.
+const HEADROOM: usize = 16 * 1024;
 
 struct Shell {
+    config: Config,
     bus: Bus,
-    core: Core,
+    manager: Manager,
     log: StateLog,
-    copy: LocalCopy,
+    copy: Copy,
+    follower: StateFollower,
     started: Instant,
     next_token: Token,
+    /// DDL whose reply is owed.
     waiting: HashMap<Token, ServiceRequest>,
+    nominations: HashMap<u64, ServiceRequest>,
+    outcomes: mpsc::Sender<Event>,
+    /// Whom requests are passed on to.
+    master: watch::Sender<Option<Master>>,
+    /// The master by the cluster manager's last word.
+    nominated: Option<Master>,
+    beat_due: Instant,
+    heartbeat: Duration,
+    topics_checked: bool,
     /// Damaged messages so far: the first is logged.
     refused: u64,
 }
 
-/// Runs the coordinator until `stop` turns true.
+/// Runs an index manager until `stop` turns true.
 pub async fn run(
     config: Config,
+    data_dir: &Path,
     bus: Bus,
     ready: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), CoordinatorError> {
-    let (copy, log, context) = recover(&config, &bus).await?;
-    let started = Instant::now();
-    let mut shell = Shell {
-        core: Core::new(config.clone(), context, 0),
-        bus: bus.clone(),
-        log,
-        copy,
-        started,
-        next_token: 0,
-        waiting: HashMap::new(),
-        refused: 0,
-    };
-    for bucket in shell.core.context().buckets.keys().cloned().collect::<Vec<_>>() {
-        ensure(&bus, &bucket).await?;
-    }
+    let (copy, Kept { context, chain, term }) = Copy::open(data_dir)?;
+    let max_record = bus.max_payload().saturating_sub(HEADROOM);
+    let (outcomes, mut outcome) = mpsc::channel(OUTCOMES);
+    let mut joins = bus.subscribe(subjects::CLUSTER_JOIN).await?;
+    let mut events = bus.subscribe(subjects::CLUSTER_EVENT).await?;
     let mut syncs = bus.subscribe("hw.sync.*").await?;
     let mut hwts = bus.subscribe("hw.hwt.*.*").await?;
-    let mut admin = admin_service(&bus, &config).await?;
-    let (probed, mut probes) = mpsc::channel::<(Token, Ddl, Probe)>(PROBES);
-    shell.append(Change::TermStarted { coordinator: config.node.clone() }).await?;
+    let mut admin = admin_service(&bus).await?;
+    let mut node = node_service(&bus, &config.node).await?;
     bus.flush().await?;
-    let mut streams = tokio::time::interval(STREAM_CHECK);
-    streams.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut shell = Shell {
+        manager: Manager::new(config.clone(), context, chain, term, max_record),
+        log: StateLog::new(&bus, config.stream_replicas),
+        copy,
+        follower: bus.follow_state(),
+        started: Instant::now(),
+        next_token: 0,
+        waiting: HashMap::new(),
+        nominations: HashMap::new(),
+        outcomes,
+        master: watch::Sender::new(None),
+        nominated: None,
+        beat_due: Instant::now(),
+        heartbeat: config.heartbeat,
+        topics_checked: false,
+        refused: 0,
+        bus,
+        config,
+    };
     let _ = ready.send(());
-    tracing::info!(node = config.node, version = shell.core.context().version, "coordinating");
+    tracing::info!(node = shell.config.node, version = shell.manager.context().version, "index manager");
+    let mut ticked = 0;
     loop {
         let now = shell.now();
-        let wait = Duration::from_millis(shell.core.next_tick(now) - now);
-        if wait.is_zero() {
+        let due = shell.manager.next_tick(now.ms).max(ticked + 1);
+        if due <= now.ms {
+            ticked = now.ms;
             shell.handle(Event::Tick { random: random() }).await?;
             continue;
         }
+        let until_beat = shell.beat_due.saturating_duration_since(Instant::now());
+        if until_beat.is_zero() {
+            shell.beat().await;
+            continue;
+        }
+        // What is for the coordinator waits until its append is settled.
+        let free = !shell.manager.busy();
         tokio::select! {
-            message = syncs.next() => match message {
-                Some(m) => match wire::decode::<wire::Sync>(&m.payload) {
-                    Ok(sync) => shell.handle(Event::Sync(sync)).await?,
-                    Err(error) => shell.refuse(&m.subject, &error),
-                },
-                None => return Ok(()),
+            Some(event) = outcome.recv() => shell.handle(event).await?,
+            request = node.next() => shell.node_request(need(request)?).await?,
+            followed = shell.follower.next() => match followed? {
+                Followed::Opened { .. } => shell.handle(Event::Opened).await?,
+                Followed::Record(_, payload) => shell.handle(Event::Record(payload.to_vec())).await?,
             },
-            message = hwts.next() => match message {
-                Some(m) => match wire::decode::<wire::HighWatermark>(&m.payload) {
-                    Ok(hwt) => shell.handle(Event::HighWatermark(hwt)).await?,
-                    Err(error) => shell.refuse(&m.subject, &error),
-                },
-                None => return Ok(()),
-            },
-            request = admin.next() => match request {
-                Some(request) => shell.request(request, &probed).await?,
-                None => return Ok(()),
-            },
-            Some((token, ddl, probe)) = probes.recv() => shell.handle(Event::Ddl { token, ddl, probe, random: random() }).await?,
-            _ = streams.tick() => {
-                let (bus, buckets) = (bus.clone(), shell.core.context().buckets.keys().cloned().collect::<Vec<_>>());
-                tokio::spawn(async move { ensure_all(&bus, &buckets).await });
+            message = events.next() => {
+                if let Some(event) = shell.decoded::<ClusterEvent>(&need(message)?.payload) {
+                    shell.cluster(event).await?;
+                }
             }
-            () = tokio::time::sleep(wait) => shell.handle(Event::Tick { random: random() }).await?,
-            _ = stop.changed() => return Ok(()),
+            message = joins.next(), if free => {
+                if let Some(join) = shell.decoded::<Join>(&need(message)?.payload) {
+                    shell.handle(Event::Join(join)).await?;
+                }
+            }
+            message = syncs.next(), if free => match wire::decode::<wire::Sync>(&need(message)?.payload) {
+                Ok(sync) => shell.handle(Event::Lead(core::Event::Sync(sync))).await?,
+                Err(error) => shell.refuse(&error),
+            },
+            message = hwts.next(), if free => match wire::decode::<wire::HighWatermark>(&need(message)?.payload) {
+                Ok(hwt) => shell.handle(Event::Lead(core::Event::HighWatermark(hwt))).await?,
+                Err(error) => shell.refuse(&error),
+            },
+            request = admin.next(), if free => shell.admin_request(need(request)?).await?,
+            () = tokio::time::sleep(until_beat.min(Duration::from_millis(due - now.ms))) => {}
+            _ = stop.changed() => {
+                shell.leave().await;
+                return Ok(());
+            }
         }
     }
 }
 
-/// Reads the log and the local copy and brings them together.
-async fn recover(config: &Config, bus: &Bus) -> Result<(LocalCopy, StateLog, StateContext), CoordinatorError> {
-    let (mut copy, copied) = LocalCopy::open(&config.data_dir)?;
-    let (mut log, records) = StateLog::open(bus).await?;
-    let mut records: Vec<Vec<u8>> = records.into_iter().map(|r| r.to_vec()).collect();
-    match compare(&records, &copied) {
-        Comparison::LogIsAhead => copy.replace(&records)?,
-        Comparison::LogLostTail(missing) => {
-            tracing::warn!(
-                records = missing.len(),
-                "the state log in NATS lost its tail: completing it from the local copy"
-            );
-            for record in missing {
-                log.append(&record).await?;
-                records.push(record);
-            }
-        }
-        Comparison::Contradiction(at) => return Err(CoordinatorError::OtherLog(at)),
-    }
-    let mut context = StateContext::default();
-    for record in &records {
-        context.apply_json(record)?;
-    }
-    if context.version == 0 {
-        context.incarnation = uuid::Uuid::new_v4().to_string();
-    }
-    context.term += 1;
-    Ok((copy, log, context))
+fn need<T>(item: Option<T>) -> Result<T, CoordinatorError> {
+    item.ok_or(CoordinatorError::Disconnected)
 }
 
-async fn admin_service(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
-    let mut endpoints: Vec<(String, String)> =
-        NOUN_VERBS.iter().map(|v| (v.replace('.', "-"), subjects::admin(v))).collect();
-    endpoints.push(("forwarded".into(), subjects::node(&config.node, "admin.>")));
-    endpoints.push(("join".into(), subjects::CLUSTER_JOIN.into()));
-    endpoints.push(("members".into(), subjects::CLUSTER_MEMBERS.into()));
+async fn admin_service(bus: &Bus) -> Result<Endpoints, BusError> {
     bus.service(&ServiceSpec {
         name: subjects::ADMIN_SERVICE.into(),
         description: "Highwater administration".into(),
-        endpoints,
+        endpoints: vec![("admin".into(), subjects::admin(">"))],
         queue_group: Some(subjects::ADMIN_SERVICE.into()),
     })
     .await
 }
 
-async fn ensure(bus: &Bus, bucket: &str) -> Result<(), BusError> {
-    bus.ensure_stream(&StreamSpec::mutation(bucket)).await?;
-    bus.ensure_stream(&StreamSpec::catchup(bucket)).await
-}
-
-async fn ensure_all(bus: &Bus, buckets: &[String]) {
-    for bucket in buckets {
-        if let Err(error) = ensure(bus, bucket).await {
-            tracing::debug!(bucket, %error, "cannot look after the bucket's topics");
-        }
-    }
+async fn node_service(bus: &Bus, node: &str) -> Result<Endpoints, BusError> {
+    let endpoint = |verb: &str| (verb.replace(".>", ""), subjects::node(node, verb));
+    bus.service(&ServiceSpec {
+        name: "highwater-coordinator".into(),
+        description: "Highwater index manager".into(),
+        endpoints: ["bootstrap", "status", "ping", "admin.>"].map(endpoint).into(),
+        queue_group: None,
+    })
+    .await
 }
 
 fn random() -> u64 {
@@ -189,195 +178,310 @@ fn random() -> u64 {
 }
 
 impl Shell {
-    fn refuse(&mut self, subject: &str, error: &wire::WireError) {
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        Now { ms: self.started.elapsed().as_millis() as u64, wall }
+    }
+
+    fn refuse(&mut self, error: &dyn std::fmt::Display) {
         if self.refused == 0 {
-            tracing::warn!(subject, %error, "refused a message; further ones are only counted");
+            tracing::warn!(%error, "refused a message; further ones are only counted");
         }
         self.refused += 1;
     }
 
-    fn now(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+    fn decoded<T: serde::de::DeserializeOwned>(&mut self, payload: &[u8]) -> Option<T> {
+        serde_json::from_slice(payload).inspect_err(|error| self.refuse(error)).ok()
     }
 
-    /// Feeds an event and carries out what follows, until nothing more is to be appended.
+    async fn cluster(&mut self, event: ClusterEvent) -> Result<(), CoordinatorError> {
+        self.heartbeat = Duration::from_millis(event.heartbeat_ms.clamp(10, 60_000));
+        self.nominated.clone_from(&event.master);
+        self.handle(Event::Cluster(event)).await
+    }
+
+    /// Feeds an event and carries out what follows.
     async fn handle(&mut self, event: Event) -> Result<(), CoordinatorError> {
-        let mut event = Some(event);
-        while let Some(next) = event.take() {
-            let now = self.now();
-            let actions = self.core.handle(now, next);
-            if self.carry_out(actions).await? {
-                event = Some(Event::Tick { random: random() });
-            }
+        let now = self.now();
+        for action in self.manager.handle(now, event) {
+            self.carry_out(action).await?;
         }
+        for step in self.manager.news() {
+            let (number, name, note) = (step.step, step.name, step.note);
+            tracing::info!(step = number, after_ms = step.done_ms, note, "bootstrap: {name}");
+        }
+        let master = self.known_master();
+        self.master.send_if_modified(|old| {
+            let changed = *old != master;
+            if changed {
+                *old = master;
+            }
+            changed
+        });
         Ok(())
     }
 
-    /// True when something was appended.
-    async fn carry_out(&mut self, actions: Vec<Action>) -> Result<bool, CoordinatorError> {
-        let (mut appended, mut failed) = (false, None);
-        for action in actions {
-            match action {
-                Action::Reply { token, answer } => self.reply(token, failed.take().map_or(answer, Err)).await,
-                _ if failed.is_some() => {}
-                Action::Append(change) => {
-                    self.append(change).await?;
-                    appended = true;
-                }
-                Action::Publish(stability) => {
-                    let subject = subjects::stability(&stability.bucket);
-                    self.bus.publish(&subject, wire::encode(&stability)).await?;
-                }
-                Action::EnsureStreams { bucket } => {
-                    if let Err(error) = ensure(&self.bus, &bucket).await {
-                        failed =
-                            Some(ApiError::new(ErrorCode::Internal, format!("streams of bucket {bucket}: {error}")));
-                    }
-                }
-                Action::DeleteStreams { bucket } => {
-                    for stream in [subjects::mutation_stream(&bucket), subjects::catchup_stream(&bucket)] {
-                        if let Err(error) = self.bus.delete_stream(&stream).await {
-                            tracing::warn!(stream, %error, "cannot delete");
-                        }
-                    }
-                }
-                Action::PurgeSession { bucket, session } => {
-                    let bus = self.bus.clone();
-                    tokio::spawn(async move {
-                        let stream = subjects::catchup_stream(&bucket);
-                        if let Err(error) = bus.purge(&stream, &subjects::catchup(&bucket, session), None).await {
-                            tracing::debug!(stream, session, %error, "cannot purge");
-                        }
-                    });
-                }
-            }
-        }
-        Ok(appended)
-    }
-
-    async fn append(&mut self, change: Change) -> Result<(), CoordinatorError> {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        let json = self.core.record(change, at).to_json();
-        self.log.append(&json).await?;
-        self.copy.append(&json)?;
-        self.core.applied(&json)?;
-        tracing::debug!(record = %String::from_utf8_lossy(&json), "appended");
-        Ok(())
-    }
-
-    async fn reply(&mut self, token: Token, answer: Result<serde_json::Value, ApiError>) {
-        if let Some(request) = self.waiting.remove(&token) {
-            request.respond(answer.map(|value| api::ok(&value))).await;
+    /// By the log, or by the cluster manager where that is newer.
+    fn known_master(&self) -> Option<Master> {
+        let context = self.manager.context();
+        let by_log = Master { node: context.coordinator.clone(), term: context.term };
+        match &self.nominated {
+            Some(master) if master.term > by_log.term => Some(master.clone()),
+            _ => (!by_log.node.is_empty()).then_some(by_log),
         }
     }
 
-    async fn request(
-        &mut self,
-        request: ServiceRequest,
-        probed: &mpsc::Sender<(Token, Ddl, Probe)>,
-    ) -> Result<(), CoordinatorError> {
-        if request.subject == subjects::CLUSTER_JOIN {
-            return match api::parse(&request.payload) {
-                Ok(join) => {
-                    let join: api::Join = join;
-                    if let Err(error) = names::check("node", &join.node) {
-                        request.respond(Err(error)).await;
-                        return Ok(());
-                    }
-                    self.handle(Event::Join(join)).await?;
-                    let reply = JoinReply { cluster_manager: String::new(), heartbeat_ms: self.core.heartbeat_ms() };
+    async fn carry_out(&mut self, action: Action) -> Result<(), CoordinatorError> {
+        match action {
+            Action::KeepTerm(term) => self.copy.keep_term(term)?,
+            Action::Keep { records, anew } => self.copy.keep(&records, anew)?,
+            Action::Answer { token, reply } => {
+                if let Some(request) = self.nominations.remove(&token) {
                     request.respond(Ok(api::ok(&reply))).await;
-                    Ok(())
                 }
-                Err(error) => {
-                    request.respond(Err(error)).await;
-                    Ok(())
+            }
+            Action::Beat => self.beat().await,
+            Action::ReadLog => {
+                let log = self.log.clone();
+                self.spawn(async move {
+                    let read = log.read().await.map_err(|e| e.to_string());
+                    Event::Read(read.map(|c| (c.last_seq, c.records.into_iter().map(|r| r.to_vec()).collect())))
+                });
+            }
+            Action::Append { id, expected, payload, rollup } => {
+                let log = self.log.clone();
+                self.spawn(async move {
+                    let outcome = match log.append(expected, payload.into(), rollup).await {
+                        Appended::Acked(seq) => Outcome::Acked(seq),
+                        Appended::Moved => Outcome::Moved,
+                        Appended::Unknown => Outcome::Unknown,
+                        Appended::Refused(why) => {
+                            tracing::debug!(why, "the log refused a record");
+                            Outcome::Refused(why)
+                        }
+                    };
+                    Event::Appended { id, outcome }
+                });
+            }
+            Action::ReadAt { id, seq } => {
+                let log = self.log.clone();
+                self.spawn(async move {
+                    let record = log.read_at(seq).await.map_err(|e| e.to_string());
+                    Event::Found { id, record: record.map(|r| r.map(|bytes| bytes.to_vec())) }
+                });
+            }
+            Action::Follow => self.follower = self.bus.follow_state(),
+            Action::SteppedDown(why) => {
+                tracing::warn!(why, "this index manager coordinates no more");
+                self.topics_checked = false;
+                for (_, request) in std::mem::take(&mut self.waiting) {
+                    let message = format!("the coordinator stepped down: {why}; look whether it did what was asked");
+                    request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
                 }
-            };
+            }
+            Action::Lead(action) => self.lead(action).await?,
         }
-        if request.subject == subjects::CLUSTER_MEMBERS {
-            let status = self.core.status(self.now());
-            request.respond(Ok(api::ok(&status))).await;
-            return Ok(());
+        Ok(())
+    }
+
+    async fn lead(&mut self, action: core::Action) -> Result<(), CoordinatorError> {
+        let (bus, replicas) = (self.bus.clone(), self.config.stream_replicas);
+        match action {
+            // The manager appends.
+            core::Action::Append(_) => {}
+            core::Action::Reply { token, answer } => {
+                if let Some(request) = self.waiting.remove(&token) {
+                    request.respond(answer.map(|value| api::ok(&value))).await;
+                }
+            }
+            core::Action::Publish(stability) => {
+                let subject = subjects::stability(&stability.bucket);
+                self.bus.publish(&subject, wire::encode(&stability)).await?;
+            }
+            core::Action::EnsureStreams { job, bucket } => self.spawn(async move {
+                let outcome = topics::ensure(&bus, &bucket, replicas).await.map_err(|e| e.to_string());
+                Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
+            }),
+            core::Action::Assign { job, node, bucket, index, partitions } => self.spawn(async move {
+                let outcome = assign(&bus, &node, &Assign { bucket, index, partitions }).await;
+                Event::Lead(core::Event::Assigned { job, node, outcome })
+            }),
+            core::Action::CheckTopics { buckets } => {
+                let first = !std::mem::replace(&mut self.topics_checked, true);
+                self.spawn(async move {
+                    let outcome = topics::check(&bus, &buckets, replicas, first).await;
+                    if let Err(error) = &outcome {
+                        tracing::warn!(error, "cannot look after the topics yet");
+                    }
+                    Event::Lead(core::Event::TopicsChecked(outcome))
+                });
+            }
+            core::Action::DeleteStreams { bucket } => {
+                for stream in [subjects::mutation_stream(&bucket), subjects::catchup_stream(&bucket)] {
+                    if let Err(error) = self.bus.delete_stream(&stream).await {
+                        tracing::warn!(stream, %error, "cannot delete");
+                    }
+                }
+            }
+            core::Action::PurgeSession { bucket, session } => {
+                tokio::spawn(async move {
+                    let stream = subjects::catchup_stream(&bucket);
+                    if let Err(error) = bus.purge(&stream, &subjects::catchup(&bucket, session), None).await {
+                        tracing::debug!(stream, session, %error, "cannot purge");
+                    }
+                });
+            }
         }
-        let ddl = match parse_ddl(&request.subject, &request.payload) {
-            Ok(ddl) => ddl,
+        Ok(())
+    }
+
+    /// Does something beside the loop; its outcome is an event.
+    fn spawn(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let outcomes = self.outcomes.clone();
+        tokio::spawn(async move {
+            // The loop may have ended.
+            let _ = outcomes.send(work.await).await;
+        });
+    }
+
+    async fn beat(&mut self) {
+        self.beat_due = Instant::now() + self.heartbeat;
+        let join = Join {
+            term: self.manager.context().term,
+            manager: Some(self.manager.report()),
+            ..Join::new(NodeKind::Coordinator, &self.config.node, self.config.incarnation)
+        };
+        let payload = serde_json::to_vec(&join).unwrap_or_default();
+        if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {
+            tracing::debug!(%error, "cannot report");
+        }
+    }
+
+    async fn leave(&mut self) {
+        let (node, incarnation) = (self.config.node.clone(), self.config.incarnation);
+        let leave = Leave { node, kind: NodeKind::Coordinator, incarnation };
+        let payload = serde_json::to_vec(&leave).unwrap_or_default();
+        let left = self.bus.publish(subjects::CLUSTER_LEAVE, payload).await;
+        if let Err(error) = left.and(self.bus.flush().await) {
+            tracing::debug!(%error, "cannot say that this node leaves");
+        }
+    }
+
+    async fn node_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {
+        match request.subject.rsplit('.').next().unwrap_or_default() {
+            "bootstrap" => match api::parse(&request.payload) {
+                Ok(bootstrap) => {
+                    self.next_token += 1;
+                    let token = self.next_token;
+                    self.nominations.insert(token, request);
+                    self.handle(Event::Nominated { token, bootstrap }).await?;
+                }
+                Err(error) => request.respond(Err(error)).await,
+            },
+            "status" => {
+                let now = self.now().ms;
+                let status = ManagerStatus {
+                    node: self.config.node.clone(),
+                    report: self.manager.report(),
+                    bootstrap: self.manager.bootstrap(now),
+                    buckets: self.manager.core().map(core::Core::buckets).unwrap_or_default(),
+                };
+                request.respond(Ok(api::ok(&status))).await;
+            }
+            "ping" => request.respond(Ok(api::ok(&Empty {}))).await,
+            _ => self.admin_request(request).await?,
+        }
+        Ok(())
+    }
+
+    /// `hw.admin.<noun>.<verb>`, or `hw.node.<id>.admin.<noun>.<verb>` from whoever passed it on.
+    async fn admin_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {
+        let noun_verb = request.subject.split_once("admin.").map_or("", |(_, rest)| rest).to_owned();
+        let passed_on = request.subject.starts_with("hw.node.");
+        let parsed = match admin::parse(&noun_verb, &request.payload) {
+            Ok(parsed) => parsed,
             Err(error) => {
                 request.respond(Err(error)).await;
                 return Ok(());
             }
         };
+        let ddl = match parsed {
+            Admin::StateGet => {
+                let state = serde_json::to_value(self.manager.context()).unwrap_or_default();
+                request.respond(Ok(api::ok(&StateReply { node: self.config.node.clone(), state }))).await;
+                return Ok(());
+            }
+            Admin::StateHistory(limit) => {
+                let answer =
+                    self.copy.newest(limit).map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()));
+                request.respond(answer.map(|records| api::ok(&history(&records, self.bus.max_payload())))).await;
+                return Ok(());
+            }
+            Admin::Ddl(ddl) => ddl,
+        };
+        if self.manager.leading().is_none() {
+            self.pass_on(request, noun_verb, passed_on).await;
+            return Ok(());
+        }
+        if self.waiting.len() >= MOST_WAITING {
+            let error = ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way");
+            request.respond(Err(error)).await;
+            return Ok(());
+        }
         self.next_token += 1;
         let token = self.next_token;
-        match ddl.probes() {
-            Some(definition) if self.waiting.len() < PROBES => {
-                self.waiting.insert(token, request);
-                let (bus, probed) = (self.bus.clone(), probed.clone());
-                tokio::spawn(async move {
-                    let probe = probe(&bus, &definition).await;
-                    let _ = probed.send((token, ddl, probe)).await;
+        self.waiting.insert(token, request);
+        let known = |name: &str| self.manager.context().buckets.contains_key(name);
+        match ddl.probes().filter(|definition| !known(&definition.name)) {
+            Some(definition) => {
+                let bus = self.bus.clone();
+                self.spawn(async move {
+                    let probe = admin::probe(&bus, &definition).await;
+                    Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
                 });
                 Ok(())
             }
-            Some(_) => {
-                request
-                    .respond(Err(ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way")))
-                    .await;
-                Ok(())
-            }
             None => {
-                self.waiting.insert(token, request);
-                self.handle(Event::Ddl { token, ddl, probe: Ok(Vec::new()), random: random() }).await
+                let event = core::Event::Ddl { token, ddl, probe: Ok(Vec::new()), random: random() };
+                self.handle(Event::Lead(event)).await
             }
         }
     }
-}
 
-/// `hw.admin.<noun>.<verb>` or `hw.node.<id>.admin.<noun>.<verb>`.
-fn parse_ddl(subject: &str, payload: &[u8]) -> Result<Ddl, ApiError> {
-    let noun_verb = subject.split_once("admin.").map_or("", |(_, rest)| rest);
-    Ok(match noun_verb {
-        "bucket.add" => Ddl::BucketAdd(api::parse(payload)?),
-        "bucket.remove" => Ddl::BucketRemove(api::parse(payload)?),
-        "bucket.list" => {
-            api::parse::<api::Empty>(payload)?;
-            Ddl::BucketList
+    /// To the coordinator; what was passed on once is not passed on again.
+    async fn pass_on(&self, request: ServiceRequest, noun_verb: String, passed_on: bool) {
+        if passed_on {
+            let message = format!("index manager {} does not coordinate any more", self.config.node);
+            request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
+            return;
         }
-        "index.create" => Ddl::IndexCreate(api::parse(payload)?),
-        "index.build" => Ddl::IndexBuild(api::parse(payload)?),
-        "index.drop" => Ddl::IndexDrop(api::parse(payload)?),
-        other => {
-            return Err(ApiError::new(
-                ErrorCode::NotSupported,
-                format!("there is no hw.admin.{other} in this version"),
-            ));
-        }
-    })
-}
-
-/// Looks at the source streams of a bucket that is to be declared.
-async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
-    definition.check()?;
-    let mut last = Vec::new();
-    for stream in definition.vbuckets() {
-        let state = match bus.stream_state(&stream.name).await {
-            Ok(state) => state,
-            Err(BusError::NoStream(name)) => {
-                return Err(ApiError::new(ErrorCode::SourceNotFound, format!("there is no stream {name}")));
+        let (bus, mut master) = (self.bus.clone(), self.master.subscribe());
+        tokio::spawn(async move {
+            match bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await {
+                Ok(reply) => request.pass_on(reply).await,
+                Err(error) => request.respond(Err(error)).await,
             }
-            Err(error) => return Err(ApiError::new(ErrorCode::Internal, error.to_string())),
-        };
-        let covered = state
-            .subjects
-            .iter()
-            .any(|s| s.starts_with(&stream.strip_prefix) || s.starts_with('>') || s.starts_with('*'));
-        if !covered {
-            return Err(ApiError::new(
-                ErrorCode::BadSource,
-                format!("no subject of stream {} begins with {:?}", stream.name, stream.strip_prefix),
-            ));
-        }
-        last.push(state.last_seq);
+        });
     }
-    Ok(last)
+}
+
+async fn assign(bus: &Bus, node: &str, request: &Assign) -> Result<(), ApiError> {
+    let unavailable = |why: String| ApiError::new(ErrorCode::NodeUnavailable, why);
+    let payload = serde_json::to_vec(request).unwrap_or_default();
+    let reply = bus.request(&subjects::node(node, "assign"), payload, ASSIGN_TIMEOUT).await;
+    api::reply(&reply.map_err(|e| unavailable(e.to_string()))?.payload).map(|_| ())
+}
+
+/// As many of the newest records as fit a reply.
+fn history(records: &[Vec<u8>], max_payload: usize) -> StateHistoryReply {
+    let (mut size, mut shown) = (0, Vec::new());
+    for record in records.iter().rev() {
+        size += record.len() + 1;
+        if size > max_payload / 2 {
+            break;
+        }
+        shown.push(serde_json::from_slice(record).unwrap_or_default());
+    }
+    shown.reverse();
+    StateHistoryReply { records: shown }
 }

@@ -56,6 +56,13 @@ impl SliceFiles {
         Ok(())
     }
 
+    /// Writes a file and removes it: fails where nothing can be written.
+    pub(crate) fn probe(&self) -> io::Result<()> {
+        let path = self.root.with_file_name("probe");
+        fs::write(&path, [0; 4_096])?;
+        fs::remove_file(&path)
+    }
+
     /// Removes what the log does not know: `known` holds (bucket, stem).
     pub(crate) fn remove_orphans(&self, known: &BTreeSet<(String, String)>) -> io::Result<()> {
         let buckets = match fs::read_dir(&self.root) {

@@ -18,11 +18,11 @@ use crate::{
     store::{SliceIdentity, StoreError},
     worker::{self, EVENTS, Event, Outside, SliceInfo, Worker},
 };
-use highwater_bus::{Bus, BusError, Endpoints, ServiceRequest, ServiceSpec};
+use highwater_bus::{Bus, BusError, Endpoints, Followed, ServiceRequest, ServiceSpec};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, Join, NodeKind, NodeStatus, UnindexedDoc},
-    state::{Bucket, SliceName, StateContext},
+    state::{Bucket, Concerns, SliceName, StateContext},
     subjects,
     wire::{self, ScanReply, ScanRequest},
 };
@@ -43,6 +43,8 @@ const PURGES: usize = 64;
 const TICK: Duration = Duration::from_millis(50);
 /// Unindexable documents listed per slice.
 const LISTED: usize = 100;
+/// What the log does not know is kept this long after the start: a log that lost its tail may be completed.
+const ORPHANS_AFTER: Duration = Duration::from_secs(30);
 /// How long buckets may take to make themselves durable at the end.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -138,23 +140,27 @@ pub async fn run(
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let orphans = tokio::time::sleep(ORPHANS_AFTER);
+    tokio::pin!(orphans);
+    let mut tidied = false;
     let mut caught_up = false;
     let mut ready = Some(ready);
     loop {
         if !caught_up && follower.caught_up() {
             caught_up = true;
-            shell.remove_orphans()?;
-            shell.reconcile().await;
+            shell.reconcile(Concerns::Everything).await;
             shell.report().await;
         }
         if caught_up && let Some(ready) = ready.take() {
             let _ = ready.send(());
         }
         tokio::select! {
-            record = follower.next() => {
-                shell.context.apply_json(&record?)?;
-                if caught_up {
-                    shell.reconcile().await;
+            followed = follower.next() => {
+                if let Followed::Record(_, record) = followed? {
+                    let touched = shell.context.offer(&record)?.concerns();
+                    if caught_up {
+                        shell.reconcile(touched).await;
+                    }
                 }
             }
             request = requests.next() => match request {
@@ -163,6 +169,10 @@ pub async fn run(
             },
             _ = heartbeat.tick(), if caught_up => shell.report().await,
             Ok(()) = noted.changed(), if caught_up => shell.report().await,
+            () = &mut orphans, if caught_up && !tidied => {
+                tidied = true;
+                shell.remove_orphans()?;
+            }
             _ = tick.tick() => {
                 for bucket in shell.buckets.values() {
                     // A full inbox keeps the worker going without ticks.
@@ -224,14 +234,18 @@ impl Shell {
     }
 
     /// Brings the workers and their sessions to what the log says.
-    async fn reconcile(&mut self) {
+    async fn reconcile(&mut self, touched: Concerns) {
         let context = &self.context;
         let stay = |name: &String, r: &Running| context.buckets.get(name).is_some_and(|b| b.declared == r.declared);
         let gone: Vec<String> = self.buckets.iter().filter(|(n, r)| !stay(n, r)).map(|(n, _)| n.clone()).collect();
         for name in gone {
             self.buckets.remove(&name);
         }
-        let names: Vec<String> = self.context.buckets.keys().cloned().collect();
+        let names: Vec<String> = match touched {
+            Concerns::Nothing => Vec::new(),
+            Concerns::Bucket(bucket) => vec![bucket],
+            Concerns::Everything => self.context.buckets.keys().cloned().collect(),
+        };
         for name in names {
             let Some(bucket) = self.context.buckets.get(&name) else { continue };
             let (view, infos) = (view(&self.config, self.context.term, bucket), infos(&self.config.node, bucket));
@@ -354,6 +368,10 @@ impl Shell {
                 let verb = verb.to_owned();
                 self.diagnose(&verb, request).await;
             }
+            Some("assign") => {
+                let answer = api::parse(&request.payload).and_then(|wanted| self.assign(&wanted));
+                request.respond(answer.map(|()| api::ok(&api::Empty {}))).await;
+            }
             Some("status") => {
                 let status = self.status(&request.payload);
                 request.respond(status.map(|s| api::ok(&s))).await;
@@ -383,6 +401,23 @@ impl Shell {
             refused_messages: self.refused.load(Ordering::Relaxed),
             unindexed,
         })
+    }
+
+    /// Whether there is room for further partitions: the disk can be written, and files can be opened.
+    fn assign(&self, wanted: &api::Assign) -> Result<(), ApiError> {
+        /// Files that a slice keeps open.
+        const FILES: u64 = 3;
+        let storage = |e: io::Error| ApiError::new(ErrorCode::StorageFailed, e.to_string());
+        self.files.probe().map_err(storage)?;
+        let slices = hosted_slices(&self.config.node, &self.context) as u64 + u64::from(wanted.partitions);
+        let (limit, _) = rlimit::Resource::NOFILE.get().map_err(storage)?;
+        if slices * FILES > limit {
+            return Err(ApiError::new(
+                ErrorCode::StorageFailed,
+                format!("{slices} partitions need more than the {limit} files that this process may open"),
+            ));
+        }
+        Ok(())
     }
 
     /// Makes durable what is applied.

@@ -4,12 +4,12 @@ use crate::{
     config::Config,
     vbucket::{self, Assignment, Plan, WANTS},
 };
-use highwater_bus::{Bus, BusError};
+use highwater_bus::{Bus, BusError, Followed};
 use highwater_schemas::{
     Position,
     api::{Join, NodeKind, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
-    state::{Bucket, Session, StateContext},
+    state::{Bucket, Concerns, Session, StateContext},
     subjects,
     timestamp::Asked,
     wire,
@@ -87,10 +87,12 @@ pub async fn run(
     let _ = ready.send(());
     loop {
         tokio::select! {
-            record = follower.next() => {
-                shell.context.apply_json(&record?)?;
-                if follower.caught_up() {
-                    shell.reconcile();
+            followed = follower.next() => {
+                if let Followed::Record(_, record) = followed? {
+                    let touched = shell.context.offer(&record)?.concerns();
+                    if follower.caught_up() {
+                        shell.reconcile(&touched);
+                    }
                 }
             }
             want = wants.next() => match want {
@@ -105,7 +107,7 @@ pub async fn run(
             }
             _ = heartbeat.tick() => {
                 if follower.caught_up() {
-                    shell.reconcile();
+                    shell.reconcile(&Concerns::Everything);
                 }
                 shell.report().await;
             }
@@ -130,9 +132,14 @@ impl Shell {
     }
 
     /// Starts what the log says is ours and is not running; stops what is no longer ours.
-    fn reconcile(&mut self) {
+    fn reconcile(&mut self, touched: &Concerns) {
+        let concerned = |name: &str| match touched {
+            Concerns::Nothing => false,
+            Concerns::Bucket(bucket) => bucket == name,
+            Concerns::Everything => true,
+        };
         let mut wanted: BTreeMap<Key, Arc<Plan>> = BTreeMap::new();
-        for (name, bucket) in &self.context.buckets {
+        for (name, bucket) in self.context.buckets.iter().filter(|(name, _)| concerned(name)) {
             for (vb, vbucket) in bucket.vbuckets.iter().enumerate() {
                 if vbucket.projector != self.config.node || vbucket.incarnation != self.config.incarnation {
                     continue;
@@ -154,7 +161,7 @@ impl Shell {
         }
         let keep: BTreeSet<Key> = wanted.keys().cloned().collect();
         self.running.retain(|key, running| {
-            let stay = keep.contains(key);
+            let stay = keep.contains(key) || !concerned(&key.bucket);
             if !stay {
                 running.abort.abort();
             }

@@ -3,7 +3,7 @@ use crate::freshness::Floor;
 use highwater_schemas::{
     StVb,
     definition::BucketDefinition,
-    state::{Change, Record},
+    state::Change,
     timestamp::{Asked, Position},
 };
 
@@ -15,15 +15,7 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn append(core: &mut Core, change: Change) {
-    let context = core.context();
-    let record = Record {
-        incarnation: "log".into(),
-        term: core.context.term.max(1),
-        version: context.version + 1,
-        prev: context.hash.clone(),
-        at: 0,
-        change,
-    };
+    let record = core.context().record(change, core.context.term.max(1), 0);
     core.record(&record.to_json()).unwrap();
 }
 

@@ -18,7 +18,7 @@ use uuid::Builder;
 
 /// A checked admin request.
 #[derive(Debug, Clone)]
-pub(crate) enum Ddl {
+pub enum Ddl {
     BucketAdd(BucketDefinition),
     BucketRemove(BucketRemove),
     BucketList,
@@ -29,7 +29,7 @@ pub(crate) enum Ddl {
 
 impl Ddl {
     /// The bucket whose source streams must be looked at first.
-    pub(crate) fn probes(&self) -> Option<BucketDefinition> {
+    pub fn probes(&self) -> Option<BucketDefinition> {
         match self {
             Self::BucketAdd(definition) => Some(definition.clone()),
             Self::IndexCreate(index) => Some(BucketDefinition::kv(&index.bucket)),
@@ -39,51 +39,53 @@ impl Ddl {
 }
 
 /// What the shell found out about the source streams: the last sequence of each, or why the bucket cannot be followed.
-pub(crate) type Probe = Result<Vec<u64>, ApiError>;
+pub type Probe = Result<Vec<u64>, ApiError>;
 
 impl Core {
-    pub(super) fn ddl(&mut self, _now: u64, token: Token, ddl: Ddl, probe: &Probe, random: u64, out: &mut Vec<Action>) {
-        let mut changes = Vec::new();
-        let answer = match ddl {
-            Ddl::BucketAdd(definition) => self.bucket_add(&definition, probe, random, &mut changes),
-            Ddl::BucketRemove(request) => self.bucket_remove(&request, &mut changes),
-            Ddl::BucketList => Ok(json(&self.bucket_list())),
-            Ddl::IndexCreate(definition) => self.index_create(definition, probe, random, &mut changes),
-            Ddl::IndexBuild(request) => self.index_build(&request, &mut changes),
-            Ddl::IndexDrop(request) => self.index_drop(&request, &mut changes),
-        };
-        if answer.is_ok() {
-            out.append(&mut changes);
+    pub(super) fn ddl(&mut self, token: Token, ddl: Ddl, probe: &Probe, random: u64, out: &mut Vec<Action>) {
+        if let Err(error) = self.begin(token, ddl, probe, random, out) {
+            out.push(Action::Reply { token, answer: Err(error) });
         }
-        out.push(Action::Reply { token, answer });
     }
 
-    fn bucket_add(
-        &self,
-        definition: &BucketDefinition,
+    /// Nothing is done when it answers an error.
+    fn begin(
+        &mut self,
+        token: Token,
+        ddl: Ddl,
         probe: &Probe,
         random: u64,
         out: &mut Vec<Action>,
-    ) -> Result<Value, ApiError> {
-        definition.check()?;
-        match self.context.buckets.get(&definition.name) {
-            Some(known) if known.definition == *definition => return Ok(json(&Empty {})),
-            Some(_) => {
-                return Err(ApiError::new(
-                    ErrorCode::BucketExists,
-                    format!("bucket {} is declared already, with another source", definition.name),
-                ));
-            }
-            None => {}
-        }
-        Self::declare(definition, probe.clone()?, random, out);
-        Ok(json(&Empty {}))
+    ) -> Result<(), ApiError> {
+        self.jobs.check_room()?;
+        let answer = match ddl {
+            Ddl::BucketAdd(definition) => return self.bucket_add(token, definition, probe, out),
+            Ddl::IndexCreate(definition) => return self.index_create(token, definition, probe, random, out),
+            Ddl::BucketRemove(request) => self.bucket_remove(&request, out)?,
+            Ddl::BucketList => json(&self.bucket_list()),
+            Ddl::IndexBuild(request) => self.index_build(&request, out)?,
+            Ddl::IndexDrop(request) => self.index_drop(&request, out)?,
+        };
+        out.push(Action::Reply { token, answer: Ok(answer) });
+        Ok(())
     }
 
-    fn declare(definition: &BucketDefinition, starts: Vec<u64>, random: u64, out: &mut Vec<Action>) {
-        let vbuuids = (0..definition.vbuckets().len() as u64).map(|vb| mix(random, vb)).collect();
-        out.push(Action::EnsureStreams { bucket: definition.name.clone() });
-        out.push(Action::Append(Change::BucketAdded { definition: definition.clone(), vbuuids, starts }));
+    fn bucket_add(
+        &mut self,
+        token: Token,
+        definition: BucketDefinition,
+        probe: &Probe,
+        out: &mut Vec<Action>,
+    ) -> Result<(), ApiError> {
+        definition.check()?;
+        match self.context.buckets.get(&definition.name) {
+            Some(known) if known.definition == definition => {
+                out.push(Action::Reply { token, answer: Ok(json(&Empty {})) });
+            }
+            Some(_) => return Err(other_source(&definition.name)),
+            None => self.declare(token, definition, probe.clone()?, None, out),
+        }
+        Ok(())
     }
 
     fn bucket_remove(&self, request: &BucketRemove, out: &mut Vec<Action>) -> Result<Value, ApiError> {
@@ -115,44 +117,53 @@ impl Core {
     }
 
     fn index_create(
-        &self,
+        &mut self,
+        token: Token,
         definition: IndexDefinition,
         probe: &Probe,
         random: u64,
         out: &mut Vec<Action>,
-    ) -> Result<Value, ApiError> {
-        definition.compile()?;
-        if let Some(bucket) = self.context.buckets.get(&definition.bucket) {
-            if bucket.index_by_name(&definition.name).is_some() {
-                return Err(ApiError::new(
-                    ErrorCode::IndexExists,
-                    format!("index {} exists already on bucket {}", definition.name, definition.bucket),
-                ));
-            }
-        } else {
-            let starts = probe.clone().map_err(|e| match e.code {
-                ErrorCode::SourceNotFound => ApiError::new(
-                    ErrorCode::BucketNotFound,
-                    format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
-                ),
-                _ => e,
-            })?;
-            Self::declare(&BucketDefinition::kv(&definition.bucket), starts, random, out);
+    ) -> Result<(), ApiError> {
+        // Whatever can be refused is refused before a bucket is declared for it.
+        self.check_new(&definition)?;
+        self.place(definition.num_partition)?;
+        if self.context.buckets.contains_key(&definition.bucket) {
+            self.prepare(token, definition, random, out);
+            return Ok(());
         }
-        let number = self.context.next_index + 1;
+        let starts = probe.clone().map_err(|e| match e.code {
+            ErrorCode::SourceNotFound => ApiError::new(
+                ErrorCode::BucketNotFound,
+                format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
+            ),
+            _ => e,
+        })?;
+        self.declare(token, BucketDefinition::kv(&definition.bucket), starts, Some(definition), out);
+        Ok(())
+    }
+
+    fn check_new(&self, definition: &IndexDefinition) -> Result<(), ApiError> {
+        definition.compile()?;
+        let bucket = self.context.buckets.get(&definition.bucket);
+        if bucket.is_some_and(|b| b.index_by_name(&definition.name).is_some()) {
+            return Err(ApiError::new(
+                ErrorCode::IndexExists,
+                format!("index {} exists already on bucket {}", definition.name, definition.bucket),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A new index with its number, id and hosts.
+    pub(super) fn placed(&self, definition: IndexDefinition, random: u64) -> Result<PlacedIndex, ApiError> {
+        // Another request may have come first.
+        self.check_new(&definition)?;
         let hosts = self.place(definition.num_partition)?;
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&mix(random, 1 << 32).to_be_bytes());
         bytes[8..].copy_from_slice(&mix(random, 2 << 32).to_be_bytes());
         let id = Builder::from_random_bytes(bytes).into_uuid().to_string();
-        let (bucket, name, deferred) = (definition.bucket.clone(), definition.name.clone(), definition.defer_build);
-        let placed = PlacedIndex { number, id: id.clone(), definition, hosts };
-        out.push(Action::Append(Change::IndexCreated { index: placed }));
-        if !deferred {
-            out.push(Action::Append(Change::IndexBuilding { bucket: bucket.clone(), indexes: vec![number] }));
-        }
-        let state = if deferred { "created" } else { "building" };
-        Ok(json(&IndexReply { index: IndexSummary { bucket, name, id, state: state.into() } }))
+        Ok(PlacedIndex { number: self.context.next_index + 1, id, definition, hosts })
     }
 
     /// Spreads partitions over the live indexers, the least loaded first.
@@ -186,10 +197,11 @@ impl Core {
         let (mut numbers, mut indexes) = (Vec::new(), Vec::new());
         for name in &request.names {
             let index = find(bucket, name)?;
-            if index.state == IndexState::Created && !numbers.contains(&index.placed.number) {
+            let waits = matches!(index.state, IndexState::Created | IndexState::Preparing);
+            if waits && !numbers.contains(&index.placed.number) {
                 numbers.push(index.placed.number);
             }
-            let state = if index.state == IndexState::Created { "building" } else { index.state.as_str() };
+            let state = if waits { "building" } else { index.state.as_str() };
             indexes.push(IndexSummary { state: state.into(), ..summary(index) });
         }
         if !numbers.is_empty() {
@@ -202,7 +214,8 @@ impl Core {
         let bucket = self.bucket(&request.bucket)?;
         let index = find(bucket, &request.name)?;
         let number = index.placed.number;
-        out.push(Action::Append(Change::IndexDropped { bucket: request.bucket.clone(), index: number }));
+        let bucket_name = request.bucket.clone();
+        out.push(Action::Append(Change::IndexDropped { bucket: bucket_name, index: number, reason: String::new() }));
         for session in bucket.sessions.values().filter(|s| s.slices.iter().all(|x| x.index == number)) {
             out.push(Action::PurgeSession { bucket: request.bucket.clone(), session: session.id });
         }
@@ -229,7 +242,7 @@ fn find<'a>(bucket: &'a Bucket, name: &str) -> Result<&'a Index, ApiError> {
     })
 }
 
-fn summary(index: &Index) -> IndexSummary {
+pub(super) fn summary(index: &Index) -> IndexSummary {
     IndexSummary {
         bucket: index.placed.definition.bucket.clone(),
         name: index.placed.definition.name.clone(),
@@ -238,8 +251,13 @@ fn summary(index: &Index) -> IndexSummary {
     }
 }
 
-fn json<T: Serialize>(value: &T) -> Value {
+pub(super) fn json<T: Serialize>(value: &T) -> Value {
     serde_json::to_value(value).unwrap_or_default()
+}
+
+pub(super) fn other_source(bucket: &str) -> ApiError {
+    let message = format!("bucket {bucket} is declared already, with another source");
+    ApiError::new(ErrorCode::BucketExists, message)
 }
 
 /// Spreads one random number over several ids; never 0.

@@ -1,20 +1,35 @@
-//! The coordinator's state machine.
+//! The state machine of the index manager that coordinates.
+//!
+//! # Layout
+//! - `ddl`: requests are checked; `jobs`: those that take several steps
+//! - `members`: who is there, and what they report; `owners`: who reads which vbucket; `sessions`: catchups and builds
+//! - `stability`: stability and persistence timestamps
+//! - `bootstrap`: the steps from nomination to service
+//! - `status`: what people see
 
+mod bootstrap;
 mod ddl;
+mod jobs;
 mod members;
+mod owners;
+mod sessions;
 mod stability;
+mod status;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ddl::{Ddl, Probe};
+pub use bootstrap::Bootstrapping;
+pub use ddl::{Ddl, Probe};
+pub use jobs::Job;
 
 use crate::config::Config;
 use highwater_schemas::{
-    ApiError, StabilityTimestamp,
-    api::{BucketStatus, ClusterStatus, Join, MemberStatus, VbStatus},
-    state::{Change, Record, StateContext, StateError, vbuuid_text},
+    ApiError,
+    api::{ClusterEvent, Join},
+    state::{Change, Offered, StateContext, StateError},
     wire::{HighWatermark, Stability, Sync},
 };
+use jobs::Jobs;
 use members::Members;
 use serde_json::Value;
 use stability::BucketStability;
@@ -24,11 +39,11 @@ use std::collections::BTreeMap;
 const HOUSEKEEPING: u64 = 50;
 
 /// Identifies a request whose reply is owed.
-pub(crate) type Token = u64;
+pub type Token = u64;
 
 /// What happened.
-#[derive(Debug)]
-pub(crate) enum Event {
+#[derive(Debug, Clone)]
+pub enum Event {
     Ddl {
         token: Token,
         ddl: Ddl,
@@ -36,8 +51,24 @@ pub(crate) enum Event {
         random: u64,
     },
     Join(Join),
+    /// The membership as the cluster manager sees it.
+    Cluster(ClusterEvent),
     Sync(Sync),
     HighWatermark(HighWatermark),
+    /// What [`Action::EnsureStreams`] came to.
+    StreamsEnsured {
+        job: Job,
+        outcome: Result<(), String>,
+        random: u64,
+    },
+    /// What [`Action::Assign`] came to.
+    Assigned {
+        job: Job,
+        node: String,
+        outcome: Result<(), ApiError>,
+    },
+    /// What [`Action::CheckTopics`] came to.
+    TopicsChecked(Result<(), String>),
     /// Time has passed.
     Tick {
         random: u64,
@@ -45,8 +76,8 @@ pub(crate) enum Event {
 }
 
 /// What to do, in this order.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Action {
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
     /// Append to the log, then apply; nothing after it happens unless that succeeds.
     Append(Change),
     Reply {
@@ -56,7 +87,20 @@ pub(crate) enum Action {
     Publish(Stability),
     /// The streams of a new bucket must exist before it is used.
     EnsureStreams {
+        job: Job,
         bucket: String,
+    },
+    /// Ask a host whether it can take partitions of an index.
+    Assign {
+        job: Job,
+        node: String,
+        bucket: String,
+        index: u32,
+        partitions: u32,
+    },
+    /// The topics of these buckets with these open sessions must exist, and nothing else of them.
+    CheckTopics {
+        buckets: Vec<(String, Vec<u64>)>,
     },
     DeleteStreams {
         bucket: String,
@@ -69,45 +113,57 @@ pub(crate) enum Action {
 }
 
 /// The state machine.
-pub(crate) struct Core {
+pub struct Core {
     config: Config,
     context: StateContext,
     members: Members,
     stability: BTreeMap<String, BucketStability>,
+    jobs: Jobs,
+    boot: Bootstrapping,
     started: u64,
     /// When the last tick was.
     ticked: u64,
+    /// Something was reported that should not wait for housekeeping.
+    urgent: bool,
+    /// When the topics are looked at next; `None`: it is under way.
+    topics_due: Option<u64>,
+    topics_checked: bool,
 }
 
 impl Core {
-    /// `now` is in milliseconds of a clock that never goes back.
-    pub(crate) fn new(config: Config, context: StateContext, now: u64) -> Self {
-        Self { config, context, members: Members::default(), stability: BTreeMap::new(), started: now, ticked: now }
-    }
-
-    pub(crate) fn context(&self) -> &StateContext {
-        &self.context
-    }
-
-    pub(crate) fn heartbeat_ms(&self) -> u64 {
-        self.config.heartbeat.as_millis() as u64
-    }
-
-    /// The record that would carry `change`, as the next of the log.
-    pub(crate) fn record(&self, change: Change, at: u64) -> Record {
-        Record {
-            incarnation: self.context.incarnation.clone(),
-            term: self.context.term,
-            version: self.context.version + 1,
-            prev: self.context.hash.clone(),
-            at,
-            change,
+    /// `now` is in milliseconds of a clock that never goes back; the term of `context` has been opened.
+    pub fn new(config: Config, context: StateContext, boot: Bootstrapping, now: u64) -> Self {
+        Self {
+            config,
+            context,
+            members: Members::default(),
+            stability: BTreeMap::new(),
+            jobs: Jobs::default(),
+            boot,
+            started: now,
+            ticked: now,
+            urgent: true,
+            topics_due: Some(now),
+            topics_checked: false,
         }
     }
 
+    pub fn context(&self) -> &StateContext {
+        &self.context
+    }
+
+    pub fn boot(&mut self) -> &mut Bootstrapping {
+        &mut self.boot
+    }
+
+    /// Its time is over.
+    pub fn into_parts(self) -> (StateContext, Bootstrapping) {
+        (self.context, self.boot)
+    }
+
     /// Takes a record that the log has acknowledged.
-    pub(crate) fn applied(&mut self, json: &[u8]) -> Result<(), StateError> {
-        let record = self.context.apply_json(json)?;
+    pub fn applied(&mut self, json: &[u8]) -> Result<(), StateError> {
+        let Offered::Applied(record) = self.context.offer(json)? else { return Ok(()) };
         match record.change {
             Change::VbucketAssigned { bucket, vb, .. } | Change::BranchStarted { bucket, vb, .. } => {
                 if let Some(entry) = self.stability.get_mut(&bucket) {
@@ -123,13 +179,17 @@ impl Core {
     }
 
     /// One step. Actions that follow from appended records come with the next tick or event.
-    pub(crate) fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
+    pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
-            Event::Ddl { token, ddl, probe, random } => self.ddl(now, token, ddl, &probe, random, &mut out),
-            Event::Join(join) => self.join(now, join, &mut out),
+            Event::Ddl { token, ddl, probe, random } => self.ddl(token, ddl, &probe, random, &mut out),
+            Event::Join(join) => self.join(now, join),
+            Event::Cluster(event) => self.members.see(event),
             Event::Sync(sync) => self.sync(now, &sync, &mut out),
             Event::HighWatermark(hwt) => self.high_watermark(&hwt, &mut out),
+            Event::StreamsEnsured { job, outcome, random } => self.streams_ensured(job, outcome, random, &mut out),
+            Event::Assigned { job, node, outcome } => self.assigned(job, &node, outcome, &mut out),
+            Event::TopicsChecked(outcome) => self.topics_checked(now, &outcome),
             Event::Tick { random } => self.tick(now, random, &mut out),
         }
         out
@@ -137,82 +197,50 @@ impl Core {
 
     fn tick(&mut self, now: u64, random: u64, out: &mut Vec<Action>) {
         self.ticked = now;
+        self.urgent = false;
         self.check_members(now, out);
+        self.check_topics(now, out);
         if self.ready(now) {
             self.recover_stability();
-            self.assign_vbuckets(out);
+            if self.topics_checked {
+                self.assign_vbuckets(out);
+            }
             self.start_branches(random, out);
             self.check_sessions(out);
             self.check_indexes(out);
+            self.resume_jobs(out);
         }
+        self.step_bootstrap(now);
         self.issue_all(now, out);
     }
 
-    /// Every indexer that the log knows has reported, or is gone.
+    /// Every live indexer follows this term, and has said what it has applied.
     fn ready(&self, now: u64) -> bool {
-        self.members.all_reported(&self.context, now, self.started, &self.config)
+        self.members.waited_for(&self.context, now, self.started, &self.config).next().is_none()
+    }
+
+    fn check_topics(&mut self, now: u64, out: &mut Vec<Action>) {
+        if self.topics_due.is_some_and(|due| due <= now) {
+            self.topics_due = None;
+            let sessions = |b: &highwater_schemas::state::Bucket| b.sessions.keys().copied().collect();
+            let buckets = self.context.buckets.iter().map(|(name, b)| (name.clone(), sessions(b))).collect();
+            out.push(Action::CheckTopics { buckets });
+        }
+    }
+
+    fn topics_checked(&mut self, now: u64, outcome: &Result<(), String>) {
+        let wait = if outcome.is_ok() { self.config.topic_check.as_millis() as u64 } else { HOUSEKEEPING * 4 };
+        self.topics_due = Some(now + wait);
+        self.topics_checked |= outcome.is_ok();
     }
 
     /// When [`Event::Tick`] is due next, if nothing else happens before.
-    pub(crate) fn next_tick(&self, now: u64) -> u64 {
+    pub fn next_tick(&self, now: u64) -> u64 {
+        if self.urgent {
+            return now;
+        }
         let due = self.stability.values().filter_map(|s| s.next_issue(&self.config)).min().unwrap_or(u64::MAX);
         // From the last tick on, not from now: a busy bus must not push it away.
         due.clamp(self.ticked + 1, self.ticked + HOUSEKEEPING).max(now)
-    }
-
-    /// What `highwater status` shows.
-    pub(crate) fn status(&self, now: u64) -> ClusterStatus {
-        let members = self
-            .members
-            .iter()
-            .map(|(kind, node, last)| MemberStatus {
-                node: node.clone(),
-                kind,
-                alive: self.context.nodes.get(&(kind, node.clone())).is_some_and(|e| !e.gone),
-                last_heartbeat_ms: now.saturating_sub(last),
-                role: String::new(),
-            })
-            .collect();
-        let buckets = self
-            .context
-            .buckets
-            .iter()
-            .map(|(name, bucket)| {
-                let entry = self.stability.get(name);
-                let last = entry.and_then(|e| e.last());
-                let streams = bucket.definition.vbuckets();
-                let vbuckets = bucket
-                    .vbuckets
-                    .iter()
-                    .enumerate()
-                    .map(|(vb, v)| VbStatus {
-                        stream: streams.get(vb).map(|s| s.name.clone()).unwrap_or_default(),
-                        vbuuid: vbuuid_text(v.vbuuid()),
-                        generation: v.generation,
-                        projector: v.projector.clone(),
-                        seqno: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.position.seqno),
-                        covered: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.covered),
-                        source_last: entry.map_or(0, |e| e.source_last(vb)),
-                    })
-                    .collect();
-                BucketStatus {
-                    name: name.clone(),
-                    st: last.map_or(0, |l| l.number),
-                    exact: last.is_some_and(StabilityTimestamp::exact),
-                    vbuckets,
-                    durable: bucket.history.last().map_or(0, |h| h.number),
-                    sessions: bucket.sessions.len(),
-                }
-            })
-            .collect();
-        ClusterStatus {
-            cluster_manager: String::new(),
-            bootstrap: Vec::new(),
-            coordinator: self.config.node.clone(),
-            term: self.context.term,
-            version: self.context.version,
-            members,
-            buckets,
-        }
     }
 }

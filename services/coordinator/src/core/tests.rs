@@ -2,18 +2,21 @@
 
 use super::*;
 use highwater_schemas::{
-    ErrorCode, Position, StVb,
+    ErrorCode, Position, StVb, StabilityTimestamp,
     api::{NodeKind, SliceReport, SliceState, Suspicion},
     definition::IndexDefinition,
     state::IndexState,
     wire::SyncVb,
 };
+use std::collections::VecDeque;
 
 struct Driver {
     core: Core,
     now: u64,
     published: Vec<Stability>,
     replies: Vec<Result<Value, ApiError>>,
+    /// A host without room.
+    refuses: Option<String>,
 }
 
 impl Driver {
@@ -22,30 +25,48 @@ impl Driver {
     }
 
     fn over(context: StateContext, now: u64) -> Self {
-        let core = Core::new(Config::new("c", std::path::PathBuf::new(), 1), context, now);
-        let mut driver = Self { core, now, published: Vec::new(), replies: Vec::new() };
-        driver.append(Change::TermStarted { coordinator: "c".into() });
-        driver
+        let mut context = context;
+        let started = context.record(Change::TermStarted { coordinator: "c".into() }, context.term + 1, 0);
+        context.offer(&started.to_json()).unwrap();
+        let core = Core::new(Config::new("c", 1), context, Bootstrapping::begin(now, String::new()), now);
+        Self { core, now, published: Vec::new(), replies: Vec::new(), refuses: None }
     }
 
     fn append(&mut self, change: Change) {
-        let json = self.core.record(change, 0).to_json();
+        let context = self.core.context();
+        let json = context.record(change, context.term, 0).to_json();
         self.core.applied(&json).unwrap();
     }
 
+    /// An event and all that follows, with streams that can be made and hosts that have room.
     fn event(&mut self, event: Event) {
-        let mut next = Some(event);
-        while let Some(event) = next.take() {
+        let mut next = VecDeque::from([event]);
+        while let Some(event) = next.pop_front() {
+            let mut appended = false;
             for action in self.core.handle(self.now, event) {
                 match action {
                     Action::Append(change) => {
                         self.append(change);
-                        next = Some(Event::Tick { random: 5 });
+                        appended = true;
                     }
                     Action::Publish(stability) => self.published.push(stability),
                     Action::Reply { answer, .. } => self.replies.push(answer),
-                    _ => {}
+                    Action::EnsureStreams { job, .. } => {
+                        next.push_back(Event::StreamsEnsured { job, outcome: Ok(()), random: 4 });
+                    }
+                    Action::Assign { job, node, .. } => {
+                        let outcome = match &self.refuses {
+                            Some(host) if *host == node => Err(ApiError::new(ErrorCode::StorageFailed, "full")),
+                            _ => Ok(()),
+                        };
+                        next.push_back(Event::Assigned { job, node, outcome });
+                    }
+                    Action::CheckTopics { .. } => next.push_back(Event::TopicsChecked(Ok(()))),
+                    Action::DeleteStreams { .. } | Action::PurgeSession { .. } => {}
                 }
+            }
+            if appended || self.core.urgent {
+                next.push_back(Event::Tick { random: 5 });
             }
         }
     }
@@ -64,6 +85,7 @@ impl Driver {
         applied: Option<StabilityTimestamp>,
     ) {
         self.event(Event::Join(Join {
+            term: self.core.context().term,
             applied: applied.into_iter().map(|st| ("b".into(), st)).collect(),
             slices,
             ..Join::new(kind, node, incarnation)

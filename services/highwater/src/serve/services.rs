@@ -84,8 +84,8 @@ pub(crate) async fn start(
     let node = place.node.to_owned();
     Ok(match kind {
         Kind::Coordinator => {
-            let config = highwater_coordinator::Config::new(node, dir, incarnation);
-            kept(lock, async move { Ok(highwater_coordinator::run(config, bus, ready, stop).await?) })
+            let config = highwater_coordinator::Config::new(node, incarnation);
+            kept(lock, async move { Ok(highwater_coordinator::run(config, &dir, bus, ready, stop).await?) })
         }
         Kind::Projector => {
             let config = highwater_projector::Config::new(node, incarnation);

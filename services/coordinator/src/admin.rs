@@ -1,0 +1,75 @@
+//! What administrators ask of index managers.
+
+use crate::core::{Ddl, Probe};
+use highwater_bus::{Bus, BusError};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{self, StateHistory},
+    definition::BucketDefinition,
+};
+
+/// Records that a history shows unless asked for another number.
+pub(crate) const HISTORY: usize = 50;
+
+/// A request as its subject and payload say.
+pub(crate) enum Admin {
+    Ddl(Ddl),
+    StateGet,
+    StateHistory(usize),
+}
+
+/// Reads `<noun>.<verb>` and its request.
+pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> {
+    Ok(Admin::Ddl(match noun_verb {
+        "bucket.add" => Ddl::BucketAdd(api::parse(payload)?),
+        "bucket.remove" => Ddl::BucketRemove(api::parse(payload)?),
+        "bucket.list" => {
+            api::parse::<api::Empty>(payload)?;
+            Ddl::BucketList
+        }
+        "index.create" => Ddl::IndexCreate(api::parse(payload)?),
+        "index.build" => Ddl::IndexBuild(api::parse(payload)?),
+        "index.drop" => Ddl::IndexDrop(api::parse(payload)?),
+        "state.get" => {
+            api::parse::<api::Empty>(payload)?;
+            return Ok(Admin::StateGet);
+        }
+        "state.history" => {
+            let request: StateHistory = api::parse(payload)?;
+            return Ok(Admin::StateHistory(request.limit.unwrap_or(HISTORY)));
+        }
+        other => {
+            return Err(ApiError::new(
+                ErrorCode::NotSupported,
+                format!("there is no hw.admin.{other} in this version"),
+            ));
+        }
+    }))
+}
+
+/// Looks at the source streams of a bucket that is to be declared.
+pub(crate) async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
+    definition.check()?;
+    let mut last = Vec::new();
+    for stream in definition.vbuckets() {
+        let state = match bus.stream_state(&stream.name).await {
+            Ok(state) => state,
+            Err(BusError::NoStream(name)) => {
+                return Err(ApiError::new(ErrorCode::SourceNotFound, format!("there is no stream {name}")));
+            }
+            Err(error) => return Err(ApiError::new(ErrorCode::Internal, error.to_string())),
+        };
+        let covered = state
+            .subjects
+            .iter()
+            .any(|s| s.starts_with(&stream.strip_prefix) || s.starts_with('>') || s.starts_with('*'));
+        if !covered {
+            return Err(ApiError::new(
+                ErrorCode::BadSource,
+                format!("no subject of stream {} begins with {:?}", stream.name, stream.strip_prefix),
+            ));
+        }
+        last.push(state.last_seq);
+    }
+    Ok(last)
+}

@@ -1,0 +1,130 @@
+//! One append until it is settled.
+
+use super::Action;
+use highwater_schemas::state::{Record, unpack};
+
+/// Milliseconds until a failed read or a refused append is tried again.
+const RETRY: u64 = 100;
+/// Times that the log is found to be at another place, with nothing at ours, before it is taken to be another log.
+const MOST_MOVED: u32 = 3;
+
+/// What the server said of an append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the log at this sequence.
+    Acked(u64),
+    /// The log's last sequence is not the expected one.
+    Moved,
+    /// It may be in the log or not.
+    Unknown,
+    /// It is not in the log; why.
+    Refused(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stage {
+    Sent,
+    /// The place where it must be is read.
+    Place,
+    /// Its place is empty: is the record before it still there?
+    Before,
+    /// All of it again at this time.
+    Again(u64),
+    /// The read again at this time.
+    ReadAgain(u64, u64),
+}
+
+/// A record on its way into the log.
+#[derive(Debug, Clone)]
+pub struct Append {
+    pub id: u64,
+    /// Sequence of the record before it.
+    pub expected: u64,
+    /// Hash of that record; empty: there is none, or it does not matter.
+    before: String,
+    pub json: Vec<u8>,
+    pub payload: Vec<u8>,
+    pub rollup: bool,
+    stage: Stage,
+    moved: u32,
+}
+
+/// What has become of it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Settled {
+    NotYet,
+    /// It is in the log at this sequence.
+    Done(u64),
+    /// Another record is at its place.
+    Deposed,
+    /// The record before it is not there any more.
+    Lost,
+}
+
+impl Append {
+    pub fn new(id: u64, expected: u64, before: String, json: Vec<u8>, payload: Vec<u8>, rollup: bool) -> Self {
+        Self { id, expected, before, json, payload, rollup, stage: Stage::Sent, moved: 0 }
+    }
+
+    pub fn send(&self) -> Action {
+        Action::Append { id: self.id, expected: self.expected, payload: self.payload.clone(), rollup: self.rollup }
+    }
+
+    fn read(&self, seq: u64) -> Action {
+        Action::ReadAt { id: self.id, seq }
+    }
+
+    pub fn appended(&mut self, outcome: Outcome, out: &mut Vec<Action>) -> Settled {
+        if self.stage != Stage::Sent {
+            return Settled::NotYet;
+        }
+        match outcome {
+            Outcome::Acked(seq) => Settled::Done(seq),
+            Outcome::Moved | Outcome::Unknown | Outcome::Refused(_) => {
+                self.moved += u32::from(outcome == Outcome::Moved);
+                self.stage = Stage::Place;
+                out.push(self.read(self.expected + 1));
+                Settled::NotYet
+            }
+        }
+    }
+
+    pub fn found(&mut self, now: u64, record: Result<Option<Vec<u8>>, String>, out: &mut Vec<Action>) -> Settled {
+        match (&self.stage, record) {
+            (Stage::Place, Ok(Some(record))) if record == self.payload => return Settled::Done(self.expected + 1),
+            (Stage::Place, Ok(Some(_))) => return Settled::Deposed,
+            (Stage::Place, Ok(None)) if self.moved >= MOST_MOVED => return Settled::Lost,
+            (Stage::Place, Ok(None)) if self.before.is_empty() => self.stage = Stage::Again(now + RETRY),
+            (Stage::Place, Ok(None)) => {
+                self.stage = Stage::Before;
+                out.push(self.read(self.expected));
+            }
+            (Stage::Before, Ok(Some(record))) if self.follows(&record) => self.stage = Stage::Again(now + RETRY),
+            (Stage::Before, Ok(_)) => return Settled::Lost,
+            (Stage::Place, Err(_)) => self.stage = Stage::ReadAgain(now + RETRY, self.expected + 1),
+            (Stage::Before, Err(_)) => self.stage = Stage::ReadAgain(now + RETRY, self.expected),
+            _ => {}
+        }
+        Settled::NotYet
+    }
+
+    /// Whether a record is the one before this one.
+    fn follows(&self, record: &[u8]) -> bool {
+        unpack(record).is_ok_and(|json| Record::hash(&json) == self.before)
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: u64, out: &mut Vec<Action>) {
+        match self.stage {
+            Stage::Again(at) if now >= at => {
+                self.stage = Stage::Sent;
+                out.push(self.send());
+            }
+            Stage::ReadAgain(at, seq) if now >= at => {
+                self.stage = if seq == self.expected { Stage::Before } else { Stage::Place };
+                out.push(self.read(seq));
+            }
+            _ => {}
+        }
+    }
+}

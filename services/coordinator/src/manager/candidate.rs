@@ -1,0 +1,260 @@
+//! From a nomination to a term: the log is compared with the copy, what was lost is published anew, the term is opened.
+
+use super::{
+    Action, Manager, Now, Role,
+    append::{Append, Settled},
+    chain::{Chain, link},
+    compare::{Comparison, compare},
+};
+use crate::core::Bootstrapping;
+use highwater_schemas::{
+    api::Bootstrap,
+    state::{Change, Record, pack, unpack},
+};
+use std::collections::BTreeSet;
+
+/// Milliseconds until the log is read again after it could not be.
+const RETRY: u64 = 100;
+
+/// A nomination that is not a term yet.
+pub(super) struct Candidate {
+    pub(super) boot: Bootstrapping,
+    term: u64,
+    registered: BTreeSet<String>,
+    force: bool,
+    since: u64,
+    phase: Phase,
+    /// Records that the log holds.
+    records: usize,
+}
+
+enum Phase {
+    Reading,
+    ReadAgain(u64),
+    /// The log is not whole: who else has a copy?
+    Gathering {
+        last_seq: u64,
+        gone: bool,
+        why: String,
+    },
+    Opening(Append),
+}
+
+impl Manager {
+    /// Stands for a term that this index manager was nominated for.
+    pub(super) fn stand(&mut self, now: Now, bootstrap: &Bootstrap, out: &mut Vec<Action>) {
+        let note = format!("by {} for term {}", bootstrap.cluster_manager, bootstrap.term);
+        let mut boot = Bootstrapping::begin(now.ms, note);
+        boot.done(now.ms, 2, format!("version {}", self.context.version));
+        self.role = Role::Candidate(Candidate {
+            boot,
+            term: bootstrap.term,
+            registered: bootstrap.registered.iter().cloned().collect(),
+            force: bootstrap.force,
+            since: now.ms,
+            phase: Phase::Reading,
+            records: 0,
+        });
+        out.push(Action::ReadLog);
+    }
+
+    pub(super) fn read(&mut self, now: Now, read: Result<(u64, Vec<Vec<u8>>), String>, out: &mut Vec<Action>) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if !matches!(candidate.phase, Phase::Reading) {
+            return;
+        }
+        let (last_seq, records) = match read {
+            Ok(read) => read,
+            Err(why) => {
+                self.waiting = Some(format!("the state log cannot be read: {why}"));
+                candidate.phase = Phase::ReadAgain(now.ms + RETRY);
+                return;
+            }
+        };
+        candidate.records = records.len();
+        let versions: Vec<String> =
+            self.peers.iter().map(|(node, p)| format!("{node} has version {}", p.report.version)).collect();
+        candidate.boot.done(now.ms, 3, if versions.is_empty() { "no others".into() } else { versions.join(", ") });
+        let compared = compare(&records, &self.context, &self.chain);
+        let gather = |gone, why| Phase::Gathering { last_seq, gone, why };
+        match compared {
+            Ok(Comparison::Ahead { context, news }) => {
+                let note = format!("the log, version {}", context.version);
+                self.adopt(*context, &news, false, out);
+                self.open_term(now, last_seq, note, out);
+            }
+            Ok(Comparison::Other { context, records }) => {
+                let note = format!("the log, version {}: the local copy was another one", context.version);
+                let note =
+                    if self.context.version == 0 { format!("the log, version {}", context.version) } else { note };
+                self.adopt(*context, &records, true, out);
+                self.open_term(now, last_seq, note, out);
+            }
+            Ok(Comparison::LostTail { version }) => {
+                candidate.phase = gather(false, format!("the state log lost its tail: it ends at version {version}"));
+                self.gather(now, out);
+            }
+            Ok(Comparison::Gone(why)) => {
+                candidate.phase = gather(true, format!("the state log is lost: {why}"));
+                self.gather(now, out);
+            }
+            Err(error) if candidate.force => {
+                candidate.phase = gather(true, format!("the state log cannot be used: {error}"));
+                self.gather(now, out);
+            }
+            Err(error) => self.decline(
+                format!("the state log cannot be used: {error}; `highwater state recover --force` publishes the copy"),
+                out,
+            ),
+        }
+    }
+
+    /// Takes what the log holds beyond the copy, or in its place.
+    fn adopt(
+        &mut self,
+        context: highwater_schemas::state::StateContext,
+        records: &[Vec<u8>],
+        anew: bool,
+        out: &mut Vec<Action>,
+    ) {
+        if anew {
+            self.chain = Chain::default();
+        }
+        for link in records.iter().filter_map(|r| link(r)) {
+            self.chain.push(link.version, &link.hash);
+        }
+        self.context = context;
+        if anew || !records.is_empty() {
+            let records = records.iter().filter_map(|r| Some(unpack(r).ok()?.into_owned())).collect();
+            out.push(Action::Keep { records, anew });
+        }
+    }
+
+    /// A lost log is published anew from the latest copy, once it is known which that is.
+    pub(super) fn gather(&mut self, now: Now, out: &mut Vec<Action>) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let Phase::Gathering { last_seq, gone, why } = &candidate.phase else { return };
+        let (last_seq, gone, why) = (*last_seq, *gone, why.clone());
+        if let Some((node, version)) = self.later(now) {
+            let note = format!("{why}, and {node} has version {version} of it");
+            self.decline(note, out);
+            return;
+        }
+        let missing = self.missing(now, &candidate.registered);
+        let patient = now.ms < candidate.since + self.config.patience();
+        if !missing.is_empty() && !candidate.force && (gone || patient) {
+            let missing = missing.join(", ");
+            self.waiting = Some(format!(
+                "{why}, and {missing} may have a later copy: start it, or give it up with `highwater state recover --force`"
+            ));
+            return;
+        }
+        self.waiting = None;
+        if self.context.version == 0 {
+            self.open_term(now, last_seq, "a new one: nobody has any".into(), out);
+            return;
+        }
+        // The snapshot opens the term too: nobody can follow from the end of what is left.
+        let mut context = self.context.clone();
+        context.coordinator.clone_from(&self.config.node);
+        let note = format!("the local copy, version {}: {why}", context.version);
+        let change = Change::Snapshot { context: Box::new(context), reason: why };
+        let record = Record {
+            incarnation: self.context.incarnation + 1,
+            ..self.context.record(change, candidate.term, now.wall)
+        };
+        self.open_with(now, last_seq, &record, true, note, out);
+    }
+
+    fn open_term(&mut self, now: Now, last_seq: u64, note: String, out: &mut Vec<Action>) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let change = Change::TermStarted { coordinator: self.config.node.clone() };
+        let record = self.context.record(change, candidate.term, now.wall);
+        self.open_with(now, last_seq, &record, false, note, out);
+    }
+
+    fn open_with(
+        &mut self,
+        now: Now,
+        last_seq: u64,
+        record: &Record,
+        rollup: bool,
+        note: String,
+        out: &mut Vec<Action>,
+    ) {
+        let id = self.next_id();
+        let before = if rollup { String::new() } else { self.context.hash.clone() };
+        let json = record.to_json();
+        let payload = pack(json.clone());
+        if payload.len() > self.max_record {
+            let size = payload.len();
+            self.decline(format!("the state does not fit one NATS message: {size} bytes; raise max_payload"), out);
+            return;
+        }
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        candidate.boot.done(now.ms, 4, note);
+        let append = Append::new(id, last_seq, before, json, payload, rollup);
+        out.push(append.send());
+        candidate.phase = Phase::Opening(append);
+    }
+
+    /// It cannot lead; the cluster manager hears why.
+    fn decline(&mut self, why: String, out: &mut Vec<Action>) {
+        self.step_down(why.clone(), out);
+        self.waiting = Some(why);
+    }
+
+    /// The append that opens the term, if it is under way.
+    pub(super) fn opening(&mut self) -> Option<&mut Append> {
+        match &mut self.role {
+            Role::Candidate(Candidate { phase: Phase::Opening(append), .. }) => Some(append),
+            _ => None,
+        }
+    }
+
+    /// What became of it.
+    pub(super) fn opened_term(&mut self, now: Now, settled: Settled, out: &mut Vec<Action>) {
+        match settled {
+            Settled::NotYet => {}
+            Settled::Done(seq) => {
+                let Role::Candidate(candidate) = std::mem::replace(&mut self.role, Role::Replica) else { return };
+                let Phase::Opening(append) = candidate.phase else { return };
+                let mut boot = candidate.boot;
+                let version = self.context.version;
+                if let Err(error) = self.context.offer(&append.json) {
+                    // It was made from this context.
+                    self.decline(format!("the opened term cannot be applied: {error}"), out);
+                    return;
+                }
+                let anew = self.context.version != version + 1;
+                debug_assert!(!anew, "a term follows the copy");
+                self.chain.push(self.context.version, &self.context.hash);
+                out.push(Action::Keep { records: vec![append.json], anew });
+                boot.done(now.ms, 5, format!("term {}, version {}", candidate.term, self.context.version));
+                self.waiting = None;
+                let records = if append.rollup { 1 } else { candidate.records + 1 };
+                self.take_office(now, candidate.term, seq, records, boot, out);
+            }
+            Settled::Deposed => self.step_down("another index manager has appended to the log".into(), out),
+            Settled::Lost => {
+                let Role::Candidate(candidate) = &mut self.role else { return };
+                candidate.phase = Phase::Reading;
+                out.push(Action::ReadLog);
+            }
+        }
+    }
+
+    pub(super) fn tick_candidate(&mut self, now: Now, out: &mut Vec<Action>) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        match &mut candidate.phase {
+            Phase::Reading => {}
+            Phase::ReadAgain(at) if now.ms >= *at => {
+                candidate.phase = Phase::Reading;
+                out.push(Action::ReadLog);
+            }
+            Phase::ReadAgain(_) => {}
+            Phase::Gathering { .. } => self.gather(now, out),
+            Phase::Opening(append) => append.tick(now.ms, out),
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The state machine of an index manager: replica, candidate, coordinator (design section 11).
+//!
+//! # Constraints
+//! - Expected sequences alone fence nobody who is current, so every record carries (incarnation, term, version, hash of the one
+//!   before). A nomination becomes a term when its `term_started` record is acknowledged; nothing is done in a term before that.
+//! - The highest term that was heard of is durable before anything is answered; lower nominations are refused.
+//! - What an append came to is not always told. It is settled by reading the place where it must be: our own record there is
+//!   success, another one means that someone else coordinates.
+//! - The log can be lost: its tail, or all of it. Who coordinated then steps down; the next nomination compares the log with the
+//!   copies. A copy that goes on where the log ends is published anew, under a new incarnation.
+//!
+//! # Layout
+//! - `chain`: hashes of the copy's records; `compare`: a log beside a copy
+//! - `append`: one append until it is settled
+//! - `candidate`: from the nomination to the term; `leading`: the term
+//!
+//! Time is milliseconds of a clock that never goes back, and beside it the time of day, for people.
+
+mod append;
+mod candidate;
+pub mod chain;
+pub mod compare;
+mod leading;
+#[cfg(test)]
+mod tests;
+
+pub use append::Outcome;
+
+use crate::{
+    config::Config,
+    core::{self, Core},
+};
+use candidate::Candidate;
+use chain::{Chain, link};
+use highwater_schemas::{
+    api::{Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, ManagerReport, NodeKind},
+    state::{Offered, StateContext, StateError, unpack},
+};
+use leading::Leading;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Of a clock that never goes back, milliseconds.
+    pub ms: u64,
+    /// Milliseconds since the epoch.
+    pub wall: u64,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    Nominated {
+        token: u64,
+        bootstrap: Bootstrap,
+    },
+    Join(Join),
+    Cluster(ClusterEvent),
+    /// The log is read from its beginning, for the first time or because it is not what it was.
+    Opened,
+    /// A record of the log, as it travelled.
+    Record(Vec<u8>),
+    /// What [`Action::ReadLog`] found: the last sequence and the records.
+    Read(Result<(u64, Vec<Vec<u8>>), String>),
+    Appended {
+        id: u64,
+        outcome: Outcome,
+    },
+    /// What [`Action::ReadAt`] found.
+    Found {
+        id: u64,
+        record: Result<Option<Vec<u8>>, String>,
+    },
+    /// For who coordinates.
+    Lead(core::Event),
+    Tick {
+        random: u64,
+    },
+}
+
+/// What to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Durable before anything that follows.
+    KeepTerm(u64),
+    /// Records as JSON, durable before anything that follows; `anew`: instead of all that was there.
+    Keep {
+        records: Vec<Vec<u8>>,
+        anew: bool,
+    },
+    Answer {
+        token: u64,
+        reply: BootstrapReply,
+    },
+    /// Report to the cluster manager now.
+    Beat,
+    ReadLog,
+    Append {
+        id: u64,
+        expected: u64,
+        payload: Vec<u8>,
+        rollup: bool,
+    },
+    ReadAt {
+        id: u64,
+        seq: u64,
+    },
+    /// Read the log from its beginning again.
+    Follow,
+    /// It coordinates no more: requests that wait are for the next one.
+    SteppedDown(String),
+    /// Never an append.
+    Lead(core::Action),
+}
+
+/// What another index manager last reported.
+#[derive(Debug, Clone)]
+struct Peer {
+    report: ManagerReport,
+    last: u64,
+}
+
+enum Role {
+    Replica,
+    Candidate(Candidate),
+    Leading(Box<Leading>),
+}
+
+/// The state machine.
+pub struct Manager {
+    config: Config,
+    /// The copy; while it coordinates, the core has it.
+    context: StateContext,
+    chain: Chain,
+    /// The highest term heard of.
+    term: u64,
+    /// Who was nominated for it.
+    nominated: String,
+    role: Role,
+    peers: BTreeMap<String, Peer>,
+    /// Why it cannot lead, or what it waits for.
+    waiting: Option<String>,
+    /// The copy was given up since the log was opened, and nothing has taken its place.
+    gave_up: bool,
+    last_id: u64,
+    /// What it did when it was nominated last.
+    steps: Vec<BootstrapStep>,
+    /// A record larger than this cannot be appended, bytes.
+    max_record: usize,
+}
+
+impl Manager {
+    /// Begins as a replica with the copy that it kept: the context, the hashes that led to it, and the highest term.
+    pub fn new(config: Config, context: StateContext, chain: Chain, term: u64, max_record: usize) -> Self {
+        Self {
+            config,
+            term: term.max(context.term),
+            context,
+            chain,
+            nominated: String::new(),
+            role: Role::Replica,
+            peers: BTreeMap::new(),
+            waiting: None,
+            gave_up: false,
+            last_id: 0,
+            steps: Vec::new(),
+            max_record,
+        }
+    }
+
+    /// What the log says, as far as it is known here.
+    pub fn context(&self) -> &StateContext {
+        match &self.role {
+            Role::Leading(leading) => leading.core.context(),
+            _ => &self.context,
+        }
+    }
+
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// The term in which it coordinates.
+    pub fn leading(&self) -> Option<u64> {
+        match &self.role {
+            Role::Leading(leading) => Some(leading.term),
+            _ => None,
+        }
+    }
+
+    /// The coordinator's state machine, while it coordinates.
+    pub fn core(&self) -> Option<&Core> {
+        match &self.role {
+            Role::Leading(leading) => Some(&leading.core),
+            _ => None,
+        }
+    }
+
+    /// True while an append is not settled: what is for who coordinates must wait.
+    pub fn busy(&self) -> bool {
+        matches!(&self.role, Role::Leading(leading) if leading.append.is_some())
+    }
+
+    pub fn report(&self) -> ManagerReport {
+        let context = self.context();
+        ManagerReport {
+            version: context.version,
+            hash: context.hash.clone(),
+            term: self.term,
+            leading: self.leading(),
+            registered: context.registered().map(str::to_owned).collect(),
+            waiting: self.waiting.clone(),
+        }
+    }
+
+    /// The steps since it was nominated last.
+    pub fn bootstrap(&self, now: u64) -> Vec<BootstrapStep> {
+        match &self.role {
+            Role::Replica => self.steps.clone(),
+            Role::Candidate(candidate) => candidate.boot.steps(self.waiting.clone()),
+            Role::Leading(leading) => leading.core.bootstrap(now),
+        }
+    }
+
+    /// The steps that were done since this was asked last.
+    pub fn news(&mut self) -> Vec<BootstrapStep> {
+        match &mut self.role {
+            Role::Replica => Vec::new(),
+            Role::Candidate(candidate) => candidate.boot.news(),
+            Role::Leading(leading) => leading.core.boot().news(),
+        }
+    }
+
+    /// When [`Event::Tick`] is due next, if nothing else happens before.
+    pub fn next_tick(&self, now: u64) -> u64 {
+        const IDLE: u64 = 50;
+        match &self.role {
+            Role::Leading(leading) if leading.append.is_none() => leading.core.next_tick(now),
+            _ => now + IDLE,
+        }
+    }
+
+    /// One step.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Nominated { token, bootstrap } => self.nominated(now, token, &bootstrap, &mut out),
+            Event::Join(join) => self.join(now, join, &mut out),
+            Event::Cluster(event) => self.cluster(now, event, &mut out),
+            Event::Opened => self.opened(&mut out),
+            Event::Record(payload) => self.record(&payload, &mut out),
+            Event::Read(read) => self.read(now, read, &mut out),
+            Event::Appended { id, outcome } => self.appended(now, id, outcome, &mut out),
+            Event::Found { id, record } => self.found(now, id, record, &mut out),
+            Event::Lead(event) => self.lead(now, event, &mut out),
+            Event::Tick { random } => self.tick(now, random, &mut out),
+        }
+        out
+    }
+
+    fn nominated(&mut self, now: Now, token: u64, bootstrap: &Bootstrap, out: &mut Vec<Action>) {
+        let again = bootstrap.term == self.term && bootstrap.master == self.nominated && !self.nominated.is_empty();
+        if bootstrap.term <= self.term && !again {
+            out.push(Action::Answer { token, reply: BootstrapReply { accepted: false, report: self.report() } });
+            return;
+        }
+        if !again {
+            self.term = bootstrap.term;
+            self.nominated.clone_from(&bootstrap.master);
+            out.push(Action::KeepTerm(self.term));
+            let why = format!("{} is nominated for term {}", bootstrap.master, bootstrap.term);
+            self.step_down(why, out);
+            self.waiting = None;
+            if bootstrap.master == self.config.node {
+                self.stand(now, bootstrap, out);
+            }
+        }
+        out.push(Action::Answer { token, reply: BootstrapReply { accepted: true, report: self.report() } });
+        // The others' registration: who was nominated hears it too.
+        out.push(Action::Beat);
+    }
+
+    fn join(&mut self, now: Now, join: Join, out: &mut Vec<Action>) {
+        if let (NodeKind::Coordinator, Some(report)) = (join.kind, &join.manager)
+            && join.node != self.config.node
+        {
+            self.peers.insert(join.node.clone(), Peer { report: report.clone(), last: now.ms });
+            self.gather(now, out);
+        }
+        self.lead(now, core::Event::Join(join), out);
+    }
+
+    fn cluster(&mut self, now: Now, event: ClusterEvent, out: &mut Vec<Action>) {
+        self.config.heartbeat = std::time::Duration::from_millis(event.heartbeat_ms.clamp(10, 60_000));
+        if let Some(master) = &event.master
+            && master.node != self.config.node
+            && self.leading().is_some_and(|term| term < master.term)
+        {
+            self.step_down(format!("{} coordinates in term {}", master.node, master.term), out);
+        }
+        self.lead(now, core::Event::Cluster(event), out);
+    }
+
+    fn opened(&mut self, out: &mut Vec<Action>) {
+        self.gave_up &= self.context.version == 0;
+        self.check_last(out);
+    }
+
+    fn record(&mut self, payload: &[u8], out: &mut Vec<Action>) {
+        match &self.role {
+            // It reads the log itself.
+            Role::Candidate(_) => {}
+            Role::Leading(_) => self.overheard(payload, out),
+            Role::Replica => self.follow(payload, out),
+        }
+    }
+
+    /// A replica applies the log to its copy; a copy that contradicts it loses.
+    fn follow(&mut self, payload: &[u8], out: &mut Vec<Action>) {
+        let (Some(link), Ok(json)) = (link(payload), unpack(payload)) else {
+            self.waiting = Some("a record of the state log cannot be read".into());
+            return;
+        };
+        let (agrees, before) = (self.chain.agrees(link.version, &link.hash), self.context.version);
+        let next = link.version == before + 1 && link.prev == self.context.hash;
+        let old = link.incarnation <= self.context.incarnation && link.version <= before;
+        let contradicts = match self.context.offer(payload) {
+            _ if agrees == Some(false) && old => true,
+            Ok(Offered::Known) => false,
+            Ok(taken) => {
+                let anew = taken == Offered::Replaced && !next;
+                if anew {
+                    self.chain = Chain::default();
+                }
+                self.chain.push(link.version, &link.hash);
+                self.term = self.term.max(self.context.term);
+                self.waiting = None;
+                out.push(Action::Keep { records: vec![json.into_owned()], anew });
+                false
+            }
+            // Read before what is missing was published anew.
+            Err(StateError::Order { .. }) => false,
+            Err(_) if old => agrees == Some(false),
+            Err(StateError::Chain { .. } | StateError::Term { .. }) => true,
+            Err(error) => {
+                self.waiting = Some(format!("the state log cannot be used: {error}"));
+                false
+            }
+        };
+        if contradicts && !self.gave_up {
+            // The log is right. The copy on disk stays until there is something to put in its place.
+            (self.context, self.chain, self.gave_up) = (StateContext::default(), Chain::default(), true);
+            out.push(Action::Follow);
+        }
+    }
+
+    fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
+        match (&mut self.role, event) {
+            (Role::Leading(leading), event) => {
+                let actions = leading.core.handle(now.ms, event);
+                leading.queue.extend(actions);
+                self.drive(now, out);
+            }
+            (_, core::Event::Ddl { token, .. }) => {
+                let error = highwater_schemas::ApiError::new(
+                    highwater_schemas::ErrorCode::NoCoordinator,
+                    "this index manager does not coordinate any more",
+                );
+                out.push(Action::Lead(core::Action::Reply { token, answer: Err(error) }));
+            }
+            _ => {}
+        }
+    }
+
+    /// The index managers that must be heard before a lost log is replaced, and were not for a while.
+    fn missing(&self, now: Now, registered: &BTreeSet<String>) -> Vec<String> {
+        let mut all = registered.clone();
+        all.extend(self.context.registered().map(str::to_owned));
+        all.extend(self.peers.values().flat_map(|p| p.report.registered.iter().cloned()));
+        all.remove(&self.config.node);
+        all.retain(|node| !self.peers.get(node).is_some_and(|p| now.ms < p.last + self.config.patience()));
+        all.into_iter().collect()
+    }
+
+    /// A live index manager with a later copy.
+    fn later(&self, now: Now) -> Option<(&String, u64)> {
+        self.peers
+            .iter()
+            .filter(|(_, p)| now.ms < p.last + self.config.patience() && p.report.version > self.context.version)
+            .map(|(node, p)| (node, p.report.version))
+            .max_by_key(|(_, version)| *version)
+    }
+
+    /// Ends whatever it was.
+    fn step_down(&mut self, why: String, out: &mut Vec<Action>) {
+        match std::mem::replace(&mut self.role, Role::Replica) {
+            Role::Replica => return,
+            Role::Candidate(candidate) => self.steps = candidate.boot.steps(Some(why)),
+            Role::Leading(leading) => {
+                let boot;
+                (self.context, boot) = leading.core.into_parts();
+                self.steps = boot.steps(None);
+                out.push(Action::SteppedDown(why));
+            }
+        }
+        // What was passed over meanwhile is read again.
+        out.push(Action::Follow);
+        out.push(Action::Beat);
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+}
