@@ -6,6 +6,8 @@
 //! - [`StreamReader`]: gap-checked, re-opening reader of one stream, `AckPolicy::None`
 //! - [`Publisher`]: acknowledged publishing
 //! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`
+//! - [`ClusterBucket`]: the cluster managers' lease, and the registered index managers
+//! - [`Heart`]: a node's heartbeats, as often as the active cluster manager asks for
 //! - [`Endpoints`]: ADR-32 services with coded errors
 //!
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
@@ -13,6 +15,8 @@
 mod connect;
 mod error;
 mod forward;
+mod heart;
+mod lease;
 mod publisher;
 mod pulls;
 mod reader;
@@ -22,6 +26,8 @@ mod streams;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Incoming, Reply, Subscription};
 pub use error::BusError;
+pub use heart::Heart;
+pub use lease::{ClusterBucket, LeaseWritten};
 pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{ReadFrom, StreamMessage, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};

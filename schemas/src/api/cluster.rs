@@ -168,6 +168,15 @@ pub struct JoinReply {
     pub heartbeat_ms: u64,
 }
 
+/// Value of the cluster managers' lease: who is the active one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Lease {
+    pub holder: String,
+    pub incarnation: u64,
+    /// How long it lasts without a renewal.
+    pub lease_ms: u64,
+}
+
 /// `hw.cluster.leave`: the node ends by itself; nobody need wait for missed heartbeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

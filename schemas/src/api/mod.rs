@@ -13,7 +13,7 @@ pub use admin::{
     IndexesReply, StateHistory, StateHistoryReply, StateReply,
 };
 pub use cluster::{
-    Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Leave,
+    Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Lease, Leave,
     ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus, MembersReply, NodeKind, NodeStatus,
     NodeStatusRequest, Presence, SliceReport, SliceState, Suspicion, UnindexedDoc, VbStatus,
 };

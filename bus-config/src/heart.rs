@@ -1,0 +1,96 @@
+//! The heartbeat of a node.
+//!
+//! One task reads the cluster manager's replies and keeps the interval that they tell, in a watch channel; it ends with its
+//! [`Heart`].
+
+use crate::{connect::Bus, error::BusError};
+use futures_util::StreamExt;
+use highwater_schemas::{
+    api::{Join, JoinReply, Leave},
+    subjects::{CLUSTER_JOIN, CLUSTER_LEAVE},
+};
+use std::{ops::RangeInclusive, time::Duration};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, sleep_until, timeout},
+};
+
+/// What a cluster manager may tell, milliseconds.
+const INTERVAL_MS: RangeInclusive<u64> = 50..=10_000;
+/// How long a goodbye may take.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// Sends heartbeats, as often as the active cluster manager asks for.
+#[derive(Debug)]
+pub struct Heart {
+    bus: Bus,
+    inbox: String,
+    every: watch::Receiver<Duration>,
+    last: Option<Instant>,
+    replies: AbortHandle,
+}
+
+impl Heart {
+    /// One that beats `every` so often until a cluster manager says otherwise; the first beat is due at once.
+    pub async fn new(bus: &Bus, every: Duration) -> Result<Self, BusError> {
+        let inbox = bus.client.new_inbox();
+        let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(|e| BusError::other("subscribe", e))?;
+        let (told, every) = watch::channel(every);
+        let replies = tokio::spawn(async move {
+            while let Some(answer) = answers.next().await {
+                // Empty when no cluster manager is there.
+                if let Ok(reply) = serde_json::from_slice::<JoinReply>(&answer.payload) {
+                    let (least, most) = (*INTERVAL_MS.start(), *INTERVAL_MS.end());
+                    let interval = Duration::from_millis(reply.heartbeat_ms.clamp(least, most));
+                    told.send_if_modified(|every| std::mem::replace(every, interval) != interval);
+                }
+            }
+        });
+        Ok(Self { bus: bus.clone(), inbox, every, last: None, replies: replies.abort_handle() })
+    }
+
+    /// Waits until the next beat is due. Cancel safe.
+    pub async fn due(&mut self) {
+        let Some(last) = self.last else { return };
+        loop {
+            let at = last + *self.every.borrow_and_update();
+            tokio::select! {
+                () = sleep_until(at) => return,
+                changed = self.every.changed() => if changed.is_err() {
+                    return sleep_until(at).await;
+                },
+            }
+        }
+    }
+
+    /// Sends a heartbeat, without waiting for the answer.
+    pub async fn beat(&mut self, join: &Join) {
+        self.last = Some(Instant::now());
+        let payload = serde_json::to_vec(join).unwrap_or_default();
+        let sent = self.bus.client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into()).await;
+        if let Err(error) = sent {
+            tracing::debug!(%error, "cannot send a heartbeat");
+        }
+    }
+
+    /// Says goodbye for the node of this heartbeat, so that nobody waits for the next one.
+    pub async fn leave(&self, join: &Join) {
+        let leave = Leave { node: join.node.clone(), kind: join.kind, incarnation: join.incarnation };
+        let said = async {
+            self.bus.publish(CLUSTER_LEAVE, serde_json::to_vec(&leave).unwrap_or_default()).await?;
+            self.bus.flush().await
+        };
+        match timeout(LEAVE, said).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "cannot say goodbye"),
+            Err(_) => tracing::debug!("cannot say goodbye in time"),
+        }
+    }
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        self.replies.abort();
+    }
+}

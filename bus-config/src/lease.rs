@@ -1,0 +1,194 @@
+//! The bucket of the cluster managers: their lease, and the index managers that were ever registered.
+//!
+//! A key-value bucket by its layout, but made as a stream: the client's own helper ties the lifetime of messages to delete
+//! markers, and cannot renew a message that has one.
+
+use crate::{connect::Bus, error::BusError};
+use async_nats::{
+    HeaderMap, header,
+    jetstream::{
+        context::{GetStreamErrorKind, PublishErrorKind},
+        stream::{Config, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream},
+    },
+};
+use futures_util::StreamExt;
+use highwater_schemas::{
+    api::Lease,
+    names,
+    subjects::{self, CLUSTER_LEASE, CLUSTER_STREAM},
+};
+use std::{error::Error, time::Duration};
+use tokio::time::timeout;
+
+const NO_STREAM: u64 = 10_059;
+const NO_MESSAGE: u64 = 10_037;
+/// The expected sequence is not the last: on one replica, and with several.
+const WRONG_SEQUENCE: [&str; 2] = ["10071", "10164"];
+const API_TIMEOUT: Duration = Duration::from_secs(2);
+/// Index managers that are read from the bucket, at most.
+const MOST_REGISTERED: usize = 1_024;
+
+/// How a write of the lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseWritten {
+    Done {
+        revision: u64,
+    },
+    /// The expected revision is not the last.
+    Conflict,
+    NoBucket,
+    /// It may have been written, or be written yet.
+    Unknown,
+}
+
+/// The bucket `hw_cluster`.
+#[derive(Debug, Clone)]
+pub struct ClusterBucket {
+    bus: Bus,
+    replicas: usize,
+}
+
+impl ClusterBucket {
+    pub fn new(bus: Bus, replicas: usize) -> Self {
+        Self { bus, replicas }
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            name: CLUSTER_STREAM.into(),
+            subjects: vec![subjects::kv_prefix("hw_cluster") + ">"],
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            allow_rollup: true,
+            allow_direct: true,
+            allow_message_ttl: true,
+            num_replicas: self.replicas,
+            ..Config::default()
+        }
+    }
+
+    /// Makes the bucket, or brings it to its definition. True when it was made.
+    pub async fn ensure(&self) -> Result<bool, BusError> {
+        let wanted = self.config();
+        let differs = |why: String| BusError::StreamDiffers { stream: CLUSTER_STREAM.into(), why };
+        match self.bus.js.get_stream(CLUSTER_STREAM).await {
+            Ok(stream) => {
+                let found = &stream.cached_info().config;
+                let same = found.subjects == wanted.subjects
+                    && found.max_messages_per_subject == wanted.max_messages_per_subject
+                    && found.allow_message_ttl
+                    && found.num_replicas == wanted.num_replicas;
+                if !same {
+                    self.bus.js.update_stream(wanted).await.map_err(|e| differs(e.to_string()))?;
+                }
+                Ok(false)
+            }
+            Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(j) if j.error_code().0 == NO_STREAM) => {
+                let made = self.bus.js.create_stream(wanted).await;
+                made.map(|_| true).map_err(|e| BusError::other("create stream", format!("{CLUSTER_STREAM}: {e}")))
+            }
+            Err(e) => Err(BusError::other("stream info", format!("{CLUSTER_STREAM}: {e}"))),
+        }
+    }
+
+    async fn stream(&self) -> Result<Stream<()>, BusError> {
+        self.bus.js.get_stream_no_info(CLUSTER_STREAM).await.map_err(|e| BusError::other("stream", e))
+    }
+
+    /// Revision and value of the lease, as the stream's leader has it; the value is None when it cannot be read.
+    ///
+    /// # Errors
+    /// [`BusError::NoStream`] when there is no bucket.
+    pub async fn read(&self) -> Result<Option<(u64, Option<Lease>)>, BusError> {
+        let stream = self.stream().await?;
+        let read = stream.get_last_raw_message_by_subject(CLUSTER_LEASE);
+        let found =
+            timeout(API_TIMEOUT, read).await.map_err(|_| BusError::Timeout { subject: CLUSTER_LEASE.into() })?;
+        match found {
+            Ok(message) => Ok(Some((message.sequence, serde_json::from_slice(&message.payload).ok()))),
+            Err(e) => match e.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(j) if j.error_code().0 == NO_MESSAGE => Ok(None),
+                LastRawMessageErrorKind::JetStream(j) if j.error_code().0 == NO_STREAM => {
+                    Err(BusError::NoStream(CLUSTER_STREAM.into()))
+                }
+                _ => Err(BusError::other("read the lease", e)),
+            },
+        }
+    }
+
+    /// Writes the lease if its revision is `expected`, 0 standing for none, and waits `patience` for the outcome.
+    pub async fn write(&self, lease: &Lease, expected: u64, patience: Duration) -> LeaseWritten {
+        let Ok(value) = serde_json::to_vec(lease) else { return LeaseWritten::Unknown };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string().as_str());
+        // Whole seconds, and never less than the holder counts on; with every renewal, else it would last for ever.
+        headers.insert(header::NATS_MESSAGE_TTL, format!("{}s", lease.lease_ms.div_ceil(1_000)).as_str());
+        let write = async {
+            match self.bus.js.publish_with_headers(CLUSTER_LEASE, headers, value.into()).await {
+                Ok(acknowledged) => acknowledged.await,
+                Err(e) => Err(e),
+            }
+        };
+        match timeout(patience, write).await {
+            Ok(Ok(ack)) if ack.stream == CLUSTER_STREAM => LeaseWritten::Done { revision: ack.sequence },
+            Ok(Ok(_)) => LeaseWritten::NoBucket,
+            Ok(Err(e)) => match e.kind() {
+                PublishErrorKind::WrongLastSequence => LeaseWritten::Conflict,
+                PublishErrorKind::StreamNotFound => LeaseWritten::NoBucket,
+                _ => {
+                    let why = e.source().map_or_else(|| e.to_string(), ToString::to_string);
+                    tracing::debug!(why, "the lease was not acknowledged");
+                    if WRONG_SEQUENCE.iter().any(|code| why.contains(code)) {
+                        LeaseWritten::Conflict
+                    } else {
+                        LeaseWritten::Unknown
+                    }
+                }
+            },
+            Err(_) => LeaseWritten::Unknown,
+        }
+    }
+
+    /// Removes the lease of this revision, so that nobody need wait for its end; one that is gone is fine.
+    pub async fn release(&self, revision: u64) -> Result<(), BusError> {
+        let stream = self.stream().await?;
+        let deleted = timeout(API_TIMEOUT, stream.delete_message(revision)).await;
+        match deleted {
+            Ok(done) => done.map(|_| ()).map_err(|e| BusError::other("release the lease", e)),
+            Err(_) => Err(BusError::Timeout { subject: CLUSTER_LEASE.into() }),
+        }
+    }
+
+    /// Remembers an index manager.
+    pub async fn register(&self, node: &str) -> Result<(), BusError> {
+        let subject = subjects::cluster_registered(node);
+        let write = async { self.bus.js.publish(subject.clone(), "{}".into()).await?.await };
+        match timeout(API_TIMEOUT, write).await {
+            Ok(done) => done.map(|_| ()).map_err(|e| BusError::other("register", e)),
+            Err(_) => Err(BusError::Timeout { subject }),
+        }
+    }
+
+    /// The index managers that are remembered.
+    pub async fn registered(&self) -> Result<Vec<String>, BusError> {
+        let prefix = subjects::cluster_registered("");
+        let failed = |e: &dyn std::fmt::Display| BusError::other("registered index managers", e);
+        let stream = self.stream().await?;
+        let listed = timeout(API_TIMEOUT, stream.info_with_subjects(format!("{prefix}>"))).await;
+        let mut listed = match listed {
+            Ok(listed) => listed.map_err(|e| failed(&e))?,
+            Err(_) => return Err(BusError::Timeout { subject: prefix }),
+        };
+        let mut nodes = Vec::new();
+        while let Ok(Some(next)) = timeout(API_TIMEOUT, listed.next()).await {
+            let (subject, _) = next.map_err(|e| failed(&e))?;
+            let node = subject.strip_prefix(&prefix).unwrap_or_default();
+            if names::check("node", node).is_ok() && nodes.len() < MOST_REGISTERED {
+                nodes.push(node.to_owned());
+            }
+        }
+        Ok(nodes)
+    }
+}

@@ -1,0 +1,403 @@
+//! Messages in, actions out.
+//!
+//! One task; what waits for an answer is done by short tasks of two sets, see the crate's head.
+
+use crate::{
+    config::Config,
+    core::{Action, Core, Event, Seen, Written},
+};
+use highwater_bus::{Bus, BusError, ClusterBucket, Endpoints, LeaseWritten, Reply, ServiceRequest, ServiceSpec};
+use highwater_schemas::{
+    ApiError,
+    api::{
+        self, Bootstrap, BootstrapReply, ClusterEvent, ClusterStatus, Join, JoinReply, Leave, ManagerStatus,
+        MasterReply, MembersReply, NodeKind, NodeStatus,
+    },
+    names, subjects,
+};
+use serde::de::DeserializeOwned;
+use std::time::{Duration, Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinSet,
+    time::timeout,
+};
+
+/// Tasks that wait for the bucket or for index managers. At this many, what can be asked again at the next heartbeat is not
+/// asked; looks at the lease and writes of it are one at a time anyway.
+const MOST_TASKS: usize = 1_024;
+/// Replies that wait for the master; further ones leave out what only the master knows.
+const MOST_ASKING: usize = 64;
+const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
+/// A master that does not answer in this time is not waited for.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long giving up the lease may take at the end.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// Why the cluster manager ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterManagerError {
+    /// A setting is out of its limits.
+    #[error("{0}")]
+    Config(String),
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error("{0} has ended")]
+    Ended(&'static str),
+}
+
+struct Shell {
+    config: Config,
+    bus: Bus,
+    bucket: ClusterBucket,
+    core: Core,
+    started: Instant,
+    /// What waits for an answer; each yields what is to be told to the core.
+    tasks: JoinSet<Option<Event>>,
+    asking: JoinSet<()>,
+    /// Damaged messages so far: the first is logged.
+    refused: u64,
+    /// Who was active and who coordinated when that was last logged.
+    said: (bool, String, u64),
+}
+
+/// Runs a cluster manager until `stop` turns true. `ready` hears when it takes part.
+pub async fn run(
+    config: Config,
+    bus: Bus,
+    ready: oneshot::Sender<()>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ClusterManagerError> {
+    config.check().map_err(ClusterManagerError::Config)?;
+    let bucket = ClusterBucket::new(bus.clone(), config.replicas);
+    bucket.ensure().await?;
+    let mut joins = bus.subscribe(subjects::CLUSTER_JOIN).await?;
+    let mut leaves = bus.subscribe(subjects::CLUSTER_LEAVE).await?;
+    let mut events = bus.subscribe(subjects::CLUSTER_EVENT).await?;
+    let mut cluster = bus.service(&cluster_spec()).await?;
+    let mut own = node_service(&bus, &config).await?;
+    bus.flush().await?;
+    let mut shell = Shell {
+        core: Core::new(config.clone(), 0),
+        config,
+        bus,
+        bucket,
+        started: Instant::now(),
+        tasks: JoinSet::new(),
+        asking: JoinSet::new(),
+        refused: 0,
+        said: (false, String::new(), 0),
+    };
+    tracing::info!(node = shell.config.node, "cluster manager ready");
+    let _ = ready.send(());
+    let ended = || ClusterManagerError::Ended("the connection to NATS");
+    loop {
+        let now = shell.now();
+        let wait = Duration::from_millis(shell.core.next_tick(now) - now);
+        if wait.is_zero() {
+            shell.handle(Event::Tick).await;
+            continue;
+        }
+        tokio::select! {
+            message = joins.next() => {
+                let message = message.ok_or_else(ended)?;
+                shell.join(&message.payload, message.reply.as_deref()).await;
+            }
+            message = leaves.next() => {
+                if let Some(leave) = shell.decode::<Leave>(&message.ok_or_else(ended)?.payload) {
+                    shell.handle(Event::Leave(leave)).await;
+                }
+            }
+            message = events.next() => {
+                if let Some(event) = shell.decode::<ClusterEvent>(&message.ok_or_else(ended)?.payload) {
+                    shell.handle(Event::Heard(event)).await;
+                }
+            }
+            request = cluster.next() => shell.cluster(request.ok_or_else(ended)?).await,
+            request = own.next() => shell.own(request.ok_or_else(ended)?).await,
+            Some(done) = shell.tasks.join_next() => {
+                if let Ok(Some(event)) = done {
+                    shell.handle(event).await;
+                }
+            }
+            Some(_) = shell.asking.join_next() => {}
+            () = tokio::time::sleep(wait) => shell.handle(Event::Tick).await,
+            _ = stop.wait_for(|stop| *stop) => break,
+        }
+    }
+    shell.stop().await;
+    Ok(())
+}
+
+fn cluster_spec() -> ServiceSpec {
+    let endpoint = |subject: &str| (subject.rsplit('.').next().unwrap_or_default().to_owned(), subject.to_owned());
+    let endpoints =
+        [subjects::CLUSTER_MEMBERS, subjects::CLUSTER_MASTER, subjects::CLUSTER_REPLICAS, subjects::CLUSTER_INDEXERS];
+    ServiceSpec {
+        name: subjects::CLUSTER_SERVICE.into(),
+        description: "Highwater's nodes, and which of them coordinates".into(),
+        endpoints: endpoints.map(endpoint).into(),
+        queue_group: Some(subjects::CLUSTER_SERVICE.into()),
+    }
+}
+
+async fn node_service(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
+    let endpoint = |verb: &str| (verb.to_owned(), subjects::node(&config.node, verb));
+    bus.service(&ServiceSpec {
+        name: "highwater-cluster-manager".into(),
+        description: "Highwater membership and election".into(),
+        endpoints: ["ping", "status"].map(endpoint).into(),
+        queue_group: None,
+    })
+    .await
+}
+
+impl Shell {
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn refuse(&mut self, why: &str) {
+        if self.refused == 0 {
+            tracing::warn!(why, "refused a message; further ones are only counted");
+        }
+        self.refused += 1;
+    }
+
+    fn decode<T: DeserializeOwned>(&mut self, payload: &[u8]) -> Option<T> {
+        // A list would be taken for an object's fields in order.
+        let object = payload.first() == Some(&b'{');
+        match serde_json::from_slice(payload) {
+            Ok(message) if object => Some(message),
+            Ok(_) => {
+                self.refuse("it is not a JSON object");
+                None
+            }
+            Err(error) => {
+                self.refuse(&error.to_string());
+                None
+            }
+        }
+    }
+
+    async fn join(&mut self, payload: &[u8], reply: Option<&str>) {
+        let Some(join) = self.decode::<Join>(payload) else { return };
+        if let Err(error) = names::check("node", &join.node) {
+            self.refuse(&error.message);
+            return;
+        }
+        self.handle(Event::Join(join)).await;
+        if let Some(reply) = reply.filter(|_| self.core.is_active(self.now())) {
+            let told =
+                JoinReply { cluster_manager: self.config.node.clone(), heartbeat_ms: self.config.heartbeat_ms() };
+            self.publish(reply, api::ok(&told)).await;
+        }
+    }
+
+    async fn publish(&self, subject: &str, payload: Vec<u8>) {
+        if let Err(error) = self.bus.publish(subject, payload).await {
+            tracing::debug!(subject, %error, "cannot publish");
+        }
+    }
+
+    /// Feeds an event and carries out what follows.
+    async fn handle(&mut self, event: Event) {
+        let now = self.now();
+        for action in self.core.handle(now, event) {
+            self.carry_out(action).await;
+        }
+        self.say(now);
+    }
+
+    /// Logs who is active and who coordinates, when that has changed.
+    fn say(&mut self, now: u64) {
+        let master = self.core.master(now).unwrap_or(api::Master { node: String::new(), term: 0 });
+        let active = self.core.is_active(now);
+        if (active, &master.node, master.term) != (self.said.0, &self.said.1, self.said.2) {
+            tracing::info!(active, master = master.node, term = master.term, "cluster");
+            self.said = (active, master.node, master.term);
+        }
+    }
+
+    async fn carry_out(&mut self, action: Action) {
+        let (bucket, bus) = (self.bucket.clone(), self.bus.clone());
+        let crowded = self.tasks.len() >= MOST_TASKS;
+        match action {
+            Action::Beat(join) => {
+                self.publish(subjects::CLUSTER_JOIN, serde_json::to_vec(&join).unwrap_or_default()).await;
+            }
+            Action::Publish(event) => {
+                self.publish(subjects::CLUSTER_EVENT, serde_json::to_vec(&event).unwrap_or_default()).await;
+            }
+            Action::ReadLease => {
+                self.tasks.spawn(async move { Some(Event::LeaseSeen(look(&bucket).await)) });
+            }
+            Action::WriteLease { lease, expected } => {
+                let (sent_at, patience) = (self.now(), self.config.lease / 3);
+                self.tasks.spawn(async move {
+                    let outcome = match bucket.write(&lease, expected, patience).await {
+                        LeaseWritten::Done { revision } => Written::Done { revision },
+                        LeaseWritten::Conflict => Written::Conflict,
+                        LeaseWritten::NoBucket => Written::NoBucket,
+                        LeaseWritten::Unknown => Written::Unknown,
+                    };
+                    Some(Event::LeaseWritten { sent_at, outcome })
+                });
+            }
+            Action::ReleaseLease { revision } => {
+                self.tasks.spawn(async move {
+                    if let Err(error) = bucket.release(revision).await {
+                        tracing::debug!(%error, "the lease runs out by itself");
+                    }
+                    None
+                });
+            }
+            Action::MakeBucket => {
+                self.tasks.spawn(async move {
+                    match bucket.ensure().await {
+                        Ok(true) => Some(Event::BucketMade),
+                        Ok(false) => None,
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot make the bucket of the lease");
+                            None
+                        }
+                    }
+                });
+            }
+            Action::Register { node } if crowded => {
+                // Said again at the next heartbeat.
+                let event = Event::NotRegistered { node };
+                self.tasks.spawn(std::future::ready(Some(event)));
+            }
+            Action::Register { node } => {
+                self.tasks.spawn(async move {
+                    let outcome = bucket.register(&node).await;
+                    outcome.err().map(|error| {
+                        tracing::debug!(node, %error, "cannot remember the index manager yet");
+                        Event::NotRegistered { node }
+                    })
+                });
+            }
+            Action::ListRegistered | Action::Nominate { .. } if crowded => {}
+            Action::ListRegistered => {
+                self.tasks.spawn(async move { bucket.registered().await.ok().map(Event::Registered) });
+            }
+            Action::Nominate { to, bootstrap } => {
+                self.tasks.spawn(async move {
+                    let term = bootstrap.term;
+                    let reply = nominate(&bus, &to, &bootstrap).await;
+                    Some(Event::BootstrapAnswered { node: to, term, reply })
+                });
+            }
+        }
+    }
+
+    async fn cluster(&mut self, request: ServiceRequest) {
+        if let Err(error) = api::parse::<api::Empty>(&request.payload) {
+            request.respond(Err(error)).await;
+            return;
+        }
+        let now = self.now();
+        let status = self.core.status(now);
+        let of_kind =
+            |kind| MembersReply { members: status.members.iter().filter(|m| m.kind == kind).cloned().collect() };
+        match request.subject.as_str() {
+            subjects::CLUSTER_MASTER => {
+                let reply = MasterReply { master: self.core.master(now) };
+                request.respond(Ok(api::ok(&reply))).await;
+            }
+            subjects::CLUSTER_REPLICAS => request.respond(Ok(api::ok(&of_kind(NodeKind::Coordinator)))).await,
+            subjects::CLUSTER_INDEXERS => request.respond(Ok(api::ok(&of_kind(NodeKind::Indexer)))).await,
+            _ if status.coordinator.is_empty() || self.asking.len() >= MOST_ASKING => {
+                request.respond(Ok(api::ok(&status))).await;
+            }
+            _ => {
+                let bus = self.bus.clone();
+                self.asking.spawn(async move {
+                    let status = with_master(&bus, status).await;
+                    request.respond(Ok(api::ok(&status))).await;
+                });
+            }
+        }
+    }
+
+    async fn own(&self, request: ServiceRequest) {
+        let status = NodeStatus {
+            node: self.config.node.clone(),
+            kind: NodeKind::ClusterManager,
+            slices: Vec::new(),
+            refused_messages: self.refused,
+            unindexed: Vec::new(),
+        };
+        let answer: Result<Vec<u8>, ApiError> = match request.subject.rsplit('.').next() {
+            Some("status") => Ok(api::ok(&status)),
+            _ => Ok(api::ok(&api::Empty {})),
+        };
+        request.respond(answer).await;
+    }
+
+    /// Lets go of the lease, then says goodbye: standbys look at the lease when they hear it.
+    async fn stop(&mut self) {
+        let released = async {
+            self.handle(Event::Stop).await;
+            while let Some(done) = self.tasks.join_next().await {
+                if let Ok(Some(event @ Event::LeaseWritten { .. })) = done {
+                    self.handle(event).await;
+                }
+            }
+        };
+        if timeout(RELEASE, released).await.is_err() {
+            tracing::debug!("the lease runs out by itself");
+        }
+        let leave = Leave {
+            node: self.config.node.clone(),
+            kind: NodeKind::ClusterManager,
+            incarnation: self.config.incarnation,
+        };
+        self.publish(subjects::CLUSTER_LEAVE, serde_json::to_vec(&leave).unwrap_or_default()).await;
+        let _ = timeout(RELEASE, self.bus.flush()).await;
+    }
+}
+
+async fn look(bucket: &ClusterBucket) -> Seen {
+    match bucket.read().await {
+        Ok(None) => Seen::Missing,
+        Ok(Some((revision, lease))) => Seen::Held { revision, lease },
+        Err(BusError::NoStream(_)) => Seen::NoBucket,
+        Err(error) => {
+            tracing::debug!(%error, "cannot look at the lease");
+            Seen::Failed
+        }
+    }
+}
+
+async fn nominate(bus: &Bus, to: &str, bootstrap: &Bootstrap) -> Option<BootstrapReply> {
+    let payload = serde_json::to_vec(bootstrap).ok()?;
+    let reply = bus.request(&subjects::node(to, "bootstrap"), payload, BOOTSTRAP_TIMEOUT).await;
+    match reply {
+        Ok(reply) => read(&reply),
+        Err(error) => {
+            tracing::debug!(to, %error, "no answer to the bootstrap");
+            None
+        }
+    }
+}
+
+/// What only the master knows, when it answers in time.
+async fn with_master(bus: &Bus, mut status: ClusterStatus) -> ClusterStatus {
+    let subject = subjects::node(&status.coordinator, "status");
+    if let Ok(reply) = bus.request(&subject, b"{}".to_vec(), STATUS_TIMEOUT).await
+        && let Some(master) = read::<ManagerStatus>(&reply)
+    {
+        status.version = status.version.max(master.report.version);
+        status.bootstrap = master.bootstrap;
+        status.buckets = master.buckets;
+    }
+    status
+}
+
+/// A reply, unless it is an error or damaged.
+fn read<T: DeserializeOwned>(reply: &Reply) -> Option<T> {
+    let value = api::reply(&reply.payload).ok()?;
+    serde_json::from_value(value).ok()
+}
