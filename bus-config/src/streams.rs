@@ -45,6 +45,14 @@ impl StreamSpec {
             replicas,
         }
     }
+    /// A topic that people made: as the mutation topic.
+    pub fn topic(bucket: &str, topic: &str, replicas: usize) -> Self {
+        Self {
+            name: subjects::topic_stream(bucket, topic),
+            subject: format!("hw.topic.{bucket}.{topic}.*"),
+            ..Self::mutation(bucket, replicas)
+        }
+    }
     /// Catchup sessions: bounded in bytes, refuses when full.
     pub fn catchup(bucket: &str, replicas: usize) -> Self {
         Self {

@@ -44,6 +44,8 @@ codes! {
     IndexExists = "index_exists", 409, false, "An index of this name exists on the bucket.";
     IndexNotActive = "index_not_active", 409, true, "The index is not built yet; the message gives its progress.";
     IndexFailed = "index_failed", 500, false, "The index is in error; the message gives the reason.";
+    TopicNotFound = "topic_not_found", 404, false, "There is no such topic or subscription on the bucket.";
+    TopicExists = "topic_exists", 409, false, "A topic of this name exists on the bucket, or is built in.";
     NotSupported = "not_supported", 501, false, "This version does not do that.";
     SnapshotExpired = "snapshot_expired", 410, true, "The stability timestamp asked for is no longer held; start again without it.";
     Timeout = "timeout", 504, true, "The answer was not ready in time.";

@@ -50,6 +50,14 @@ pub fn mutation_stream(bucket: &str) -> String {
 pub fn mutation(bucket: &str, node: &str) -> String {
     format!("hw.mutation.{bucket}.{node}")
 }
+/// The stream of a topic that people made.
+pub fn topic_stream(bucket: &str, topic: &str) -> String {
+    // Neither name has a dot, and a stream's name may not have one: the length tells where the bucket's ends.
+    format!("HW_TOPIC_{}_{bucket}_{topic}", bucket.len())
+}
+pub fn topic(bucket: &str, topic: &str, subscriber: &str) -> String {
+    format!("hw.topic.{bucket}.{topic}.{subscriber}")
+}
 pub fn catchup_stream(bucket: &str) -> String {
     format!("HW_CATCHUP_{bucket}")
 }

@@ -65,6 +65,7 @@ fn context() -> StateContext {
         topology: 1,
         sessions: BTreeMap::new(),
         numbers_below: 1,
+        topics: std::collections::BTreeMap::new(),
         history: Vec::new(),
         declared: 1,
     };

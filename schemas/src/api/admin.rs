@@ -106,3 +106,66 @@ pub struct Assign {
     pub index: u32,
     pub partitions: u32,
 }
+
+/// `hw.admin.topic.create` and `.delete`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TopicRequest {
+    pub bucket: String,
+    pub topic: String,
+}
+
+/// `hw.admin.topic.subscribe`: to a topic that was created, or to `mutation`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Subscribe {
+    pub bucket: String,
+    pub topic: String,
+    pub subscriber: String,
+    /// A condition over bucket, vbucket, index and partition; none: everything.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub predicate: String,
+}
+
+/// `hw.admin.topic.unsubscribe`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unsubscribe {
+    pub bucket: String,
+    pub topic: String,
+    pub subscriber: String,
+}
+
+/// `hw.admin.topic.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TopicListRequest {
+    /// None: of all buckets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+}
+
+/// One topic of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TopicSummary {
+    pub bucket: String,
+    pub topic: String,
+    /// mutation, catchup or custom.
+    pub kind: String,
+    /// The stream that holds it.
+    pub stream: String,
+    pub subscriptions: Vec<crate::state::SubscriptionView>,
+}
+
+/// Reply of `hw.admin.topic.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TopicList {
+    pub topics: Vec<TopicSummary>,
+}
+
+/// Reply of `hw.admin.topic.subscribe`: where the subscriber reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SubscribeReply {
+    pub stream: String,
+    pub subject: String,
+}

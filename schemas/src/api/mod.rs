@@ -10,7 +10,8 @@ mod query;
 
 pub use admin::{
     Assign, BucketAdd, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
-    IndexesReply, StateHistory, StateHistoryReply, StateReply,
+    IndexesReply, StateHistory, StateHistoryReply, StateReply, Subscribe, SubscribeReply, TopicList, TopicListRequest,
+    TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
     Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Lease, Leave,

@@ -5,11 +5,11 @@ use super::{
     image::{self, IndexImage},
     packing,
     record::{Change, PlacedIndex, Record, SessionVb, SliceName},
+    topic::{Subscription, Topic},
 };
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, CompiledIndex},
-    lane::Routes,
     timestamp::{Position, StabilityTimestamp},
 };
 use serde::{Deserialize, Serialize};
@@ -130,6 +130,9 @@ pub struct Bucket {
     pub sessions: BTreeMap<u64, Session>,
     /// ST numbers below this one may have been used.
     pub numbers_below: u64,
+    /// Topics that people made, and what they subscribed to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, Topic>,
     /// Oldest first.
     pub history: Vec<StabilityTimestamp>,
     /// The version of the record that declared it: tells a bucket from a later one of the same name.
@@ -143,17 +146,6 @@ impl Bucket {
     /// The indexes whose slices exist, with their numbers.
     pub fn live_indexes(&self) -> impl Iterator<Item = (u32, &Index)> {
         self.indexes.iter().filter(|(_, i)| i.topology > 0).map(|(n, i)| (*n, i))
-    }
-    /// Who gets which entries under the present topology.
-    pub fn routes(&self) -> Routes {
-        let mut routes = Routes { topology: self.topology, ..Routes::default() };
-        for (number, index) in self.live_indexes() {
-            let n = index.placed.hosts.len() as u32;
-            for (partition, node) in index.placed.hosts.iter().enumerate() {
-                routes.nodes.entry(node.clone()).or_default().push((number, partition as u32, n));
-            }
-        }
-        routes
     }
 }
 
@@ -366,6 +358,7 @@ impl StateContext {
                     topology: version,
                     sessions: BTreeMap::new(),
                     numbers_below: 1,
+                    topics: BTreeMap::new(),
                     history: Vec::new(),
                     declared: version,
                 };
@@ -447,6 +440,27 @@ impl StateContext {
             }
             Change::SessionClosed { bucket, session } => {
                 self.bucket(version, bucket)?.sessions.remove(session);
+            }
+            Change::TopicCreated { bucket, topic } => {
+                self.bucket(version, bucket)?.topics.entry(topic.clone()).or_default();
+            }
+            Change::TopicDeleted { bucket, topic } => {
+                let entry = self.bucket(version, bucket)?;
+                entry.topics.remove(topic);
+                entry.topology = version;
+            }
+            Change::Subscribed { bucket, topic, subscriber, predicate } => {
+                let entry = self.bucket(version, bucket)?;
+                entry.topology = version;
+                let subscription = Subscription { predicate: predicate.clone() };
+                entry.topics.entry(topic.clone()).or_default().subscriptions.insert(subscriber.clone(), subscription);
+            }
+            Change::Unsubscribed { bucket, topic, subscriber } => {
+                let entry = self.bucket(version, bucket)?;
+                entry.topology = version;
+                if let Some(topic) = entry.topics.get_mut(topic) {
+                    topic.subscriptions.remove(subscriber);
+                }
             }
             // Taken whole before.
             Change::Snapshot { .. } => {}

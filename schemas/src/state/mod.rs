@@ -7,6 +7,7 @@
 //! # Layout
 //! - `record`: one change; `packing`: how it travels
 //! - `context`: what the changes add up to; `image`: how that is written
+//! - `topic`: who gets which key versions
 
 mod context;
 mod image;
@@ -14,12 +15,15 @@ mod packing;
 mod record;
 #[cfg(test)]
 mod tests;
+mod topic;
 
 pub use context::{
     Bucket, Concerns, Failover, Index, IndexState, NodeEntry, Offered, Session, StateContext, StateError, Vbucket,
 };
 pub use packing::{pack, unpack};
 pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};
+
+pub use topic::{MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, Subscription, SubscriptionView, Topic};
 
 /// The format of records that this version writes and reads.
 pub const FORMAT: u32 = 2;

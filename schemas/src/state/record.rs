@@ -125,6 +125,26 @@ pub enum Change {
         bucket: String,
         session: u64,
     },
+    TopicCreated {
+        bucket: String,
+        topic: String,
+    },
+    TopicDeleted {
+        bucket: String,
+        topic: String,
+    },
+    /// From the next batch on a subscriber gets what its predicate wants.
+    Subscribed {
+        bucket: String,
+        topic: String,
+        subscriber: String,
+        predicate: String,
+    },
+    Unsubscribed {
+        bucket: String,
+        topic: String,
+        subscriber: String,
+    },
     /// ST numbers below this one may be used.
     NumbersReserved {
         bucket: String,
@@ -183,6 +203,10 @@ impl Change {
             | Self::IndexDropped { bucket, .. }
             | Self::SessionOpened { bucket, .. }
             | Self::SessionClosed { bucket, .. }
+            | Self::TopicCreated { bucket, .. }
+            | Self::TopicDeleted { bucket, .. }
+            | Self::Subscribed { bucket, .. }
+            | Self::Unsubscribed { bucket, .. }
             | Self::NumbersReserved { bucket, .. }
             | Self::Persisted { bucket, .. } => Some(bucket),
         }

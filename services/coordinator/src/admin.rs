@@ -30,6 +30,11 @@ pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> 
         "index.create" => Ddl::IndexCreate(api::parse(payload)?),
         "index.build" => Ddl::IndexBuild(api::parse(payload)?),
         "index.drop" => Ddl::IndexDrop(api::parse(payload)?),
+        "topic.create" => Ddl::TopicCreate(api::parse(payload)?),
+        "topic.delete" => Ddl::TopicDelete(api::parse(payload)?),
+        "topic.subscribe" => Ddl::TopicSubscribe(api::parse(payload)?),
+        "topic.unsubscribe" => Ddl::TopicUnsubscribe(api::parse(payload)?),
+        "topic.list" => Ddl::TopicList(api::parse(payload)?),
         "state.get" => {
             api::parse::<api::Empty>(payload)?;
             return Ok(Admin::StateGet);

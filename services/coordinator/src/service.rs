@@ -10,7 +10,7 @@ use crate::{
     topics,
 };
 use highwater_bus::{
-    Appended, Bus, BusError, Endpoints, Followed, ServiceRequest, ServiceSpec, StateFollower, StateLog,
+    Appended, Bus, BusError, Endpoints, Followed, ServiceRequest, ServiceSpec, StateFollower, StateLog, StreamSpec,
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
@@ -298,8 +298,12 @@ impl Shell {
                 let subject = subjects::stability(&stability.bucket);
                 self.bus.publish(&subject, wire::encode(&stability)).await?;
             }
-            core::Action::EnsureStreams { job, bucket } => self.spawn(async move {
-                let outcome = topics::ensure(&bus, &bucket, replicas).await.map_err(|e| e.to_string());
+            core::Action::EnsureStreams { job, bucket, topic } => self.spawn(async move {
+                let made = match topic {
+                    None => topics::ensure(&bus, &bucket, replicas).await,
+                    Some(topic) => bus.ensure_stream(&StreamSpec::topic(&bucket, &topic, replicas)).await,
+                };
+                let outcome = made.map_err(|e| e.to_string());
                 Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
             }),
             core::Action::Assign { job, node, bucket, index, partitions } => self.spawn(async move {
@@ -316,11 +320,9 @@ impl Shell {
                     Event::Lead(core::Event::TopicsChecked(outcome))
                 });
             }
-            core::Action::DeleteStreams { bucket } => {
-                for stream in [subjects::mutation_stream(&bucket), subjects::catchup_stream(&bucket)] {
-                    if let Err(error) = self.bus.delete_stream(&stream).await {
-                        tracing::warn!(stream, %error, "cannot delete");
-                    }
+            core::Action::DeleteStream { stream } => {
+                if let Err(error) = self.bus.delete_stream(&stream).await {
+                    tracing::warn!(stream, %error, "cannot delete");
                 }
             }
             core::Action::PurgeSession { bucket, session } => {

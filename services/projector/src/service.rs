@@ -151,7 +151,7 @@ impl Shell {
                     generation: vbucket.generation,
                     session,
                 };
-                wanted.insert(key(0), live_plan(bucket));
+                wanted.insert(key(0), live_plan(bucket, vb));
                 for session in bucket.sessions.values() {
                     if session.vbs.get(vb).is_some_and(|s| s.generation == vbucket.generation) {
                         wanted.insert(key(session.id), session_plan(bucket, session));
@@ -264,9 +264,9 @@ impl Shell {
     }
 }
 
-fn live_plan(bucket: &Bucket) -> Arc<Plan> {
+fn live_plan(bucket: &Bucket, vb: usize) -> Arc<Plan> {
     Arc::new(Plan {
-        routes: Arc::new(bucket.routes()),
+        routes: Arc::new(bucket.routes(vb)),
         indexes: bucket.live_indexes().map(|(n, i)| (n, i.compiled.clone())).collect(),
         // Every session needs a place in the live chain to merge at.
         anchor: bucket.sessions.keys().next_back().copied().unwrap_or(0),

@@ -76,6 +76,7 @@ impl Packer {
             self.open = vec![KeyVersions::default(); self.routes.nodes.len()];
         }
         if let [(_, hosted)] = self.routes.nodes.iter().collect::<Vec<_>>().as_slice()
+            && !hosted.is_empty()
             && hosted.iter().all(|(_, _, partitions)| *partitions == 1)
         {
             // One node hosts everything: nothing to pick apart.

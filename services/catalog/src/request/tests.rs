@@ -47,6 +47,7 @@ fn bucket(streams: &[&str]) -> Bucket {
         topology: 1,
         sessions: BTreeMap::new(),
         numbers_below: 1,
+        topics: std::collections::BTreeMap::new(),
         history: Vec::new(),
         declared: 1,
     }

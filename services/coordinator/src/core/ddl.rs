@@ -5,11 +5,12 @@ use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
         BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply,
-        NodeKind,
+        NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
     },
     definition::{BucketDefinition, IndexDefinition},
     names,
     state::{Bucket, Change, Index, IndexState, PlacedIndex},
+    subjects,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +26,11 @@ pub enum Ddl {
     IndexCreate(IndexDefinition),
     IndexBuild(IndexBuild),
     IndexDrop(IndexDrop),
+    TopicCreate(TopicRequest),
+    TopicDelete(TopicRequest),
+    TopicSubscribe(Subscribe),
+    TopicUnsubscribe(Unsubscribe),
+    TopicList(TopicListRequest),
 }
 
 impl Ddl {
@@ -65,6 +71,11 @@ impl Core {
             Ddl::BucketList => json(&self.bucket_list()),
             Ddl::IndexBuild(request) => self.index_build(&request, out)?,
             Ddl::IndexDrop(request) => self.index_drop(&request, out)?,
+            Ddl::TopicCreate(request) => return self.topic_create(token, request, out),
+            Ddl::TopicDelete(request) => self.topic_delete(&request, out)?,
+            Ddl::TopicSubscribe(request) => self.subscribe(&request, out)?,
+            Ddl::TopicUnsubscribe(request) => self.unsubscribe(&request, out)?,
+            Ddl::TopicList(request) => self.topic_list(&request)?,
         };
         out.push(Action::Reply { token, answer: Ok(answer) });
         Ok(())
@@ -97,7 +108,9 @@ impl Core {
             ));
         }
         out.push(Action::Append(Change::BucketRemoved { bucket: request.name.clone() }));
-        out.push(Action::DeleteStreams { bucket: request.name.clone() });
+        let topics = bucket.topics.keys().map(|topic| subjects::topic_stream(&request.name, topic));
+        let streams = [subjects::mutation_stream(&request.name), subjects::catchup_stream(&request.name)];
+        out.extend(streams.into_iter().chain(topics).map(|stream| Action::DeleteStream { stream }));
         Ok(json(&Empty {}))
     }
 
@@ -223,7 +236,7 @@ impl Core {
         Ok(json(&IndexReply { index }))
     }
 
-    fn bucket(&self, name: &str) -> Result<&Bucket, ApiError> {
+    pub(super) fn bucket(&self, name: &str) -> Result<&Bucket, ApiError> {
         names::check("bucket", name)?;
         self.context
             .buckets

@@ -4,6 +4,7 @@
 use super::{Action, Core, Token, ddl};
 use highwater_schemas::{
     ApiError, ErrorCode,
+    api::TopicRequest,
     definition::{BucketDefinition, IndexDefinition},
     state::{Change, IndexState},
 };
@@ -20,6 +21,8 @@ pub type Job = u64;
 enum Stage {
     /// The topics of a bucket that is to be declared.
     Streams { definition: BucketDefinition, starts: Vec<u64>, then: Option<IndexDefinition> },
+    /// The stream of a topic that is to be created.
+    Topic(TopicRequest),
     /// The hosts of an index.
     Hosts { bucket: String, index: u32, waiting: BTreeSet<String> },
 }
@@ -70,7 +73,36 @@ impl Core {
     ) {
         let bucket = definition.name.clone();
         let job = self.jobs.begin(Some(token), Stage::Streams { definition, starts, then });
-        out.push(Action::EnsureStreams { job, bucket });
+        out.push(Action::EnsureStreams { job, bucket, topic: None });
+    }
+
+    /// Creates a topic.
+    pub(super) fn topic_create(
+        &mut self,
+        token: Token,
+        request: TopicRequest,
+        out: &mut Vec<Action>,
+    ) -> Result<(), ApiError> {
+        self.check_topic(&request)?;
+        let (bucket, topic) = (request.bucket.clone(), Some(request.topic.clone()));
+        let job = self.jobs.begin(Some(token), Stage::Topic(request));
+        out.push(Action::EnsureStreams { job, bucket, topic });
+        Ok(())
+    }
+
+    fn topic_made(
+        &self,
+        request: &TopicRequest,
+        made: Result<(), String>,
+        out: &mut Vec<Action>,
+    ) -> Result<Value, ApiError> {
+        let stream = || format!("stream of topic {} of bucket {}", request.topic, request.bucket);
+        made.map_err(|why| ApiError::new(ErrorCode::Internal, format!("{}: {why}", stream())))?;
+        // Someone else may have made it meanwhile.
+        self.check_topic(request)?;
+        let TopicRequest { bucket, topic } = request.clone();
+        out.push(Action::Append(Change::TopicCreated { bucket, topic }));
+        Ok(Value::Object(serde_json::Map::new()))
     }
 
     pub(super) fn streams_ensured(
@@ -80,10 +112,16 @@ impl Core {
         random: u64,
         out: &mut Vec<Action>,
     ) {
-        let Some(Under { token: Some(token), stage: Stage::Streams { definition, starts, then } }) =
-            self.jobs.open.remove(&job)
-        else {
-            return;
+        let (token, definition, starts, then) = match self.jobs.open.remove(&job) {
+            Some(Under { token: Some(token), stage: Stage::Streams { definition, starts, then } }) => {
+                (token, definition, starts, then)
+            }
+            Some(Under { token: Some(token), stage: Stage::Topic(request) }) => {
+                let answer = self.topic_made(&request, outcome, out);
+                out.push(Action::Reply { token, answer });
+                return;
+            }
+            _ => return,
         };
         if let Err(why) = outcome {
             let message = format!("streams of bucket {}: {why}", definition.name);

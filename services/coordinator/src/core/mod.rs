@@ -4,6 +4,7 @@
 //! - `ddl`: requests are checked; `jobs`: those that take several steps
 //! - `members`: who is there, and what they report; `owners`: who reads which vbucket; `sessions`: catchups and builds
 //! - `stability`: stability and persistence timestamps
+//! - `topics`: topics that people make and subscribe to
 //! - `bootstrap`: the steps from nomination to service
 //! - `status`: what people see
 
@@ -17,6 +18,7 @@ mod stability;
 mod status;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 pub use bootstrap::Bootstrapping;
 pub use ddl::{Ddl, Probe};
@@ -26,7 +28,7 @@ use crate::config::Config;
 use highwater_schemas::{
     ApiError,
     api::{ClusterEvent, Join},
-    state::{Change, Offered, StateContext, StateError},
+    state::{Change, MUTATION, Offered, StateContext, StateError},
     wire::{HighWatermark, Stability, Sync},
 };
 use jobs::Jobs;
@@ -89,6 +91,8 @@ pub enum Action {
     EnsureStreams {
         job: Job,
         bucket: String,
+        /// Only that of this topic; none: those of a new bucket.
+        topic: Option<String>,
     },
     /// Ask a host whether it can take partitions of an index.
     Assign {
@@ -98,18 +102,28 @@ pub enum Action {
         index: u32,
         partitions: u32,
     },
-    /// The topics of these buckets with these open sessions must exist, and nothing else of them.
+    /// The topics of these buckets must exist, and nothing else of them.
     CheckTopics {
-        buckets: Vec<(String, Vec<u64>)>,
+        buckets: Vec<Wanted>,
     },
-    DeleteStreams {
-        bucket: String,
+    DeleteStream {
+        stream: String,
     },
     /// A session is over: its messages can go.
     PurgeSession {
         bucket: String,
         session: u64,
     },
+}
+
+/// What there must be of a bucket's topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub bucket: String,
+    /// Open sessions.
+    pub sessions: Vec<u64>,
+    /// Topics that people made.
+    pub topics: Vec<String>,
 }
 
 /// The state machine.
@@ -222,9 +236,12 @@ impl Core {
     fn check_topics(&mut self, now: u64, out: &mut Vec<Action>) {
         if self.topics_due.is_some_and(|due| due <= now) {
             self.topics_due = None;
-            let sessions = |b: &highwater_schemas::state::Bucket| b.sessions.keys().copied().collect();
-            let buckets = self.context.buckets.iter().map(|(name, b)| (name.clone(), sessions(b))).collect();
-            out.push(Action::CheckTopics { buckets });
+            let wanted = self.context.buckets.iter().map(|(name, b)| Wanted {
+                bucket: name.clone(),
+                sessions: b.sessions.keys().copied().collect(),
+                topics: b.topics.keys().filter(|t| *t != MUTATION).cloned().collect(),
+            });
+            out.push(Action::CheckTopics { buckets: wanted.collect() });
         }
     }
 

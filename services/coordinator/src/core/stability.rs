@@ -198,10 +198,9 @@ impl Core {
         };
         entry.durable.insert(hwt.node.clone(), hwt.durable);
         let Some(marked) = &entry.unconfirmed else { return };
-        let hosts = bucket.routes();
         let alive =
-            |node: &&String| self.context.nodes.get(&(NodeKind::Indexer, (*node).clone())).is_some_and(|e| !e.gone);
-        let live: Vec<&String> = hosts.nodes.keys().filter(alive).collect();
+            |node: &&str| self.context.nodes.get(&(NodeKind::Indexer, (*node).to_owned())).is_some_and(|e| !e.gone);
+        let live: Vec<&str> = bucket.hosts().into_iter().filter(alive).collect();
         if !live.is_empty() && live.iter().all(|node| entry.durable.get(*node).is_some_and(|n| *n >= marked.number)) {
             out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.clone() }));
             entry.unconfirmed = None;

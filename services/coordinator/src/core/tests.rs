@@ -62,7 +62,7 @@ impl Driver {
                         next.push_back(Event::Assigned { job, node, outcome });
                     }
                     Action::CheckTopics { .. } => next.push_back(Event::TopicsChecked(Ok(()))),
-                    Action::DeleteStreams { .. } | Action::PurgeSession { .. } => {}
+                    Action::DeleteStream { .. } | Action::PurgeSession { .. } => {}
                 }
             }
             if appended || self.core.urgent {
