@@ -81,7 +81,7 @@ impl Cluster {
 
     /// The command that runs a node here: `highwater <service> --node-id … --data-dir … --nats-url …`.
     pub fn command(&self, node: &str) -> Result<Command> {
-        let service = node.split_once('-').map_or(node, |(service, _)| service);
+        let service = node.rsplit_once('-').map_or(node, |(service, _)| service);
         let data = self.data_dir(node);
         fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut command = Command::new(binaries::highwater()?);

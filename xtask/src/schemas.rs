@@ -82,6 +82,8 @@ fn types() -> Vec<(&'static str, &'static str, schemars::Schema)> {
         ("query.describe.request", "hw.query.describe", of::<api::Describe>()),
         ("query.describe.reply", "reply of hw.query.describe", of::<api::DescribeReply>()),
         ("cluster.members.reply", "reply of hw.cluster.members", of::<api::ClusterStatus>()),
+        ("cluster.master.reply", "reply of hw.cluster.master", of::<api::MasterReply>()),
+        ("cluster.nodes.reply", "reply of hw.cluster.replicas and .indexers", of::<api::MembersReply>()),
         ("node.verify.request", "hw.node.<id>.verify", of::<api::NodeVerifyRequest>()),
         ("node.verify.reply", "reply of hw.node.<id>.verify", of::<api::NodeVerify>()),
         ("node.dump.request", "hw.node.<id>.dump", of::<api::NodeDumpRequest>()),

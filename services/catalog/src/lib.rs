@@ -18,10 +18,9 @@
 //! # Tasks and limits
 //! | task | does | ends |
 //! |---|---|---|
-//! | the caller's, in [`run`] | takes requests, refuses above [`Config::in_flight`] | at `stop`, after up to 5 s for those in flight |
+//! | the caller's, in [`run`] | takes requests, refuses above [`Config::in_flight`]; sends heartbeats | at `stop`, after up to 5 s for those in flight |
 //! | follower | applies `HW_STATE` to the core | with `run`; an error of the log ends `run` |
 //! | listener | takes stability timestamps and nodes' reports | with `run` |
-//! | heartbeat | joins the cluster again and again | with `run` |
 //! | one per request, at most [`Config::in_flight`] (256) | answers it | by its own deadline |
 //!
 //! The core stands behind a mutex that is never held across an await. One `watch` channel (capacity 1, the newest counts) tells

@@ -2,10 +2,10 @@
 
 use crate::{CatalogError, Config, core::Core, list, scan, stats::Highest};
 use futures_util::FutureExt as _;
-use highwater_bus::{Bus, Followed, ServiceRequest, ServiceSpec, Subscription};
+use highwater_bus::{Bus, Followed, Heart, ServiceRequest, ServiceSpec, Subscription};
 use highwater_schemas::{
     ApiError, ErrorCode, api,
-    api::{Join, JoinReply, Master, NodeKind},
+    api::{Join, Master, NodeKind},
     subjects,
     wire::{self, HighWatermark, Stability},
 };
@@ -17,15 +17,13 @@ use std::{
 use tokio::{
     sync::{Semaphore, oneshot, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 /// Requests in flight get this long at the end.
 const DRAIN: Duration = Duration::from_secs(5);
-const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often to join until a coordinator says otherwise, and the limits of what it may say.
+/// How often to join until a cluster manager says otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-const HEARTBEAT_LIMITS: (u64, u64) = (50, 10_000);
 
 /// Answers that nodes may have on the way to this catalog, KiB. The server drops a connection that is 64 MiB behind.
 pub const EXPECTED_KIB: usize = 24 * 1_024;
@@ -96,17 +94,27 @@ pub async fn run(
     }
     let mut queries = bus.service(&query_spec()).await?;
     let mut admin = bus.service(&admin_spec()).await?;
+    let mut pings = bus.service(&node_spec(&shared.config.node)).await?;
     bus.flush().await?;
-    tasks.spawn(heartbeat(Arc::clone(&shared), instance));
+    let mut heart = Heart::new(&bus, HEARTBEAT).await?;
+    let join = Join::new(NodeKind::Catalog, &shared.config.node, instance);
     tracing::info!(node = shared.config.node, "catalog ready");
     // Whoever started us may not care.
     let _ = ready.send(());
     loop {
         let request = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = stop.changed() => break,
             ended = tasks.join_next() => return Err(why(ended)),
             request = queries.next() => request,
             request = admin.next() => request,
+            Some(ping) = pings.next() => {
+                ping.respond(Ok(api::ok(&api::Empty {}))).await;
+                continue;
+            }
+            () = heart.due() => {
+                heart.beat(&join).await;
+                continue;
+            }
         };
         let Some(request) = request else { return Err(CatalogError::Ended("the connection to NATS")) };
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
@@ -124,6 +132,7 @@ pub async fn run(
     if timeout(DRAIN, slots.acquire_many(in_flight)).await.is_err() {
         tracing::warn!("requests were still in flight at the end");
     }
+    heart.leave(&join).await;
     Ok(())
 }
 
@@ -151,6 +160,15 @@ fn admin_spec() -> ServiceSpec {
         description: "Administration of Highwater, passed on to the coordinator".into(),
         endpoints: vec![("admin".into(), subjects::admin(">"))],
         queue_group: Some(subjects::ADMIN_SERVICE.into()),
+    }
+}
+
+fn node_spec(node: &str) -> ServiceSpec {
+    ServiceSpec {
+        name: "highwater-catalog".into(),
+        description: "One of Highwater's query catalogs".into(),
+        endpoints: vec![("ping".into(), subjects::node(node, "ping"))],
+        queue_group: None,
     }
 }
 
@@ -238,19 +256,5 @@ async fn listen(
                 }
             }
         }
-    }
-}
-
-async fn heartbeat(shared: Arc<Shared>, incarnation: u64) -> Result<(), CatalogError> {
-    let join = Join::new(NodeKind::Catalog, &shared.config.node, incarnation);
-    let payload = serde_json::to_vec(&join).map_err(|_| CatalogError::Ended("the heartbeat"))?;
-    loop {
-        let reply = shared.bus.request(subjects::CLUSTER_JOIN, payload.clone(), JOIN_TIMEOUT).await;
-        let every = match reply.ok().and_then(|reply| api::reply(&reply.payload).ok()) {
-            Some(value) => serde_json::from_value::<JoinReply>(value).ok(),
-            None => None,
-        };
-        let (least, most) = HEARTBEAT_LIMITS;
-        sleep(every.map_or(HEARTBEAT, |reply| Duration::from_millis(reply.heartbeat_ms.clamp(least, most)))).await;
     }
 }

@@ -91,8 +91,12 @@ pub async fn run(
     tracing::info!(node = shell.config.node, "cluster manager ready");
     let _ = ready.send(());
     let ended = || ClusterManagerError::Ended("the connection to NATS");
+    let mut ends_by = None;
     loop {
         let now = shell.now();
+        if ends_by.is_some_and(|by| now >= by || shell.idle()) {
+            break;
+        }
         let wait = Duration::from_millis(shell.core.next_tick(now) - now);
         if wait.is_zero() {
             shell.handle(Event::Tick).await;
@@ -122,10 +126,15 @@ pub async fn run(
             }
             Some(_) = shell.asking.join_next() => {}
             () = tokio::time::sleep(wait) => shell.handle(Event::Tick).await,
-            _ = stop.wait_for(|stop| *stop) => break,
+            // Requests are answered until the lease is let go.
+            _ = stop.changed(), if ends_by.is_none() => {
+                ends_by = Some(now + RELEASE.as_millis() as u64);
+                shell.handle(Event::Stop).await;
+            }
         }
     }
-    shell.stop().await;
+    drop((cluster, own));
+    shell.leave().await;
     Ok(())
 }
 
@@ -336,26 +345,22 @@ impl Shell {
         request.respond(answer).await;
     }
 
-    /// Lets go of the lease, then says goodbye: standbys look at the lease when they hear it.
-    async fn stop(&mut self) {
-        let released = async {
-            self.handle(Event::Stop).await;
-            while let Some(done) = self.tasks.join_next().await {
-                if let Ok(Some(event @ Event::LeaseWritten { .. })) = done {
-                    self.handle(event).await;
-                }
-            }
-        };
-        if timeout(RELEASE, released).await.is_err() {
-            tracing::debug!("the lease runs out by itself");
-        }
+    /// Nothing waits for an answer.
+    fn idle(&self) -> bool {
+        self.tasks.is_empty() && self.asking.is_empty()
+    }
+
+    /// Says goodbye: standbys look at the lease when they hear it.
+    async fn leave(&mut self) {
         let leave = Leave {
             node: self.config.node.clone(),
             kind: NodeKind::ClusterManager,
             incarnation: self.config.incarnation,
         };
         self.publish(subjects::CLUSTER_LEAVE, serde_json::to_vec(&leave).unwrap_or_default()).await;
-        let _ = timeout(RELEASE, self.bus.flush()).await;
+        if timeout(RELEASE, self.bus.flush()).await.is_err() {
+            tracing::debug!("cannot say goodbye in time");
+        }
     }
 }
 

@@ -10,13 +10,12 @@ use crate::{
     topics,
 };
 use highwater_bus::{
-    Appended, Bus, BusError, Endpoints, Followed, ServiceRequest, ServiceSpec, StateFollower, StateLog, StreamSpec,
+    Appended, Bus, BusError, Endpoints, Followed, Heart, ServiceRequest, ServiceSpec, StateFollower, StateLog,
+    StreamSpec,
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{
-        self, Assign, ClusterEvent, Empty, Join, Leave, ManagerStatus, Master, NodeKind, StateHistoryReply, StateReply,
-    },
+    api::{self, Assign, ClusterEvent, Empty, Join, ManagerStatus, Master, NodeKind, StateHistoryReply, StateReply},
     subjects, wire,
 };
 use std::{
@@ -51,8 +50,7 @@ struct Shell {
     master: watch::Sender<Option<Master>>,
     /// The master by the cluster manager's last word.
     nominated: Option<Master>,
-    beat_due: Instant,
-    heartbeat: Duration,
+    heart: Heart,
     topics_checked: bool,
     /// Damaged messages so far: the first is logged.
     refused: u64,
@@ -88,8 +86,7 @@ pub async fn run(
         outcomes,
         master: watch::Sender::new(None),
         nominated: None,
-        beat_due: Instant::now(),
-        heartbeat: config.heartbeat,
+        heart: Heart::new(&bus, config.heartbeat).await?,
         topics_checked: false,
         refused: 0,
         bus,
@@ -104,11 +101,6 @@ pub async fn run(
         if due <= now.ms {
             ticked = now.ms;
             shell.handle(Event::Tick { random: random() }).await?;
-            continue;
-        }
-        let until_beat = shell.beat_due.saturating_duration_since(Instant::now());
-        if until_beat.is_zero() {
-            shell.beat().await;
             continue;
         }
         // What is for the coordinator waits until its append is settled.
@@ -139,9 +131,11 @@ pub async fn run(
                 Err(error) => shell.refuse(&error),
             },
             request = admin.next(), if free => shell.admin_request(need(request)?).await?,
-            () = tokio::time::sleep(until_beat.min(Duration::from_millis(due - now.ms))) => {}
+            () = shell.heart.due() => shell.beat().await,
+            () = tokio::time::sleep(Duration::from_millis(due - now.ms)) => {}
             _ = stop.changed() => {
-                shell.leave().await;
+                let join = shell.join();
+                shell.heart.leave(&join).await;
                 return Ok(());
             }
         }
@@ -195,7 +189,6 @@ impl Shell {
     }
 
     async fn cluster(&mut self, event: ClusterEvent) -> Result<(), CoordinatorError> {
-        self.heartbeat = Duration::from_millis(event.heartbeat_ms.clamp(10, 60_000));
         self.nominated.clone_from(&event.master);
         self.handle(Event::Cluster(event)).await
     }
@@ -346,27 +339,17 @@ impl Shell {
         });
     }
 
-    async fn beat(&mut self) {
-        self.beat_due = Instant::now() + self.heartbeat;
-        let join = Join {
+    fn join(&self) -> Join {
+        Join {
             term: self.manager.context().term,
             manager: Some(self.manager.report()),
             ..Join::new(NodeKind::Coordinator, &self.config.node, self.config.incarnation)
-        };
-        let payload = serde_json::to_vec(&join).unwrap_or_default();
-        if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {
-            tracing::debug!(%error, "cannot report");
         }
     }
 
-    async fn leave(&mut self) {
-        let (node, incarnation) = (self.config.node.clone(), self.config.incarnation);
-        let leave = Leave { node, kind: NodeKind::Coordinator, incarnation };
-        let payload = serde_json::to_vec(&leave).unwrap_or_default();
-        let left = self.bus.publish(subjects::CLUSTER_LEAVE, payload).await;
-        if let Err(error) = left.and(self.bus.flush().await) {
-            tracing::debug!(%error, "cannot say that this node leaves");
-        }
+    async fn beat(&mut self) {
+        let join = self.join();
+        self.heart.beat(&join).await;
     }
 
     async fn node_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {

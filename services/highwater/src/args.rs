@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::limits::{CatalogLimits, IndexerLimits, Limits};
+use crate::limits::{CatalogLimits, ClusterLimits, IndexerLimits, Limits, Replicas};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
 use std::path::PathBuf;
@@ -17,8 +17,10 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run all services in one process; without --nats-url beside a nats-server of its own.
     Dev(Dev),
+    /// Run a cluster manager: who is there, and which index manager coordinates.
+    ClusterManager(ClusterManager),
     /// Run the index coordinator.
-    Coordinator(Service),
+    Coordinator(Coordinator),
     /// Run a projector with its router.
     Projector(Service),
     /// Run an indexer.
@@ -56,7 +58,11 @@ impl Command {
     pub(crate) fn default_log(&self) -> String {
         match self {
             Self::Dev(_) => format!("warn,{CLIENT_LOG_OFF}"),
-            Self::Coordinator(_) | Self::Projector(_) | Self::Indexer(_) | Self::Catalog(_) => {
+            Self::ClusterManager(_)
+            | Self::Coordinator(_)
+            | Self::Projector(_)
+            | Self::Indexer(_)
+            | Self::Catalog(_) => {
                 format!("info,{CLIENT_LOG_OFF}")
             }
             _ => "off".into(),
@@ -121,6 +127,24 @@ pub(crate) struct Service {
     pub(crate) data_dir: PathBuf,
     #[command(flatten)]
     pub(crate) nats: Nats,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ClusterManager {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    #[command(flatten)]
+    pub(crate) limits: ClusterLimits,
+    #[command(flatten)]
+    pub(crate) replicas: Replicas,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Coordinator {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    #[command(flatten)]
+    pub(crate) replicas: Replicas,
 }
 
 #[derive(ClapArgs)]

@@ -3,6 +3,7 @@
 
 use clap::{Args as ClapArgs, value_parser};
 use highwater_catalog::{Deadlines, MAX_IN_FLIGHT, PAGE_BYTES, TIMEOUT_MS};
+use highwater_cluster_manager as cluster;
 use highwater_indexer::config::allowed;
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -12,6 +13,10 @@ const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 <
 /// Those of all services.
 #[derive(ClapArgs, Clone, Default)]
 pub(crate) struct Limits {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterLimits,
+    #[command(flatten)]
+    pub(crate) replicas: Replicas,
     #[command(flatten)]
     pub(crate) indexer: IndexerLimits,
     #[command(flatten)]
@@ -70,6 +75,61 @@ pub(crate) struct CatalogLimits {
     /// Requests that are worked on at once; more are refused.
     #[arg(long, env = "HIGHWATER_IN_FLIGHT", value_name = "REQUESTS", default_value_t = 256, value_parser = value_parser!(u64).range(1..=MAX_IN_FLIGHT as u64))]
     in_flight: u64,
+}
+
+/// Timing of a cluster manager.
+#[derive(ClapArgs, Clone)]
+#[command(next_help_heading = "Timing of a cluster manager")]
+pub(crate) struct ClusterLimits {
+    /// How often every node reports, milliseconds.
+    #[arg(long, env = "HIGHWATER_HEARTBEAT_MS", value_name = "MS", default_value_t = 500, value_parser = value_parser!(u64).range(cluster::allowed::HEARTBEAT_MS))]
+    heartbeat_ms: u64,
+    /// A node that misses this many heartbeats is down.
+    #[arg(long, env = "HIGHWATER_MISSES", value_name = "HEARTBEATS", default_value_t = 3, value_parser = value_parser!(u64).range(cluster::allowed::MISSES))]
+    misses: u64,
+    /// How long the active cluster manager may be silent before another takes over, milliseconds.
+    #[arg(long, env = "HIGHWATER_LEASE_MS", value_name = "MS", default_value_t = 3_000, value_parser = value_parser!(u64).range(cluster::allowed::LEASE_MS))]
+    lease_ms: u64,
+}
+
+/// How safe the streams are that hold state.
+#[derive(ClapArgs, Clone)]
+#[command(next_help_heading = "Streams")]
+pub(crate) struct Replicas {
+    /// Copies that NATS keeps of Highwater's own state; more than one needs a cluster of NATS servers.
+    #[arg(long, env = "HIGHWATER_STREAM_REPLICAS", value_name = "COPIES", default_value = "1", value_parser = copies())]
+    stream_replicas: u64,
+}
+
+impl ClusterLimits {
+    pub(crate) fn enter(&self, config: &mut cluster::Config) {
+        config.heartbeat = Duration::from_millis(self.heartbeat_ms);
+        config.misses = self.misses as u32;
+        config.lease = Duration::from_millis(self.lease_ms);
+    }
+}
+
+impl Default for ClusterLimits {
+    fn default() -> Self {
+        let config = cluster::Config::new("", 0);
+        Self {
+            heartbeat_ms: config.heartbeat.as_millis() as u64,
+            misses: u64::from(config.misses),
+            lease_ms: config.lease.as_millis() as u64,
+        }
+    }
+}
+
+impl Replicas {
+    pub(crate) fn get(&self) -> usize {
+        self.stream_replicas as usize
+    }
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self { stream_replicas: 1 }
+    }
 }
 
 impl IndexerLimits {
@@ -136,6 +196,14 @@ impl Default for CatalogLimits {
     }
 }
 
+/// Reads a number of replicas.
+fn copies() -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
+    |text| {
+        let copies = text.parse().ok().filter(|copies| cluster::allowed::REPLICAS.contains(copies));
+        copies.map(|copies| copies as u64).ok_or_else(|| "it must be 1, 3 or 5".into())
+    }
+}
+
 /// Reads a size within these bounds.
 fn size(allowed: RangeInclusive<u64>) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
     move |text| {
@@ -197,6 +265,11 @@ mod tests {
         let mut config = own.clone();
         from_flags.indexer.enter(&mut config);
         assert_eq!(format!("{config:?}"), format!("{own:?}"));
+        let own = cluster::Config::new("n", 1);
+        let mut config = own.clone();
+        from_flags.cluster.enter(&mut config);
+        config.replicas = from_flags.replicas.get();
+        assert_eq!(config, own);
         let own = highwater_catalog::Config::new("n");
         let mut config = own.clone();
         from_flags.catalog.enter(&mut config);
@@ -222,6 +295,10 @@ mod tests {
             ("--max-scan-timeout-ms", "600001"),
             ("--page-bytes", "1KiB"),
             ("--in-flight", "5000"),
+            ("--heartbeat-ms", "49"),
+            ("--misses", "1"),
+            ("--lease-ms", "999"),
+            ("--stream-replicas", "2"),
         ] {
             let error = parsed(&[flag, value]).err().expect(flag).to_string();
             assert!(error.contains(flag), "{error}");

@@ -7,7 +7,7 @@ mod cli;
 mod limits;
 mod serve;
 
-use args::{Args, Catalog, Command, Indexer};
+use args::{Args, Catalog, ClusterManager, Command, Coordinator, Indexer};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use limits::Limits;
 use std::{io::IsTerminal, process::ExitCode};
@@ -48,7 +48,13 @@ fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Dev(dev) => serve::dev(dev).await,
-        Command::Coordinator(service) => serve::one(serve::Kind::Coordinator, service, Limits::default()).await,
+        Command::ClusterManager(ClusterManager { service, limits, replicas }) => {
+            let limits = Limits { cluster: limits, replicas, ..Limits::default() };
+            serve::one(serve::Kind::ClusterManager, service, limits).await
+        }
+        Command::Coordinator(Coordinator { service, replicas }) => {
+            serve::one(serve::Kind::Coordinator, service, Limits { replicas, ..Limits::default() }).await
+        }
         Command::Projector(service) => serve::one(serve::Kind::Projector, service, Limits::default()).await,
         Command::Indexer(Indexer { service, limits }) => {
             serve::one(serve::Kind::Indexer, service, Limits { indexer: limits, ..Limits::default() }).await

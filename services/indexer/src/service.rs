@@ -18,7 +18,7 @@ use crate::{
     store::{SliceIdentity, StoreError},
     worker::{self, EVENTS, Event, Outside, SliceInfo, Worker},
 };
-use highwater_bus::{Bus, BusError, Endpoints, Followed, ServiceRequest, ServiceSpec};
+use highwater_bus::{Bus, BusError, Endpoints, Followed, Heart, ServiceRequest, ServiceSpec};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, Join, NodeKind, NodeStatus, UnindexedDoc},
@@ -136,8 +136,7 @@ pub async fn run(
     };
     let scans = Arc::new(Semaphore::new(config.scans));
     let waiting = Arc::new(Semaphore::new(MOST_SCANS));
-    let mut heartbeat = tokio::time::interval(config.heartbeat);
-    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let orphans = tokio::time::sleep(ORPHANS_AFTER);
@@ -149,7 +148,7 @@ pub async fn run(
         if !caught_up && follower.caught_up() {
             caught_up = true;
             shell.reconcile(Concerns::Everything).await;
-            shell.report().await;
+            heart.beat(&shell.report()).await;
         }
         if caught_up && let Some(ready) = ready.take() {
             let _ = ready.send(());
@@ -167,8 +166,8 @@ pub async fn run(
                 Some(request) => shell.request(request, &held, &scans, &waiting).await,
                 None => return Ok(()),
             },
-            _ = heartbeat.tick(), if caught_up => shell.report().await,
-            Ok(()) = noted.changed(), if caught_up => shell.report().await,
+            () = heart.due(), if caught_up => heart.beat(&shell.report()).await,
+            Ok(()) = noted.changed(), if caught_up => heart.beat(&shell.report()).await,
             () = &mut orphans, if caught_up && !tidied => {
                 tidied = true;
                 shell.remove_orphans()?;
@@ -181,6 +180,7 @@ pub async fn run(
             }
             _ = stop.changed() => {
                 shell.drain().await;
+                heart.leave(&shell.report()).await;
                 return Ok(());
             }
         }
@@ -326,19 +326,15 @@ impl Shell {
         self.update(name, sessions, infos).await;
     }
 
-    async fn report(&self) {
+    fn report(&self) -> Join {
         let reports: Vec<(String, BucketReport)> =
             self.buckets.iter().map(|(name, r)| (name.clone(), r.report.borrow().clone())).collect();
-        let join = Join {
+        Join {
             term: self.context.term,
             applied: reports.iter().filter_map(|(n, r)| Some((n.clone(), r.applied.clone()?))).collect(),
             durable: reports.iter().map(|(n, r)| (n.clone(), r.durable)).collect(),
             slices: reports.into_iter().flat_map(|(_, r)| r.slices).collect(),
             ..Join::new(NodeKind::Indexer, &self.config.node, self.config.incarnation)
-        };
-        let payload = serde_json::to_vec(&join).unwrap_or_default();
-        if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {
-            tracing::debug!(%error, "cannot report");
         }
     }
 

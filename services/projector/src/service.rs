@@ -4,10 +4,10 @@ use crate::{
     config::Config,
     vbucket::{self, Assignment, Plan, WANTS},
 };
-use highwater_bus::{Bus, BusError, Followed};
+use highwater_bus::{Bus, BusError, Endpoints, Followed, Heart, ServiceSpec};
 use highwater_schemas::{
     Position,
-    api::{Join, NodeKind, Suspicion},
+    api::{self, Join, NodeKind, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
     state::{Bucket, Concerns, Session, StateContext},
     subjects,
@@ -72,8 +72,8 @@ pub async fn run(
 ) -> Result<(), ProjectorError> {
     let mut wants = bus.subscribe("hw.want.*").await?;
     let mut follower = bus.follow_state();
-    let mut heartbeat = tokio::time::interval(config.heartbeat);
-    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut requests = endpoints(&bus, &config).await?;
+    let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut shell = Shell {
         config,
         bus,
@@ -102,18 +102,34 @@ pub async fn run(
             Some(ended) = shell.tasks.join_next() => {
                 if let Ok((key, why)) = ended {
                     shell.ended(&key, why);
-                    shell.report().await;
+                    heart.beat(&shell.report()).await;
                 }
             }
-            _ = heartbeat.tick() => {
+            request = requests.next() => match request {
+                Some(request) => request.respond(Ok(api::ok(&api::Empty {}))).await,
+                None => return Ok(()),
+            },
+            () = heart.due() => {
                 if follower.caught_up() {
                     shell.reconcile(&Concerns::Everything);
                 }
-                shell.report().await;
+                heart.beat(&shell.report()).await;
             }
-            _ = stop.changed() => return Ok(()),
+            _ = stop.changed() => break,
         }
     }
+    heart.leave(&shell.report()).await;
+    Ok(())
+}
+
+async fn endpoints(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
+    bus.service(&ServiceSpec {
+        name: "highwater-projector".into(),
+        description: "Highwater's readers of source streams".into(),
+        endpoints: vec![("ping".into(), subjects::node(&config.node, "ping"))],
+        queue_group: None,
+    })
+    .await
 }
 
 impl Shell {
@@ -242,7 +258,7 @@ impl Shell {
         self.suspicions.push(Suspicion { bucket: key.bucket.clone(), vb: key.vb, vbuuid: running.vbuuid, reason: why });
     }
 
-    async fn report(&mut self) {
+    fn report(&mut self) -> Join {
         // A suspicion is repeated until the log shows another branch.
         let context = &self.context;
         self.suspicions.retain(|s| {
@@ -252,14 +268,10 @@ impl Shell {
                 .and_then(|b| b.vbuckets.get(usize::from(s.vb)))
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
-        let join = Join {
+        Join {
             term: self.context.term,
             suspicions: self.suspicions.clone(),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
-        };
-        let payload = serde_json::to_vec(&join).unwrap_or_default();
-        if let Err(error) = self.bus.publish(subjects::CLUSTER_JOIN, payload).await {
-            tracing::debug!(%error, "cannot report");
         }
     }
 }

@@ -190,7 +190,7 @@ impl Core {
     }
 
     fn stale(&self, now: u64, at: u64) -> bool {
-        now.saturating_sub(at) > self.config.lease_ms()
+        now.saturating_sub(at) > self.config.lease_ms().max(self.config.heartbeat_ms() * 2)
     }
 
     fn tick(&mut self, now: u64, out: &mut Vec<Action>) {

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-const KINDS: [Kind; 4] = [Kind::Coordinator, Kind::Projector, Kind::Indexer, Kind::Catalog];
+const KINDS: [Kind; 5] = [Kind::ClusterManager, Kind::Coordinator, Kind::Projector, Kind::Indexer, Kind::Catalog];
 const POLL: Duration = Duration::from_millis(20);
 const SERVES_WITHIN: Duration = Duration::from_secs(60);
 
@@ -92,14 +92,15 @@ async fn child_ended(nats: &mut Option<ChildNats>) -> String {
     }
 }
 
-/// Waits until the coordinator knows a live node of every kind.
+/// Waits until an index manager coordinates and there is a live node of every other kind.
 async fn all_joined(bus: &Bus) {
     loop {
         if let Ok(reply) = bus.request(subjects::CLUSTER_MEMBERS, Vec::new(), Duration::from_secs(1)).await
             && let Ok(status) = serde_json::from_slice::<api::ClusterStatus>(&reply.payload)
         {
             let alive = |kind| status.members.iter().any(|m| m.kind == kind && m.alive);
-            if [NodeKind::Projector, NodeKind::Indexer, NodeKind::Catalog].into_iter().all(alive) {
+            let served = [NodeKind::Projector, NodeKind::Indexer, NodeKind::Catalog].into_iter().all(alive);
+            if served && !status.coordinator.is_empty() {
                 return;
             }
         }

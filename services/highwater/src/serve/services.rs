@@ -19,6 +19,7 @@ use tokio::{
 /// The services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
+    ClusterManager,
     Coordinator,
     Projector,
     Indexer,
@@ -28,6 +29,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
+            Self::ClusterManager => "cluster-manager",
             Self::Coordinator => "coordinator",
             Self::Projector => "projector",
             Self::Indexer => "indexer",
@@ -83,8 +85,15 @@ pub(crate) async fn start(
     let incarnation = uuid::Uuid::new_v4().as_u64_pair().0;
     let node = place.node.to_owned();
     Ok(match kind {
+        Kind::ClusterManager => {
+            let mut config = highwater_cluster_manager::Config::new(node, incarnation);
+            place.limits.cluster.enter(&mut config);
+            config.replicas = place.limits.replicas.get();
+            kept(lock, async move { Ok(highwater_cluster_manager::run(config, bus, ready, stop).await?) })
+        }
         Kind::Coordinator => {
-            let config = highwater_coordinator::Config::new(node, incarnation);
+            let mut config = highwater_coordinator::Config::new(node, incarnation);
+            config.stream_replicas = place.limits.replicas.get();
             kept(lock, async move { Ok(highwater_coordinator::run(config, &dir, bus, ready, stop).await?) })
         }
         Kind::Projector => {
@@ -92,10 +101,14 @@ pub(crate) async fn start(
             let (lanes, open) = mpsc::channel(lane::OPEN_CAPACITY);
             kept(lock, async move {
                 let router = highwater_router::run(bus.clone(), open, stop.clone());
-                let projector = highwater_projector::run(config, bus, lanes, ready, stop);
+                let mut projector = std::pin::pin!(highwater_projector::run(config, bus, lanes, ready, stop));
                 tokio::select! {
-                    ended = projector => Ok(ended?),
-                    ended = router => Ok(ended?),
+                    ended = &mut projector => Ok(ended?),
+                    ended = router => {
+                        ended?;
+                        // It has a goodbye to say.
+                        Ok(projector.await?)
+                    }
                 }
             })
         }

@@ -1,0 +1,339 @@
+//! Promises of the cluster managers: one is active, another takes over, and index managers are elected in rising terms.
+//!
+//! Index managers are played here, over the public subjects; the cluster managers are processes.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use highwater_schemas::{
+    api::{
+        self, Bootstrap, BootstrapReply, ClusterEvent, ClusterStatus, Join, JoinReply, Leave, ManagerReport, NodeKind,
+    },
+    subjects,
+};
+use highwater_tests::{cluster::Cluster, prelude::*};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinHandle;
+
+const WITHIN: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_millis(700);
+/// Quick ones, so that the tests are.
+const TIMING: [&str; 6] = ["--heartbeat-ms", "100", "--misses", "4", "--lease-ms", "1000"];
+const ONE: &str = "cluster-manager-1";
+const TWO: &str = "cluster-manager-2";
+
+/// An index manager as the cluster managers see it; gone without a word when dropped.
+struct Fake {
+    name: String,
+    incarnation: u64,
+    report: Arc<Mutex<ManagerReport>>,
+    task: JoinHandle<()>,
+}
+
+impl Fake {
+    async fn start(url: &str, name: &str, incarnation: u64, report: ManagerReport) -> Result<Self> {
+        let client = async_nats::connect(url).await?;
+        let mut bootstraps = client.subscribe(subjects::node(name, "bootstrap")).await?;
+        let inbox = client.new_inbox();
+        let mut told = client.subscribe(inbox.clone()).await?;
+        client.flush().await?;
+        let report = Arc::new(Mutex::new(report));
+        let (shared, own) = (Arc::clone(&report), name.to_owned());
+        let task = tokio::spawn(async move {
+            let mut every = tokio::time::interval(Duration::from_millis(100));
+            let beat = |report: ManagerReport| {
+                let mut join = Join::new(NodeKind::Coordinator, &own, incarnation);
+                join.manager = Some(report);
+                Bytes::from(serde_json::to_vec(&join).expect("json"))
+            };
+            loop {
+                tokio::select! {
+                    _ = every.tick() => {}
+                    Some(message) = told.next() => {
+                        if let Ok(reply) = serde_json::from_slice::<JoinReply>(&message.payload) {
+                            assert_eq!(reply.heartbeat_ms, 100);
+                        }
+                        continue;
+                    }
+                    Some(message) = bootstraps.next() => {
+                        let bootstrap: Bootstrap = serde_json::from_slice(&message.payload).expect("a bootstrap");
+                        let reply = answer(&shared, &own, &bootstrap);
+                        if let Some(to) = message.reply {
+                            let _ = client.publish(to, api::ok(&reply).into()).await;
+                        }
+                    }
+                }
+                let report = shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let _ = client.publish_with_reply(subjects::CLUSTER_JOIN, inbox.clone(), beat(report)).await;
+            }
+        });
+        Ok(Self { name: name.into(), incarnation, report, task })
+    }
+
+    fn report(&self) -> ManagerReport {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// As an index manager answers that keeps terms and can always lead.
+fn answer(report: &Mutex<ManagerReport>, own: &str, bootstrap: &Bootstrap) -> BootstrapReply {
+    let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+    let accepted = bootstrap.term >= report.term;
+    if accepted {
+        report.term = bootstrap.term;
+        report.leading = (bootstrap.master == own).then_some(bootstrap.term);
+        report.registered.clone_from(&bootstrap.registered);
+    }
+    BootstrapReply { accepted, report: report.clone() }
+}
+
+fn at(version: u64, term: u64) -> ManagerReport {
+    ManagerReport { version, term, ..ManagerReport::default() }
+}
+
+async fn status(client: &Client) -> Result<ClusterStatus, String> {
+    // One that ends or sleeps may have been asked.
+    let asked = tokio::time::timeout(PATIENCE, client.request("hw.cluster.members", &json!({}))).await;
+    let reply = asked.map_err(|e| e.to_string())?.map_err(|refused| refused.to_string())?;
+    serde_json::from_value(reply).map_err(|e| e.to_string())
+}
+
+/// Waits until the active cluster manager, the master and its term are what `good` asks for.
+async fn settled(client: &Client, what: &str, good: impl Fn(&ClusterStatus) -> bool) -> Result<ClusterStatus> {
+    until(what, WITHIN, async || {
+        let status = status(client).await?;
+        if good(&status) { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await
+}
+
+async fn managers(nodes: &[&str]) -> Result<(Cluster, Client)> {
+    let mut cluster = Cluster::without_services()?;
+    for node in nodes {
+        cluster.spawn_with(node, &TIMING)?;
+        cluster.wait_ready(node).await?;
+    }
+    let client = cluster.client().await?;
+    Ok((cluster, client))
+}
+
+fn alive(status: &ClusterStatus, node: &str) -> Option<bool> {
+    status.members.iter().find(|m| m.node == node).map(|m| m.alive)
+}
+
+/// Every event published from now on, until the connection ends.
+async fn events(url: &str) -> Result<Arc<Mutex<Vec<ClusterEvent>>>> {
+    let client = async_nats::connect(url).await?;
+    let mut heard = client.subscribe(subjects::CLUSTER_EVENT).await?;
+    client.flush().await?;
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&events);
+    tokio::spawn(async move {
+        while let Some(message) = heard.next().await {
+            let event: ClusterEvent = serde_json::from_slice(&message.payload).expect("an event");
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        }
+        drop(client);
+    });
+    Ok(events)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_highest_version_is_elected_and_its_death_elects_the_next() -> Result<()> {
+    let (cluster, client) = managers(&[ONE]).await?;
+    cluster
+        .run(async |cluster| {
+            let a = Fake::start(cluster.url(), "a", 1, at(5, 3)).await?;
+            let b = Fake::start(cluster.url(), "b", 1, at(9, 2)).await?;
+            let first = settled(&client, "b is elected", |s| s.coordinator == "b").await?;
+            ensure!(first.cluster_manager == ONE && first.term >= 4 && first.version == 9, "{first:?}");
+            let role = |node: &str| first.members.iter().find(|m| m.node == node).map(|m| m.role.clone());
+            ensure!(role("a").as_deref() == Some("replica") && role("b").as_deref() == Some("master"), "{first:?}");
+            ensure!(role(ONE).as_deref() == Some("active"), "{first:?}");
+            let master = client.request("hw.cluster.master", &json!({})).await?;
+            ensure!(master["master"]["node"] == "b", "{master}");
+            let replicas = client.request("hw.cluster.replicas", &json!({})).await?;
+            ensure!(replicas["members"].as_array().map(Vec::len) == Some(2), "{replicas}");
+            ensure!(a.report().term == first.term && a.report().registered == ["a", "b"], "{:?}", a.report());
+            drop(b);
+            let second = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            ensure!(second.term > first.term && alive(&second, "b") == Some(false), "{second:?}");
+            // It returns with a higher version, but somebody coordinates.
+            let _b = Fake::start(cluster.url(), "b", 2, at(12, first.term)).await?;
+            settled(&client, "b is back", |s| alive(s, "b") == Some(true)).await?;
+            let third = status(&client).await.map_err(anyhow::Error::msg)?;
+            ensure!((third.coordinator.as_str(), third.term) == ("a", second.term), "{third:?}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_is_gone_at_once_whatever_arrives_late() -> Result<()> {
+    let (cluster, client) = managers(&[ONE]).await?;
+    cluster
+        .run(async |cluster| {
+            let a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
+            settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            let leave = Leave { node: a.name.clone(), kind: NodeKind::Coordinator, incarnation: a.incarnation };
+            let nats = async_nats::connect(cluster.url()).await?;
+            nats.publish(subjects::CLUSTER_LEAVE, serde_json::to_vec(&leave)?.into()).await?;
+            nats.flush().await?;
+            // It goes on beating, as a late heartbeat would.
+            settled(&client, "a is gone", |s| alive(s, "a") == Some(false) && s.coordinator.is_empty()).await?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let after = status(&client).await.map_err(anyhow::Error::msg)?;
+            ensure!(alive(&after, "a") == Some(false), "{after:?}");
+            let _a = Fake::start(cluster.url(), "a", 2, at(5, 1)).await?;
+            let back = settled(&client, "a is elected again", |s| s.coordinator == "a").await?;
+            ensure!(back.term > 1, "{back:?}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_takes_over_from_one_that_ends_dies_or_sleeps() -> Result<()> {
+    let (cluster, client) = managers(&[ONE, TWO]).await?;
+    cluster
+        .run(async |cluster| {
+            let _a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
+            let _b = Fake::start(cluster.url(), "b", 1, at(4, 0)).await?;
+            let first = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            let known = |s: &ClusterStatus| s.coordinator == "a" && s.term == first.term;
+            let (mut active, mut other) = if first.cluster_manager == ONE { (ONE, TWO) } else { (TWO, ONE) };
+            let heard = events(cluster.url()).await?;
+
+            // SIGTERM: the lease is let go, so that it takes less than the lease.
+            cluster.node(active)?.terminate()?;
+            let began = Instant::now();
+            settled(&client, "the other is active", |s| s.cluster_manager == other && known(s)).await?;
+            ensure!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+            let ends_by = Instant::now() + WITHIN;
+            while cluster.node(active)?.exited().is_none() && Instant::now() < ends_by {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            ensure!(cluster.node(active)?.exited().is_some_and(|status| status.success()), "it did not end well");
+            cluster.kill(active)?;
+            cluster.spawn_with(active, &TIMING)?;
+            cluster.wait_ready(active).await?;
+            std::mem::swap(&mut active, &mut other);
+
+            // SIGKILL.
+            cluster.kill(active)?;
+            settled(&client, "the first is active again", |s| s.cluster_manager == other && known(s)).await?;
+            cluster.spawn_with(active, &TIMING)?;
+            cluster.wait_ready(active).await?;
+            std::mem::swap(&mut active, &mut other);
+
+            // Asleep for longer than its lease, then awake with all that it did not hear.
+            cluster.node(active)?.signal("STOP")?;
+            settled(&client, "the sleeper is replaced", |s| s.cluster_manager == other && known(s)).await?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            cluster.node(active)?.signal("CONT")?;
+            settled(&client, "the sleeper is a standby", |s| {
+                s.cluster_manager == other && alive(s, active) == Some(true)
+            })
+            .await?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let events = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            ensure!(events.len() > 10);
+            for event in events.iter() {
+                let managers = event.members.iter().filter(|m| m.kind == NodeKind::Coordinator);
+                ensure!(managers.clone().count() == 2 && managers.clone().all(|m| m.alive), "{event:?}");
+                ensure!(event.master.as_ref().is_none_or(|m| m.node == "a" && m.term == first.term), "{event:?}");
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terms_rise_though_the_bucket_is_lost() -> Result<()> {
+    let (cluster, client) = managers(&[ONE, TWO]).await?;
+    cluster
+        .run(async |cluster| {
+            let a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
+            let _b = Fake::start(cluster.url(), "b", 1, at(4, 0)).await?;
+            let first = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            let js = async_nats::jetstream::new(async_nats::connect(cluster.url()).await?);
+            js.delete_stream(subjects::CLUSTER_STREAM).await?;
+            until("the bucket is back with all that it held", WITHIN, async || {
+                let stream = js.get_stream(subjects::CLUSTER_STREAM).await.map_err(|e| e.to_string())?;
+                for key in [
+                    subjects::CLUSTER_LEASE.to_owned(),
+                    subjects::cluster_registered("a"),
+                    subjects::cluster_registered("b"),
+                ] {
+                    stream.get_last_raw_message_by_subject(&key).await.map_err(|e| format!("{key}: {e}"))?;
+                }
+                Ok(())
+            })
+            .await?;
+            let same =
+                settled(&client, "a coordinates", |s| !s.cluster_manager.is_empty() && s.coordinator == "a").await?;
+            ensure!(same.term == first.term, "{same:?}");
+            drop(a);
+            let second = settled(&client, "b is elected", |s| s.coordinator == "b").await?;
+            ensure!(second.term > first.term, "{second:?}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_pauses_makes_nobody_down() -> Result<()> {
+    let (cluster, client) = managers(&[ONE, TWO]).await?;
+    cluster
+        .run(async |cluster| {
+            let _a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
+            let first = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            let heard = events(cluster.url()).await?;
+            cluster.nats().child().signal("STOP")?;
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            cluster.nats().child().signal("CONT")?;
+            let after =
+                settled(&client, "a coordinates", |s| !s.cluster_manager.is_empty() && s.coordinator == "a").await?;
+            ensure!(after.term == first.term, "{after:?}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let events = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in events.iter() {
+                ensure!(event.members.iter().all(|m| m.alive), "{event:?}");
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_refused_and_changes_nothing() -> Result<()> {
+    let (cluster, client) = managers(&[ONE]).await?;
+    cluster
+        .run(async |cluster| {
+            let _a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
+            let first = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            let nats = async_nats::connect(cluster.url()).await?;
+            let bad = Join::new(NodeKind::Coordinator, "a.b *", 1);
+            for garbage in [&b""[..], b"{", b"[]", b"{}", b"\xff\xfe", b"null", &serde_json::to_vec(&bad)?] {
+                for subject in [subjects::CLUSTER_JOIN, subjects::CLUSTER_LEAVE, subjects::CLUSTER_EVENT] {
+                    nats.publish_with_reply(subject, nats.new_inbox(), Bytes::copy_from_slice(garbage)).await?;
+                }
+            }
+            nats.flush().await?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let after = status(&client).await.map_err(anyhow::Error::msg)?;
+            ensure!(after.members.len() == 2 && after.term == first.term && after.coordinator == "a", "{after:?}");
+            let refused = client.request("hw.cluster.members", &json!({"x": 1})).await;
+            ensure!(refused.is_err(), "an unknown field");
+            let node = client.request(&subjects::node(ONE, "status"), &json!({})).await?;
+            ensure!(node["refused_messages"].as_u64() > Some(10), "{node}");
+            ensure!(cluster.node(ONE)?.log().matches("refused a message").count() == 1, "logged once");
+            Ok(())
+        })
+        .await
+}
