@@ -1,6 +1,6 @@
 """Highwater as a foreign client meets it: the stock nats-py package and the documented subjects, no Highwater code.
 
-Starts a nats-server and the four services in a temporary directory, each a process of its own, and ends them by id.
+Starts a nats-server and the five services in a temporary directory, each a process of its own, and ends them by id.
 HIGHWATER_BIN and HIGHWATER_NATS_SERVER name the two binaries; `cargo xtask test` sets them.
 """
 
@@ -18,7 +18,7 @@ import traceback
 import nats
 from nats.js.api import KeyValueConfig
 
-SERVICES = ["coordinator", "projector", "indexer", "catalog"]
+SERVICES = ["cluster-manager", "coordinator", "projector", "indexer", "catalog"]
 READY_WITHIN = 30
 PATIENCE = 20
 

@@ -12,6 +12,7 @@ use std::{
 /// How long a reply may take; longer than any timeout that a request may ask for by far is a hang.
 const REPLY_WITHIN: Duration = Duration::from_secs(20);
 const RETRY_AFTER: Duration = Duration::from_millis(10);
+const FORMED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A reply with `"ok":false`, or no reply at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,35 @@ impl Client {
                 Err(refused) => return Err(refused).with_context(|| format!("{subject} {request}")),
             }
         }
+    }
+
+    /// The cluster as `hw.cluster.members` shows it.
+    pub async fn members(&self) -> Result<Value, Refused> {
+        self.request("hw.cluster.members", &json!({})).await
+    }
+
+    /// Waits until somebody coordinates and these nodes are alive.
+    pub async fn wait_formed(&self, nodes: &[&str]) -> Result<()> {
+        until("the nodes find each other", FORMED_WITHIN, async || {
+            let status = self.members().await.map_err(|refused| refused.to_string())?;
+            let members = status["members"].as_array().cloned().unwrap_or_default();
+            let alive = |node: &&str| members.iter().any(|m| m["node"] == **node && m["alive"] == true);
+            let formed = status["coordinator"] != "" && nodes.iter().all(alive);
+            if formed { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await
+    }
+
+    /// Waits until another than `old` coordinates; answers which, and the term.
+    pub async fn wait_master(&self, old: &str, within: Duration) -> Result<(String, u64)> {
+        until(&format!("another than {old:?} coordinates"), within, async || {
+            let status = self.members().await.map_err(|refused| refused.to_string())?;
+            match (status["coordinator"].as_str(), status["term"].as_u64()) {
+                (Some(node), Some(term)) if !node.is_empty() && node != old => Ok((node.to_owned(), term)),
+                _ => Err(status.to_string()),
+            }
+        })
+        .await
     }
 
     /// `hw.query.scan` with every page; the reply of the first page with the rows of all.

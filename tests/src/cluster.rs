@@ -14,7 +14,8 @@ use std::{
 use tempfile::TempDir;
 
 /// One of each service, in the order of their start.
-pub const SERVICES: [&str; 4] = ["coordinator-1", "projector-1", "indexer-1", "catalog-1"];
+pub const SERVICES: [&str; 5] = [MANAGER, "coordinator-1", "projector-1", "indexer-1", "catalog-1"];
+const MANAGER: &str = "cluster-manager-1";
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -32,16 +33,32 @@ impl Cluster {
         Self::start_nodes(&SERVICES).await
     }
 
-    /// A nats-server and these nodes; a node is called after its service and a number, as in `indexer-2`.
+    /// A nats-server and these nodes, which have found each other; a node is called after its service and a number, as in
+    /// `indexer-2`. With index managers there is a cluster manager, named or not.
     pub async fn start_nodes(nodes: &[&str]) -> Result<Self> {
-        let mut cluster = Self::without_services()?;
-        for node in nodes {
-            cluster.spawn(node)?;
+        Self::without_services()?.with_nodes(nodes).await
+    }
+
+    /// These nodes beside what there is.
+    pub async fn with_nodes(mut self, nodes: &[&str]) -> Result<Self> {
+        let managed = nodes.iter().any(|node| node.starts_with("coordinator"));
+        let named = nodes.iter().any(|node| node.starts_with("cluster-manager"));
+        let nodes: Vec<&str> = (managed && !named).then_some(MANAGER).into_iter().chain(nodes.iter().copied()).collect();
+        for node in &nodes {
+            self.spawn(node)?;
         }
-        for node in nodes {
-            cluster.wait_ready(node).await?;
+        for node in &nodes {
+            self.wait_ready(node).await?;
         }
-        Ok(cluster)
+        if managed {
+            let client = self.client().await?;
+            let formed = client.wait_formed(&nodes).await;
+            if formed.is_err() {
+                self.print_logs();
+            }
+            formed?;
+        }
+        Ok(self)
     }
 
     /// Only a nats-server.

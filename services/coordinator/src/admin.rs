@@ -8,6 +8,22 @@ use highwater_schemas::{
     definition::BucketDefinition,
 };
 
+/// What administrators may ask.
+pub(crate) const NOUN_VERBS: [&str; 13] = [
+    "bucket.add",
+    "bucket.remove",
+    "bucket.list",
+    "index.create",
+    "index.build",
+    "index.drop",
+    "topic.create",
+    "topic.delete",
+    "topic.subscribe",
+    "topic.unsubscribe",
+    "topic.list",
+    "state.get",
+    "state.history",
+];
 /// Records that a history shows unless asked for another number.
 pub(crate) const HISTORY: usize = 50;
 

@@ -150,7 +150,7 @@ async fn admin_service(bus: &Bus) -> Result<Endpoints, BusError> {
     bus.service(&ServiceSpec {
         name: subjects::ADMIN_SERVICE.into(),
         description: "Highwater administration".into(),
-        endpoints: vec![("admin".into(), subjects::admin(">"))],
+        endpoints: admin::NOUN_VERBS.iter().map(|v| (v.replace('.', "-"), subjects::admin(v))).collect(),
         queue_group: Some(subjects::ADMIN_SERVICE.into()),
     })
     .await
