@@ -18,8 +18,8 @@ use tokio::{
 
 /// What a cluster manager may tell, milliseconds.
 const INTERVAL_MS: RangeInclusive<u64> = 50..=10_000;
-/// How long a goodbye may take.
-const LEAVE: Duration = Duration::from_secs(1);
+/// How long a heartbeat or a goodbye may take: a lost connection takes messages until its buffer is full.
+const SENT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Sends heartbeats, as often as the active cluster manager asks for.
 #[derive(Debug)]
@@ -68,9 +68,11 @@ impl Heart {
     pub async fn beat(&mut self, join: &Join) {
         self.last = Some(Instant::now());
         let payload = serde_json::to_vec(join).unwrap_or_default();
-        let sent = self.bus.client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into()).await;
-        if let Err(error) = sent {
-            tracing::debug!(%error, "cannot send a heartbeat");
+        let sent = self.bus.client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
+        match timeout(SENT_WITHIN, sent).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "cannot send a heartbeat"),
+            Err(_) => tracing::debug!("cannot send a heartbeat in time"),
         }
     }
 
@@ -81,7 +83,7 @@ impl Heart {
             self.bus.publish(CLUSTER_LEAVE, serde_json::to_vec(&leave).unwrap_or_default()).await?;
             self.bus.flush().await
         };
-        match timeout(LEAVE, said).await {
+        match timeout(SENT_WITHIN, said).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "cannot say goodbye"),
             Err(_) => tracing::debug!("cannot say goodbye in time"),

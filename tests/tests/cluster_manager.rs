@@ -311,6 +311,31 @@ async fn a_server_that_pauses_makes_nobody_down() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_beats_as_often_as_told_answers_pings_and_says_goodbye() -> Result<()> {
+    let (cluster, client) = managers(&[ONE]).await?;
+    cluster
+        .run(async |cluster| {
+            cluster.start_node("projector-1").await?;
+            settled(&client, "it is there", |s| alive(s, "projector-1") == Some(true)).await?;
+            let pong = client.request(&subjects::node("projector-1", "ping"), &json!({})).await?;
+            ensure!(pong["ok"] == true, "{pong}");
+            // Its own interval is longer than what may be missed here.
+            let until = Instant::now() + Duration::from_millis(1_500);
+            while Instant::now() < until {
+                let status = status(&client).await.map_err(anyhow::Error::msg)?;
+                ensure!(alive(&status, "projector-1") == Some(true), "{status:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            cluster.node("projector-1")?.terminate()?;
+            let gone = settled(&client, "it is gone", |s| alive(s, "projector-1") == Some(false)).await?;
+            let heard = gone.members.iter().find(|m| m.node == "projector-1").map(|m| m.last_heartbeat_ms);
+            ensure!(heard.is_some_and(|ms| ms < 400), "nobody waited for heartbeats: {gone:?}");
+            cluster.kill("projector-1")
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_refused_and_changes_nothing() -> Result<()> {
     let (cluster, client) = managers(&[ONE]).await?;
     cluster

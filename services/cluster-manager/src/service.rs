@@ -31,6 +31,8 @@ const MOST_ASKING: usize = 64;
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
 /// A master that does not answer in this time is not waited for.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+/// A connection that is lost takes messages until its buffer is full.
+const PUBLISH: Duration = Duration::from_millis(500);
 /// How long giving up the lease may take at the end.
 const RELEASE: Duration = Duration::from_secs(3);
 
@@ -203,9 +205,12 @@ impl Shell {
         }
     }
 
+    /// What cannot be sent in time is left out: it would be old.
     async fn publish(&self, subject: &str, payload: Vec<u8>) {
-        if let Err(error) = self.bus.publish(subject, payload).await {
-            tracing::debug!(subject, %error, "cannot publish");
+        match timeout(PUBLISH, self.bus.publish(subject, payload)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(subject, %error, "cannot publish"),
+            Err(_) => tracing::debug!(subject, "cannot publish in time"),
         }
     }
 

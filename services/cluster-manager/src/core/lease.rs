@@ -44,6 +44,8 @@ pub(super) struct Leasehold {
     watched: Option<(u64, u64, u64)>,
     /// The earliest write whose outcome is unknown was sent then.
     unresolved: Option<u64>,
+    /// The newest revision that we know to be ours: an unresolved write made none of these.
+    known: u64,
     reading: bool,
     writing: bool,
     /// It is not to be taken again: the process ends.
@@ -67,6 +69,7 @@ impl Leasehold {
             holding: None,
             watched: None,
             unresolved: None,
+            known: 0,
             reading: false,
             writing: false,
             stopping: false,
@@ -144,7 +147,7 @@ impl Leasehold {
     fn seen_own(&mut self, now: u64, revision: u64) {
         match &mut self.holding {
             Some(holding) if revision > holding.revision => {
-                holding.revision = revision;
+                (holding.revision, self.known) = (revision, revision);
                 if let Some(sent_at) = self.unresolved.take() {
                     holding.from = sent_at;
                 }
@@ -153,12 +156,12 @@ impl Leasehold {
             Some(holding) if self.unresolved.is_some() => holding.renew_at = now,
             Some(_) => {}
             None => match self.unresolved.take() {
-                Some(sent_at) => {
+                Some(sent_at) if revision > self.known => {
                     self.take(revision, sent_at);
                     self.expire(now);
                 }
                 // Lost before: it is watched as anybody's.
-                None => self.watch(now, revision, self.lease_ms),
+                _ => self.watch(now, revision, self.lease_ms),
             },
         }
     }
@@ -191,6 +194,7 @@ impl Leasehold {
 
     fn take(&mut self, revision: u64, sent_at: u64) {
         self.holding = Some(Holding { revision, from: sent_at, renew_at: sent_at + self.lease_ms / 3 });
+        self.known = revision;
         self.watched = None;
     }
 

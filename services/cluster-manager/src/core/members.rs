@@ -96,7 +96,11 @@ impl Members {
 
     pub(super) fn join(&mut self, now: u64, join: Join) {
         let key = (join.kind, join.node);
-        let own = key == self.own && join.incarnation == self.own_incarnation;
+        let own = key == self.own;
+        if own && join.incarnation != self.own_incarnation {
+            // One of the same name, or what is left of our life before.
+            return;
+        }
         match self.nodes.get_mut(&key) {
             Some(member) if member.incarnation == join.incarnation => {
                 if member.state == State::Left {

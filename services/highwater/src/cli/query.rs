@@ -131,12 +131,18 @@ pub(crate) async fn status(args: Status) -> Result<()> {
         println!("{reply}");
         return Ok(());
     }
-    println!("coordinator {}, term {}, state version {}\n", cluster.coordinator, cluster.term, cluster.version);
+    let or_none = |name: String| if name.is_empty() { "none".into() } else { name };
+    let (manager, coordinator) = (or_none(cluster.cluster_manager), or_none(cluster.coordinator));
+    println!(
+        "cluster manager {manager}, coordinator {coordinator}, term {}, state version {}\n",
+        cluster.term, cluster.version
+    );
     let members = cluster.members.iter().map(|m| {
         let state = if m.alive { "alive" } else { "down" };
-        vec![m.node.clone(), m.kind.as_str().into(), state.into(), format!("{} ms ago", m.last_heartbeat_ms)]
+        let heard = format!("{} ms ago", m.last_heartbeat_ms);
+        vec![m.node.clone(), m.kind.as_str().into(), state.into(), m.role.clone(), heard]
     });
-    println!("{}\n", show::table(&["NODE", "KIND", "STATE", "HEARTBEAT"], &[3], members));
+    println!("{}\n", show::table(&["NODE", "KIND", "STATE", "ROLE", "HEARTBEAT"], &[4], members));
     let buckets = cluster.buckets.iter().flat_map(|b| {
         b.vbuckets.iter().map(|v| {
             vec![

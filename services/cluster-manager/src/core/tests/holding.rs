@@ -163,3 +163,16 @@ fn there_is_no_end_to_names_but_to_what_is_remembered() {
     }
     assert_eq!(world.core.registered().count(), MOST_REGISTERED);
 }
+
+#[test]
+fn another_of_the_same_name_does_not_stand_in_for_us() {
+    let mut world = settled();
+    for _ in 0..10 {
+        world.handle(Event::Join(Join::new(NodeKind::ClusterManager, "cm", 99)));
+        world.run(HEARTBEAT);
+    }
+    world.published.clear();
+    world.nodes.pop();
+    world.run(5 * HEARTBEAT);
+    assert_eq!(world.alive("i"), Some(false), "our own heartbeats still count");
+}

@@ -2,6 +2,7 @@
 
 mod electing;
 mod holding;
+mod lease_races;
 
 use super::*;
 use highwater_schemas::api::{ManagerReport, Presence};
