@@ -10,11 +10,14 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::SelectAll};
-use highwater_schemas::{ApiError, api};
+use highwater_schemas::{ApiError, ErrorCode, api};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
 };
+
+/// What headers may take of a message, bytes.
+const HEADROOM: usize = 1_024;
 
 /// What to offer.
 #[derive(Debug, Clone)]
@@ -35,6 +38,7 @@ pub struct Endpoints {
     _service: Service,
     requests: SelectAll<Endpoint>,
     errors: Errors,
+    bus: Bus,
 }
 
 /// A request that waits for an answer.
@@ -43,6 +47,7 @@ pub struct ServiceRequest {
     pub payload: Bytes,
     inner: async_nats::service::Request,
     errors: Errors,
+    max_payload: usize,
 }
 
 impl ServiceRequest {
@@ -72,7 +77,16 @@ impl ServiceRequest {
         self.send(reply.payload.to_vec(), headers).await;
     }
 
-    async fn send(self, body: Vec<u8>, headers: HeaderMap) {
+    async fn send(self, body: Vec<u8>, mut headers: HeaderMap) {
+        // The server ends the connection of who sends more than it takes.
+        let body = if body.len() + HEADROOM > self.max_payload {
+            let message = format!("the reply has {} bytes, more than NATS takes in one message", body.len());
+            headers.insert("Nats-Service-Error", ErrorCode::ReplyTooLarge.as_str());
+            headers.insert("Nats-Service-Error-Code", ErrorCode::ReplyTooLarge.number().to_string().as_str());
+            api::failure(&ApiError::new(ErrorCode::ReplyTooLarge, message))
+        } else {
+            body
+        };
         if let Err(error) = self.inner.respond_with_headers(Ok(body.into()), headers).await {
             tracing::debug!(subject = self.subject, %error, "the requester is gone");
         }
@@ -101,7 +115,7 @@ impl Bus {
             }
             requests.push(endpoint.add(subject).await.map_err(|e| BusError::other("service endpoint", e))?);
         }
-        Ok(Endpoints { _service: service, requests, errors })
+        Ok(Endpoints { _service: service, requests, errors, bus: self.clone() })
     }
 }
 
@@ -114,6 +128,7 @@ impl Endpoints {
             payload: inner.message.payload.clone(),
             inner,
             errors: Arc::clone(&self.errors),
+            max_payload: self.bus.max_payload(),
         })
     }
 }

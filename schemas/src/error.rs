@@ -46,6 +46,7 @@ codes! {
     IndexFailed = "index_failed", 500, false, "The index is in error; the message gives the reason.";
     TopicNotFound = "topic_not_found", 404, false, "There is no such topic or subscription on the bucket.";
     TopicExists = "topic_exists", 409, false, "A topic of this name exists on the bucket, or is built in.";
+    NothingToRecover = "nothing_to_recover", 409, false, "Nothing waits for missing index managers, or force was not given.";
     NotSupported = "not_supported", 501, false, "This version does not do that.";
     SnapshotExpired = "snapshot_expired", 410, true, "The stability timestamp asked for is no longer held; start again without it.";
     Timeout = "timeout", 504, true, "The answer was not ready in time.";
@@ -57,6 +58,7 @@ codes! {
     NodeUnavailable = "node_unavailable", 503, true, "The node that hosts a needed partition does not answer.";
     TopologyStale = "topology_stale", 503, true, "The index moved or was dropped meanwhile.";
     RowTooLarge = "row_too_large", 413, false, "A single row does not fit into one NATS message; the message names the document.";
+    ReplyTooLarge = "reply_too_large", 413, false, "The reply does not fit into one NATS message; ask for less.";
     TooManyRequests = "too_many_requests", 429, true, "A queue is full.";
     StorageFailed = "storage_failed", 500, true, "The indexer could not write or read its disk.";
     Internal = "internal", 500, true, "Highwater got something wrong; the message is for a bug report.";

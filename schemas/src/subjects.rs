@@ -11,6 +11,7 @@ pub const CLUSTER_STREAM: &str = "KV_hw_cluster";
 pub const CLUSTER_LEASE: &str = "$KV.hw_cluster.lease";
 pub const CLUSTER_JOIN: &str = "hw.cluster.join";
 pub const CLUSTER_LEAVE: &str = "hw.cluster.leave";
+pub const CLUSTER_RECOVER: &str = "hw.cluster.recover";
 pub const CLUSTER_MASTER: &str = "hw.cluster.master";
 pub const CLUSTER_REPLICAS: &str = "hw.cluster.replicas";
 pub const CLUSTER_INDEXERS: &str = "hw.cluster.indexers";

@@ -43,7 +43,8 @@ impl Cluster {
     pub async fn with_nodes(mut self, nodes: &[&str]) -> Result<Self> {
         let managed = nodes.iter().any(|node| node.starts_with("coordinator"));
         let named = nodes.iter().any(|node| node.starts_with("cluster-manager"));
-        let nodes: Vec<&str> = (managed && !named).then_some(MANAGER).into_iter().chain(nodes.iter().copied()).collect();
+        let nodes: Vec<&str> =
+            (managed && !named).then_some(MANAGER).into_iter().chain(nodes.iter().copied()).collect();
         for node in &nodes {
             self.spawn(node)?;
         }

@@ -88,6 +88,15 @@ pub struct StateHistoryReply {
     pub records: Vec<serde_json::Value>,
 }
 
+/// `hw.admin.state.get`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateGet {
+    /// Only this bucket; none: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+}
+
 /// Reply of `hw.admin.state.get`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StateReply {

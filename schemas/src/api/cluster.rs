@@ -186,6 +186,14 @@ pub struct Leave {
     pub incarnation: u64,
 }
 
+/// `hw.cluster.recover`: goes on without index managers that are missing, though they may have a later copy of a lost log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recover {
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// Who coordinates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Master {
@@ -265,6 +273,9 @@ pub struct MemberStatus {
     /// What it does among its like: active or standby, master or replica.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub role: String,
+    /// What it waits for, or why it cannot lead.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// One bucket as the coordinator sees it.

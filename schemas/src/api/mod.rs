@@ -10,13 +10,13 @@ mod query;
 
 pub use admin::{
     Assign, BucketAdd, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
-    IndexesReply, StateHistory, StateHistoryReply, StateReply, Subscribe, SubscribeReply, TopicList, TopicListRequest,
-    TopicRequest, TopicSummary, Unsubscribe,
+    IndexesReply, StateGet, StateHistory, StateHistoryReply, StateReply, Subscribe, SubscribeReply, TopicList,
+    TopicListRequest, TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
     Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Lease, Leave,
     ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus, MembersReply, NodeKind, NodeStatus,
-    NodeStatusRequest, Presence, SliceReport, SliceState, Suspicion, UnindexedDoc, VbStatus,
+    NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc, VbStatus,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,

@@ -7,7 +7,7 @@ use crate::{
     stats::{Reports, index_stats},
 };
 use futures_util::future::join_all;
-use highwater_bus::BusError;
+
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, DescribeReply, IndexStats, ListReply, NodeStatus, NodeStatusRequest, UnindexedDoc},
@@ -85,8 +85,12 @@ pub async fn nodes(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError>
 
 /// Nobody is there to issue stability timestamps.
 pub async fn coordinator_is_silent(shared: &Shared) -> bool {
-    let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, b"{}".to_vec(), MEMBERS_TIMEOUT).await;
-    matches!(reply, Err(BusError::NoResponders { .. }))
+    let coordinator = shared.core().context().coordinator.clone();
+    if coordinator.is_empty() {
+        return true;
+    }
+    let ping = subjects::node(&coordinator, "ping");
+    shared.bus.request(&ping, b"{}".to_vec(), MEMBERS_TIMEOUT).await.is_err()
 }
 
 fn streams(bucket: &highwater_schemas::state::Bucket) -> Vec<String> {

@@ -8,7 +8,7 @@ use crate::{
 };
 use highwater_bus::{Bus, BusError, ClusterBucket, Endpoints, LeaseWritten, Reply, ServiceRequest, ServiceSpec};
 use highwater_schemas::{
-    ApiError,
+    ApiError, ErrorCode,
     api::{
         self, Bootstrap, BootstrapReply, ClusterEvent, ClusterStatus, Join, JoinReply, Leave, ManagerStatus,
         MasterReply, MembersReply, NodeKind, NodeStatus,
@@ -120,7 +120,10 @@ pub async fn run(
                 }
             }
             request = cluster.next() => shell.cluster(request.ok_or_else(ended)?).await,
-            request = own.next() => shell.own(request.ok_or_else(ended)?).await,
+            request = own.next() => {
+                let request = request.ok_or_else(ended)?;
+                if request.subject.ends_with(".recover") { shell.recover(request).await } else { shell.own(request).await }
+            }
             Some(done) = shell.tasks.join_next() => {
                 if let Ok(Some(event)) = done {
                     shell.handle(event).await;
@@ -142,8 +145,13 @@ pub async fn run(
 
 fn cluster_spec() -> ServiceSpec {
     let endpoint = |subject: &str| (subject.rsplit('.').next().unwrap_or_default().to_owned(), subject.to_owned());
-    let endpoints =
-        [subjects::CLUSTER_MEMBERS, subjects::CLUSTER_MASTER, subjects::CLUSTER_REPLICAS, subjects::CLUSTER_INDEXERS];
+    let endpoints = [
+        subjects::CLUSTER_MEMBERS,
+        subjects::CLUSTER_MASTER,
+        subjects::CLUSTER_REPLICAS,
+        subjects::CLUSTER_INDEXERS,
+        subjects::CLUSTER_RECOVER,
+    ];
     ServiceSpec {
         name: subjects::CLUSTER_SERVICE.into(),
         description: "Highwater's nodes, and which of them coordinates".into(),
@@ -157,7 +165,7 @@ async fn node_service(bus: &Bus, config: &Config) -> Result<Endpoints, BusError>
     bus.service(&ServiceSpec {
         name: "highwater-cluster-manager".into(),
         description: "Highwater membership and election".into(),
-        endpoints: ["ping", "status"].map(endpoint).into(),
+        endpoints: ["ping", "status", "recover"].map(endpoint).into(),
         queue_group: None,
     })
     .await
@@ -306,7 +314,51 @@ impl Shell {
         }
     }
 
+    /// An operator gives up index managers that are missing: the active instance tells who it nominates next.
+    async fn recover(&mut self, request: ServiceRequest) {
+        let now = self.now();
+        let refuse = |why: &str| Err(ApiError::new(ErrorCode::NothingToRecover, why));
+        let answer = match api::parse::<api::Recover>(&request.payload) {
+            Err(error) => Err(error),
+            Ok(api::Recover { force: false }) => {
+                refuse("it needs force: what missing index managers alone know is lost")
+            }
+            Ok(_) => match self.core.master(now) {
+                Some(master) => {
+                    refuse(&format!("{} coordinates: nothing waits for missing index managers", master.node))
+                }
+                None if self.core.is_active(now) => {
+                    self.handle(Event::Force).await;
+                    Ok(api::ok(&api::Empty {}))
+                }
+                None => {
+                    let active = self.core.status(now).cluster_manager;
+                    if active.is_empty() || request.subject.starts_with("hw.node.") {
+                        Err(ApiError::new(ErrorCode::NoCoordinator, "no cluster manager is active at the moment"))
+                    } else {
+                        let (bus, payload) = (self.bus.clone(), request.payload.to_vec());
+                        self.asking.spawn(async move {
+                            match bus.request(&subjects::node(&active, "recover"), payload, BOOTSTRAP_TIMEOUT).await {
+                                Ok(reply) => request.pass_on(reply).await,
+                                Err(e) => {
+                                    let error = ApiError::new(ErrorCode::NoCoordinator, e.to_string());
+                                    request.respond(Err(error)).await;
+                                }
+                            }
+                        });
+                        return;
+                    }
+                }
+            },
+        };
+        request.respond(answer).await;
+    }
+
     async fn cluster(&mut self, request: ServiceRequest) {
+        if request.subject == subjects::CLUSTER_RECOVER {
+            self.recover(request).await;
+            return;
+        }
         if let Err(error) = api::parse::<api::Empty>(&request.payload) {
             request.respond(Err(error)).await;
             return;

@@ -30,7 +30,7 @@ pub(crate) const HISTORY: usize = 50;
 /// A request as its subject and payload say.
 pub(crate) enum Admin {
     Ddl(Ddl),
-    StateGet,
+    StateGet(api::StateGet),
     StateHistory(usize),
 }
 
@@ -51,10 +51,7 @@ pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> 
         "topic.subscribe" => Ddl::TopicSubscribe(api::parse(payload)?),
         "topic.unsubscribe" => Ddl::TopicUnsubscribe(api::parse(payload)?),
         "topic.list" => Ddl::TopicList(api::parse(payload)?),
-        "state.get" => {
-            api::parse::<api::Empty>(payload)?;
-            return Ok(Admin::StateGet);
-        }
+        "state.get" => return Ok(Admin::StateGet(api::parse(payload)?)),
         "state.history" => {
             let request: StateHistory = api::parse(payload)?;
             return Ok(Admin::StateHistory(request.limit.unwrap_or(HISTORY)));

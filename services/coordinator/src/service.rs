@@ -391,8 +391,11 @@ impl Shell {
             }
         };
         let ddl = match parsed {
-            Admin::StateGet => {
-                let state = serde_json::to_value(self.manager.context()).unwrap_or_default();
+            Admin::StateGet(wanted) => {
+                let mut state = serde_json::to_value(self.manager.context()).unwrap_or_default();
+                if let (Some(bucket), Some(buckets)) = (&wanted.bucket, state["buckets"].as_object_mut()) {
+                    buckets.retain(|name, _| name == bucket);
+                }
                 request.respond(Ok(api::ok(&StateReply { node: self.config.node.clone(), state }))).await;
                 return Ok(());
             }

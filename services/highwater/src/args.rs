@@ -36,6 +36,12 @@ pub(crate) enum Command {
     /// Look into the parts of indexes that nodes keep.
     #[command(subcommand)]
     Slice(Slice),
+    /// Create, delete, subscribe to and list topics.
+    #[command(subcommand)]
+    Topic(Topic),
+    /// Show the replicated state and its history; publish a lost one anew.
+    #[command(subcommand)]
+    State(State),
     /// Scan an index.
     Scan(Scan),
     /// Count the rows of a range.
@@ -311,6 +317,76 @@ pub(crate) enum Slice {
     Dump(Dump),
 }
 
+#[derive(Subcommand)]
+pub(crate) enum Topic {
+    /// Create a topic: a stream of a bucket's key versions.
+    Create {
+        bucket: String,
+        topic: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Delete a topic with what it holds.
+    Delete {
+        bucket: String,
+        topic: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Subscribe to a topic that was created, or to `mutation`; again with another predicate to change it.
+    Subscribe {
+        bucket: String,
+        topic: String,
+        subscriber: String,
+        /// Only what this is true for, such as "index = 'by_age' AND partition = 0"; over bucket, vbucket, index and partition.
+        #[arg(long, default_value = "")]
+        predicate: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// End a subscription.
+    Unsubscribe {
+        bucket: String,
+        topic: String,
+        subscriber: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// List topics and subscriptions, of one bucket or of all.
+    List {
+        bucket: Option<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum State {
+    /// Show the state: nodes, buckets, indexes, owners, sessions, timestamps.
+    Show {
+        /// Only this bucket.
+        #[arg(long)]
+        bucket: Option<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Show the newest records of the log.
+    History {
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Go on without index managers that are missing, when the state log is lost and nobody coordinates.
+    Recover {
+        /// What missing index managers alone know is lost.
+        #[arg(long, required = true)]
+        force: bool,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
 /// Of a running node a bucket and an index, or the directory of a node that does not run.
 #[derive(ClapArgs)]
 pub(crate) struct Dump {
@@ -389,6 +465,9 @@ pub(crate) struct Count {
 
 #[derive(ClapArgs)]
 pub(crate) struct Status {
+    /// Show every step of the coordinator's bootstrap.
+    #[arg(long)]
+    pub(crate) bootstrap: bool,
     #[command(flatten)]
     pub(crate) client: Client,
 }

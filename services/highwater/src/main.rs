@@ -65,6 +65,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Command::Bucket(command) => cli::bucket(command).await,
         Command::Index(command) => cli::index(command).await,
         Command::Slice(command) => cli::slice(command).await,
+        Command::Topic(command) => cli::topic(command).await,
+        Command::State(command) => cli::state(command).await,
         Command::Scan(command) => cli::scan(command).await,
         Command::Count(command) => cli::count(command).await,
         Command::Status(command) => cli::status(command).await,

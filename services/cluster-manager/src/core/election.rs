@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 
 /// A nominated index manager that does not coordinate after this long is given up, milliseconds: it may have a long log to read.
 pub const PATIENCE: u64 = 5_000;
+/// How long an operator's word to go on without missing index managers holds, milliseconds.
+pub const FORCED: u64 = 30_000;
 /// Index managers that are remembered. Beyond it new ones are only heard.
 pub const MOST_REGISTERED: usize = 256;
 
@@ -26,6 +28,8 @@ pub(super) struct Election {
     sent: u64,
     /// The highest term heard of.
     term: u64,
+    /// Nominations until then go on without index managers that are missing.
+    forced_until: u64,
     /// Those that did not get to coordinate since somebody last did.
     failed: BTreeSet<String>,
     /// No nomination before.
@@ -67,6 +71,7 @@ impl Election {
             sent_term: 0,
             sent: 0,
             term: 0,
+            forced_until: 0,
             failed: BTreeSet::new(),
             not_before: 0,
             written: BTreeSet::new(),
@@ -163,6 +168,14 @@ impl Election {
             self.failed.insert(node.to_owned());
             self.give_up(now + self.heartbeat / 4);
         }
+    }
+
+    /// An operator gives up index managers that are missing: the next nomination begins at once, and says so.
+    pub(super) fn force(&mut self, now: u64) {
+        self.forced_until = now + FORCED;
+        self.failed.clear();
+        self.waited = true;
+        self.give_up(now);
     }
 
     fn give_up(&mut self, not_before: u64) {
@@ -275,7 +288,7 @@ impl Election {
             master: seat.node.clone(),
             term: seat.term,
             registered: self.registered.iter().cloned().collect(),
-            force: false,
+            force: now < self.forced_until,
         };
         out.extend(to.into_iter().map(|to| Action::Nominate { to: to.to_owned(), bootstrap: bootstrap.clone() }));
         (self.sent_term, self.sent) = (seat.term, now);

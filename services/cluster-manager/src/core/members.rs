@@ -205,6 +205,7 @@ impl Members {
                 alive: m.alive(),
                 last_heartbeat_ms: now.saturating_sub(m.last),
                 role: role.into(),
+                note: m.manager.as_ref().and_then(|m| m.waiting.clone()).unwrap_or_default(),
             }
         };
         self.nodes.iter().map(status).collect()

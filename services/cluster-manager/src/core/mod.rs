@@ -9,7 +9,7 @@ mod members;
 #[cfg(test)]
 mod tests;
 
-pub use election::{MOST_REGISTERED, PATIENCE};
+pub use election::{FORCED, MOST_REGISTERED, PATIENCE};
 pub use lease::{Seen, Written};
 pub use members::MOST_MEMBERS;
 
@@ -53,6 +53,8 @@ pub enum Event {
         term: u64,
         reply: Option<BootstrapReply>,
     },
+    /// An operator gives up index managers that are missing.
+    Force,
     /// Time has passed.
     Tick,
     /// The process ends: the lease is not to be taken again.
@@ -149,6 +151,7 @@ impl Core {
             Event::BootstrapAnswered { node, term, reply } => {
                 self.election.answered(now, &node, term, reply.as_ref());
             }
+            Event::Force => self.election.force(now),
             Event::Tick => self.tick(now, &mut out),
             Event::Stop => self.lease.stop(&mut out),
         }

@@ -1,10 +1,12 @@
 //! The CLI: requests over NATS, replies as tables for people or JSON for programs.
 
+mod cluster;
 mod ddl;
 mod diagnosis;
 mod query;
 mod show;
 
+pub(crate) use cluster::{state, topic};
 pub(crate) use ddl::{bucket, index};
 pub(crate) use diagnosis::slice;
 pub(crate) use query::{count, scan, status};

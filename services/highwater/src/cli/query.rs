@@ -4,7 +4,7 @@ use super::{Session, print, show};
 use crate::args::{Count, Range, Scan, Status};
 use anyhow::{Result, anyhow};
 use highwater_schemas::{
-    api::{ClusterStatus, Empty, ListReply, ListRequest, ScanResult},
+    api::{BootstrapStep, ClusterStatus, Empty, ListReply, ListRequest, ScanResult},
     subjects,
 };
 use serde_json::{Map, Value, json};
@@ -123,8 +123,10 @@ fn rows(page: &ScanResult) -> String {
 
 pub(crate) async fn status(args: Status) -> Result<()> {
     let session = Session::open(&args.client).await?;
-    let (reply, cluster): (Value, ClusterStatus) = session.typed(&subjects::query("nodes"), &Empty {}).await?;
-    let list: ListReply = session.typed(&subjects::query("list"), &ListRequest { bucket: None }).await?.1;
+    let (reply, cluster): (Value, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
+    // Without a catalog the rest is still worth seeing.
+    let listed = session.typed::<_, ListReply>(&subjects::query("list"), &ListRequest { bucket: None }).await;
+    let list = listed.map_or_else(|_| ListReply { indexes: Vec::new() }, |(_, list)| list);
     if session.json {
         let mut reply = reply;
         reply["indexes"] = serde_json::to_value(&list.indexes)?;
@@ -140,9 +142,10 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     let members = cluster.members.iter().map(|m| {
         let state = if m.alive { "alive" } else { "down" };
         let heard = format!("{} ms ago", m.last_heartbeat_ms);
-        vec![m.node.clone(), m.kind.as_str().into(), state.into(), m.role.clone(), heard]
+        vec![m.node.clone(), m.kind.as_str().into(), state.into(), m.role.clone(), heard, m.note.clone()]
     });
-    println!("{}\n", show::table(&["NODE", "KIND", "STATE", "ROLE", "HEARTBEAT"], &[4], members));
+    println!("{}\n", show::table(&["NODE", "KIND", "STATE", "ROLE", "HEARTBEAT", ""], &[4], members));
+    println!("{}\n", bootstrap(&cluster.bootstrap, args.bootstrap));
     let buckets = cluster.buckets.iter().flat_map(|b| {
         b.vbuckets.iter().map(|v| {
             vec![
@@ -170,4 +173,21 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     });
     println!("{}", show::table(&["BUCKET", "INDEX", "STATE", "DONE", "ITEMS"], &[3, 4], indexes));
     Ok(())
+}
+
+/// In one line when all is done, unless every step is wanted.
+fn bootstrap(steps: &[BootstrapStep], all: bool) -> String {
+    let done: Vec<&BootstrapStep> = steps.iter().filter(|s| s.done_ms.is_some()).collect();
+    if steps.is_empty() {
+        return "bootstrap: nobody coordinates".into();
+    }
+    if done.len() == steps.len() && !all {
+        let took = done.last().and_then(|s| s.done_ms).unwrap_or_default();
+        return format!("bootstrap: all {} steps done in {took} ms", steps.len());
+    }
+    let rows = steps.iter().map(|s| {
+        let took = s.done_ms.map_or_else(|| "waits".to_owned(), |ms| format!("{ms} ms"));
+        vec![s.step.to_string(), s.name.clone(), took, s.note.clone()]
+    });
+    show::table(&["STEP", "BOOTSTRAP", "AFTER", ""], &[0, 2], rows)
 }
