@@ -78,6 +78,12 @@ impl Child {
         let _ = self.inner.wait();
     }
 
+    /// SIGKILL; waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.inner.kill();
+        let _ = self.inner.wait();
+    }
+
     /// SIGTERM, without waiting.
     #[allow(unsafe_code)]
     pub fn terminate(&mut self) {

@@ -12,8 +12,22 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The services in the order of their start.
-pub const SERVICES: [&str; 4] = ["coordinator", "projector", "indexer", "catalog"];
+/// How many of each service, in the order of their start.
+pub type Size = [(&'static str, usize); 5];
+/// One of each.
+pub const SMALLEST: Size = size(1, 1, 1, 1, 1);
+
+/// So many cluster managers, index managers, projectors, indexers and catalogs.
+pub const fn size(managers: usize, coordinators: usize, projectors: usize, indexers: usize, catalogs: usize) -> Size {
+    [
+        ("cluster-manager", managers),
+        ("coordinator", coordinators),
+        ("projector", projectors),
+        ("indexer", indexers),
+        ("catalog", catalogs),
+    ]
+}
+
 /// The line on stdout that says a service serves.
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -21,7 +35,8 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// One service process.
 pub struct Service {
-    pub name: &'static str,
+    /// Its node's name, such as `indexer-1`.
+    pub name: String,
     child: Child,
 }
 
@@ -58,29 +73,62 @@ impl Fleet {
         Ok(Self { services: Vec::new(), nats, directory: Some(directory), path })
     }
 
-    /// Starts every service of the `highwater` binary and waits until all of them serve.
-    pub async fn start_services(&mut self, binary: &Path) -> Result<()> {
+    /// Starts services of the `highwater` binary and waits until all of them serve.
+    pub async fn start_services(&mut self, binary: &Path, size: &Size) -> Result<()> {
+        self.start_services_with(binary, size, &[]).await
+    }
+
+    /// The same, with further arguments for the cluster managers.
+    pub async fn start_services_with(&mut self, binary: &Path, size: &Size, managers: &[&str]) -> Result<()> {
         if !binary.is_file() {
             bail!("there is no {}", binary.display());
         }
-        for name in SERVICES {
-            let data = self.data_dir(name);
-            std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
-            let mut command = Command::new(binary);
-            // A developer's own NATS settings are not meant for this server.
-            for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NATS_")) {
-                command.env_remove(variable);
+        for (kind, count) in size {
+            for number in 1..=*count {
+                let extra = if *kind == "cluster-manager" { managers } else { &[] };
+                self.spawn(binary, kind, number, extra)?;
             }
-            command.arg(name).args(["--node-id", &format!("{name}-1"), "--nats-url", self.nats.url(), "--data-dir"]);
-            command.arg(&data);
-            let child = Child::start(name, command, &self.path)?;
-            self.services.push(Service { name, child });
         }
         let deadline = Instant::now() + READY_WITHIN;
         for service in &mut self.services {
             wait_ready(service, deadline).await?;
         }
         Ok(())
+    }
+
+    fn spawn(&mut self, binary: &Path, kind: &str, number: usize, extra: &[&str]) -> Result<()> {
+        let name = format!("{kind}-{number}");
+        let data = self.data_dir(&name);
+        std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
+        let mut command = Command::new(binary);
+        // A developer's own NATS settings are not meant for this server.
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NATS_")) {
+            command.env_remove(variable);
+        }
+        command
+            .arg(kind)
+            .args(["--node-id", &name, "--nats-url", self.nats.url(), "--data-dir"])
+            .arg(&data)
+            .args(extra);
+        let child = Child::start(&name, command, &self.path)?;
+        self.services.push(Service { name, child });
+        Ok(())
+    }
+
+    /// Ends a service with SIGKILL.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        let at = self.services.iter().position(|service| service.name == name);
+        let mut service = self.services.remove(at.with_context(|| format!("there is no {name}"))?);
+        service.child.kill();
+        Ok(())
+    }
+
+    /// Starts a service that was ended, on its data.
+    pub async fn start_again(&mut self, binary: &Path, name: &str) -> Result<()> {
+        let (kind, number) = name.rsplit_once('-').context("a node is called after its service and a number")?;
+        self.spawn(binary, kind, number.parse()?, &[])?;
+        let Some(service) = self.services.last_mut() else { bail!("nothing was started") };
+        wait_ready(service, Instant::now() + READY_WITHIN).await
     }
 
     /// Fails with the log of a service that has ended.
@@ -101,7 +149,7 @@ impl Fleet {
         &self.services
     }
 
-    /// The process id of a service.
+    /// The process id of a node.
     pub fn id_of(&self, name: &str) -> Option<u32> {
         self.services.iter().find(|service| service.name == name).map(Service::id)
     }
@@ -156,7 +204,7 @@ impl Drop for Fleet {
 }
 
 async fn wait_ready(service: &mut Service, deadline: Instant) -> Result<()> {
-    let name = service.name;
+    let name = service.name.clone();
     while service.child.said(READY).is_none() {
         if let Some(status) = service.child.exited()? {
             bail!("highwater {name} ended at once ({status}); its log says:\n    {}", service.child.log_tail());

@@ -66,7 +66,7 @@ pub async fn measure(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Resul
     let since = Instant::now();
     let live = durable_bytes(bench, st).await?;
     step(&format!("durable: {} live bytes", group(live)), since.elapsed());
-    let files = process::disk(&fleet.data_dir("indexer"));
+    let files = process::disk(&fleet.data_dir("indexer-1"));
     report.disk(live, files, encoded(bench));
     Ok(())
 }

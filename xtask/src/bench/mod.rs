@@ -14,7 +14,7 @@ mod store;
 
 use crate::{
     client::{self, Highwater},
-    fleet::Fleet,
+    fleet::{Fleet, SMALLEST},
     nats_server,
     term::{bold, group, step},
     workspace,
@@ -109,7 +109,7 @@ pub async fn run(options: Options) -> Result<()> {
     limits.add_to(&mut report);
     if let Some(binary) = binary {
         let since = Instant::now();
-        fleet.start_services(&binary).await?;
+        fleet.start_services(&binary, &SMALLEST).await?;
         let highwater = Highwater::new(nats.clone());
         joined(&highwater).await?;
         step("services, each a process of its own", since.elapsed());
@@ -141,13 +141,13 @@ fn store_only(options: &Options, target: &Path) -> Result<()> {
 }
 
 /// Waits until the coordinator has heard of every service: the first heartbeats may come before it listens.
-async fn joined(highwater: &Highwater) -> Result<()> {
+pub async fn joined(highwater: &Highwater) -> Result<()> {
     let since = Instant::now();
     loop {
         let status = highwater.insist("hw.cluster.members", &"{}", JOINED_WITHIN).await?;
         let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
         let known = |kind: &&str| members.iter().any(|member| member["kind"] == **kind && member["alive"] == true);
-        if ["projector", "indexer", "catalog"].iter().all(known) {
+        if status["coordinator"] != "" && ["projector", "indexer", "catalog"].iter().all(known) {
             return Ok(());
         }
         if since.elapsed() > JOINED_WITHIN {
@@ -158,7 +158,7 @@ async fn joined(highwater: &Highwater) -> Result<()> {
 }
 
 async fn measure_highwater(bench: &Bench, fleet: &Fleet, report: &mut Report) -> Result<()> {
-    let Some(indexer) = fleet.id_of("indexer") else { bail!("there is no indexer") };
+    let Some(indexer) = fleet.id_of("indexer-1") else { bail!("there is no indexer") };
     let watch = Watch::start(indexer);
     build::measure(bench, fleet, report).await?;
     reads::measure(bench, report).await?;

@@ -87,7 +87,7 @@ fn cpu(process: u32) -> Option<f64> {
 
 /// Name and CPU seconds of every process of a run, this one last.
 pub fn cpu_of_all(fleet: &Fleet) -> Vec<(String, f64)> {
-    let services = fleet.services().iter().map(|service| (service.name.to_owned(), service.id()));
+    let services = fleet.services().iter().map(|service| (service.name.clone(), service.id()));
     let others = [("nats-server".to_owned(), fleet.nats_id()), ("bench client".to_owned(), std::process::id())];
     services.chain(others).filter_map(|(name, process)| Some((name, cpu(process)?))).collect()
 }

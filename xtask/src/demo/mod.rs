@@ -2,11 +2,12 @@
 
 mod build;
 mod cities;
+mod failover;
 mod queries;
 
 use crate::{
     client::{self, Highwater},
-    fleet::{Fleet, SERVICES},
+    fleet::{Fleet, Size, size},
     nats_server,
     term::{bold, dim, step, time},
     workspace,
@@ -14,6 +15,8 @@ use crate::{
 use anyhow::Result;
 use std::{path::Path, time::Instant};
 
+/// Nothing in it is alone but the catalog.
+const SIZE: Size = size(2, 3, 2, 2, 1);
 /// The key-value bucket of the demo.
 const BUCKET: &str = "cities";
 
@@ -32,10 +35,11 @@ pub async fn run(keep: bool) -> Result<()> {
     let mut fleet = Fleet::start(&server, None)?;
     step(&format!("nats-server {} (from {}) on {}", server.version, server.origin, fleet.url()), since.elapsed());
     let since = Instant::now();
-    fleet.start_services(&binary).await?;
-    step(&format!("{}, each a process of its own", SERVICES.join(", ")), since.elapsed());
+    fleet.start_services(&binary, &SIZE).await?;
+    let nodes: Vec<String> = SIZE.iter().map(|(kind, n)| format!("{n} {}", kinds(kind, *n))).collect();
+    step(&format!("{}, each a process of its own", nodes.join(", ")), since.elapsed());
 
-    let outcome = show(&fleet).await;
+    let outcome = show(&mut fleet, &binary).await;
     if outcome.is_err() {
         fleet.check()?;
     }
@@ -55,9 +59,19 @@ pub async fn run(keep: bool) -> Result<()> {
     Ok(())
 }
 
-async fn show(fleet: &Fleet) -> Result<()> {
+fn kinds(kind: &str, n: usize) -> String {
+    match kind {
+        "coordinator" if n > 1 => "index managers".into(),
+        "coordinator" => "index manager".into(),
+        kind if n > 1 => format!("{}s", kind.replace('-', " ")),
+        kind => kind.replace('-', " "),
+    }
+}
+
+async fn show(fleet: &mut Fleet, binary: &Path) -> Result<()> {
     let nats = client::connect(fleet.url()).await?;
     let highwater = Highwater::new(nats.clone());
+    failover::formed(&highwater).await?;
 
     heading("Loading");
     let mut cities = cities::load()?;
@@ -70,7 +84,10 @@ async fn show(fleet: &Fleet) -> Result<()> {
     queries::ask(&highwater, &cities).await?;
 
     heading("Changing");
-    queries::change(&highwater, &bucket, &mut cities).await
+    queries::change(&highwater, &bucket, &mut cities).await?;
+
+    heading("Losing the coordinator");
+    failover::kill_master(fleet, binary, &highwater, &cities).await
 }
 
 fn heading(text: &str) {

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-type Cities = BTreeMap<String, City>;
+pub type Cities = BTreeMap<String, City>;
 
 const COUNTRY: &str = "JP";
 const ZONE: &str = "Europe/Berlin";
