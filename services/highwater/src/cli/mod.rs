@@ -2,11 +2,13 @@
 
 mod ddl;
 mod diagnosis;
+mod ping;
 mod query;
 mod show;
 
 pub(crate) use ddl::{bucket, index};
 pub(crate) use diagnosis::slice;
+pub(crate) use ping::ping;
 pub(crate) use query::{count, scan, status};
 
 use crate::args::Client;
