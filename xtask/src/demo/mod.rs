@@ -3,6 +3,7 @@
 mod build;
 mod cities;
 mod failover;
+pub mod cities;
 mod queries;
 
 use crate::{
@@ -18,7 +19,7 @@ use std::{path::Path, time::Instant};
 /// Nothing in it is alone but the catalog.
 const SIZE: Size = size(2, 3, 2, 2, 1);
 /// The key-value bucket of the demo.
-const BUCKET: &str = "cities";
+pub const BUCKET: &str = "cities";
 
 /// Runs the demo; with `keep` everything goes on running afterwards.
 pub async fn run(keep: bool) -> Result<()> {
@@ -75,7 +76,7 @@ async fn show(fleet: &mut Fleet, binary: &Path) -> Result<()> {
 
     heading("Loading");
     let mut cities = cities::load()?;
-    let bucket = cities::put_all(&nats, &cities).await?;
+    let bucket = cities::put_all(&nats, &cities, 1).await?;
 
     heading("Indexing");
     build::create_all(&highwater, &cities).await?;
