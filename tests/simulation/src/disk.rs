@@ -15,6 +15,8 @@ pub type Mark = (u64, u128);
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
     pub term: u64,
+    /// Of the newest record.
+    newest_term: u64,
     base: u64,
     log: BTreeMap<u64, Vec<u8>>,
     /// By version.
@@ -24,6 +26,11 @@ pub struct Disk {
 impl Disk {
     pub fn version(&self) -> u64 {
         self.log.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// The highest term that a process which starts knows.
+    pub fn durable_term(&self) -> u64 {
+        self.term.max(self.newest_term)
     }
 
     pub fn keep_term(&mut self, term: u64) {
@@ -39,6 +46,7 @@ impl Disk {
         for json in records {
             let record: Record = serde_json::from_slice(json).map_err(|e| format!("a record to keep is garbage: {e}"))?;
             let hash = u128::from_str_radix(&Record::hash(json), 16).unwrap_or_default();
+            self.newest_term = record.term;
             self.log.insert(record.version, json.clone());
             self.marks.insert(record.version, (record.incarnation, hash));
             if matches!(record.change, Change::Snapshot { .. }) {

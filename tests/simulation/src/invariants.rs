@@ -3,14 +3,15 @@
 use crate::{log::Payload, node::Node, world::World};
 use highwater_schemas::{
     StabilityTimestamp,
-    api::{BootstrapReply, Join, NodeKind},
+    api::{Join, NodeKind},
     state::{Change, IndexState, Record, unpack},
     wire::Stability,
 };
 use std::collections::BTreeMap;
 
-/// Milliseconds for which everything must be well.
-const WELL: u64 = 2_500;
+/// So many looks must find everything well; one that does not, as when a record is just on its way, takes back so many.
+const WELL: u64 = 50;
+const ILL: u64 = 3;
 /// A live holder of what the log lost is one that was well for so long.
 const HOLDER: u64 = 3_000;
 
@@ -20,7 +21,7 @@ pub struct Invariants {
     pub stats: BTreeMap<&'static str, u64>,
     /// Term → who led in it, and in which life.
     led: BTreeMap<u64, (String, u64)>,
-    /// Per index manager the highest term that it answered or was durable.
+    /// Per index manager the highest term of which it told others.
     terms: BTreeMap<usize, u64>,
     /// (bucket, vbuuid of its first branches, number) → the timestamp, without its marks.
     numbers: BTreeMap<(String, u64, u64), StabilityTimestamp>,
@@ -33,7 +34,7 @@ pub struct Invariants {
     pub excused: bool,
     /// An old copy was brought back.
     pub strayed: bool,
-    well_since: Option<u64>,
+    well: u64,
 }
 
 /// The log's last record before it lost its tail.
@@ -64,21 +65,21 @@ impl World {
             }
         }
         let term = machine.report().term;
-        let before = self.invariants.terms.entry(at).or_default();
-        if term < *before && !self.invariants.strayed {
-            let why = format!("I4: {name} knew term {before}, now {term}");
+        let before = self.invariants.terms.get(&at).copied().unwrap_or(0);
+        if term < before && !self.invariants.strayed {
+            let why = format!("I4: {name} told others of term {before}, and now knows {term}");
             self.fail(why);
-            return;
         }
-        *before = (*before).max(term);
     }
 
-    /// Before an answer to a nomination leaves.
-    pub(crate) fn observe_answer(&mut self, at: usize, reply: &BootstrapReply) {
-        let disk = self.managers[at].disk.term;
-        if reply.accepted && reply.report.term > disk {
-            self.fail(format!("I4: m{at} accepts term {} while {disk} is durable", reply.report.term));
+    /// A report leaves: its term must be durable.
+    pub(crate) fn observe_report(&mut self, at: usize, term: u64) {
+        let disk = self.managers[at].disk.durable_term();
+        if term > disk {
+            self.fail(format!("I4: m{at} tells others of term {term} while {disk} is durable"));
         }
+        let told = self.invariants.terms.entry(at).or_default();
+        *told = (*told).max(term);
     }
 
     /// What indexers report to who leads.
@@ -198,12 +199,9 @@ impl World {
 
     /// Whether everything has been well for a while.
     pub(crate) fn settled(&mut self) -> bool {
-        if self.unsettled().is_some() {
-            self.invariants.well_since = None;
-            return false;
-        }
-        let since = *self.invariants.well_since.get_or_insert(self.now);
-        self.now >= since + WELL
+        let well = self.invariants.well;
+        self.invariants.well = if self.unsettled().is_none() { well + 1 } else { well.saturating_sub(ILL) };
+        self.invariants.well >= WELL
     }
 
     /// Why it is not.

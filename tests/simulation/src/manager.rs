@@ -284,6 +284,7 @@ impl World {
             manager: Some(machine.report()),
             ..Join::new(NodeKind::Coordinator, &node.process.node.name(), node.process.life)
         };
+        self.observe_report(at, join.manager.as_ref().map_or(0, |m| m.term));
         let message = Message::Join(Rc::new(join));
         self.publish(Node::manager(at), &[NodeKind::Coordinator, NodeKind::ClusterManager], &message);
     }
@@ -340,7 +341,7 @@ impl World {
             }
             Action::Answer { token, reply } => {
                 if let Some(ask) = node.nominations.remove(&token) {
-                    self.observe_answer(at, &reply);
+                    self.observe_report(at, reply.report.term);
                     self.reply(me, ask, Answer::Bootstrap(reply));
                 }
             }

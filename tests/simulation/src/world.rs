@@ -158,8 +158,9 @@ impl World {
                 self.fail(format!("I6: not settled {} s after the last fault: {why}", self.limits.settling / 1_000));
                 break;
             }
+            let look = matches!(event, Event::Look);
             self.step(event);
-            if self.calm && self.settled() {
+            if look && self.calm && self.settled() && self.unsettled().is_none() {
                 self.check_end();
                 break;
             }

@@ -195,6 +195,7 @@ impl Manager {
     }
 
     pub(super) fn tick(&mut self, now: Now, random: u64, out: &mut Vec<Action>) {
+        self.ticked = now.ms;
         self.tick_candidate(now, out);
         let Role::Leading(leading) = &mut self.role else { return };
         leading.random ^= random;

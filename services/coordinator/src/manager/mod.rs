@@ -144,6 +144,8 @@ pub struct Manager {
     /// The copy was given up since the log was opened, and nothing has taken its place.
     gave_up: bool,
     last_id: u64,
+    /// When the last tick was.
+    ticked: u64,
     /// What it did when it was nominated last.
     steps: Vec<BootstrapStep>,
     /// A record larger than this cannot be appended, bytes.
@@ -164,6 +166,7 @@ impl Manager {
             waiting: None,
             gave_up: false,
             last_id: 0,
+            ticked: 0,
             steps: Vec::new(),
             max_record,
         }
@@ -237,7 +240,8 @@ impl Manager {
         const IDLE: u64 = 50;
         match &self.role {
             Role::Leading(leading) if leading.append.is_none() => leading.core.next_tick(now),
-            _ => now + IDLE,
+            // From the last tick on: who asks again before it must not push it away.
+            _ => (self.ticked + IDLE).max(now),
         }
     }
 
