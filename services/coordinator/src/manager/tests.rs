@@ -1,7 +1,7 @@
 //! The state machine, event by event.
 
 use super::*;
-use highwater_schemas::state::{Change, Record, pack};
+use highwater_schemas::state::{Change, pack};
 
 fn at(ms: u64) -> Now {
     Now { ms, wall: ms }
@@ -52,4 +52,19 @@ fn an_append_that_was_refused_is_sent_again() {
     assert_eq!(again, (id, expected, payload));
     m.handle(at(301), Event::Appended { id, outcome: Outcome::Acked(1) });
     assert_eq!(m.leading(), Some(1));
+}
+
+#[test]
+fn no_term_is_opened_behind_a_later_one() {
+    let mut m = manager("a");
+    nominate(&mut m, at(0), 4);
+    let mut log = StateContext::default();
+    let started = log.record(Change::TermStarted { coordinator: "b".into() }, 6, 0).to_json();
+    log.offer(&started).unwrap();
+    let actions = m.handle(at(9), Event::Read(Ok((1, vec![pack(started)]))));
+    assert_eq!(append(&actions), None, "term 6 is there already");
+    assert_eq!((m.context(), m.report().term), (&log, 6));
+    let refused = nominate(&mut m, at(10), 5);
+    assert!(matches!(&refused[..], [Action::Answer { reply, .. }] if !reply.accepted && reply.report.term == 6));
+    assert!(!nominate(&mut m, at(11), 7).is_empty());
 }
