@@ -167,6 +167,21 @@ fn creating_an_index_declares_assigns_and_builds() {
 }
 
 #[test]
+fn a_session_that_nobody_takes_up_is_closed() {
+    let mut d = Driver::with_index();
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
+    d.tick(1);
+    // The slice merges while a new generation takes its session away, and before it can say so.
+    d.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    d.tick(1);
+    let sessions: Vec<u64> = d.core.context().buckets["b"].sessions.keys().copied().collect();
+    assert_eq!(sessions, [2]);
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 1)], None);
+    d.tick(1);
+    assert!(d.core.context().buckets["b"].sessions.is_empty());
+}
+
+#[test]
 fn what_is_refused_changes_nothing() {
     let mut d = Driver::with_index();
     let before = d.core.context().clone();
