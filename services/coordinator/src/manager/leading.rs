@@ -9,7 +9,7 @@ use crate::core::{self, Bootstrapping, Core};
 use highwater_schemas::state::{Change, Record, pack, unpack};
 use std::collections::VecDeque;
 
-/// The last record of the log is looked for this often, milliseconds.
+/// The last and the first record of the log are looked for this often, milliseconds.
 const CHECK: u64 = 5_000;
 
 /// What is known while it coordinates.
@@ -122,20 +122,39 @@ impl Manager {
         if let Some((_, seq)) = leading.checking.filter(|(check, _)| *check == id) {
             leading.checking = None;
             leading.check_due = now.ms + CHECK;
-            let hash = &leading.core.context().hash;
-            let ours = |record: &[u8]| unpack(record).is_ok_and(|json| Record::hash(&json) == *hash);
-            match record {
-                // Something was appended since it was asked.
-                Ok(_) if leading.append.is_some() || leading.last_seq != seq => leading.check_due = now.ms,
-                Ok(Some(record)) if ours(&record) => {}
-                Ok(_) => self.step_down("the state log lost its tail".into(), out),
-                Err(_) => leading.check_due = now.ms + CHECK / 10,
-            }
+            self.checked(now, seq, record, out);
             return;
         }
         if let Some(append) = leading.append.as_mut().filter(|a| a.id == id) {
             let settled = append.found(now.ms, record, out);
             self.settled(now, settled, out);
+        }
+    }
+
+    /// What a look at the log found: first at its last record, then at its first one.
+    fn checked(&mut self, now: Now, seq: u64, record: Result<Option<Vec<u8>>, String>, out: &mut Vec<Action>) {
+        let id = self.next_id();
+        let Role::Leading(leading) = &mut self.role else { return };
+        let hash = &leading.core.context().hash;
+        let ours = |record: &[u8]| unpack(record).is_ok_and(|json| Record::hash(&json) == *hash);
+        let first = leading.first_seq();
+        match record {
+            Ok(None) if seq == first && seq != leading.last_seq => {
+                // Nobody can begin to read there: a snapshot takes the place of what is left.
+                leading.compact_above = 0;
+                self.drive(now, out);
+            }
+            Ok(_) if seq == first && seq != leading.last_seq => {}
+            // Something was appended since it was asked.
+            Ok(_) if leading.append.is_some() || leading.last_seq != seq => leading.check_due = now.ms,
+            Ok(Some(record)) if ours(&record) => {
+                if seq != first {
+                    leading.checking = Some((id, first));
+                    out.push(Action::ReadAt { id, seq: first });
+                }
+            }
+            Ok(_) => self.step_down("the state log lost its tail".into(), out),
+            Err(_) => leading.check_due = now.ms + CHECK / 10,
         }
     }
 
@@ -214,6 +233,11 @@ impl Manager {
 }
 
 impl Leading {
+    /// Sequence of the record with which reading the log begins.
+    fn first_seq(&self) -> u64 {
+        (self.last_seq + 1).saturating_sub(self.records as u64)
+    }
+
     /// The append of a change; None when it cannot be: what follows it goes on without.
     fn begin(&mut self, id: u64, change: Change, now: Now, max_record: usize) -> Option<Append> {
         let rollup = matches!(change, Change::Snapshot { .. });
