@@ -39,6 +39,9 @@ use highwater_schemas::{
 use leading::Leading;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A log with a hole is read from its beginning again this often at most, milliseconds.
+const FOLLOW_AGAIN: u64 = 1_000;
+
 /// A moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Now {
@@ -143,6 +146,8 @@ pub struct Manager {
     waiting: Option<String>,
     /// The copy was given up since the log was opened, and nothing has taken its place.
     gave_up: bool,
+    /// A log with a hole is read again no earlier.
+    follow_due: u64,
     last_id: u64,
     /// When the last tick was.
     ticked: u64,
@@ -165,6 +170,7 @@ impl Manager {
             peers: BTreeMap::new(),
             waiting: None,
             gave_up: false,
+            follow_due: 0,
             last_id: 0,
             ticked: 0,
             steps: Vec::new(),
@@ -253,7 +259,7 @@ impl Manager {
             Event::Join(join) => self.join(now, join, &mut out),
             Event::Cluster(event) => self.cluster(now, event, &mut out),
             Event::Opened => self.opened(&mut out),
-            Event::Record(payload) => self.record(&payload, &mut out),
+            Event::Record(payload) => self.record(now, &payload, &mut out),
             Event::Read(read) => self.read(now, read, &mut out),
             Event::Appended { id, outcome } => self.appended(now, id, outcome, &mut out),
             Event::Found { id, record } => self.found(now, id, record, &mut out),
@@ -311,17 +317,17 @@ impl Manager {
         self.check_last(out);
     }
 
-    fn record(&mut self, payload: &[u8], out: &mut Vec<Action>) {
+    fn record(&mut self, now: Now, payload: &[u8], out: &mut Vec<Action>) {
         match &self.role {
             // It reads the log itself.
             Role::Candidate(_) => {}
             Role::Leading(_) => self.overheard(payload, out),
-            Role::Replica => self.follow(payload, out),
+            Role::Replica => self.follow(now, payload, out),
         }
     }
 
     /// A replica applies the log to its copy; a copy that contradicts it loses.
-    fn follow(&mut self, payload: &[u8], out: &mut Vec<Action>) {
+    fn follow(&mut self, now: Now, payload: &[u8], out: &mut Vec<Action>) {
         let (Some(link), Ok(json)) = (link(payload), unpack(payload)) else {
             self.waiting = Some("a record of the state log cannot be read".into());
             return;
@@ -344,7 +350,14 @@ impl Manager {
                 false
             }
             // Read before what is missing was published anew.
-            Err(StateError::Order { .. }) => false,
+            Err(StateError::Order { .. }) => {
+                // Or it comes after records that a reader passed over which took a log that grew again for the old one.
+                if !old && now.ms >= self.follow_due {
+                    self.follow_due = now.ms + FOLLOW_AGAIN;
+                    out.push(Action::Follow);
+                }
+                false
+            }
             Err(_) if old => agrees == Some(false),
             Err(StateError::Chain { .. } | StateError::Term { .. }) => true,
             Err(error) => {
