@@ -25,6 +25,11 @@ pub struct Log {
     pub compacted: u64,
 }
 
+fn first(payload: &Payload) -> bool {
+    let record = unpack(payload).ok().and_then(|json| serde_json::from_slice::<Record>(&json).ok());
+    record.is_some_and(|r| r.version == 1)
+}
+
 impl Log {
     pub fn ensure(&mut self) {
         if self.created == 0 {
@@ -45,7 +50,7 @@ impl Log {
             return Ok(Err(self.last_seq));
         }
         self.last_seq += 1;
-        if rollup {
+        if rollup || (self.read.is_none() && self.records.is_empty() && first(payload)) {
             self.records.clear();
             self.read = Some(StateContext::default());
         }
@@ -133,6 +138,8 @@ impl Log {
     fn read_again(&mut self) {
         let mut read = StateContext::default();
         let whole = self.records.values().all(|r| read.offer(r).is_ok());
-        self.read = whole.then_some(read);
+        // What follows on nothing cannot be read either.
+        let begins = !self.records.is_empty() || self.last_seq == 0;
+        self.read = (whole && begins).then_some(read);
     }
 }
