@@ -7,7 +7,7 @@ use highwater_schemas::{
     state::{Change, IndexState, Record, unpack},
     wire::Stability,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// So many looks must find everything well; one that does not, as when a record is just on its way, takes back so many.
 const WELL: u64 = 50;
@@ -27,7 +27,9 @@ pub struct Invariants {
     numbers: BTreeMap<(String, u64, u64), StabilityTimestamp>,
     /// Newest number, by bucket, and when it was published.
     published: BTreeMap<String, (u64, u64)>,
-    /// (who, life, term, bucket) → the newest timestamp that an indexer reported to it in that term.
+    /// (who, life, term, bucket) for which it issued a timestamp.
+    issued: BTreeSet<(usize, u64, u64, String)>,
+    /// The newest timestamp that an indexer reported before that.
     reported: BTreeMap<(usize, u64, u64, String), StabilityTimestamp>,
     pub lost: Option<Lost>,
     /// Something was lost that nobody who was there held.
@@ -90,6 +92,10 @@ impl World {
         };
         for (bucket, st) in &join.applied {
             let key = (at, node.process.life, term, bucket.clone());
+            // Whoever comes back later is not waited for, and merges again where need be.
+            if self.invariants.issued.contains(&key) {
+                continue;
+            }
             let known = self.invariants.reported.entry(key).or_insert_with(|| st.clone());
             if known.number < st.number {
                 *known = st.clone();
@@ -119,6 +125,7 @@ impl World {
         }
         let st = &stability.st;
         let key = (at, node.process.life, st.term, stability.bucket.clone());
+        self.invariants.issued.insert(key.clone());
         if let Some(reported) = self.invariants.reported.get(&key) {
             let same_branch = reported.vbs.iter().zip(&st.vbs).all(|(a, b)| a.vbuuid == b.vbuuid);
             let current = reported.vbs.len() == st.vbs.len() && same_branch;

@@ -279,6 +279,24 @@ fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
 }
 
 #[test]
+fn who_comes_back_before_the_first_timestamp_of_a_term_is_heard() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    let old = d.last().clone();
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    // Nobody is heard of for a while.
+    next.tick(2_000);
+    assert!(next.core.context().nodes.values().all(|n| n.gone));
+    next.tick(20);
+    next.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 0)], Some(old));
+    next.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    next.tick(20);
+    let vbucket = &next.core.context().buckets["b"].vbuckets[0];
+    assert_eq!((vbucket.generation, vbucket.start_of(2)), (2, Some(Position::new(9, 0))));
+}
+
+#[test]
 fn a_persistence_timestamp_enters_the_history_when_every_live_indexer_confirms_it() {
     let mut d = Driver::with_index();
     d.now = 10_000;
