@@ -6,7 +6,10 @@ use super::{
     chain::link,
 };
 use crate::core::{self, Bootstrapping, Core};
-use highwater_schemas::state::{Change, Record, pack, unpack};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    state::{Change, Record, pack, unpack},
+};
 use std::collections::VecDeque;
 
 /// The last and the first record of the log are looked for this often, milliseconds.
@@ -21,6 +24,9 @@ pub(super) struct Leading {
     /// Still to be carried out.
     pub(super) queue: VecDeque<core::Action>,
     pub(super) append: Option<Append>,
+    /// Events that came while an append was not settled: the core must not look at what is about to change. They are outcomes
+    /// of what it asked for, so no more than it has under way.
+    held: VecDeque<core::Event>,
     /// Something was appended: the core has not looked at it yet.
     news: bool,
     /// Records in the log.
@@ -51,6 +57,7 @@ impl Manager {
             last_seq,
             queue: VecDeque::new(),
             append: None,
+            held: VecDeque::new(),
             news: true,
             records,
             compact_above: self.config.compact_above,
@@ -77,6 +84,11 @@ impl Manager {
                     }
                 }
                 Some(action) => out.push(Action::Lead(action)),
+                None if !leading.held.is_empty() => {
+                    let Some(event) = leading.held.pop_front() else { continue };
+                    let actions = leading.core.handle(now.ms, event);
+                    leading.queue.extend(actions);
+                }
                 None if leading.news => {
                     leading.news = false;
                     leading.random = leading.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(now.wall | 1);
@@ -95,6 +107,21 @@ impl Manager {
             }
         }
         self.last_id = id;
+    }
+
+    /// Something for who coordinates.
+    pub(super) fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
+        match (&mut self.role, event) {
+            (Role::Leading(leading), event) => {
+                leading.held.push_back(event);
+                self.drive(now, out);
+            }
+            (_, core::Event::Ddl { token, .. }) => {
+                let error = ApiError::new(ErrorCode::NoCoordinator, "this index manager does not coordinate any more");
+                out.push(Action::Lead(core::Action::Reply { token, answer: Err(error) }));
+            }
+            _ => {}
+        }
     }
 
     /// What the server said of an append.

@@ -206,7 +206,7 @@ impl Manager {
         }
     }
 
-    /// True while an append is not settled: what is for who coordinates must wait.
+    /// True while an append is not settled: what is for who coordinates should wait in its subscriptions.
     pub fn busy(&self) -> bool {
         matches!(&self.role, Role::Leading(leading) if leading.append.is_some())
     }
@@ -369,24 +369,6 @@ impl Manager {
             // The log is right. The copy on disk stays until there is something to put in its place.
             (self.context, self.chain, self.gave_up) = (StateContext::default(), Chain::default(), true);
             out.push(Action::Follow);
-        }
-    }
-
-    fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
-        match (&mut self.role, event) {
-            (Role::Leading(leading), event) => {
-                let actions = leading.core.handle(now.ms, event);
-                leading.queue.extend(actions);
-                self.drive(now, out);
-            }
-            (_, core::Event::Ddl { token, .. }) => {
-                let error = highwater_schemas::ApiError::new(
-                    highwater_schemas::ErrorCode::NoCoordinator,
-                    "this index manager does not coordinate any more",
-                );
-                out.push(Action::Lead(core::Action::Reply { token, answer: Err(error) }));
-            }
-            _ => {}
         }
     }
 

@@ -68,3 +68,49 @@ fn no_term_is_opened_behind_a_later_one() {
     assert!(matches!(&refused[..], [Action::Answer { reply, .. }] if !reply.accepted && reply.report.term == 6));
     assert!(!nominate(&mut m, at(11), 7).is_empty());
 }
+
+/// One that coordinates in term 1, with the sequence of the log's last record.
+fn coordinator(node: &str) -> (Manager, u64) {
+    let mut m = manager(node);
+    nominate(&mut m, at(0), 1);
+    let opening = m.handle(at(1), Event::Read(Ok((0, Vec::new()))));
+    let last = acknowledge(&mut m, at(2), &opening).1;
+    (m, last)
+}
+
+/// Acknowledges every append that comes, and those that follow: all actions, and the last sequence.
+fn acknowledge(m: &mut Manager, now: Now, actions: &[Action]) -> (Vec<Action>, u64) {
+    let (mut all, mut last) = (actions.to_vec(), 0);
+    let mut next = append(actions);
+    while let Some((id, expected, _)) = next {
+        last = expected + 1;
+        let actions = m.handle(now, Event::Appended { id, outcome: Outcome::Acked(last) });
+        next = append(&actions);
+        all.extend(actions);
+    }
+    (all, last)
+}
+
+#[test]
+fn two_indexes_that_are_created_at_once_are_two() {
+    let (mut m, _) = coordinator("a");
+    let joined = m.handle(at(3), Event::Join(Join::new(NodeKind::Indexer, "i", 1)));
+    acknowledge(&mut m, at(3), &joined);
+    let ticked = m.handle(at(60), Event::Tick { random: 1 });
+    acknowledge(&mut m, at(60), &ticked);
+    let create = |token, name: &str| {
+        let definition = serde_json::json!({"bucket": "b", "name": name, "keys": ["a"]});
+        let ddl = core::Ddl::IndexCreate(serde_json::from_value(definition).unwrap());
+        Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(vec![0]), random: token })
+    };
+    let ensured = |job| Event::Lead(core::Event::StreamsEnsured { job, outcome: Ok(()), random: job });
+    m.handle(at(61), create(1, "x"));
+    m.handle(at(61), create(2, "y"));
+    let first = m.handle(at(62), ensured(1));
+    // The outcome comes while the first one's record is on its way.
+    assert!(m.handle(at(63), ensured(2)).is_empty());
+    acknowledge(&mut m, at(64), &first);
+    let names: Vec<_> =
+        m.context().buckets["b"].indexes.iter().map(|(n, i)| (*n, i.placed.definition.name.as_str())).collect();
+    assert_eq!(names, [(1, "x"), (2, "y")]);
+}
