@@ -1,9 +1,8 @@
 //! `cargo xtask demo`: real documents, a real nats-server, every service a process of its own, from nothing to answers.
 
 mod build;
-mod cities;
-mod failover;
 pub mod cities;
+mod failover;
 mod queries;
 
 use crate::{

@@ -84,10 +84,12 @@ fn sample(samples: &mut Vec<Bookmark>, new: Option<&Bookmark>) {
 }
 
 impl Core {
-    /// Takes up what the log and the nodes know of the past, once per bucket.
+    /// Takes up what the log and the nodes know of the past, until an ST of this term is issued: those who were not there when
+    /// it began may come back before that.
     pub(super) fn recover_stability(&mut self) {
         for (name, bucket) in &self.context.buckets {
-            if self.stability.contains_key(name) {
+            let known = self.stability.get_mut(name);
+            if known.as_ref().is_some_and(|e| e.last.as_ref().is_some_and(|last| last.term == self.context.term)) {
                 continue;
             }
             let applied = self.members.newest_applied(name);
@@ -98,6 +100,13 @@ impl Core {
                 .filter(|st| st.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid()))
                 .max_by_key(|st| st.number)
                 .cloned();
+            if let Some(known) = known {
+                let newer = |last: &StabilityTimestamp| known.last.as_ref().is_none_or(|l| l.number < last.number);
+                if last.as_ref().is_some_and(newer) {
+                    known.last = last;
+                }
+                continue;
+            }
             let entry = BucketStability {
                 last,
                 sync: vec![None; bucket.vbuckets.len()],

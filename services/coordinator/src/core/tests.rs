@@ -170,6 +170,21 @@ fn creating_an_index_declares_assigns_and_builds() {
 }
 
 #[test]
+fn a_session_that_nobody_takes_up_is_closed() {
+    let mut d = Driver::with_index();
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
+    d.tick(1);
+    // The slice merges while a new generation takes its session away, and before it can say so.
+    d.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    d.tick(1);
+    let sessions: Vec<u64> = d.core.context().buckets["b"].sessions.keys().copied().collect();
+    assert_eq!(sessions, [2]);
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 1)], None);
+    d.tick(1);
+    assert!(d.core.context().buckets["b"].sessions.is_empty());
+}
+
+#[test]
 fn what_is_refused_changes_nothing() {
     let mut d = Driver::with_index();
     let before = d.core.context().clone();
@@ -264,6 +279,24 @@ fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
     next.sync(1, 10, 2);
     next.tick(20);
     assert!(next.last().number > old.number && next.last().vbs[0].position.seqno == 10);
+}
+
+#[test]
+fn who_comes_back_before_the_first_timestamp_of_a_term_is_heard() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    let old = d.last().clone();
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    // Nobody is heard of for a while.
+    next.tick(2_000);
+    assert!(next.core.context().nodes.values().all(|n| n.gone));
+    next.tick(20);
+    next.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 0)], Some(old));
+    next.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    next.tick(20);
+    let vbucket = &next.core.context().buckets["b"].vbuckets[0];
+    assert_eq!((vbucket.generation, vbucket.start_of(2)), (2, Some(Position::new(9, 0))));
 }
 
 #[test]
