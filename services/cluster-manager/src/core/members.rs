@@ -96,7 +96,11 @@ impl Members {
 
     pub(super) fn join(&mut self, now: u64, join: Join) {
         let key = (join.kind, join.node);
-        let own = key == self.own && join.incarnation == self.own_incarnation;
+        let own = key == self.own;
+        if own && join.incarnation != self.own_incarnation {
+            // A late one of an earlier life of ours: taken for a later life, it would hide our own from us.
+            return;
+        }
         match self.nodes.get_mut(&key) {
             Some(member) if member.incarnation == join.incarnation => {
                 if member.state == State::Left {
