@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | test | bench | tidy | schemas | nats`.
+//! Developer commands: `cargo xtask demo | test | simulate | bench | tidy | schemas | nats`.
 
 mod bench;
 mod child;
@@ -8,6 +8,7 @@ mod fleet;
 mod nats_server;
 mod python;
 mod schemas;
+mod simulate;
 mod term;
 mod test;
 mod tidy;
@@ -16,7 +17,7 @@ mod writer;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use std::{future::Future, process::ExitCode};
+use std::{ffi::OsString, future::Future, process::ExitCode};
 
 /// Developer commands of Highwater.
 #[derive(Parser)]
@@ -36,6 +37,12 @@ enum Command {
     },
     /// Formatting, lints, house rules and every test, with all they need
     Test,
+    /// Runs simulated deployments: `--seeds N`, `--from S`; `--help` says what else
+    #[command(disable_help_flag = true)]
+    Simulate {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Measures Highwater beside the limits of this machine
     Bench(bench::Options),
     /// Checks the house rules
@@ -67,6 +74,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { keep } => until_interrupted(demo::run(keep)),
         Command::Test => test::run(),
+        Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Bench(options) if bench::is_measurable() => until_interrupted(bench::run(options)),
         Command::Bench(_) => bench::rerun_in_release(),
         Command::Echo { url } => until_interrupted(bench::echo(&url)),

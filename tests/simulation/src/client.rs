@@ -121,7 +121,8 @@ impl World {
             let why = format!("I2: m{from} acknowledges what is not durable in its copy");
             self.fail(why);
         }
-        let open = self.clients.iter().find_map(|c| c.open.as_ref().filter(|(open, _)| *open == ask).map(|o| o.1.clone()));
+        let open =
+            self.clients.iter().find_map(|c| c.open.as_ref().filter(|(open, _)| *open == ask).map(|o| o.1.clone()));
         // Who has stopped waiting does not know, but for what no later answer can change.
         if let Some(ddl) = open {
             self.oracle.told(&ddl, answer);

@@ -81,7 +81,9 @@ impl World {
             Message::Outcome(purpose, answer) => match (purpose, answer) {
                 (Purpose::Look, Some(Answer::Seen(seen))) => Event::LeaseSeen(seen),
                 (Purpose::Look, _) => Event::LeaseSeen(Seen::Failed),
-                (Purpose::Write { sent_at }, Some(Answer::Written(outcome))) => Event::LeaseWritten { sent_at, outcome },
+                (Purpose::Write { sent_at }, Some(Answer::Written(outcome))) => {
+                    Event::LeaseWritten { sent_at, outcome }
+                }
                 (Purpose::Write { sent_at }, _) => Event::LeaseWritten { sent_at, outcome: Written::Unknown },
                 (Purpose::MakeBucket, Some(Answer::Made(true))) => Event::BucketMade,
                 (Purpose::Register { .. }, Some(Answer::Registered(true))) => return,

@@ -44,7 +44,8 @@ impl Disk {
             self.base = 0;
         }
         for json in records {
-            let record: Record = serde_json::from_slice(json).map_err(|e| format!("a record to keep is garbage: {e}"))?;
+            let record: Record =
+                serde_json::from_slice(json).map_err(|e| format!("a record to keep is garbage: {e}"))?;
             let hash = u128::from_str_radix(&Record::hash(json), 16).unwrap_or_default();
             self.newest_term = record.term;
             self.log.insert(record.version, json.clone());

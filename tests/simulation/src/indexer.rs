@@ -90,7 +90,10 @@ impl IndexerNode {
                 }
                 if slice.session == 0 && matches!(slice.state, SliceState::Building | SliceState::Catchup) {
                     let open = bucket.sessions.values().rev().find(|s| {
-                        s.id > slice.done_with && s.node == name && s.incarnation == life && s.slices.contains(slice_name)
+                        s.id > slice.done_with
+                            && s.node == name
+                            && s.incarnation == life
+                            && s.slices.contains(slice_name)
                     });
                     if let Some(session) = open {
                         (slice.session, slice.done_at) = (session.id, now + wait);
@@ -236,7 +239,8 @@ impl World {
                 });
             }
         }
-        let applied = node.buckets.iter().filter_map(|((name, _), h)| Some((name.clone(), h.applied.clone()?))).collect();
+        let applied =
+            node.buckets.iter().filter_map(|((name, _), h)| Some((name.clone(), h.applied.clone()?))).collect();
         let join = Join {
             term: node.context.term,
             applied,

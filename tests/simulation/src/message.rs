@@ -23,9 +23,17 @@ pub enum Message {
     Sync(Rc<Sync>),
     Hwt(Rc<HighWatermark>),
     Stability(Rc<Stability>),
-    Nominate { ask: Ask, bootstrap: Bootstrap },
-    Admin { ask: Ask, ddl: Ddl },
-    Assign { ask: Ask },
+    Nominate {
+        ask: Ask,
+        bootstrap: Bootstrap,
+    },
+    Admin {
+        ask: Ask,
+        ddl: Ddl,
+    },
+    Assign {
+        ask: Ask,
+    },
     /// What an own request came to; no answer: it took too long.
     Outcome(Purpose, Option<Answer>),
     /// The log is read from its beginning.
@@ -56,11 +64,18 @@ pub enum Purpose {
 /// What the server is asked to do.
 #[derive(Debug, Clone)]
 pub enum Request {
-    Append { expected: u64, payload: Payload, rollup: bool },
+    Append {
+        expected: u64,
+        payload: Payload,
+        rollup: bool,
+    },
     ReadAt(u64),
     ReadLog,
     Look,
-    Write { lease: Lease, expected: u64 },
+    Write {
+        lease: Lease,
+        expected: u64,
+    },
     Release(u64),
     MakeBucket,
     Register(String),

@@ -119,7 +119,9 @@ impl Oracle {
         for (name, known) in &self.buckets {
             let there = context.buckets.contains_key(name);
             match known {
-                Known::There { .. } if !there => return Some(format!("I2: bucket {name} was acknowledged and is gone")),
+                Known::There { .. } if !there => {
+                    return Some(format!("I2: bucket {name} was acknowledged and is gone"));
+                }
                 Known::Gone if there => return Some(format!("I2: bucket {name} is there again")),
                 _ => {}
             }

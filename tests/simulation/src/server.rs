@@ -21,11 +21,14 @@ impl World {
                 // Held up, maybe for longer than anyone waits.
                 1 => at += self.rng.range(10, if append { 8_000 } else { 3_000 }),
                 2 if append => {
-                    self.queue.push(at, Event::Answer {
-                        ask,
-                        epoch: None,
-                        answer: Answer::Appended(Outcome::Refused("too many requests".into())),
-                    });
+                    self.queue.push(
+                        at,
+                        Event::Answer {
+                            ask,
+                            epoch: None,
+                            answer: Answer::Appended(Outcome::Refused("too many requests".into())),
+                        },
+                    );
                     return;
                 }
                 _ => at += self.rng.range(1, 200),

@@ -27,13 +27,30 @@ pub enum Event {
     /// A process's loop runs.
     Run(Node),
     /// A message reaches a process, unless it is cut off then.
-    Arrive { to: Node, message: Message },
+    Arrive {
+        to: Node,
+        message: Message,
+    },
     /// A request reaches the server; of an earlier life of the server's, it does not.
-    Request { from: Node, ask: Ask, epoch: u64, request: Request },
+    Request {
+        from: Node,
+        ask: Ask,
+        epoch: u64,
+        request: Request,
+    },
     /// An answer reaches who asked.
-    Answer { ask: Ask, epoch: Option<u64>, answer: Answer },
-    Timeout { ask: Ask },
-    Follow { node: Node, id: u64 },
+    Answer {
+        ask: Ask,
+        epoch: Option<u64>,
+        answer: Answer,
+    },
+    Timeout {
+        ask: Ask,
+    },
+    Follow {
+        node: Node,
+        id: u64,
+    },
     Start(Node),
     Fault,
     /// The sources grow.
@@ -220,9 +237,9 @@ impl World {
             .collect()
     }
 
-    pub(crate) fn fail(&mut self, why: String) {
+    pub(crate) fn fail(&mut self, why: impl Into<String>) {
         if self.failure.is_none() {
-            self.failure = Some(format!("at {} ms: {why}", self.now));
+            self.failure = Some(format!("at {} ms: {}", self.now, why.into()));
         }
     }
 
