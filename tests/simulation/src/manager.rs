@@ -378,7 +378,7 @@ impl World {
     fn lead(&mut self, at: usize, action: core::Action) {
         let me = Node::manager(at);
         match action {
-            core::Action::Append(_) => self.fail("I7: the core's append reached the shell".into()),
+            core::Action::Append(_) => self.fail("I7: the core's append reached the shell"),
             core::Action::Reply { token, answer } => {
                 if let Some(ask) = self.managers[at].waiting.remove(&token) {
                     self.observe_reply(at, ask, &answer);
