@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | test | compose-test | compose-images | bench | tidy | schemas | nats`.
+//! Developer commands: `cargo xtask demo | test | compose-test | compose-images | simulate | bench | tidy | schemas | nats`.
 
 mod bench;
 mod child;
@@ -9,6 +9,7 @@ mod fleet;
 mod nats_server;
 mod python;
 mod schemas;
+mod simulate;
 mod term;
 mod test;
 mod tidy;
@@ -17,7 +18,7 @@ mod writer;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use std::{future::Future, process::ExitCode};
+use std::{ffi::OsString, future::Future, process::ExitCode};
 
 /// Developer commands of Highwater.
 #[derive(Parser)]
@@ -41,6 +42,12 @@ enum Command {
     ComposeTest(compose::Options),
     /// Builds images for the stacks of compose/ without pulling any
     ComposeImages,
+    /// Runs simulated deployments: `--seeds N`, `--from S`; `--help` says what else
+    #[command(disable_help_flag = true)]
+    Simulate {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Measures Highwater beside the limits of this machine
     Bench(bench::Options),
     /// Checks the house rules
@@ -74,6 +81,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test => test::run(),
         Command::ComposeTest(options) => until_interrupted(compose::test(options)),
         Command::ComposeImages => until_interrupted(compose::images()),
+        Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Bench(options) if bench::is_measurable() => until_interrupted(bench::run(options)),
         Command::Bench(_) => bench::rerun_in_release(),
         Command::Echo { url } => until_interrupted(bench::echo(&url)),

@@ -115,6 +115,9 @@ impl World {
             self.say(|| format!("{me} active {}, master {:?}", is.0, is.1));
         }
         for action in actions {
+            if !matches!(action, Action::Beat(_) | Action::Publish(_)) {
+                self.say(|| format!("{me}: {action:?}"));
+            }
             self.carry_out_cluster(at, action);
         }
     }

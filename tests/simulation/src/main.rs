@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 /// Runs simulated deployments, one per seed.
 #[derive(Parser)]
+#[command(name = "highwater-simulation")]
 struct Cli {
     /// How many seeds
     #[arg(long, default_value_t = 1_000)]

@@ -21,6 +21,7 @@ use highwater_schemas::{
 use std::{
     collections::{BTreeMap, VecDeque},
     rc::Rc,
+    time::Duration,
 };
 
 /// The time of day when a run begins.
@@ -110,8 +111,8 @@ impl World {
         let node = &mut self.managers[at];
         let mut config = Config::new(node.process.node.name(), node.process.life);
         config.compact_above = compact_above;
-        config.stability_interval = std::time::Duration::from_millis(100);
-        config.persistence_interval = std::time::Duration::from_millis(2_000);
+        config.stability_interval = Duration::from_millis(100);
+        config.persistence_interval = Duration::from_secs(2);
         node.machine = Some(Manager::new(config, context, chain, node.disk.term, MAX_RECORD));
         node.started = now;
         node.well_since = now;
@@ -377,7 +378,7 @@ impl World {
     fn lead(&mut self, at: usize, action: core::Action) {
         let me = Node::manager(at);
         match action {
-            core::Action::Append(_) => self.fail("I7: the core's append reached the shell".into()),
+            core::Action::Append(_) => self.fail("I7: the core's append reached the shell"),
             core::Action::Reply { token, answer } => {
                 if let Some(ask) = self.managers[at].waiting.remove(&token) {
                     self.observe_reply(at, ask, &answer);

@@ -172,6 +172,13 @@ impl World {
             self.now = at;
             if self.now >= end {
                 let why = self.unsettled().unwrap_or_default();
+                for node in &self.cluster_managers {
+                    self.say(|| format!("{} {:?}", node.process.node, node.core));
+                }
+                for node in &self.managers {
+                    let report = node.machine.as_ref().map(highwater_coordinator::manager::Manager::report);
+                    self.say(|| format!("{} {report:?}", node.process.node));
+                }
                 self.fail(format!("I6: not settled {} s after the last fault: {why}", self.limits.settling / 1_000));
                 break;
             }
@@ -230,9 +237,9 @@ impl World {
             .collect()
     }
 
-    pub(crate) fn fail(&mut self, why: String) {
+    pub(crate) fn fail(&mut self, why: impl Into<String>) {
         if self.failure.is_none() {
-            self.failure = Some(format!("at {} ms: {why}", self.now));
+            self.failure = Some(format!("at {} ms: {}", self.now, why.into()));
         }
     }
 

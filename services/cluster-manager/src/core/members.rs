@@ -98,7 +98,7 @@ impl Members {
         let key = (join.kind, join.node);
         let own = key == self.own;
         if own && join.incarnation != self.own_incarnation {
-            // One of the same name, or what is left of our life before.
+            // A late one of an earlier life of ours: taken for a later life, it would hide our own from us.
             return;
         }
         match self.nodes.get_mut(&key) {

@@ -5,7 +5,7 @@ use crate::config::{Config, NUMBER_BLOCK};
 use highwater_schemas::{
     StVb, StabilityTimestamp,
     api::NodeKind,
-    state::Change,
+    state::{Change, Vbucket},
     timestamp::Bookmark,
     wire::{HighWatermark, Stability, Sync},
 };
@@ -83,6 +83,11 @@ fn sample(samples: &mut Vec<Bookmark>, new: Option<&Bookmark>) {
     samples.push(new.clone());
 }
 
+/// A position beyond where a later generation began is void.
+fn counts(state: &StVb, vbucket: &Vbucket) -> bool {
+    vbucket.starts.range(state.generation + 1..).all(|(_, (_, x))| state.position.le(*x))
+}
+
 impl Core {
     /// Takes up what the log and the nodes know of the past, until an ST of this term is issued: those who were not there when
     /// it began may come back before that.
@@ -97,7 +102,7 @@ impl Core {
             let last = [applied, durable]
                 .into_iter()
                 .flatten()
-                .filter(|st| st.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid()))
+                .filter(|st| st.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid() && counts(s, v)))
                 .max_by_key(|st| st.number)
                 .cloned();
             if let Some(known) = known {

@@ -143,6 +143,17 @@ fn who_left_is_gone_at_once_and_not_brought_back_by_a_late_heartbeat() {
 }
 
 #[test]
+fn a_late_heartbeat_of_an_earlier_life_of_ours_counts_for_nothing() {
+    let mut world = settled();
+    let cm = Join::new(NodeKind::ClusterManager, "cm", 77);
+    world.handle(Event::Join(cm));
+    let published = world.published.len();
+    world.run(4 * HEARTBEAT);
+    assert!(world.published.len() > published, "it hears itself");
+    assert_eq!(world.master(), Some(("b".into(), 4)));
+}
+
+#[test]
 fn who_stops_releases_the_lease_and_does_not_take_it_again() {
     let mut world = settled();
     world.handle(Event::Stop);

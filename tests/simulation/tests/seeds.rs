@@ -1,0 +1,23 @@
+//! Some hundred simulated deployments; any number of others: `cargo xtask simulate --seeds N --from S`.
+
+use highwater_simulation::{Campaign, Limits};
+
+#[test]
+fn whatever_goes_wrong_what_must_hold_holds() {
+    let campaign =
+        Campaign { from: 1, seeds: 400, threads: 2, limits: Limits::default(), verbose: false, first: false };
+    let summary = campaign.run();
+    assert!(summary.failures.is_empty(), "seed and why: {:#?}", summary.failures);
+    // That the runs are worth something.
+    for what in ["DDL done", "timestamps applied", "lost tails completed", "old copies brought back", "compactions"] {
+        assert!(summary.stats.get(what).is_some_and(|n| *n > 0), "no {what}: {:?}", summary.stats);
+    }
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    let run = || {
+        Campaign { from: 7, seeds: 2, threads: 1, limits: Limits::default(), verbose: false, first: false }.run().stats
+    };
+    assert_eq!(run(), run());
+}
