@@ -17,6 +17,8 @@ const OLDEST_SERVER: &str = "2.11";
 /// Messages that may wait in one subscription before the client drops them; a reader never asks for more than this at once.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that is silent is given up after two of these: a network that was cut off and came back is found again soon.
+const PING: Duration = Duration::from_secs(5);
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How to reach NATS.
@@ -84,6 +86,7 @@ impl Bus {
             .name(&settings.name)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING)
             .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 20).min(500)));
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
             options = options.user_and_password(user.clone(), password.clone());

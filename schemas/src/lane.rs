@@ -4,7 +4,7 @@
 //! session. The projector opens a lane by handing its receiving end to the router.
 
 use crate::{
-    timestamp::{Asked, Position},
+    timestamp::{Asked, Bookmark, Position},
     wire::KeyVersions,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -58,6 +58,8 @@ pub enum Chunk {
         covered: u64,
         server_time: i64,
         hash: u64,
+        /// The last message, if there was one.
+        bookmark: Option<Bookmark>,
         /// Nothing more was ready: send at once.
         idle: bool,
         /// Send even when it is empty: a chain may start here.

@@ -68,6 +68,29 @@ pub struct Asked {
     pub seq: u64,
 }
 
+/// A message of a source as it was read: what tells later whether the source's history is still the same.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
+    SerdeDeserialize,
+    schemars::JsonSchema,
+    Debug,
+    Default,
+    Clone,
+    PartialEq,
+    Eq,
+)]
+pub struct Bookmark {
+    pub seqno: u64,
+    pub subject: String,
+    /// Server time of the message, nanoseconds since the epoch.
+    pub time: i64,
+    /// xxh3 of its subject and payload.
+    pub hash: u64,
+}
+
 /// One vbucket's part of a SYNC or a stability timestamp.
 #[derive(
     Archive,

@@ -40,7 +40,7 @@ fn timestamp(vbs: usize) -> StabilityTimestamp {
 /// A valid message of each kind.
 fn messages() -> [Vec<u8>; 6] {
     let state = StVb { asked: vec![Asked { catalog: 1, seq: 1 }], ..StVb::default() };
-    let sync = Sync { bucket: BUCKET.into(), vbs: vec![SyncVb { vb: 0, state, source_last: 1 }] };
+    let sync = Sync { bucket: BUCKET.into(), vbs: vec![SyncVb { vb: 0, state, source_last: 1, bookmark: None }] };
     let hwt = HighWatermark {
         bucket: BUCKET.into(),
         node: INDEXER.into(),
@@ -219,7 +219,7 @@ async fn garbage_on_every_other_data_subject_changes_nothing() -> Result<()> {
         // Whole messages about what does not exist.
         let elsewhere = Sync { bucket: "nowhere".into(), vbs: Vec::new() };
         client.nats.publish(subjects::sync("nowhere"), wire::encode(&elsewhere).into()).await?;
-        let far = SyncVb { vb: 999, state: StVb::default(), source_last: 1 };
+        let far = SyncVb { vb: 999, state: StVb::default(), source_last: 1, bookmark: None };
         let far = Sync { bucket: BUCKET.into(), vbs: vec![far] };
         client.nats.publish(subjects::sync(BUCKET), wire::encode(&far).into()).await?;
         let wide = Stability { bucket: BUCKET.into(), st: timestamp(7), wanted: vec![timestamp(0)] };

@@ -66,8 +66,13 @@ impl Child {
 
     /// SIGTERM, then SIGKILL after a while; waits for the end.
     pub fn stop(&mut self) {
+        self.stop_within(PATIENCE);
+    }
+
+    /// The same with more or less patience.
+    pub fn stop_within(&mut self, patience: Duration) {
         self.terminate();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             match self.inner.try_wait() {
                 Ok(None) => std::thread::sleep(POLL),

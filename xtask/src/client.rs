@@ -15,9 +15,17 @@ const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// A refused or failed request.
 #[derive(Debug)]
-struct Refused {
-    text: String,
-    retry: bool,
+pub struct Refused {
+    pub text: String,
+    /// The code of a service; none where no service answered.
+    pub code: Option<String>,
+    pub retry: bool,
+}
+
+impl Refused {
+    fn without_answer(text: impl Into<String>, retry: bool) -> Self {
+        Self { text: text.into(), code: None, retry }
+    }
 }
 
 /// Connects to a nats-server.
@@ -48,15 +56,16 @@ impl Highwater {
         read(&reply).map_err(|refused| anyhow!("{subject} {request} answered {}", refused.text))
     }
 
+    /// Sends a request once; a refusal is given with its code.
+    pub async fn ask(&self, subject: &'static str, request: &impl Display) -> Result<Value, Refused> {
+        read(&self.once(subject, request.to_string().into()).await?)
+    }
+
     /// Like `call`, again and again while the error says that it may help.
     pub async fn insist(&self, subject: &'static str, request: &impl Display, within: Duration) -> Result<Value> {
         let deadline = Instant::now() + within;
         loop {
-            let reply = match self.once(subject, request.to_string().into()).await {
-                Ok(reply) => read(&reply),
-                Err(refused) => Err(refused),
-            };
-            match reply {
+            match self.ask(subject, request).await {
                 Ok(value) => return Ok(value),
                 Err(refused) if refused.retry && Instant::now() < deadline => tokio::time::sleep(RETRY_AFTER).await,
                 Err(refused) => bail!("{subject} {request} answered {}", refused.text),
@@ -76,11 +85,11 @@ impl Highwater {
     async fn once(&self, subject: &'static str, payload: Bytes) -> Result<Bytes, Refused> {
         let request = Request::new().payload(payload).timeout(Some(PATIENCE));
         let reply = self.client.send_request(subject, request).await.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => Refused { text: "no service answers".into(), retry: true },
+            RequestErrorKind::NoResponders => Refused::without_answer("no service answers", true),
             RequestErrorKind::TimedOut => {
-                Refused { text: format!("no reply within {} s", PATIENCE.as_secs()), retry: false }
+                Refused::without_answer(format!("no reply within {} s", PATIENCE.as_secs()), false)
             }
-            _ => Refused { text: error.to_string(), retry: false },
+            _ => Refused::without_answer(error.to_string(), false),
         })?;
         Ok(reply.payload)
     }
@@ -88,17 +97,15 @@ impl Highwater {
 
 fn read(reply: &[u8]) -> Result<Value, Refused> {
     let value: Value = serde_json::from_slice(reply)
-        .map_err(|error| Refused { text: format!("something that is not JSON: {error}"), retry: false })?;
+        .map_err(|error| Refused::without_answer(format!("something that is not JSON: {error}"), false))?;
     if value["ok"] == true {
         return Ok(value);
     }
     let error = &value["error"];
-    let text = format!(
-        "{}: {}",
-        error["code"].as_str().unwrap_or("no code"),
-        error["message"].as_str().unwrap_or("no message")
-    );
-    Err(Refused { text, retry: error["retry"] == true })
+    let code = error["code"].as_str().map(str::to_owned);
+    let message = error["message"].as_str().unwrap_or("no message");
+    let text = format!("{}: {message}", code.as_deref().unwrap_or("no code"));
+    Err(Refused { text, code, retry: error["retry"] == true })
 }
 
 #[cfg(test)]
@@ -109,6 +116,7 @@ mod tests {
     fn a_failure_gives_its_code_and_message() {
         let refused = read(br#"{"ok":false,"error":{"code":"timeout","message":"late","retry":true}}"#).unwrap_err();
         assert_eq!(refused.text, "timeout: late");
+        assert_eq!(refused.code.as_deref(), Some("timeout"));
         assert!(refused.retry);
         assert!(read(br#"{"ok":true,"count":3}"#).is_ok());
     }

@@ -1,8 +1,9 @@
-//! Developer commands: `cargo xtask demo | test | bench | tidy | schemas | nats`.
+//! Developer commands: `cargo xtask demo | test | compose-test | compose-images | bench | tidy | schemas | nats`.
 
 mod bench;
 mod child;
 mod client;
+mod compose;
 mod demo;
 mod fleet;
 mod nats_server;
@@ -36,6 +37,10 @@ enum Command {
     },
     /// Formatting, lints, house rules and every test, with all they need
     Test,
+    /// Brings the stacks of compose/ up for real, disturbs them, and compares what they answer with the documents
+    ComposeTest(compose::Options),
+    /// Builds images for the stacks of compose/ without pulling any
+    ComposeImages,
     /// Measures Highwater beside the limits of this machine
     Bench(bench::Options),
     /// Checks the house rules
@@ -67,6 +72,8 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { keep } => until_interrupted(demo::run(keep)),
         Command::Test => test::run(),
+        Command::ComposeTest(options) => until_interrupted(compose::test(options)),
+        Command::ComposeImages => until_interrupted(compose::images()),
         Command::Bench(options) if bench::is_measurable() => until_interrupted(bench::run(options)),
         Command::Bench(_) => bench::rerun_in_release(),
         Command::Echo { url } => until_interrupted(bench::echo(&url)),

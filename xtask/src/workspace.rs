@@ -32,6 +32,14 @@ pub fn target_dir() -> Result<PathBuf> {
     }
 }
 
+/// The target triple of this machine.
+pub fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("rustc does not start")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}
+
 /// Builds binaries of the workspace with cargo's own progress on the terminal; returns the directory they are in.
 pub fn build(packages: &[&str], release: bool) -> Result<PathBuf> {
     let mut command = cargo();

@@ -181,7 +181,10 @@ fn messages() -> Vec<Vec<u8>> {
     let mut messages: Vec<Vec<u8>> = batches.iter().map(encode).collect();
     let st = timestamp();
     let state = st.vbs[0].clone();
-    messages.push(encode(&Sync { bucket: "people".into(), vbs: vec![SyncVb { vb: 0, state, source_last: 20 }] }));
+    messages.push(encode(&Sync {
+        bucket: "people".into(),
+        vbs: vec![SyncVb { vb: 0, state, source_last: 20, bookmark: None }],
+    }));
     messages.push(encode(&Stability { bucket: "people".into(), st: st.clone(), wanted: vec![st.clone()] }));
     messages.push(encode(&Want { bucket: "people".into(), catalog: 3, seq: 9 }));
     messages.push(encode(&HighWatermark {

@@ -56,6 +56,7 @@ fn context() -> StateContext {
         incarnation: 0,
         restart: 0,
         starts: BTreeMap::new(),
+        bookmarks: Vec::new(),
     };
     let indexes = (1..).zip(INDEXES).map(|(number, (name, keys))| (number, index(number, name, keys)));
     let bucket = Bucket {

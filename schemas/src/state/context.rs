@@ -10,13 +10,16 @@ use super::{
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, CompiledIndex},
-    timestamp::{Position, StabilityTimestamp},
+    timestamp::{Bookmark, Position, StabilityTimestamp},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Persistence timestamps kept per bucket.
 pub const HISTORY_KEPT: usize = 64;
+
+/// Bookmarks kept per vbucket.
+pub const BOOKMARKS_KEPT: usize = 64;
 
 /// Why a record cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +95,9 @@ pub struct Vbucket {
     /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
     #[serde(with = "image::starts")]
     pub starts: BTreeMap<u64, (u64, Position)>,
+    /// Messages of the present branch as they were read, oldest first, the fewer the older.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bookmarks: Vec<Bookmark>,
 }
 
 impl Vbucket {
@@ -349,6 +355,7 @@ impl StateContext {
                         incarnation: 0,
                         restart: starts.get(vb).copied().unwrap_or(0),
                         starts: BTreeMap::new(),
+                        bookmarks: Vec::new(),
                     })
                     .collect();
                 let bucket = Bucket {
@@ -380,6 +387,7 @@ impl StateContext {
                 let vbucket = self.vbucket(version, bucket, *vb)?;
                 vbucket.failover.insert(0, Failover { vbuuid: *vbuuid, start: *start });
                 vbucket.restart = *start;
+                vbucket.bookmarks.retain(|b| b.seqno <= *start);
                 let entry = self.bucket(version, bucket)?;
                 entry.sessions.clear();
                 entry.history.clear();
@@ -465,10 +473,17 @@ impl StateContext {
             // Taken whole before.
             Change::Snapshot { .. } => {}
             Change::NumbersReserved { bucket, below } => self.bucket(version, bucket)?.numbers_below = *below,
+            Change::Bookmarked { bucket, bookmarks } => {
+                for (vbucket, new) in self.bucket(version, bucket)?.vbuckets.iter_mut().zip(bookmarks) {
+                    let last = vbucket.bookmarks.last().map_or(0, |b| b.seqno);
+                    vbucket.bookmarks.extend(new.iter().filter(|b| b.seqno > last).cloned());
+                    thin(&mut vbucket.bookmarks, BOOKMARKS_KEPT);
+                }
+            }
             Change::Persisted { bucket, st } => {
                 let history = &mut self.bucket(version, bucket)?.history;
                 history.push(st.clone());
-                thin(history);
+                thin(history, HISTORY_KEPT);
             }
         }
         Ok(())
@@ -498,15 +513,15 @@ impl StateContext {
     }
 }
 
-/// Keeps the newest half of the history and every second one of the older half.
-fn thin(history: &mut Vec<StabilityTimestamp>) {
-    if history.len() <= HISTORY_KEPT {
+/// Keeps the newest half, of the older half every second one, and always the oldest.
+fn thin<T>(history: &mut Vec<T>, most: usize) {
+    if history.len() <= most {
         return;
     }
     let old = history.len() / 2;
     let mut at = 0;
     history.retain(|_| {
         at += 1;
-        at > old || at % 2 == 0
+        at > old || at % 2 == 1
     });
 }

@@ -4,7 +4,7 @@ use super::context::StateContext;
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
-    timestamp::{Position, StabilityTimestamp},
+    timestamp::{Bookmark, Position, StabilityTimestamp},
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -157,6 +157,12 @@ pub enum Change {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         reason: String,
     },
+    /// Messages of the sources as they were read, with each persistence timestamp that is marked.
+    Bookmarked {
+        bucket: String,
+        /// By vbucket, the oldest first.
+        bookmarks: Vec<Vec<Bookmark>>,
+    },
     /// A persistence timestamp that every live indexer has made durable.
     Persisted {
         bucket: String,
@@ -208,6 +214,7 @@ impl Change {
             | Self::Subscribed { bucket, .. }
             | Self::Unsubscribed { bucket, .. }
             | Self::NumbersReserved { bucket, .. }
+            | Self::Bookmarked { bucket, .. }
             | Self::Persisted { bucket, .. } => Some(bucket),
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
     state::{PlacedIndex, SessionVb, SliceName},
-    timestamp::{Position, StVb, StabilityTimestamp},
+    timestamp::{Bookmark, Position, StVb, StabilityTimestamp},
 };
 
 fn definition() -> IndexDefinition {
@@ -51,6 +51,10 @@ fn changes() -> Vec<Change> {
             predicate: "index = 'i'".into(),
         },
         Change::NumbersReserved { bucket: bucket(), below: 10 },
+        Change::Bookmarked {
+            bucket: bucket(),
+            bookmarks: vec![vec![Bookmark { seqno: 3, subject: "$KV.b.k".into(), time: 7, hash: u64::MAX }]],
+        },
         Change::Persisted { bucket: bucket(), st },
         Change::BranchStarted { bucket: bucket(), vb: 0, vbuuid: 9, start: 0, reason: "r".into() },
         Change::IndexFailed { bucket: bucket(), index: 1, reason: "r".into() },
@@ -139,4 +143,32 @@ fn a_later_life_of_the_log_takes_the_place_of_an_earlier_one() {
     let fenced = Record { incarnation: 3, term: 1, ..anew };
     assert!(matches!(long.offer(&fenced.to_json()), Err(StateError::Term { .. })));
     assert_eq!(FORMAT, 2);
+}
+
+#[test]
+fn bookmarks_and_history_are_thinned_with_age_and_reach_back() {
+    let mut context = StateContext::default();
+    let definition = BucketDefinition::kv("b");
+    append(&mut context, Change::BucketAdded { definition, vbuuids: vec![1], starts: vec![0] }).unwrap();
+    for n in 1..=500u64 {
+        let bookmark = |seqno| Bookmark { seqno, ..Bookmark::default() };
+        let bookmarks = vec![vec![bookmark(n * 10), bookmark(n * 10 + 5)]];
+        append(&mut context, Change::Bookmarked { bucket: "b".into(), bookmarks }).unwrap();
+        let st = StabilityTimestamp { number: n, ..StabilityTimestamp::default() };
+        append(&mut context, Change::Persisted { bucket: "b".into(), st }).unwrap();
+    }
+    let bucket = &context.buckets["b"];
+    let (kept, history) = (&bucket.vbuckets[0].bookmarks, &bucket.history);
+    assert!((16..=64).contains(&kept.len()) && (32..=64).contains(&history.len()));
+    assert_eq!((kept[0].seqno, history[0].number), (10, 1), "the oldest stays");
+    assert_eq!((kept.last().unwrap().seqno, history.last().unwrap().number), (5_005, 500));
+    assert!(kept.is_sorted_by_key(|b| b.seqno) && history.is_sorted_by_key(|s| s.number));
+    let newest: Vec<u64> = kept[kept.len() - 16..].iter().map(|b| b.seqno).collect();
+    assert_eq!(newest[0], 5_005 - 15 * 5, "nothing is missing among the newest");
+    append(
+        &mut context,
+        Change::BranchStarted { bucket: "b".into(), vb: 0, vbuuid: 2, start: 4_000, reason: "r".into() },
+    )
+    .unwrap();
+    assert!(context.buckets["b"].vbuckets[0].bookmarks.iter().all(|b| b.seqno <= 4_000));
 }

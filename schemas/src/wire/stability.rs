@@ -1,7 +1,7 @@
 //! SYNC, HWT, stability timestamps and wants.
 
 use super::{Kind, Message};
-use crate::timestamp::{Position, StVb, StabilityTimestamp};
+use crate::timestamp::{Bookmark, Position, StVb, StabilityTimestamp};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// One vbucket's part of a SYNC.
@@ -11,6 +11,8 @@ pub struct SyncVb {
     pub state: StVb,
     /// The source's last sequence when it was last asked, to measure lag; 0 when unknown.
     pub source_last: u64,
+    /// The last message that was read at or below the position; none: there was none since the chain began.
+    pub bookmark: Option<Bookmark>,
 }
 
 /// Router → coordinator: everything up to here is durably published to every subscriber.

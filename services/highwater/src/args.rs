@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Count(Count),
     /// Show nodes and buckets.
     Status(Status),
+    /// Ask a node, or NATS itself, whether it serves; exit code 1 when it does not.
+    Ping(Ping),
 }
 
 impl Command {
@@ -470,4 +472,19 @@ pub(crate) struct Status {
     pub(crate) bootstrap: bool,
     #[command(flatten)]
     pub(crate) client: Client,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct Ping {
+    /// The node to ask.
+    #[arg(required_unless_present = "only_nats")]
+    pub(crate) node: Option<String>,
+    /// Ask no node: only whether NATS takes connections and has JetStream.
+    #[arg(long = "nats", conflicts_with = "node")]
+    pub(crate) only_nats: bool,
+    #[command(flatten)]
+    pub(crate) nats: Nats,
+    /// How long to wait for all of it, milliseconds.
+    #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(highwater_catalog::TIMEOUT_MS))]
+    pub(crate) timeout_ms: u64,
 }

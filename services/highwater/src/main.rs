@@ -70,5 +70,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Command::Scan(command) => cli::scan(command).await,
         Command::Count(command) => cli::count(command).await,
         Command::Status(command) => cli::status(command).await,
+        Command::Ping(command) => cli::ping(command).await,
     }
 }

@@ -16,7 +16,7 @@ use highwater_schemas::{
     Position,
     definition::CompiledIndex,
     lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
-    timestamp::Asked,
+    timestamp::{Asked, Bookmark},
     wire::KeyVersions,
 };
 use std::{
@@ -107,6 +107,7 @@ pub(crate) async fn run(
         bus,
         source_last: 0,
         last_message: (0, 0),
+        bookmark: None,
         restarts: 0,
         asking: None,
         asked_at: None,
@@ -145,6 +146,8 @@ struct Task {
     source_last: u64,
     /// Time and hash of the last message.
     last_message: (i64, u64),
+    /// The last message, not yet handed on.
+    bookmark: Option<Bookmark>,
     restarts: u64,
     asking: Option<Asking>,
     asked_at: Option<Instant>,
@@ -236,6 +239,12 @@ impl Task {
             let last = i + 1 == messages.len();
             if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
                 self.last_message = (message.time, fingerprint(message));
+                self.bookmark = Some(Bookmark {
+                    seqno: message.seq,
+                    subject: message.subject.to_string(),
+                    time: message.time,
+                    hash: self.last_message.1,
+                });
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }
         }
@@ -251,6 +260,7 @@ impl Task {
             covered: self.cover.covered(),
             server_time: self.last_message.0,
             hash: self.last_message.1,
+            bookmark: self.bookmark.take(),
             idle,
             anchor,
         };

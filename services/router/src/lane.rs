@@ -9,7 +9,7 @@ use highwater_schemas::{
     Position, StVb,
     lane::{Chunk, LaneTarget, OpenLane},
     subjects,
-    timestamp::Asked,
+    timestamp::{Asked, Bookmark},
     wire::{self, Batch, Sync, SyncVb},
 };
 use std::{
@@ -29,6 +29,8 @@ const SYNC_REPEAT: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(50);
 /// Claims that may wait for their position to be published; catalogs repeat their wants.
 const CLAIMS: usize = 64;
+/// Chunks whose last message is remembered until it is published; beyond it the oldest are forgotten.
+const BOOKMARKS: usize = 256;
 
 struct Lane {
     open: LaneInfo,
@@ -41,6 +43,10 @@ struct Lane {
     source_last: u64,
     /// What was covered or asked at positions that are not yet published, oldest first.
     claims: VecDeque<(Position, u64, Vec<Asked>)>,
+    /// The last message of each chunk that is not yet published, oldest first.
+    bookmarks: VecDeque<Bookmark>,
+    /// The last message that is.
+    bookmark: Option<Bookmark>,
     changed: bool,
     urgent: bool,
     synced_at: Instant,
@@ -85,6 +91,8 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         },
         source_last: 0,
         claims: VecDeque::new(),
+        bookmarks: VecDeque::new(),
+        bookmark: None,
         changed: false,
         urgent: false,
         synced_at: Instant::now(),
@@ -118,7 +126,11 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
 impl Lane {
     async fn chunk(&mut self, chunk: Chunk, last: bool) {
         match chunk {
-            Chunk::Versions { routes, versions, to, covered, server_time, hash, idle, anchor } => {
+            Chunk::Versions { routes, versions, to, covered, server_time, hash, bookmark, idle, anchor } => {
+                self.bookmarks.extend(bookmark);
+                if self.bookmarks.len() > BOOKMARKS {
+                    self.bookmarks.pop_front();
+                }
                 if let Some(closed) = self.packer.add(Step { routes, versions, to, covered, server_time, hash, anchor })
                 {
                     self.send(closed).await;
@@ -281,6 +293,9 @@ impl Lane {
             self.sync.server_time = packed.server_time;
             self.sync.hash = packed.hash;
             self.changed = true;
+            while self.bookmarks.front().is_some_and(|b| b.seqno <= packed.to.seqno) {
+                self.bookmark = self.bookmarks.pop_front();
+            }
         }
         self.claim();
     }
@@ -308,7 +323,12 @@ impl Lane {
         self.synced_at = Instant::now();
         let sync = Sync {
             bucket: self.open.bucket.clone(),
-            vbs: vec![SyncVb { vb: self.open.vb, state: self.sync.clone(), source_last: self.source_last }],
+            vbs: vec![SyncVb {
+                vb: self.open.vb,
+                state: self.sync.clone(),
+                source_last: self.source_last,
+                bookmark: self.bookmark.clone(),
+            }],
         };
         if let Err(error) = self.bus.publish(&subjects::sync(&self.open.bucket), wire::encode(&sync)).await {
             tracing::debug!(%error, "cannot publish SYNC");

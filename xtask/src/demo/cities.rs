@@ -51,9 +51,9 @@ pub fn load() -> Result<BTreeMap<String, City>> {
     Ok(cities)
 }
 
-/// Creates the bucket and puts every city into it, as any NATS client would.
-pub async fn put_all(nats: &Client, cities: &BTreeMap<String, City>) -> Result<kv::Store> {
-    let config = kv::Config { bucket: BUCKET.into(), history: 1, ..Default::default() };
+/// Creates the bucket with so many replicas and puts every city into it, as any NATS client would.
+pub async fn put_all(nats: &Client, cities: &BTreeMap<String, City>, replicas: usize) -> Result<kv::Store> {
+    let config = kv::Config { bucket: BUCKET.into(), history: 1, num_replicas: replicas, ..Default::default() };
     let bucket = async_nats::jetstream::new(nats.clone())
         .create_key_value(config)
         .await

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: real documents, a real nats-server, every service a process of its own, from nothing to answers.
 
 mod build;
-mod cities;
+pub mod cities;
 mod failover;
 mod queries;
 
@@ -18,7 +18,7 @@ use std::{path::Path, time::Instant};
 /// Nothing in it is alone but the catalog.
 const SIZE: Size = size(2, 3, 2, 2, 1);
 /// The key-value bucket of the demo.
-const BUCKET: &str = "cities";
+pub const BUCKET: &str = "cities";
 
 /// Runs the demo; with `keep` everything goes on running afterwards.
 pub async fn run(keep: bool) -> Result<()> {
@@ -75,7 +75,7 @@ async fn show(fleet: &mut Fleet, binary: &Path) -> Result<()> {
 
     heading("Loading");
     let mut cities = cities::load()?;
-    let bucket = cities::put_all(&nats, &cities).await?;
+    let bucket = cities::put_all(&nats, &cities, 1).await?;
 
     heading("Indexing");
     build::create_all(&highwater, &cities).await?;

@@ -1,9 +1,8 @@
 //! Rules of what the workspace depends on: from the registry only, under licences that fit, without what is banned.
 
-use crate::workspace::{cargo, last_line};
+use crate::workspace::{cargo, host, last_line};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::process::Command;
 
 /// Licences that a dependency may ask for (SPDX).
 const LICENCES: [&str; 13] = [
@@ -71,13 +70,6 @@ fn metadata() -> Result<Metadata> {
         bail!("cargo metadata failed: {}", last_line(&output.stderr));
     }
     serde_json::from_slice(&output.stdout).context("cargo metadata is not as expected")
-}
-
-fn host() -> Result<String> {
-    let output = Command::new("rustc").arg("-vV").output().context("rustc does not start")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV names no host")
 }
 
 fn check_package(package: &Package, offences: &mut Vec<String>) {

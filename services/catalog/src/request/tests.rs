@@ -39,6 +39,7 @@ fn bucket(streams: &[&str]) -> Bucket {
         incarnation: 0,
         restart: 0,
         starts: BTreeMap::new(),
+        bookmarks: Vec::new(),
     };
     Bucket {
         vbuckets: vec![vbucket; streams.len()],

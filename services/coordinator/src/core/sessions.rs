@@ -12,8 +12,10 @@ impl Core {
     pub(super) fn check_sessions(&mut self, out: &mut Vec<Action>) {
         let mut next = self.context.next_session;
         for (name, bucket) in &self.context.buckets {
+            // One that needs none may have merged before the session was opened for it: it never takes that one up.
             let done = |session: &Session, slice: &SliceName| {
-                self.members.report(&session.node, name, *slice).is_some_and(|r| r.done_with >= session.id)
+                let report = self.members.report(&session.node, name, *slice);
+                report.is_some_and(|r| r.done_with >= session.id || !needs_session(r))
             };
             for session in bucket.sessions.values() {
                 let current = session.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.generation == v.generation);
@@ -51,7 +53,7 @@ impl Core {
     fn needing<'a>(&'a self, name: &'a str, bucket: &'a Bucket) -> Vec<(String, u64, Vec<&'a SliceReport>)> {
         let mut nodes: BTreeMap<&str, (u64, Vec<&SliceReport>)> = BTreeMap::new();
         for (node, incarnation, report) in self.members.reports(name) {
-            if !matches!(report.state, SliceState::Building | SliceState::Catchup) {
+            if !needs_session(report) {
                 continue;
             }
             let alive = self
@@ -105,6 +107,10 @@ impl Core {
             }
         }
     }
+}
+
+fn needs_session(report: &SliceReport) -> bool {
+    matches!(report.state, SliceState::Building | SliceState::Catchup)
 }
 
 fn close(bucket: &str, session: &Session, out: &mut Vec<Action>) {

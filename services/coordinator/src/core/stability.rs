@@ -6,6 +6,7 @@ use highwater_schemas::{
     StVb, StabilityTimestamp,
     api::NodeKind,
     state::Change,
+    timestamp::Bookmark,
     wire::{HighWatermark, Stability, Sync},
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,8 @@ const WANT_SPACING: u64 = 2;
 const REPEAT_WANTED: u64 = 1_000;
 /// Wanted STs repeated at most.
 const MOST_REPEATED: usize = 64;
+/// Messages of a vbucket that are remembered per persistence interval.
+const SAMPLES: usize = 8;
 /// An idle bucket repeats its last ST this often, milliseconds.
 const IDLE_REPEAT: u64 = 500;
 
@@ -26,6 +29,8 @@ pub(super) struct BucketStability {
     /// Newest SYNC per vbucket under the generation in force.
     sync: Vec<Option<StVb>>,
     source_last: Vec<u64>,
+    /// Per vbucket messages as they were read since the last mark, at most [`SAMPLES`].
+    bookmarks: Vec<Vec<Bookmark>>,
     next: u64,
     dirty: bool,
     wanted: bool,
@@ -59,14 +64,32 @@ impl BucketStability {
         if let Some(slot) = self.sync.get_mut(usize::from(vb)) {
             *slot = None;
         }
+        if let Some(bookmarks) = self.bookmarks.get_mut(usize::from(vb)) {
+            bookmarks.clear();
+        }
     }
 }
 
+/// Takes up a bookmark: the newest always, of those before it every second one when there are too many.
+fn sample(samples: &mut Vec<Bookmark>, new: Option<&Bookmark>) {
+    let Some(new) = new.filter(|new| samples.last().is_none_or(|last| new.seqno > last.seqno)) else { return };
+    if samples.len() >= SAMPLES {
+        let mut at = 0;
+        samples.retain(|_| {
+            at += 1;
+            at % 2 == 0
+        });
+    }
+    samples.push(new.clone());
+}
+
 impl Core {
-    /// Takes up what the log and the nodes know of the past, once per bucket.
+    /// Takes up what the log and the nodes know of the past, until an ST of this term is issued: those who were not there when
+    /// it began may come back before that.
     pub(super) fn recover_stability(&mut self) {
         for (name, bucket) in &self.context.buckets {
-            if self.stability.contains_key(name) {
+            let known = self.stability.get_mut(name);
+            if known.as_ref().is_some_and(|e| e.last.as_ref().is_some_and(|last| last.term == self.context.term)) {
                 continue;
             }
             let applied = self.members.newest_applied(name);
@@ -77,10 +100,18 @@ impl Core {
                 .filter(|st| st.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid()))
                 .max_by_key(|st| st.number)
                 .cloned();
+            if let Some(known) = known {
+                let newer = |last: &StabilityTimestamp| known.last.as_ref().is_none_or(|l| l.number < last.number);
+                if last.as_ref().is_some_and(newer) {
+                    known.last = last;
+                }
+                continue;
+            }
             let entry = BucketStability {
                 last,
                 sync: vec![None; bucket.vbuckets.len()],
                 source_last: vec![0; bucket.vbuckets.len()],
+                bookmarks: vec![Vec::new(); bucket.vbuckets.len()],
                 next: bucket.numbers_below,
                 marked: durable.map_or(0, |d| d.number),
                 ..BucketStability::default()
@@ -106,6 +137,7 @@ impl Core {
                 continue;
             }
             entry.source_last[vb] = part.source_last;
+            sample(&mut entry.bookmarks[vb], part.bookmark.as_ref());
             if slot.as_ref() == Some(&part.state) {
                 continue;
             }
@@ -172,6 +204,10 @@ impl Core {
         if persist_due {
             entry.marked_at = now;
             entry.marked = st.number;
+            let bookmarks: Vec<Vec<Bookmark>> = entry.bookmarks.iter_mut().map(std::mem::take).collect();
+            if bookmarks.iter().any(|b| !b.is_empty()) {
+                out.push(Action::Append(Change::Bookmarked { bucket: name.into(), bookmarks }));
+            }
             entry.unconfirmed = Some(st.clone());
         }
         while entry.repeat.front().is_some_and(|(at, _)| now >= at + REPEAT_WANTED)

@@ -109,7 +109,10 @@ impl Driver {
             asked: asked.into_iter().collect(),
             ..StVb::default()
         };
-        self.event(Event::Sync(Sync { bucket: "b".into(), vbs: vec![SyncVb { vb: 0, state, source_last: seqno }] }));
+        self.event(Event::Sync(Sync {
+            bucket: "b".into(),
+            vbs: vec![SyncVb { vb: 0, state, source_last: seqno, bookmark: None }],
+        }));
     }
 
     /// One projector, one indexer, one index under construction.
@@ -164,6 +167,21 @@ fn creating_an_index_declares_assigns_and_builds() {
     d.tick(1);
     let bucket = &d.core.context().buckets["b"];
     assert!(bucket.sessions.is_empty() && bucket.indexes[&1].state == IndexState::Active);
+}
+
+#[test]
+fn a_session_that_nobody_takes_up_is_closed() {
+    let mut d = Driver::with_index();
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
+    d.tick(1);
+    // The slice merges while a new generation takes its session away, and before it can say so.
+    d.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    d.tick(1);
+    let sessions: Vec<u64> = d.core.context().buckets["b"].sessions.keys().copied().collect();
+    assert_eq!(sessions, [2]);
+    d.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 1)], None);
+    d.tick(1);
+    assert!(d.core.context().buckets["b"].sessions.is_empty());
 }
 
 #[test]
@@ -264,6 +282,24 @@ fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
 }
 
 #[test]
+fn who_comes_back_before_the_first_timestamp_of_a_term_is_heard() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    let old = d.last().clone();
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    // Nobody is heard of for a while.
+    next.tick(2_000);
+    assert!(next.core.context().nodes.values().all(|n| n.gone));
+    next.tick(20);
+    next.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 0)], Some(old));
+    next.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    next.tick(20);
+    let vbucket = &next.core.context().buckets["b"].vbuckets[0];
+    assert_eq!((vbucket.generation, vbucket.start_of(2)), (2, Some(Position::new(9, 0))));
+}
+
+#[test]
 fn a_persistence_timestamp_enters_the_history_when_every_live_indexer_confirms_it() {
     let mut d = Driver::with_index();
     d.now = 10_000;
@@ -315,4 +351,83 @@ fn nodes_that_miss_their_heartbeats_are_gone_and_their_vbuckets_move() {
     let context = d.core.context();
     assert!(context.nodes[&(NodeKind::Projector, "p".into())].gone);
     assert_eq!(context.buckets["b"].vbuckets[0].projector, "q");
+}
+
+#[test]
+fn a_host_without_room_ends_the_creation_and_leaves_nothing() {
+    let mut d = Driver::with_index();
+    d.refuses = Some("i".into());
+    let refused = d.create(r#"{"bucket":"b","name":"y","keys":["a"]}"#).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::StorageFailed, "{refused}");
+    assert!(refused.message.contains("host i"), "{refused}");
+    assert!(d.core.context().buckets["b"].index_by_name("y").is_none());
+    d.refuses = None;
+    d.create(r#"{"bucket":"b","name":"y","keys":["a"]}"#).unwrap();
+}
+
+#[test]
+fn what_was_prepared_is_finished_by_the_next_coordinator() {
+    for (refuses, state) in [(None, Some(IndexState::Building)), (Some("i".to_owned()), None)] {
+        let mut d = Driver::with_index();
+        // The coordinator dies between the two halves.
+        let definition: IndexDefinition = serde_json::from_str(r#"{"bucket":"b","name":"y","keys":["a"]}"#).unwrap();
+        let placed = d.core.placed(definition, 7).unwrap();
+        d.append(Change::IndexCreated { index: placed });
+        let mut next = Driver::over(d.core.context().clone(), 0);
+        next.refuses = refuses;
+        next.join(NodeKind::Projector, "p", 1, Vec::new(), None);
+        next.join(NodeKind::Indexer, "i", 1, Vec::new(), None);
+        next.tick(50);
+        let found = next.core.context().buckets["b"].index_by_name("y").map(|i| i.state.clone());
+        assert_eq!(found, state);
+    }
+}
+
+#[test]
+fn vbuckets_are_spread_over_the_projectors_that_join() {
+    let mut d = Driver::with_index();
+    let definition: highwater_schemas::definition::BucketDefinition = serde_json::from_str(
+        r#"{"name":"m","source":{"streams":[{"name":"M0"},{"name":"M1"},{"name":"M2"},{"name":"M3"}]}}"#,
+    )
+    .unwrap();
+    d.event(Event::Ddl { token: 9, ddl: Ddl::BucketAdd(definition), probe: Ok(vec![0; 4]), random: 3 });
+    let owners = |d: &Driver| {
+        let all = d.core.context().buckets.values().flat_map(|b| &b.vbuckets);
+        all.filter(|v| v.projector == "q").count()
+    };
+    d.tick(50);
+    assert_eq!(owners(&d), 0);
+    d.join(NodeKind::Projector, "q", 1, Vec::new(), None);
+    // Nothing moves before its owner has spoken: where the next one begins is not known.
+    d.tick(50);
+    assert_eq!(owners(&d), 0);
+    for turn in 0..4 {
+        for vb in 0..4u16 {
+            let vbucket = &d.core.context().buckets["m"].vbuckets[usize::from(vb)];
+            let state = StVb { vbuuid: vbucket.vbuuid(), generation: vbucket.generation, ..StVb::default() };
+            let part = SyncVb { vb, state, source_last: turn, bookmark: None };
+            d.event(Event::Sync(Sync { bucket: "m".into(), vbs: vec![part] }));
+        }
+        d.now += 50;
+        d.tick(50);
+    }
+    assert_eq!(owners(&d), 2, "two of five");
+}
+
+#[test]
+fn messages_are_remembered_with_each_mark() {
+    let mut d = Driver::with_index();
+    let vbuuid = d.core.context().buckets["b"].vbuckets[0].vbuuid();
+    for seqno in 1..=40 {
+        let bookmark = Some(highwater_schemas::timestamp::Bookmark { seqno, ..Default::default() });
+        let state = StVb { vbuuid, generation: 1, position: Position::new(4 + seqno, 0), ..StVb::default() };
+        let part = SyncVb { vb: 0, state, source_last: seqno, bookmark };
+        d.event(Event::Sync(Sync { bucket: "b".into(), vbs: vec![part] }));
+        d.now += 10;
+    }
+    d.now += 6_000;
+    d.tick(20);
+    let kept: Vec<u64> = d.core.context().buckets["b"].vbuckets[0].bookmarks.iter().map(|b| b.seqno).collect();
+    assert!(kept.len() > 4 && kept.len() <= 2 * 8, "{kept:?}");
+    assert!(kept.is_sorted() && kept.last() == Some(&40), "the newest always: {kept:?}");
 }

@@ -81,14 +81,14 @@ impl Manager {
             Ok(Comparison::Ahead { context, news }) => {
                 let note = format!("the log, version {}", context.version);
                 self.adopt(*context, &news, false, out);
-                self.open_term(now, last_seq, note, out);
+                self.open_behind(now, last_seq, note, out);
             }
             Ok(Comparison::Other { context, records }) => {
                 let note = format!("the log, version {}: the local copy was another one", context.version);
                 let note =
                     if self.context.version == 0 { format!("the log, version {}", context.version) } else { note };
                 self.adopt(*context, &records, true, out);
-                self.open_term(now, last_seq, note, out);
+                self.open_behind(now, last_seq, note, out);
             }
             Ok(Comparison::LostTail { version }) => {
                 candidate.phase = gather(false, format!("the state log lost its tail: it ends at version {version}"));
@@ -124,6 +124,7 @@ impl Manager {
             self.chain.push(link.version, &link.hash);
         }
         self.context = context;
+        self.term = self.term.max(self.context.term);
         if anew || !records.is_empty() {
             let records = records.iter().filter_map(|r| Some(unpack(r).ok()?.into_owned())).collect();
             out.push(Action::Keep { records, anew });
@@ -164,6 +165,18 @@ impl Manager {
             ..self.context.record(change, candidate.term, now.wall)
         };
         self.open_with(now, last_seq, &record, true, note, out);
+    }
+
+    /// Opens the term behind what the log holds, unless someone was faster.
+    fn open_behind(&mut self, now: Now, last_seq: u64, note: String, out: &mut Vec<Action>) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let (opened, mine) = (self.context.term, candidate.term);
+        if opened >= mine {
+            let why = format!("term {opened} was opened by {} before term {mine}", self.context.coordinator);
+            self.step_down(why, out);
+            return;
+        }
+        self.open_term(now, last_seq, note, out);
     }
 
     fn open_term(&mut self, now: Now, last_seq: u64, note: String, out: &mut Vec<Action>) {

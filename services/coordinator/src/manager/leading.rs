@@ -6,10 +6,13 @@ use super::{
     chain::link,
 };
 use crate::core::{self, Bootstrapping, Core};
-use highwater_schemas::state::{Change, Record, pack, unpack};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    state::{Change, Record, pack, unpack},
+};
 use std::collections::VecDeque;
 
-/// The last record of the log is looked for this often, milliseconds.
+/// The last and the first record of the log are looked for this often, milliseconds.
 const CHECK: u64 = 5_000;
 
 /// What is known while it coordinates.
@@ -21,6 +24,9 @@ pub(super) struct Leading {
     /// Still to be carried out.
     pub(super) queue: VecDeque<core::Action>,
     pub(super) append: Option<Append>,
+    /// Events that came while an append was not settled: the core must not look at what is about to change. They are outcomes
+    /// of what it asked for, so no more than it has under way.
+    held: VecDeque<core::Event>,
     /// Something was appended: the core has not looked at it yet.
     news: bool,
     /// Records in the log.
@@ -51,6 +57,7 @@ impl Manager {
             last_seq,
             queue: VecDeque::new(),
             append: None,
+            held: VecDeque::new(),
             news: true,
             records,
             compact_above: self.config.compact_above,
@@ -77,6 +84,11 @@ impl Manager {
                     }
                 }
                 Some(action) => out.push(Action::Lead(action)),
+                None if !leading.held.is_empty() => {
+                    let Some(event) = leading.held.pop_front() else { continue };
+                    let actions = leading.core.handle(now.ms, event);
+                    leading.queue.extend(actions);
+                }
                 None if leading.news => {
                     leading.news = false;
                     leading.random = leading.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(now.wall | 1);
@@ -95,6 +107,21 @@ impl Manager {
             }
         }
         self.last_id = id;
+    }
+
+    /// Something for who coordinates.
+    pub(super) fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
+        match (&mut self.role, event) {
+            (Role::Leading(leading), event) => {
+                leading.held.push_back(event);
+                self.drive(now, out);
+            }
+            (_, core::Event::Ddl { token, .. }) => {
+                let error = ApiError::new(ErrorCode::NoCoordinator, "this index manager does not coordinate any more");
+                out.push(Action::Lead(core::Action::Reply { token, answer: Err(error) }));
+            }
+            _ => {}
+        }
     }
 
     /// What the server said of an append.
@@ -122,20 +149,39 @@ impl Manager {
         if let Some((_, seq)) = leading.checking.filter(|(check, _)| *check == id) {
             leading.checking = None;
             leading.check_due = now.ms + CHECK;
-            let hash = &leading.core.context().hash;
-            let ours = |record: &[u8]| unpack(record).is_ok_and(|json| Record::hash(&json) == *hash);
-            match record {
-                // Something was appended since it was asked.
-                Ok(_) if leading.append.is_some() || leading.last_seq != seq => leading.check_due = now.ms,
-                Ok(Some(record)) if ours(&record) => {}
-                Ok(_) => self.step_down("the state log lost its tail".into(), out),
-                Err(_) => leading.check_due = now.ms + CHECK / 10,
-            }
+            self.checked(now, seq, record, out);
             return;
         }
         if let Some(append) = leading.append.as_mut().filter(|a| a.id == id) {
             let settled = append.found(now.ms, record, out);
             self.settled(now, settled, out);
+        }
+    }
+
+    /// What a look at the log found: first at its last record, then at its first one.
+    fn checked(&mut self, now: Now, seq: u64, record: Result<Option<Vec<u8>>, String>, out: &mut Vec<Action>) {
+        let id = self.next_id();
+        let Role::Leading(leading) = &mut self.role else { return };
+        let hash = &leading.core.context().hash;
+        let ours = |record: &[u8]| unpack(record).is_ok_and(|json| Record::hash(&json) == *hash);
+        let first = leading.first_seq();
+        match record {
+            Ok(None) if seq == first && seq != leading.last_seq => {
+                // Nobody can begin to read there: a snapshot takes the place of what is left.
+                leading.compact_above = 0;
+                self.drive(now, out);
+            }
+            Ok(_) if seq == first && seq != leading.last_seq => {}
+            // Something was appended since it was asked.
+            Ok(_) if leading.append.is_some() || leading.last_seq != seq => leading.check_due = now.ms,
+            Ok(Some(record)) if ours(&record) => {
+                if seq != first {
+                    leading.checking = Some((id, first));
+                    out.push(Action::ReadAt { id, seq: first });
+                }
+            }
+            Ok(_) => self.step_down("the state log lost its tail".into(), out),
+            Err(_) => leading.check_due = now.ms + CHECK / 10,
         }
     }
 
@@ -195,6 +241,7 @@ impl Manager {
     }
 
     pub(super) fn tick(&mut self, now: Now, random: u64, out: &mut Vec<Action>) {
+        self.ticked = now.ms;
         self.tick_candidate(now, out);
         let Role::Leading(leading) = &mut self.role else { return };
         leading.random ^= random;
@@ -213,6 +260,11 @@ impl Manager {
 }
 
 impl Leading {
+    /// Sequence of the record with which reading the log begins.
+    fn first_seq(&self) -> u64 {
+        (self.last_seq + 1).saturating_sub(self.records as u64)
+    }
+
     /// The append of a change; None when it cannot be: what follows it goes on without.
     fn begin(&mut self, id: u64, change: Change, now: Now, max_record: usize) -> Option<Append> {
         let rollup = matches!(change, Change::Snapshot { .. });

@@ -39,6 +39,9 @@ use highwater_schemas::{
 use leading::Leading;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A log with a hole is read from its beginning again this often at most, milliseconds.
+const FOLLOW_AGAIN: u64 = 1_000;
+
 /// A moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Now {
@@ -143,7 +146,11 @@ pub struct Manager {
     waiting: Option<String>,
     /// The copy was given up since the log was opened, and nothing has taken its place.
     gave_up: bool,
+    /// A log with a hole is read again no earlier.
+    follow_due: u64,
     last_id: u64,
+    /// When the last tick was.
+    ticked: u64,
     /// What it did when it was nominated last.
     steps: Vec<BootstrapStep>,
     /// A record larger than this cannot be appended, bytes.
@@ -163,7 +170,9 @@ impl Manager {
             peers: BTreeMap::new(),
             waiting: None,
             gave_up: false,
+            follow_due: 0,
             last_id: 0,
+            ticked: 0,
             steps: Vec::new(),
             max_record,
         }
@@ -197,7 +206,7 @@ impl Manager {
         }
     }
 
-    /// True while an append is not settled: what is for who coordinates must wait.
+    /// True while an append is not settled: what is for who coordinates should wait in its subscriptions.
     pub fn busy(&self) -> bool {
         matches!(&self.role, Role::Leading(leading) if leading.append.is_some())
     }
@@ -237,7 +246,8 @@ impl Manager {
         const IDLE: u64 = 50;
         match &self.role {
             Role::Leading(leading) if leading.append.is_none() => leading.core.next_tick(now),
-            _ => now + IDLE,
+            // From the last tick on: who asks again before it must not push it away.
+            _ => (self.ticked + IDLE).max(now),
         }
     }
 
@@ -249,7 +259,7 @@ impl Manager {
             Event::Join(join) => self.join(now, join, &mut out),
             Event::Cluster(event) => self.cluster(now, event, &mut out),
             Event::Opened => self.opened(&mut out),
-            Event::Record(payload) => self.record(&payload, &mut out),
+            Event::Record(payload) => self.record(now, &payload, &mut out),
             Event::Read(read) => self.read(now, read, &mut out),
             Event::Appended { id, outcome } => self.appended(now, id, outcome, &mut out),
             Event::Found { id, record } => self.found(now, id, record, &mut out),
@@ -307,17 +317,17 @@ impl Manager {
         self.check_last(out);
     }
 
-    fn record(&mut self, payload: &[u8], out: &mut Vec<Action>) {
+    fn record(&mut self, now: Now, payload: &[u8], out: &mut Vec<Action>) {
         match &self.role {
             // It reads the log itself.
             Role::Candidate(_) => {}
             Role::Leading(_) => self.overheard(payload, out),
-            Role::Replica => self.follow(payload, out),
+            Role::Replica => self.follow(now, payload, out),
         }
     }
 
     /// A replica applies the log to its copy; a copy that contradicts it loses.
-    fn follow(&mut self, payload: &[u8], out: &mut Vec<Action>) {
+    fn follow(&mut self, now: Now, payload: &[u8], out: &mut Vec<Action>) {
         let (Some(link), Ok(json)) = (link(payload), unpack(payload)) else {
             self.waiting = Some("a record of the state log cannot be read".into());
             return;
@@ -340,7 +350,14 @@ impl Manager {
                 false
             }
             // Read before what is missing was published anew.
-            Err(StateError::Order { .. }) => false,
+            Err(StateError::Order { .. }) => {
+                // Or it comes after records that a reader passed over which took a log that grew again for the old one.
+                if !old && now.ms >= self.follow_due {
+                    self.follow_due = now.ms + FOLLOW_AGAIN;
+                    out.push(Action::Follow);
+                }
+                false
+            }
             Err(_) if old => agrees == Some(false),
             Err(StateError::Chain { .. } | StateError::Term { .. }) => true,
             Err(error) => {
@@ -352,24 +369,6 @@ impl Manager {
             // The log is right. The copy on disk stays until there is something to put in its place.
             (self.context, self.chain, self.gave_up) = (StateContext::default(), Chain::default(), true);
             out.push(Action::Follow);
-        }
-    }
-
-    fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
-        match (&mut self.role, event) {
-            (Role::Leading(leading), event) => {
-                let actions = leading.core.handle(now.ms, event);
-                leading.queue.extend(actions);
-                self.drive(now, out);
-            }
-            (_, core::Event::Ddl { token, .. }) => {
-                let error = highwater_schemas::ApiError::new(
-                    highwater_schemas::ErrorCode::NoCoordinator,
-                    "this index manager does not coordinate any more",
-                );
-                out.push(Action::Lead(core::Action::Reply { token, answer: Err(error) }));
-            }
-            _ => {}
         }
     }
 

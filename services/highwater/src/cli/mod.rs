@@ -3,12 +3,14 @@
 mod cluster;
 mod ddl;
 mod diagnosis;
+mod ping;
 mod query;
 mod show;
 
 pub(crate) use cluster::{state, topic};
 pub(crate) use ddl::{bucket, index};
 pub(crate) use diagnosis::slice;
+pub(crate) use ping::ping;
 pub(crate) use query::{count, scan, status};
 
 use crate::args::Client;
