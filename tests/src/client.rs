@@ -11,6 +11,7 @@ use std::{
 
 /// How long a reply may take; longer than any timeout that a request may ask for by far is a hang.
 const REPLY_WITHIN: Duration = Duration::from_secs(20);
+const STATUS_WITHIN: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 const FORMED_WITHIN: Duration = Duration::from_secs(20);
 
@@ -48,7 +49,8 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(url: &str) -> Result<Self> {
-        let nats = async_nats::connect(url).await.with_context(|| format!("cannot connect to {url}"))?;
+        let servers: Vec<&str> = url.split(',').collect();
+        let nats = async_nats::connect(&servers[..]).await.with_context(|| format!("cannot connect to {url}"))?;
         Ok(Self { js: jetstream::new(nats.clone()), nats })
     }
 
@@ -57,9 +59,18 @@ impl Client {
         self.request_raw(subject, request.to_string().into_bytes()).await
     }
 
+    /// As [`Self::request`] for those who do not wait long.
+    pub async fn request_within(&self, subject: &str, request: &Value, within: Duration) -> Result<Value, Refused> {
+        self.request_bytes(subject, request.to_string().into_bytes(), within).await
+    }
+
     /// As [`Self::request`] with any payload.
     pub async fn request_raw(&self, subject: &str, payload: Vec<u8>) -> Result<Value, Refused> {
-        let request = Request::new().payload(payload.into()).timeout(Some(REPLY_WITHIN));
+        self.request_bytes(subject, payload, REPLY_WITHIN).await
+    }
+
+    async fn request_bytes(&self, subject: &str, payload: Vec<u8>, within: Duration) -> Result<Value, Refused> {
+        let request = Request::new().payload(payload.into()).timeout(Some(within));
         let reply = self.nats.send_request(subject.to_owned(), request).await.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => Refused::without_reply("no_responders", "no service answers", true),
             _ => Refused::without_reply("no_reply", format!("{subject}: {error}"), false),
@@ -94,7 +105,8 @@ impl Client {
 
     /// The cluster as `hw.cluster.members` shows it.
     pub async fn members(&self) -> Result<Value, Refused> {
-        self.request("hw.cluster.members", &json!({})).await
+        // Who was killed or sleeps may have been asked.
+        self.request_within("hw.cluster.members", &json!({}), STATUS_WITHIN).await
     }
 
     /// Waits until somebody coordinates and these nodes are alive.

@@ -1,15 +1,16 @@
-//! A nats-server and Highwater's services, each a process of its own, in one temporary directory.
+//! A nats-server, or a cluster of them, and Highwater's services, each a process of its own, in one temporary directory.
 //!
 //! When it is dropped by a panic or a failed test ([`Cluster::run`]), the end of every log is printed. Nothing is left behind.
 
-use crate::{binaries, child::Child, client::Client, nats::NatsServer};
-use anyhow::{Context, Result, bail};
+use crate::{binaries, child::Child, client::Client, nats::NatsServer, wait::until};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
@@ -18,12 +19,19 @@ pub const SERVICES: [&str; 5] = [MANAGER, "coordinator-1", "projector-1", "index
 const MANAGER: &str = "cluster-manager-1";
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(5);
+const ENDED_WITHIN: Duration = Duration::from_secs(15);
+/// Servers of a cluster: the fewest of which one can go.
+const SERVERS: usize = 3;
 
 /// The processes of one test.
 pub struct Cluster {
     // Dropped in this order: the services before their server, the directory last.
     services: Vec<Child>,
-    nats: NatsServer,
+    servers: Vec<NatsServer>,
+    url: String,
+    /// By service, further arguments of every start.
+    arguments: BTreeMap<String, Vec<String>>,
     directory: TempDir,
 }
 
@@ -64,18 +72,54 @@ impl Cluster {
 
     /// Only a nats-server.
     pub fn without_services() -> Result<Self> {
-        let directory =
-            tempfile::Builder::new().prefix("highwater-test-").tempdir().context("no temporary directory")?;
+        let directory = temporary()?;
         let nats = NatsServer::start(&directory.path().join("nats"))?;
-        Ok(Self { services: Vec::new(), nats, directory })
+        Ok(Self::new(vec![nats], directory))
     }
 
+    /// Only nats-servers, three of them, which form a cluster; services will keep three replicas of their streams.
+    pub async fn replicated() -> Result<Self> {
+        let directory = temporary()?;
+        let servers = NatsServer::start_cluster(directory.path(), SERVERS)?;
+        let replicas = ["--stream-replicas", "3"];
+        let cluster = Self::new(servers, directory)
+            .with_arguments("coordinator", &replicas)
+            .with_arguments("cluster-manager", &replicas);
+        // JetStream answers once the servers have a leader among them.
+        let client = cluster.client().await?;
+        until("the servers form a cluster", READY_WITHIN, async || {
+            client.js.query_account().await.map(|_| ()).map_err(|error| error.to_string())
+        })
+        .await?;
+        Ok(cluster)
+    }
+
+    fn new(servers: Vec<NatsServer>, directory: TempDir) -> Self {
+        let urls: Vec<&str> = servers.iter().map(NatsServer::url).collect();
+        let url = urls.join(",");
+        Self { services: Vec::new(), servers, url, arguments: BTreeMap::new(), directory }
+    }
+
+    /// Every node of this service is started with these arguments too, each time.
+    #[must_use]
+    pub fn with_arguments(mut self, service: &str, arguments: &[&str]) -> Self {
+        let all = self.arguments.entry(service.into()).or_default();
+        all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// Of all servers, separated by commas.
     pub fn url(&self) -> &str {
-        self.nats.url()
+        &self.url
     }
 
+    /// The server, or the first of them.
     pub fn nats(&mut self) -> &mut NatsServer {
-        &mut self.nats
+        &mut self.servers[0]
+    }
+
+    pub fn servers(&mut self) -> &mut [NatsServer] {
+        &mut self.servers
     }
 
     pub fn path(&self) -> &Path {
@@ -104,6 +148,7 @@ impl Cluster {
         fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut command = Command::new(binaries::highwater()?);
         command.args([service, "--node-id", node, "--nats-url", self.url(), "--data-dir"]).arg(data);
+        command.args(self.arguments.get(service).into_iter().flatten());
         Ok(command)
     }
 
@@ -139,6 +184,28 @@ impl Cluster {
         self.node(node)?.kill();
         self.services.retain(|service| service.name() != node);
         Ok(())
+    }
+
+    /// SIGTERM, and waits for a good end; the node's data and log stay.
+    pub async fn stop(&mut self, node: &str) -> Result<()> {
+        let child = self.node(node)?;
+        child.terminate()?;
+        let deadline = Instant::now() + ENDED_WITHIN;
+        let status = loop {
+            match child.exited() {
+                Some(status) => break status,
+                None if Instant::now() > deadline => bail!("{node} does not end\n{}", child.log_tail()),
+                None => tokio::time::sleep(POLL).await,
+            }
+        };
+        ensure!(status.success(), "{node} ended badly ({status})\n{}", child.log_tail());
+        self.services.retain(|service| service.name() != node);
+        Ok(())
+    }
+
+    /// The nodes that run, in the order of their start.
+    pub fn nodes(&self) -> Vec<String> {
+        self.services.iter().map(|service| service.name().to_owned()).collect()
     }
 
     /// SIGKILL, and the same node again on its data.
@@ -190,6 +257,10 @@ impl Cluster {
             }
         }
     }
+}
+
+fn temporary() -> Result<TempDir> {
+    tempfile::Builder::new().prefix("highwater-test-").tempdir().context("no temporary directory")
 }
 
 impl Drop for Cluster {

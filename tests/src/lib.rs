@@ -6,13 +6,17 @@
 //! # Layout
 //! - [`binaries`]: which programs are tested
 //! - [`child`]: a child process with its output in files
-//! - [`nats`]: a nats-server on a free port
+//! - [`nats`]: a nats-server on a free port, or a cluster of them
 //! - [`cluster`]: the services as processes of their own, to be killed and restarted
+//! - [`files`]: directories are kept and put back
 //! - [`client`]: requests to the public subjects
 //! - [`source`]: writes documents into a key-value bucket or into keyed streams, and remembers them
 //! - [`order`], [`oracle`]: what an index must hold, computed naively
 //! - [`ask`]: random scans compared with the oracle
 //! - [`documents`]: random documents and the indexes over them
+//! - [`load`]: writes and scans in the background
+//! - [`history`]: the replicated log; [`watch`]: stability timestamps and the membership as they are told
+//! - [`trial`]: a deployment of several of each, and what must hold of it whoever dies
 //! - [`rng`], [`wait`]: seeded randomness, waiting for an event
 
 pub mod ask;
@@ -21,12 +25,17 @@ pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod documents;
+pub mod files;
+pub mod history;
+pub mod load;
 pub mod nats;
 pub mod oracle;
 pub mod order;
 pub mod rng;
 pub mod source;
+pub mod trial;
 pub mod wait;
+pub mod watch;
 
 /// Everything that most tests need.
 pub mod prelude {

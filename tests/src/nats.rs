@@ -1,10 +1,10 @@
-//! A nats-server of its own on a free port.
+//! A nats-server of its own on a free port, or several as a cluster.
 
 use crate::{binaries, child::Child};
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -12,11 +12,15 @@ use std::{
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
+/// Times that free ports are looked for: someone else may take one before the servers do.
+const ATTEMPTS: usize = 5;
 
 /// A running nats-server with JetStream, killed when dropped.
 pub struct NatsServer {
+    name: String,
     child: Child,
     directory: PathBuf,
+    arguments: Vec<String>,
     url: String,
 }
 
@@ -28,10 +32,45 @@ impl NatsServer {
 
     /// As [`Self::start`] with other arguments; JetStream is on only where they say so.
     pub fn start_with(directory: &Path, arguments: &[&str]) -> Result<Self> {
-        let child = spawn(directory, "-1", arguments)?;
-        let mut server = Self { child, directory: directory.to_path_buf(), url: String::new() };
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut server = Self::spawn("nats-server", directory, "-1", arguments)?;
         server.url = server.ready()?;
         Ok(server)
+    }
+
+    /// Starts some that form a cluster; each is named after its number, as in `nats-2`, and has a directory of that name.
+    pub fn start_cluster(directory: &Path, count: usize) -> Result<Vec<Self>> {
+        let mut outcome = Err(anyhow::anyhow!("no attempt was made"));
+        for _ in 0..ATTEMPTS {
+            outcome = Self::try_cluster(directory, count);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn try_cluster(directory: &Path, count: usize) -> Result<Vec<Self>> {
+        let ports = free_ports(count * 2)?;
+        let (clients, routes) = ports.split_at(count);
+        let listed: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let listed = listed.join(",");
+        let mut servers = Vec::new();
+        for (number, (client, route)) in (1..).zip(clients.iter().zip(routes)) {
+            let name = format!("nats-{number}");
+            let listen = format!("nats://127.0.0.1:{route}");
+            let arguments = ["-js", "-n", &name, "--cluster_name", "tested", "--cluster", &listen, "--routes", &listed];
+            let arguments = arguments.map(str::to_owned).to_vec();
+            servers.push(Self::spawn(&name, &directory.join(&name), &client.to_string(), arguments)?);
+        }
+        for server in &mut servers {
+            server.url = server.ready()?;
+        }
+        Ok(servers)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn url(&self) -> &str {
@@ -46,30 +85,57 @@ impl NatsServer {
         &mut self.child
     }
 
+    /// SIGKILL; what it stored stays.
+    pub fn kill(&mut self) {
+        self.child.kill();
+    }
+
+    /// The same one again, on its port and its store, after it was killed.
+    pub fn start_again(&mut self) -> Result<()> {
+        let port = self.port().to_string();
+        let again = Self::spawn(&self.name, &self.directory, &port, self.arguments.clone())?;
+        self.child = again.child;
+        self.url = self.ready()?;
+        Ok(())
+    }
+
+    /// Where it keeps a stream.
+    pub fn stream_dir(&self, stream: &str) -> PathBuf {
+        self.directory.join("store/jetstream/$G/streams").join(stream)
+    }
+
+    fn spawn(name: &str, directory: &Path, port: &str, arguments: Vec<String>) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let mut command = Command::new(binaries::nats_server()?);
+        command.args(["-a", "127.0.0.1", "-p", port, "-sd"]).arg(directory.join("store"));
+        command.arg("--ports_file_dir").arg(directory).args(&arguments);
+        let child = Child::start(name, command, directory)?;
+        Ok(Self { name: name.into(), child, directory: directory.to_path_buf(), arguments, url: String::new() })
+    }
+
     fn ready(&mut self) -> Result<String> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             if let Some(status) = self.child.exited() {
-                bail!("nats-server ended ({status})\n{}", self.child.log_tail());
+                bail!("{} ended ({status})\n{}", self.name, self.child.log_tail());
             }
             let url = read_ports(&self.directory, self.child.id()).filter(|url| accepts(url));
             if let Some(url) = url {
                 return Ok(url);
             }
             if Instant::now() > deadline {
-                bail!("nats-server does not accept connections\n{}", self.child.log_tail());
+                bail!("{} does not accept connections\n{}", self.name, self.child.log_tail());
             }
             std::thread::sleep(POLL);
         }
     }
 }
 
-fn spawn(directory: &Path, port: &str, arguments: &[&str]) -> Result<Child> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let mut command = Command::new(binaries::nats_server()?);
-    command.args(["-a", "127.0.0.1", "-p", port, "-sd"]).arg(directory.join("store"));
-    command.arg("--ports_file_dir").arg(directory).args(arguments);
-    Child::start("nats-server", command, directory)
+/// Ports that nobody listens at now, all different.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>().context("no free port")?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 /// The client URL of the ports file, which is named after the binary, whatever that is called, and the process.

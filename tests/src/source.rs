@@ -3,19 +3,23 @@
 use crate::client::Client;
 use anyhow::{Context, Result};
 use async_nats::{
-    HeaderMap,
+    HeaderMap, header,
     jetstream::{context::PublishAckFuture, kv, message::PublishMessage, stream},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 /// Writes in flight.
 const WINDOW: usize = 256;
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What a write does to its document.
 #[derive(Debug, Clone)]
@@ -106,13 +110,22 @@ pub struct Source {
     pub streams: Vec<(String, String)>,
     client: Client,
     kv: bool,
+    /// How long a write that is not acknowledged is sent again.
+    patience: Duration,
+    /// Writes so far: each has an id of its own.
+    sent: Arc<AtomicU64>,
     log: Arc<Mutex<Log>>,
 }
 
 impl Source {
     /// A new key-value bucket that keeps one revision of each document.
     pub async fn key_value(client: &Client, bucket: &str) -> Result<Self> {
-        let config = kv::Config { bucket: bucket.into(), history: 1, ..kv::Config::default() };
+        Self::key_value_replicated(client, bucket, 1).await
+    }
+
+    /// As [`Self::key_value`] with some replicas.
+    pub async fn key_value_replicated(client: &Client, bucket: &str, replicas: usize) -> Result<Self> {
+        let config = kv::Config { bucket: bucket.into(), history: 1, num_replicas: replicas, ..kv::Config::default() };
         client.js.create_key_value(config).await.context("no key-value bucket")?;
         Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
     }
@@ -139,7 +152,21 @@ impl Source {
 
     fn new(client: &Client, bucket: &str, kv: bool, streams: Vec<(String, String)>) -> Self {
         let log = Log::for_streams(streams.len());
-        Self { bucket: bucket.into(), streams, client: client.clone(), kv, log: Arc::new(Mutex::new(log)) }
+        Self {
+            bucket: bucket.into(),
+            streams,
+            client: client.clone(),
+            kv,
+            patience: Duration::ZERO,
+            sent: Arc::default(),
+            log: Arc::new(Mutex::new(log)),
+        }
+    }
+
+    /// The same bucket: a write that is not acknowledged is sent again for so long, and stored once.
+    #[must_use]
+    pub fn patient(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// The same bucket over another connection.
@@ -159,8 +186,9 @@ impl Source {
             if window.len() >= WINDOW {
                 self.settle(window.pop_front()).await?;
             }
-            let ack = self.send(&write).await?;
-            window.push_back((write, ack));
+            let id = self.sent.fetch_add(1, Ordering::Relaxed);
+            let ack = self.send(&write, id).await?;
+            window.push_back((write, id, ack));
         }
         while !window.is_empty() {
             self.settle(window.pop_front()).await?;
@@ -168,8 +196,11 @@ impl Source {
         Ok(())
     }
 
-    async fn send(&self, write: &Write) -> Result<PublishAckFuture> {
+    async fn send(&self, write: &Write, id: u64) -> Result<PublishAckFuture> {
         let mut headers = HeaderMap::new();
+        if !self.patience.is_zero() {
+            headers.insert(header::NATS_MESSAGE_ID, id.to_string());
+        }
         let payload = match &write.op {
             Op::Put(payload) => payload.clone(),
             Op::Delete | Op::Purge => Bytes::new(),
@@ -192,12 +223,24 @@ impl Source {
         self.client.js.send_publish(subject, publish).await.context("a write was not sent")
     }
 
-    async fn settle(&self, sent: Option<(Write, PublishAckFuture)>) -> Result<()> {
-        if let Some((write, ack)) = sent {
-            let ack = ack.await.with_context(|| format!("a write of {} was not acknowledged", write.id))?;
-            self.log().add(write, ack.sequence);
+    async fn settle(&self, sent: Option<(Write, u64, PublishAckFuture)>) -> Result<()> {
+        let Some((write, id, mut ack)) = sent else { return Ok(()) };
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match ack.await {
+                Ok(ack) => {
+                    self.log().add(write, ack.sequence);
+                    return Ok(());
+                }
+                Err(_) if Instant::now() < deadline => {
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                    ack = self.send(&write, id).await?;
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| format!("a write of {} was not acknowledged", write.id));
+                }
+            }
         }
-        Ok(())
     }
 
     /// The seqnos of a reply's timestamp, in the order of the streams.

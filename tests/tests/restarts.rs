@@ -1,14 +1,12 @@
 //! Processes are killed while documents are written: afterwards every index is as if nothing had happened, and none was built
 //! anew.
 
-use highwater_tests::prelude::*;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use highwater_tests::{
+    load::{Writer, write, written},
+    prelude::*,
 };
 
 const STREAMS: usize = 2;
-const IDS: u64 = 500;
 const FIRST: u64 = 3_000;
 /// A persistence timestamp is due every 5 s, if anything changed.
 const DURABLE_WITHIN: Duration = Duration::from_secs(20);
@@ -185,7 +183,7 @@ async fn an_index_of_the_same_name_can_be_created_again() -> Result<()> {
         .run(async |cluster| {
             let client = cluster.client().await?;
             let source = Source::key_value(&client, "people").await?;
-            write_to(&source, 1, 1_000, &mut rng).await?;
+            write(&source, 1_000, &mut rng).await?;
             let mut ids = Vec::new();
             for turn in 0..8 {
                 let mut index = documents::indexes(2).remove(turn % 5);
@@ -267,51 +265,4 @@ async fn sessions(client: &Client) -> Result<Sessions> {
         }
     }
     Ok(seen)
-}
-
-/// Writes in the background until it is told to stop.
-struct Writer {
-    over: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<Result<()>>,
-}
-
-impl Writer {
-    fn start(source: &Source, rng: &mut Rng) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let (source, mut rng, told) = (source.clone(), rng.fork(), over.clone());
-        let task = tokio::spawn(async move {
-            while !told.load(Ordering::Relaxed) {
-                let streams = source.streams.len();
-                write_to(&source, streams, 50, &mut rng).await?;
-            }
-            Ok(())
-        });
-        Self { over, task }
-    }
-
-    async fn stop(self) -> Result<()> {
-        self.over.store(true, Ordering::Relaxed);
-        self.task.await.context("the writer panicked")?
-    }
-}
-
-async fn write(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
-    write_to(source, STREAMS, count, rng).await
-}
-
-async fn write_to(source: &Source, streams: usize, count: u64, rng: &mut Rng) -> Result<()> {
-    let writes: Vec<Write> = (0..count).map(|_| documents::write(rng, streams, IDS)).collect();
-    source.write(writes).await
-}
-
-/// Waits until so many further writes are acknowledged.
-async fn written(source: &Source, further: u64) -> Result<()> {
-    let total = || source.log().complete().iter().sum::<u64>();
-    let wanted = total() + further;
-    until(
-        "writes go on",
-        Duration::from_secs(20),
-        async || if total() >= wanted { Ok(()) } else { Err(total().to_string()) },
-    )
-    .await
 }

@@ -1,0 +1,48 @@
+//! Directories are kept and put back.
+
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Copies a directory with all that is in it.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let what = || format!("cannot copy {} to {}", from.display(), to.display());
+    fs::create_dir_all(to).with_context(what)?;
+    for entry in fs::read_dir(from).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        let target = to.join(entry.file_name());
+        if entry.file_type().with_context(what)?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target).with_context(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a copy in the place of a directory.
+pub fn put_back(copied: &Path, place: &Path) -> Result<()> {
+    fs::remove_dir_all(place).with_context(|| format!("cannot remove {}", place.display()))?;
+    copy(copied, place)
+}
+
+/// Cuts the newest message block of a stopped stream to `percent` of its length, and takes the index of the blocks away.
+pub fn cut_stream(directory: &Path, percent: u64) -> Result<()> {
+    let messages = directory.join("msgs");
+    let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+    let entries = fs::read_dir(&messages).with_context(|| format!("no {}", messages.display()))?;
+    let blocks =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "blk"));
+    let newest = blocks.max_by_key(number).with_context(|| format!("no blocks in {}", messages.display()))?;
+    let file = fs::File::options().write(true).open(&newest)?;
+    let length = file.metadata()?.len();
+    ensure!(length > 0, "{} is empty", newest.display());
+    file.set_len(length * percent / 100)?;
+    let index = messages.join("index.db");
+    if index.exists() {
+        fs::remove_file(index)?;
+    }
+    Ok(())
+}

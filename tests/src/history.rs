@@ -1,0 +1,95 @@
+//! The replicated log as everyone may read it, and what must hold of it however often it was lost.
+
+use crate::client::Client;
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, TryStreamExt};
+use highwater_schemas::{
+    state::{Change, Record, StateContext, unpack},
+    subjects::STATE_STREAM,
+};
+use std::collections::BTreeMap;
+
+/// Records that are asked for at once.
+const AT_ONCE: usize = 32;
+
+/// What was seen of the log, over all its lives.
+#[derive(Debug, Default)]
+pub struct History {
+    /// By term, the hash of the record that opened it, and who did.
+    opened: BTreeMap<u64, (String, String)>,
+    /// Of the log as it was read last.
+    incarnation: u64,
+}
+
+impl History {
+    /// Reads the whole log; answers what it adds up to. Its records must form one chain, terms must rise, and each must have
+    /// been opened once.
+    pub async fn read(&mut self, client: &Client) -> Result<StateContext> {
+        let records = records(client).await?;
+        let mut context = StateContext::default();
+        let mut before: Option<(Record, String)> = None;
+        for json in records {
+            let record: Record = serde_json::from_slice(&json).context("no record")?;
+            let hash = Record::hash(&json);
+            let at = format!("record {} of term {}", record.version, record.term);
+            let opens = before.as_ref().is_none_or(|(last, _)| last.term != record.term);
+            if let Some((last, last_hash)) = &before {
+                ensure!(record.version == last.version + 1, "{at} follows {}", last.version);
+                ensure!(record.prev == *last_hash, "{at} does not follow the hash of {}", last.version);
+                ensure!(record.term >= last.term, "{at} follows term {}", last.term);
+                ensure!(record.incarnation == last.incarnation, "{at} is of incarnation {}", record.incarnation);
+            }
+            match &record.change {
+                Change::TermStarted { coordinator } => {
+                    ensure!(opens, "{at} opens its term a second time");
+                    self.opens(record.term, &hash, coordinator)?;
+                }
+                Change::Snapshot { context, reason } if !reason.is_empty() => {
+                    ensure!(before.is_none(), "{at} is a snapshot behind others");
+                    self.opens(record.term, &hash, &context.coordinator)?;
+                }
+                Change::Snapshot { .. } => {}
+                change => ensure!(before.is_some() && !opens, "{at} does not open its term: {change:?}"),
+            }
+            context.offer(&json).with_context(|| format!("{at} cannot be applied"))?;
+            before = Some((record, hash));
+        }
+        let (last, _) = before.context("the log is empty")?;
+        let highest = self.opened.keys().next_back().copied().unwrap_or_default();
+        ensure!(last.term == highest, "the log ends in term {}, and there was term {highest}", last.term);
+        ensure!(last.incarnation >= self.incarnation, "the log is of an earlier life: {}", last.incarnation);
+        self.incarnation = last.incarnation;
+        Ok(context)
+    }
+
+    /// Of the log as it was read last: rises when it is published anew.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// The terms that were opened, and by whom.
+    pub fn terms(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.opened.iter().map(|(term, (_, coordinator))| (*term, coordinator.as_str()))
+    }
+
+    fn opens(&mut self, term: u64, hash: &str, coordinator: &str) -> Result<()> {
+        let opened = self.opened.entry(term).or_insert_with(|| (hash.to_owned(), coordinator.to_owned()));
+        ensure!(opened.0 == hash, "term {term} was opened by {} and again by {coordinator}", opened.1);
+        Ok(())
+    }
+}
+
+/// The records of the log, as JSON, the oldest first.
+async fn records(client: &Client) -> Result<Vec<Vec<u8>>> {
+    let stream = client.js.get_stream(STATE_STREAM).await.context("no state log")?;
+    let state = &stream.cached_info().state;
+    let stream = &stream;
+    futures_util::stream::iter(state.first_sequence..=state.last_sequence)
+        .map(async |seq| {
+            let message = stream.get_raw_message(seq).await.with_context(|| format!("no record at {seq}"))?;
+            Ok(unpack(&message.payload)?.into_owned())
+        })
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await
+}

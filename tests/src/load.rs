@@ -1,0 +1,127 @@
+//! Writers and readers in the background.
+
+use crate::{
+    client::{Client, Refused},
+    documents,
+    rng::Rng,
+    source::{Source, Write},
+    wait::until,
+};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::task::JoinHandle;
+
+/// Documents that are written again and again.
+const IDS: u64 = 500;
+const BURST: u64 = 50;
+const WRITES_GO_ON_WITHIN: Duration = Duration::from_secs(30);
+/// A scan that takes longer than this is a failure of its own.
+const SCAN_WITHIN: Duration = Duration::from_secs(5);
+const BETWEEN_SCANS: Duration = Duration::from_millis(10);
+
+/// Writes in the background until it is told to stop.
+pub struct Writer {
+    over: Arc<AtomicBool>,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Writer {
+    /// As fast as the server takes it.
+    pub fn start(source: &Source, rng: &mut Rng) -> Self {
+        Self::paced(source, rng, Duration::ZERO)
+    }
+
+    /// With a pause between the bursts.
+    pub fn paced(source: &Source, rng: &mut Rng, pause: Duration) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (source, mut rng, told) = (source.clone(), rng.fork(), over.clone());
+        let task = tokio::spawn(async move {
+            while !told.load(Ordering::Relaxed) {
+                write(&source, BURST, &mut rng).await?;
+                tokio::time::sleep(pause).await;
+            }
+            Ok(())
+        });
+        Self { over, task }
+    }
+
+    /// Returns when all is acknowledged.
+    pub async fn stop(self) -> Result<()> {
+        self.over.store(true, Ordering::Relaxed);
+        self.task.await.context("the writer panicked")?
+    }
+}
+
+/// So many random writes.
+pub async fn write(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
+    let writes: Vec<Write> = (0..count).map(|_| documents::write(rng, source.streams.len(), IDS)).collect();
+    source.write(writes).await
+}
+
+/// Waits until so many further writes are acknowledged.
+pub async fn written(source: &Source, further: u64) -> Result<()> {
+    let total = || source.log().complete().iter().sum::<u64>();
+    let wanted = total() + further;
+    until(
+        "writes go on",
+        WRITES_GO_ON_WITHIN,
+        async || {
+            if total() >= wanted { Ok(()) } else { Err(total().to_string()) }
+        },
+    )
+    .await
+}
+
+/// What became of scans in the background.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    pub answered: u64,
+    /// Each with the time since the scans began.
+    pub failed: Vec<(Duration, Refused)>,
+    /// The longest time from one answer to the next.
+    pub pause: Duration,
+}
+
+/// Scans in the background, one after the other.
+pub struct Scans {
+    over: Arc<AtomicBool>,
+    task: JoinHandle<Scanned>,
+}
+
+impl Scans {
+    pub fn start(client: &Client, request: Value) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (client, told) = (client.clone(), over.clone());
+        let task = tokio::spawn(async move {
+            let mut scanned = Scanned::default();
+            let began = Instant::now();
+            let mut last = began;
+            while !told.load(Ordering::Relaxed) {
+                match client.request_within("hw.query.scan", &request, SCAN_WITHIN).await {
+                    Ok(_) => {
+                        scanned.answered += 1;
+                        scanned.pause = scanned.pause.max(last.elapsed());
+                        last = Instant::now();
+                    }
+                    Err(refused) => scanned.failed.push((began.elapsed(), refused)),
+                }
+                tokio::time::sleep(BETWEEN_SCANS).await;
+            }
+            scanned.pause = scanned.pause.max(last.elapsed());
+            scanned
+        });
+        Self { over, task }
+    }
+
+    pub async fn stop(self) -> Result<Scanned> {
+        self.over.store(true, Ordering::Relaxed);
+        self.task.await.context("the scans panicked")
+    }
+}

@@ -1,0 +1,214 @@
+//! Whoever coordinates is killed: nothing that was acknowledged is lost, nothing stays half done, and scans go on.
+
+use highwater_schemas::state::IndexState;
+use highwater_tests::{
+    load,
+    prelude::*,
+    trial::{self, Answer, BUCKET, SETTLED_WITHIN, Trial},
+};
+use std::collections::BTreeMap;
+
+const DOCUMENTS: u64 = 3_000;
+const ROUNDS: u64 = 3;
+/// Requests for DDL that go on at the same time.
+const SEQUENCES: usize = 2;
+const EACH: usize = 4;
+
+/// What a request may ask for.
+#[derive(Clone, Copy, PartialEq)]
+enum Ask {
+    Create,
+    Build,
+    Drop,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_killed_while_indexes_are_created_leaves_none_half_created() -> Result<()> {
+    killed_during(Ask::Create, 60, &mut Rng::seeded("killed during create")).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_killed_while_deferred_indexes_are_built_leaves_the_builds_to_the_next() -> Result<()> {
+    killed_during(Ask::Build, 250, &mut Rng::seeded("killed during build")).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_killed_while_indexes_are_dropped_leaves_none_half_dropped() -> Result<()> {
+    killed_during(Ask::Drop, 15, &mut Rng::seeded("killed during drop")).await
+}
+
+/// Kills the master within so many milliseconds after requests of one kind began.
+async fn killed_during(ask: Ask, within_ms: u64, rng: &mut Rng) -> Result<()> {
+    Cluster::deployed()
+        .await?
+        .run(async |cluster| {
+            let documents = if ask == Ask::Build { 10 * DOCUMENTS } else { DOCUMENTS };
+            let mut trial = Trial::start(cluster, documents, rng).await?;
+            for round in 0..ROUNDS {
+                // Soon in one half of the cases.
+                let within_ms = if rng.chance(50) { within_ms } else { within_ms / 8 + 1 };
+                one_round(cluster, &mut trial, ask, round, rng.below(within_ms), rng).await?;
+            }
+            println!("without a master for {:?} at most; {} terms", trial.longest, trial.history.terms().count());
+            Ok(())
+        })
+        .await
+}
+
+async fn one_round(
+    cluster: &mut Cluster,
+    trial: &mut Trial,
+    ask: Ask,
+    round: u64,
+    after_ms: u64,
+    rng: &mut Rng,
+) -> Result<()> {
+    let names: Vec<Vec<String>> =
+        (0..SEQUENCES).map(|sequence| (0..EACH).map(|n| format!("r{round}_{sequence}_{n}")).collect()).collect();
+    if ask != Ask::Create {
+        for name in names.iter().flatten() {
+            let mut definition = trial::named(name).definition(BUCKET);
+            definition["defer_build"] = true.into();
+            trial.client.create_index(&definition).await?;
+        }
+    }
+    trial.traffic(rng);
+    let (master, term) = trial.master().await?;
+    let sequences: Vec<_> =
+        names.iter().map(|names| tokio::spawn(sequence(trial.client.clone(), ask, names.clone()))).collect();
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    cluster.kill(&master)?;
+    let gone = Instant::now();
+    let mut answers = BTreeMap::new();
+    for sequence in sequences {
+        answers.extend(sequence.await.context("a request panicked")??);
+    }
+    let (next, _) = trial.later_term(term, gone).await?;
+    let done = answers.values().filter(|answer| **answer == Answer::Done).count();
+    println!("round {round}: {master} killed after {after_ms} ms, {done} of {} requests acknowledged", answers.len());
+
+    // What was acknowledged is so at once for who coordinates.
+    for name in names.iter().flatten() {
+        let state = trial.state_in_log(&next, name).await?;
+        let as_acknowledged = match (ask, answers.get(name)) {
+            (Ask::Create, Some(Answer::Done)) => {
+                !matches!(state, None | Some(IndexState::Created | IndexState::Failed(_)))
+            }
+            (Ask::Build, Some(Answer::Done)) => matches!(state, Some(IndexState::Building | IndexState::Active)),
+            (Ask::Drop, Some(Answer::Done)) | (Ask::Create, None) => state.is_none(),
+            (Ask::Build | Ask::Drop, None) => state == Some(IndexState::Created),
+            (Ask::Create, Some(_)) => !matches!(state, Some(IndexState::Failed(_))),
+            (Ask::Build, Some(_)) => {
+                matches!(state, Some(IndexState::Created | IndexState::Building | IndexState::Active))
+            }
+            (Ask::Drop, Some(_)) => matches!(state, None | Some(IndexState::Created)),
+        };
+        ensure!(as_acknowledged, "{name} is {state:?} after {:?}", answers.get(name));
+    }
+    // What is unclear becomes one or the other by itself, and can be asked for again.
+    until("no index is half created", SETTLED_WITHIN, async || {
+        let context = trial.state_of(&next).await.map_err(|e| e.to_string())?;
+        let half = context.buckets[BUCKET].indexes.values().find(|index| index.state == IndexState::Preparing);
+        half.map_or(Ok(()), |index| Err(index.placed.definition.name.clone()))
+    })
+    .await?;
+    for (name, answer) in &answers {
+        match (ask, answer) {
+            (Ask::Drop, Answer::Unclear(_)) => trial.drop_surely(name).await?,
+            (Ask::Drop, Answer::Done) => {}
+            (Ask::Build, Answer::Unclear(_)) => build_surely(trial, name).await?,
+            (Ask::Create, Answer::Unclear(_)) => trial.create_surely(name).await?,
+            (Ask::Build | Ask::Create, Answer::Done) => trial.indexes.push(trial::named(name)),
+        }
+    }
+    // Those that were not asked for are there as they were.
+    for name in names.iter().flatten().filter(|name| !answers.contains_key(*name)) {
+        match ask {
+            Ask::Create => {}
+            Ask::Build => build_surely(trial, name).await?,
+            Ask::Drop => trial.drop_surely(name).await?,
+        }
+    }
+    cluster.start_node(&master).await?;
+    load::written(&trial.source, 200).await?;
+    trial.quiet_without_failures().await?;
+    trial.formed(&cluster.nodes()).await?;
+    trial.check().await?;
+    // All of these names can be used again.
+    for name in names.iter().flatten() {
+        if trial.indexes.iter().any(|index| index.name == *name) {
+            trial.drop(name).await?;
+        }
+    }
+    let again = names[0][0].clone();
+    trial.create(&again).await?;
+    trial.drop(&again).await
+}
+
+/// One request after the other, until one stays without a clear answer; answers what was answered.
+async fn sequence(client: Client, ask: Ask, names: Vec<String>) -> Result<BTreeMap<String, Answer>> {
+    let mut answers = BTreeMap::new();
+    // Several deferred indexes are built by one request.
+    for names in names.chunks(if ask == Ask::Build { 2 } else { 1 }) {
+        let (subject, request) = match ask {
+            Ask::Create => ("hw.admin.index.create", trial::named(&names[0]).definition(BUCKET)),
+            Ask::Build => ("hw.admin.index.build", json!({"bucket": BUCKET, "names": names})),
+            Ask::Drop => ("hw.admin.index.drop", json!({"bucket": BUCKET, "name": names[0]})),
+        };
+        let answer = client.ddl(subject, &request).await.with_context(|| format!("{subject} {request}"))?;
+        answers.extend(names.iter().map(|name| (name.clone(), answer.clone())));
+        if answer != Answer::Done {
+            break;
+        }
+    }
+    Ok(answers)
+}
+
+async fn build_surely(trial: &mut Trial, name: &str) -> Result<()> {
+    let request = json!({"bucket": BUCKET, "names": [name]});
+    trial.client.insist("hw.admin.index.build", &request, SETTLED_WITHIN).await?;
+    trial.indexes.push(trial::named(name));
+    trial.client.wait_active(BUCKET, name, SETTLED_WITHIN).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn master_and_active_cluster_manager_killed_together_are_both_replaced() -> Result<()> {
+    let mut rng = Rng::seeded("killed together");
+    Cluster::deployed()
+        .await?
+        .run(async |cluster| {
+            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
+            for round in 0..ROUNDS {
+                trial.traffic(&mut rng);
+                let (master, term) = trial.master().await?;
+                let (active, _) = trial::cluster_managers(&trial.client).await?;
+                let name = format!("together{round}");
+                trial.create(&name).await?;
+                // In any order, with or without something between.
+                let (first, second) = if rng.chance(50) { (&master, &active) } else { (&active, &master) };
+                cluster.kill(first)?;
+                if rng.chance(50) {
+                    tokio::time::sleep(Duration::from_millis(rng.below(1_000))).await;
+                }
+                let gone = Instant::now();
+                cluster.kill(second)?;
+                let (next, _) = trial.later_term(term, gone).await?;
+                let other = trial::cluster_managers(&trial.client).await?.0;
+                println!("round {round}: {master} and {active} killed, {next} and {other} follow");
+                ensure!(next != master && other != active, "{next} and {other}");
+                trial.holds(&trial.state_of(&next).await?)?;
+                trial.create(&format!("after{round}")).await?;
+                trial.drop(&name).await?;
+                cluster.start_node(&master).await?;
+                cluster.start_node(&active).await?;
+                load::written(&trial.source, 200).await?;
+                trial.quiet_without_failures().await?;
+                trial.formed(&cluster.nodes()).await?;
+                trial.check().await?;
+            }
+            println!("without a master for {:?} at most", trial.longest);
+            Ok(())
+        })
+        .await
+}

@@ -1,0 +1,134 @@
+//! Three nats-servers with three replicas of every stream: the one that leads is killed under load. Nothing that was acknowledged
+//! is lost, and whoever coordinates goes on.
+
+use highwater_schemas::subjects;
+use highwater_tests::{
+    load,
+    prelude::*,
+    trial::{NODES, SETTLED_WITHIN, Trial},
+};
+
+const DOCUMENTS: u64 = 2_000;
+/// NATS elects in about 5 s, and then it is our turn.
+const ELECTED_WITHIN: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_of_the_source_killed_under_load_loses_nothing() -> Result<()> {
+    let mut rng = Rng::seeded("leader of the source");
+    Cluster::replicated()
+        .await?
+        .deploy(&NODES)
+        .await?
+        .run(async |cluster| {
+            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
+            replicated(&trial, cluster).await?;
+            for round in 0..2 {
+                let stream = trial.source.streams[0].0.clone();
+                one_round(cluster, &mut trial, &stream, false, round, &mut rng).await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_of_the_log_killed_with_or_without_the_master_loses_nothing() -> Result<()> {
+    let mut rng = Rng::seeded("leader of the log");
+    Cluster::replicated()
+        .await?
+        .deploy(&NODES)
+        .await?
+        .run(async |cluster| {
+            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
+            for round in 0..2 {
+                one_round(cluster, &mut trial, subjects::STATE_STREAM, round % 2 == 1, round, &mut rng).await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Kills the server that leads a stream, perhaps with the master, while indexes are created and documents are written.
+async fn one_round(
+    cluster: &mut Cluster,
+    trial: &mut Trial,
+    stream: &str,
+    with_master: bool,
+    round: u32,
+    rng: &mut Rng,
+) -> Result<()> {
+    trial.traffic(rng);
+    let (master, term) = trial.master().await?;
+    let before = format!("before{round}");
+    trial.create_surely(&before).await?;
+    load::written(&trial.source, 100 + rng.below(1_000)).await?;
+    let leader = leader(trial, stream).await?;
+    let gone = Instant::now();
+    cluster.servers().iter_mut().find(|server| server.name() == leader).context("no such server")?.kill();
+    if with_master {
+        cluster.kill(&master)?;
+        let (next, later) = trial.later_term(term, gone).await?;
+        println!("{next} coordinates in term {later} after {:?}", gone.elapsed());
+    }
+    load::written(&trial.source, 1).await?;
+    println!("round {round}: {leader} led {stream}; writes go on after {:?}", gone.elapsed());
+    trial.create_surely(&format!("without{round}")).await?;
+    println!("DDL after {:?}", gone.elapsed());
+    trial.drop_surely(&before).await?;
+    load::written(&trial.source, 500).await?;
+    cluster.servers().iter_mut().find(|server| server.name() == leader).context("no such server")?.start_again()?;
+    if with_master {
+        cluster.start_node(&master).await?;
+    }
+    current(trial, cluster).await?;
+    println!("all replicas are current after {:?}", gone.elapsed());
+    let scanned = trial.quiet().await?;
+    println!("{} scans, {} failed, the longest pause {:?}", scanned.answered, scanned.failed.len(), scanned.pause);
+    for (at, refused) in &scanned.failed {
+        ensure!(refused.retry || refused.code == "no_reply", "at {at:?}: {refused}");
+    }
+    trial.formed(&cluster.nodes()).await?;
+    trial.check().await
+}
+
+async fn leader(trial: &Trial, stream: &str) -> Result<String> {
+    until(&format!("a leader of {stream}"), ELECTED_WITHIN, async || {
+        let found = trial.client.js.get_stream(stream).await.map_err(|e| e.to_string())?;
+        let cluster = found.cached_info().cluster.as_ref();
+        cluster.and_then(|c| c.leader.clone()).ok_or_else(|| "none".to_owned())
+    })
+    .await
+}
+
+async fn names(trial: &Trial) -> Result<Vec<String>, String> {
+    use futures_util::TryStreamExt;
+    trial.client.js.stream_names().try_collect().await.map_err(|e| e.to_string())
+}
+
+/// Every stream has as many replicas as there are servers.
+async fn replicated(trial: &Trial, cluster: &mut Cluster) -> Result<()> {
+    let wanted = cluster.servers().len();
+    for name in names(trial).await.map_err(anyhow::Error::msg)? {
+        let stream = trial.client.js.get_stream(&name).await?;
+        let replicas = stream.cached_info().config.num_replicas;
+        ensure!(replicas == wanted, "{name} has {replicas} replicas");
+    }
+    Ok(())
+}
+
+/// Waits until each server has all of every stream.
+async fn current(trial: &Trial, cluster: &mut Cluster) -> Result<()> {
+    let others = cluster.servers().len() - 1;
+    until("every replica is current", SETTLED_WITHIN, async || {
+        for name in names(trial).await? {
+            let stream = trial.client.js.get_stream(&name).await.map_err(|e| format!("{name}: {e}"))?;
+            let group = stream.cached_info().cluster.clone().unwrap_or_default();
+            let current = group.replicas.iter().filter(|r| r.current && !r.offline).count();
+            if current != others || group.leader.is_none() {
+                return Err(format!("{name}: {group:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await
+}
