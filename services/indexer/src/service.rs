@@ -390,10 +390,11 @@ impl Shell {
                 .map(|(vb, id, seqno, reason)| UnindexedDoc { id, vb, seqno, reason: reason.as_str().into() })
                 .collect();
         }
+        let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
         Ok(NodeStatus {
             node: self.config.node.clone(),
             kind: NodeKind::Indexer,
-            slices: self.buckets.values().flat_map(|r| r.report.borrow().slices.clone()).collect(),
+            slices: wanted.flat_map(|(_, r)| r.report.borrow().slices.clone()).collect(),
             refused_messages: self.refused.load(Ordering::Relaxed),
             unindexed,
         })
