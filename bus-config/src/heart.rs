@@ -67,6 +67,11 @@ impl Heart {
     /// Sends a heartbeat, without waiting for the answer.
     pub async fn beat(&mut self, join: &Join) {
         self.last = Some(Instant::now());
+        self.say(join).await;
+    }
+
+    /// Sends what is between two heartbeats; the next one is due as before.
+    pub async fn say(&self, join: &Join) {
         let payload = serde_json::to_vec(join).unwrap_or_default();
         let sent = self.bus.client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
         match timeout(SENT_WITHIN, sent).await {

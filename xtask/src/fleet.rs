@@ -58,6 +58,11 @@ pub struct Fleet {
 impl Fleet {
     /// Starts a nats-server in a new directory: under `parent`, or where temporary directories go.
     pub fn start(server: &NatsServer, parent: Option<&Path>) -> Result<Self> {
+        Self::start_with(server, parent, "")
+    }
+
+    /// The same, with a configuration of the server.
+    pub fn start_with(server: &NatsServer, parent: Option<&Path>, configuration: &str) -> Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("highwater-");
         let directory = match parent {
@@ -69,7 +74,9 @@ impl Fleet {
         }
         .context("cannot create a temporary directory")?;
         let path = directory.path().to_path_buf();
-        let nats = NatsProcess::start(&server.path, &path.join("nats"), &[])?;
+        let file = path.join("nats.conf");
+        std::fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+        let nats = NatsProcess::start(&server.path, &path.join("nats"), &["-c", &file.to_string_lossy()])?;
         Ok(Self { services: Vec::new(), nats, directory: Some(directory), path })
     }
 

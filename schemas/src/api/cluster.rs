@@ -138,6 +138,9 @@ pub struct Join {
     pub durable: Vec<(String, u64)>,
     #[serde(default)]
     pub slices: Vec<SliceReport>,
+    /// It speaks of these buckets alone: of the others nothing new is said. Indexers only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Vec<String>>,
     /// Projectors only.
     #[serde(default)]
     pub suspicions: Vec<Suspicion>,
@@ -155,6 +158,7 @@ impl Join {
             applied: Vec::new(),
             durable: Vec::new(),
             slices: Vec::new(),
+            only: None,
             suspicions: Vec::new(),
         }
     }
@@ -357,7 +361,7 @@ pub struct UnindexedDoc {
     pub reason: String,
 }
 
-/// `hw.node.<id>.status`; naming one slice asks for what it could not take.
+/// `hw.node.<id>.status`: of all slices, or of those of one bucket; naming one slice asks for what it could not take.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeStatusRequest {

@@ -42,7 +42,7 @@ pub async fn list(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> 
         let wanted = buckets.values().filter(|b| wanted.as_ref().is_none_or(|name| *name == b.definition.name));
         wanted.flat_map(|bucket| bucket.indexes.values().map(|index| (index.clone(), streams(bucket)))).collect()
     };
-    let indexes = gather(shared, known).await;
+    let indexes = gather(shared, wanted, known).await;
     Ok(api::ok(&ListReply { indexes }))
 }
 
@@ -58,8 +58,10 @@ pub async fn describe(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiErr
         (index.clone(), streams(bucket))
     };
     let (number, hosts) = (found.placed.number, found.placed.hosts.clone());
-    let (mut indexes, unindexed) =
-        tokio::join!(gather(shared, vec![(found, streams)]), unindexed(shared, &bucket, number, &hosts));
+    let (mut indexes, unindexed) = tokio::join!(
+        gather(shared, Some(bucket.clone()), vec![(found, streams)]),
+        unindexed(shared, &bucket, number, &hosts)
+    );
     let Some(index) = indexes.pop() else { return Err(ApiError::new(ErrorCode::Internal, "an index without numbers")) };
     Ok(api::ok(&DescribeReply { index, hosts, unindexed }))
 }
@@ -71,7 +73,7 @@ pub async fn progress(shared: &Shared, bucket: &str, index: &str) -> Option<Stri
         let (bucket, index) = find(core.context(), bucket, index).ok()?;
         vec![(index.clone(), streams(bucket))]
     };
-    let stats = gather(shared, known).await.pop()?;
+    let stats = gather(shared, Some(bucket.to_owned()), known).await.pop()?;
     Some(format!("{:.0} % built", stats.progress * 100.0))
 }
 
@@ -97,15 +99,19 @@ fn streams(bucket: &highwater_schemas::state::Bucket) -> Vec<String> {
     bucket.definition.vbuckets().into_iter().map(|stream| stream.name).collect()
 }
 
-/// Asks the hosts and, for what is not active, the sources.
-async fn gather(shared: &Shared, known: Known) -> Vec<IndexStats> {
+/// Asks the hosts and, for what is not active, the sources. `bucket`: that of all the indexes, if they are of one.
+async fn gather(shared: &Shared, bucket: Option<String>, known: Known) -> Vec<IndexStats> {
     let hosts: BTreeSet<&String> =
         known.iter().filter(|(index, _)| index.topology > 0).flat_map(|(index, _)| &index.placed.hosts).collect();
     let unread: BTreeSet<&String> =
         known.iter().filter(|(index, _)| index.state != IndexState::Active).flat_map(|(_, streams)| streams).collect();
-    let status = |host: String| async move {
-        let status = node_status(shared, &host, &NodeStatusRequest::default()).await;
-        (host, status)
+    let request = NodeStatusRequest { bucket, ..NodeStatusRequest::default() };
+    let status = |host: String| {
+        let request = &request;
+        async move {
+            let status = node_status(shared, &host, request).await;
+            (host, status)
+        }
     };
     let messages = |stream: String| async move {
         let messages = shared.bus.stream_state(&stream).await.ok().map(|state| state.messages);

@@ -91,3 +91,17 @@ pub(crate) async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
     }
     Ok(last)
 }
+
+/// As many of the newest records as fit a reply.
+pub(crate) fn history(records: &[Vec<u8>], max_payload: usize) -> api::StateHistoryReply {
+    let (mut size, mut shown) = (0, Vec::new());
+    for record in records.iter().rev() {
+        size += record.len() + 1;
+        if size > max_payload / 2 {
+            break;
+        }
+        shown.push(serde_json::from_slice(record).unwrap_or_default());
+    }
+    shown.reverse();
+    api::StateHistoryReply { records: shown }
+}

@@ -6,6 +6,7 @@ use crate::{
     config::Config,
     copy::{Copy, Kept},
     core::{self, Token},
+    keeper::Keeper,
     manager::{Action, Event, Manager, Now, Outcome},
     topics,
 };
@@ -15,7 +16,7 @@ use highwater_bus::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, Assign, ClusterEvent, Empty, Join, ManagerStatus, Master, NodeKind, StateHistoryReply, StateReply},
+    api::{self, Assign, ClusterEvent, Empty, Join, ManagerStatus, Master, NodeKind, StateReply},
     subjects, wire,
 };
 use std::{
@@ -38,7 +39,7 @@ struct Shell {
     bus: Bus,
     manager: Manager,
     log: StateLog,
-    copy: Copy,
+    keeper: Keeper,
     follower: StateFollower,
     started: Instant,
     next_token: Token,
@@ -77,7 +78,7 @@ pub async fn run(
     let mut shell = Shell {
         manager: Manager::new(config.clone(), context, chain, term, max_record),
         log: StateLog::new(&bus, config.stream_replicas),
-        copy,
+        keeper: Keeper::new(copy),
         follower: bus.follow_state(),
         started: Instant::now(),
         next_token: 0,
@@ -107,6 +108,10 @@ pub async fn run(
         let free = !shell.manager.busy();
         tokio::select! {
             Some(event) = outcome.recv() => shell.handle(event).await?,
+            kept = shell.keeper.written() => {
+                kept?;
+                shell.release().await?;
+            }
             request = node.next() => shell.node_request(need(request)?).await?,
             followed = shell.follower.next() => match followed? {
                 Followed::Opened { .. } => shell.handle(Event::Opened).await?,
@@ -134,6 +139,7 @@ pub async fn run(
             () = shell.heart.due() => shell.beat().await,
             () = tokio::time::sleep(Duration::from_millis(due - now.ms)) => {}
             _ = stop.changed() => {
+                shell.settle().await?;
                 let join = shell.join();
                 shell.heart.leave(&join).await;
                 return Ok(());
@@ -226,9 +232,20 @@ impl Shell {
 
     async fn carry_out(&mut self, action: Action) -> Result<(), CoordinatorError> {
         match action {
-            Action::KeepTerm(term) => self.copy.keep_term(term)?,
-            Action::Keep { records, anew } => self.copy.keep(&records, anew)?,
+            Action::KeepTerm(term) => {
+                self.settle().await?;
+                self.keeper.copy().keep_term(term)?;
+            }
+            Action::Keep { records, anew } => {
+                if anew {
+                    self.settle().await?;
+                    self.keeper.copy().keep(&records, true)?;
+                } else if self.keeper.keep(records) {
+                    self.settle().await?;
+                }
+            }
             Action::Answer { token, reply } => {
+                self.settle().await?;
                 if let Some(request) = self.nominations.remove(&token) {
                     request.respond(Ok(api::ok(&reply))).await;
                 }
@@ -267,12 +284,30 @@ impl Shell {
             Action::SteppedDown(why) => {
                 tracing::warn!(why, "this index manager coordinates no more");
                 self.topics_checked = false;
+                self.settle().await?;
                 for (_, request) in std::mem::take(&mut self.waiting) {
                     let message = format!("the coordinator stepped down: {why}; look whether it did what was asked");
                     request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
                 }
             }
-            Action::Lead(action) => self.lead(action).await?,
+            Action::Lead(action) => {
+                if let Some(action) = self.keeper.hold(action) {
+                    self.lead(action).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every record is durable, and does what waited for that.
+    async fn settle(&mut self) -> Result<(), CoordinatorError> {
+        self.keeper.settle().await?;
+        self.release().await
+    }
+
+    async fn release(&mut self) -> Result<(), CoordinatorError> {
+        for action in self.keeper.released() {
+            self.lead(action).await?;
         }
         Ok(())
     }
@@ -400,9 +435,10 @@ impl Shell {
                 return Ok(());
             }
             Admin::StateHistory(limit) => {
-                let answer =
-                    self.copy.newest(limit).map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()));
-                request.respond(answer.map(|records| api::ok(&history(&records, self.bus.max_payload())))).await;
+                self.settle().await?;
+                let newest = self.keeper.copy().newest(limit);
+                let answer = newest.map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()));
+                request.respond(answer.map(|records| api::ok(&admin::history(&records, self.bus.max_payload())))).await;
                 return Ok(());
             }
             Admin::Ddl(ddl) => ddl,
@@ -458,18 +494,4 @@ async fn assign(bus: &Bus, node: &str, request: &Assign) -> Result<(), ApiError>
     let payload = serde_json::to_vec(request).unwrap_or_default();
     let reply = bus.request(&subjects::node(node, "assign"), payload, ASSIGN_TIMEOUT).await;
     api::reply(&reply.map_err(|e| unavailable(e.to_string()))?.payload).map(|_| ())
-}
-
-/// As many of the newest records as fit a reply.
-fn history(records: &[Vec<u8>], max_payload: usize) -> StateHistoryReply {
-    let (mut size, mut shown) = (0, Vec::new());
-    for record in records.iter().rev() {
-        size += record.len() + 1;
-        if size > max_payload / 2 {
-            break;
-        }
-        shown.push(serde_json::from_slice(record).unwrap_or_default());
-    }
-    shown.reverse();
-    StateHistoryReply { records: shown }
 }

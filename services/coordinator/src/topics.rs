@@ -6,8 +6,8 @@ use highwater_schemas::subjects;
 
 /// Makes the topics of a bucket where they are missing.
 pub(crate) async fn ensure(bus: &Bus, bucket: &str, replicas: usize) -> Result<(), BusError> {
-    bus.ensure_stream(&StreamSpec::mutation(bucket, replicas)).await?;
-    bus.ensure_stream(&StreamSpec::catchup(bucket, replicas)).await
+    let (mutation, catchup) = (StreamSpec::mutation(bucket, replicas), StreamSpec::catchup(bucket, replicas));
+    tokio::try_join!(bus.ensure_stream(&mutation), bus.ensure_stream(&catchup)).map(|_| ())
 }
 
 /// Brings the topics to what the state says: those of declared buckets exist, those of others do not, and what closed sessions

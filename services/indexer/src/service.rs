@@ -1,8 +1,9 @@
 //! Follows the replicated log, runs a worker per bucket, answers scans and status, reports to the coordinator.
 //!
-//! `diagnosis`: the requests that look into slices.
+//! `diagnosis`: the requests that look into slices; `reports`: what the coordinator is told.
 
 mod diagnosis;
+mod reports;
 
 use crate::{
     config::{Config, MOST_SCANS},
@@ -21,7 +22,7 @@ use crate::{
 use highwater_bus::{Bus, BusError, Endpoints, Followed, Heart, ServiceRequest, ServiceSpec};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, Join, NodeKind, NodeStatus, UnindexedDoc},
+    api::{self, NodeKind, NodeStatus, UnindexedDoc},
     state::{Bucket, Concerns, SliceName, StateContext},
     subjects,
     wire::{self, ScanReply, ScanRequest},
@@ -69,6 +70,8 @@ struct Running {
     declared: u64,
     events: mpsc::Sender<Event>,
     report: watch::Receiver<BucketReport>,
+    /// What was last told of it.
+    told: u64,
     feed: Feed,
     tasks: Vec<AbortHandle>,
     sessions: BTreeMap<u64, AbortHandle>,
@@ -98,6 +101,8 @@ struct Shell {
     diagnoses: Arc<Semaphore>,
     /// Changes whenever a bucket has something to report.
     notable: watch::Sender<u64>,
+    /// The term of the last report of all buckets.
+    said: u64,
 }
 
 /// Runs the indexer until `stop` turns true; then makes durable what is applied.
@@ -132,6 +137,7 @@ pub async fn run(
         refused: Refused::default(),
         diagnoses: Arc::new(Semaphore::new(diagnosis::AT_ONCE)),
         notable,
+        said: 0,
         config: config.clone(),
     };
     let scans = Arc::new(Semaphore::new(config.scans));
@@ -159,6 +165,9 @@ pub async fn run(
                     let touched = shell.context.offer(&record)?.concerns();
                     if caught_up {
                         shell.reconcile(touched).await;
+                        if shell.is_new_term() {
+                            heart.beat(&shell.report()).await;
+                        }
                     }
                 }
             }
@@ -167,7 +176,10 @@ pub async fn run(
                 None => return Ok(()),
             },
             () = heart.due(), if caught_up => heart.beat(&shell.report()).await,
-            Ok(()) = noted.changed(), if caught_up => heart.beat(&shell.report()).await,
+            Ok(()) = noted.changed(), if caught_up => match shell.news() {
+                Some(news) => heart.say(&news).await,
+                None => heart.beat(&shell.report()).await,
+            },
             () = &mut orphans, if caught_up && !tidied => {
                 tidied = true;
                 shell.remove_orphans()?;
@@ -281,7 +293,7 @@ impl Shell {
     async fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
         let (events, inbox) = mpsc::channel(EVENTS);
         let (watermark, watermarks) = watch::channel(None);
-        let (report, reports) = watch::channel(BucketReport::default());
+        let (report, watched) = watch::channel(BucketReport::default());
         let outside = Outside {
             node: self.config.node.clone(),
             incarnation: self.config.incarnation,
@@ -318,24 +330,12 @@ impl Shell {
             tokio::spawn(feed.clone().mutation(self.config.node.clone(), from)).abort_handle(),
             tokio::spawn(feed.clone().stability()).abort_handle(),
             tokio::spawn(feeds::speak(self.bus.clone(), watermarks)).abort_handle(),
-            tokio::spawn(note(reports.clone(), self.notable.clone())).abort_handle(),
+            tokio::spawn(reports::note(watched.clone(), self.notable.clone())).abort_handle(),
         ];
-        let running = Running { declared, events, report: reports, feed, tasks, sessions: BTreeMap::new() };
+        let running = Running { declared, events, report: watched, told: 0, feed, tasks, sessions: BTreeMap::new() };
         self.buckets.insert(name.to_owned(), running);
         // Sessions that were open before are taken up as any other.
         self.update(name, sessions, infos).await;
-    }
-
-    fn report(&self) -> Join {
-        let reports: Vec<(String, BucketReport)> =
-            self.buckets.iter().map(|(name, r)| (name.clone(), r.report.borrow().clone())).collect();
-        Join {
-            term: self.context.term,
-            applied: reports.iter().filter_map(|(n, r)| Some((n.clone(), r.applied.clone()?))).collect(),
-            durable: reports.iter().map(|(n, r)| (n.clone(), r.durable)).collect(),
-            slices: reports.into_iter().flat_map(|(_, r)| r.slices).collect(),
-            ..Join::new(NodeKind::Indexer, &self.config.node, self.config.incarnation)
-        }
     }
 
     async fn request(&self, request: ServiceRequest, held: &Held, scans: &Arc<Semaphore>, waiting: &Arc<Semaphore>) {
@@ -376,7 +376,7 @@ impl Shell {
         }
     }
 
-    /// All slices; with a list of what one of them could not take when the request names it.
+    /// All slices, or those of the bucket that the request names; with a list of what one of them could not take when it names it.
     fn status(&self, payload: &[u8]) -> Result<NodeStatus, ApiError> {
         let asked: api::NodeStatusRequest = api::parse(payload)?;
         let mut unindexed = Vec::new();
@@ -390,10 +390,11 @@ impl Shell {
                 .map(|(vb, id, seqno, reason)| UnindexedDoc { id, vb, seqno, reason: reason.as_str().into() })
                 .collect();
         }
+        let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
         Ok(NodeStatus {
             node: self.config.node.clone(),
             kind: NodeKind::Indexer,
-            slices: self.buckets.values().flat_map(|r| r.report.borrow().slices.clone()).collect(),
+            slices: wanted.flat_map(|(_, r)| r.report.borrow().slices.clone()).collect(),
             refused_messages: self.refused.load(Ordering::Relaxed),
             unindexed,
         })
@@ -432,18 +433,6 @@ impl Shell {
         };
         if tokio::time::timeout(DRAIN, all).await.is_err() {
             tracing::warn!("not everything could be made durable in time");
-        }
-    }
-}
-
-/// Passes on that a bucket has something to report.
-async fn note(mut reports: watch::Receiver<BucketReport>, notable: watch::Sender<u64>) {
-    let mut last = 0;
-    while reports.changed().await.is_ok() {
-        let now = reports.borrow_and_update().notable;
-        if now != last {
-            last = now;
-            notable.send_modify(|n| *n += 1);
         }
     }
 }

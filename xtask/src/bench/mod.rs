@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the limits of this machine, and Highwater beside them, in one run.
 
 mod build;
+mod coordination;
 mod documents;
 mod freshness;
 mod limits;
@@ -21,6 +22,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use async_nats::Client;
+use coordination::Sources;
 use limits::Limits;
 pub use limits::echo;
 use process::Watch;
@@ -63,6 +65,18 @@ pub struct Options {
     /// Measure only the store of the indexer, without NATS, with few entries and with many
     #[arg(long, conflicts_with = "limits_only")]
     store_only: bool,
+    /// Measure only coordination: crashes of the master, DDL, many indexes
+    #[arg(long, conflicts_with_all = ["limits_only", "store_only"])]
+    coordination_only: bool,
+    /// Crashes of the master, with each of two settings
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    takeovers: u64,
+    /// Indexes created while DDL is measured, of each of two kinds of buckets
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    creates: u64,
+    /// The many indexes
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    indexes: u64,
     /// The many entries
     #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
     entries: u64,
@@ -100,16 +114,24 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let binary = if options.limits_only { None } else { Some(workspace::highwater()?) };
     let server = nats_server::find(&target)?;
-    let mut fleet = Fleet::start(&server, Some(&target.join("bench")))?;
+    let directory = target.join("bench");
+    if let (true, Some(binary)) = (options.coordination_only, &binary) {
+        let mut report = Report::new(machine::describe(&server.version.to_string()), &options);
+        println!("{}", bold("Highwater bench: coordination"));
+        let sources = Sources { server: &server, binary, directory: &directory };
+        coordination::measure(&sources, &options, &mut report).await?;
+        return finish(&report, &options);
+    }
+    let mut fleet = Fleet::start(&server, Some(&directory))?;
     let mut report = Report::new(machine::describe(&server.version.to_string()), &options);
     println!("{}", bold(&format!("Highwater bench: {} documents", group(options.docs))));
 
     let nats = client::connect(fleet.url()).await?;
     let limits = limits::measure(&nats, fleet.url(), options.docs, fleet.path()).await?;
     limits.add_to(&mut report);
-    if let Some(binary) = binary {
+    if let Some(binary) = &binary {
         let since = Instant::now();
-        fleet.start_services(&binary, &SMALLEST).await?;
+        fleet.start_services(binary, &SMALLEST).await?;
         let highwater = Highwater::new(nats.clone());
         joined(&highwater).await?;
         step("services, each a process of its own", since.elapsed());
@@ -121,6 +143,15 @@ pub async fn run(options: Options) -> Result<()> {
         outcome?;
     }
     drop(fleet);
+    if let Some(binary) = &binary {
+        let sources = Sources { server: &server, binary, directory: &directory };
+        coordination::measure(&sources, &options, &mut report).await?;
+    }
+    finish(&report, &options)
+}
+
+/// Prints the table, and writes the file when one is named.
+fn finish(report: &Report, options: &Options) -> Result<()> {
     report.print();
     if let Some(path) = &options.json {
         report.write(path)?;

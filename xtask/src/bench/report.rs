@@ -108,6 +108,37 @@ pub struct Store {
     pub bytes: f64,
 }
 
+/// What crashes of the master showed.
+pub struct Takeover {
+    /// From the crash until DDL was acknowledged.
+    pub median: Duration,
+    pub worst: Duration,
+    /// From the nomination until the term was open, at worst.
+    pub opened: Duration,
+    /// Between two counts that were answered, at most.
+    pub gap: Duration,
+    /// Counts that were not.
+    pub failed: u64,
+}
+
+/// What many indexes showed.
+pub struct Many {
+    pub indexes: u64,
+    /// Made in a second, all of them active at the end.
+    pub per_second: f64,
+    /// From the request to an active index, with few indexes and with the many.
+    pub few: Spread,
+    pub many: Spread,
+    /// From the start of an index manager until it takes part.
+    pub started: Duration,
+    /// From a nomination until the term is open.
+    pub opened: Duration,
+    /// From a crash of the master until DDL is acknowledged.
+    pub taken: Duration,
+    /// Cores at rest, by service.
+    pub cpu: Vec<(String, f64)>,
+}
+
 /// The results of a run.
 pub struct Report {
     machine: Machine,
@@ -122,8 +153,16 @@ impl Report {
             let flags = json!({"store_only": true, "entries": options.entries, "slices": options.slices});
             return Self { machine, flags, limits: Vec::new(), measures: Vec::new() };
         }
-        let flags = json!({"docs": options.docs, "rate": options.rate, "probes": options.probes,
-                           "steady_seconds": options.steady_seconds});
+        let coordination = json!({"takeovers": options.takeovers, "creates": options.creates,
+                                  "indexes": options.indexes});
+        let flags = if options.coordination_only {
+            json!({"coordination_only": true, "coordination": coordination})
+        } else if options.limits_only {
+            json!({"docs": options.docs, "limits_only": true})
+        } else {
+            json!({"docs": options.docs, "rate": options.rate, "probes": options.probes,
+                   "steady_seconds": options.steady_seconds, "coordination": coordination})
+        };
         Self { machine, flags, limits: Vec::new(), measures: Vec::new() }
     }
 
@@ -194,6 +233,42 @@ impl Report {
         let budget = Bound::AtMost(MEMORY_BASE + MEMORY_QUOTA);
         self.add("indexer memory, RssAnon at most", memory.anonymous as f64 / MIB, "MiB", None, None, budget);
         self.plain("indexer memory, VmHWM (with mapped files)", memory.resident as f64 / MIB, "MiB");
+    }
+
+    /// `within` is the budget, seconds.
+    pub fn takeover(&mut self, settings: &str, within: f64, takeover: &Takeover) {
+        let (name, budget) = (format!("master crash to DDL, {settings}"), Bound::AtMost(within));
+        self.add(&format!("{name}, median"), takeover.median.as_secs_f64(), "s", None, None, budget);
+        self.add(&format!("{name}, worst"), takeover.worst.as_secs_f64(), "s", None, None, budget);
+        self.plain(&format!("{name}: nomination to term"), ms(takeover.opened), "ms");
+        self.add(&format!("{name}: worst gap of counts"), ms(takeover.gap), "ms", None, None, Bound::AtMost(100.0));
+        self.add(&format!("{name}: failed counts"), takeover.failed as f64, "counts", None, None, Bound::AtMost(0.0));
+    }
+
+    /// `of`: what kind of bucket.
+    pub fn ddl(&mut self, of: &str, acknowledged: &Spread, active: &Spread) {
+        let name = format!("index {of}");
+        self.add(&format!("{name}, active, p50"), ms(active.p50), "ms", None, None, Bound::AtMost(50.0));
+        self.plain(&format!("{name}, active, p99"), ms(active.p99), "ms");
+        self.plain(&format!("{name}, acknowledged, p50"), ms(acknowledged.p50), "ms");
+    }
+
+    pub fn many(&mut self, many: &Many) {
+        let with = format!("with {} indexes", group(many.indexes as f64));
+        let ratio = Some(many.many.p50.as_secs_f64() / many.few.p50.as_secs_f64());
+        self.plain("with ten indexes: a further one, active, p50", ms(many.few.p50), "ms");
+        let name = format!("{with}: a further one, active, p50, to ten");
+        self.add(&name, ms(many.many.p50), "ms", ratio, None, Bound::AtMost(2.0));
+        self.plain(&format!("{with}: made"), many.per_second, "indexes/s");
+        let (started, opened) = (many.started.as_secs_f64(), many.opened.as_secs_f64());
+        let (name, budget) = (format!("{with}: start of an index manager"), Bound::AtMost(1.0));
+        self.add(&name, started, "s", None, None, budget);
+        self.add(&format!("{with}: nomination to term"), opened, "s", None, None, budget);
+        let taken = many.taken.as_secs_f64();
+        self.add(&format!("{with}: master crash to DDL"), taken, "s", None, None, Bound::AtMost(5.0));
+        for (name, cores) in &many.cpu {
+            self.plain(&format!("{with}, at rest: CPU of {name}"), *cores, "cores");
+        }
     }
 
     pub fn store(&mut self, few: &Store, many: &Store) {

@@ -34,6 +34,17 @@ impl Members {
         self.cluster = Some(event.members.into_iter().map(entry).collect());
     }
 
+    /// Takes what a node says of some of its buckets, unless it belongs to a report that is not there: that comes again.
+    fn take(&mut self, key: &(NodeKind, String), only: &[String], part: Member) {
+        let fits = |m: &&mut Member| m.incarnation == part.incarnation && m.term == part.term;
+        let Some(member) = self.seen.get_mut(key).filter(fits) else { return };
+        member.last = part.last;
+        member.slices.retain(|bucket, _| !only.contains(bucket));
+        member.slices.extend(part.slices);
+        member.applied.retain(|(bucket, _)| !only.contains(bucket));
+        member.applied.extend(part.applied);
+    }
+
     /// What the cluster manager says of a node; None: it does not know it, or there is no cluster manager.
     fn alive(&self, key: &(NodeKind, String), incarnation: u64) -> Option<bool> {
         let (known, alive) = self.cluster.as_ref()?.get(key)?;
@@ -123,6 +134,11 @@ impl Core {
             applied: join.applied,
             suspicions: join.suspicions,
         };
+        if let Some(only) = &join.only {
+            self.members.take(&key, only, member);
+            self.urgent = true;
+            return;
+        }
         let before = self.members.seen.get(&key);
         self.urgent |= before.is_none_or(|b| {
             b.incarnation != member.incarnation

@@ -158,9 +158,12 @@ impl Core {
         for name in names {
             self.issue(now, &name, out);
             let Some(entry) = self.stability.get_mut(&name) else { continue };
+            // A slice that has just joined the chain may not have heard any.
+            let joining = self.context.buckets.get(&name).is_some_and(|b| !b.sessions.is_empty());
+            let repeat = if joining { self.config.stability_interval.as_millis() as u64 } else { IDLE_REPEAT };
             if let Some(last) = &entry.last
                 && last.term == self.context.term
-                && now >= entry.published_at + IDLE_REPEAT
+                && now >= entry.published_at + repeat
             {
                 entry.published_at = now;
                 out.push(Action::Publish(Stability { bucket: name, st: last.clone(), wanted: Vec::new() }));

@@ -431,3 +431,23 @@ fn messages_are_remembered_with_each_mark() {
     assert!(kept.len() > 4 && kept.len() <= 2 * 8, "{kept:?}");
     assert!(kept.is_sorted() && kept.last() == Some(&40), "the newest always: {kept:?}");
 }
+
+#[test]
+fn news_of_some_buckets_leave_the_others_as_they_were() {
+    let mut driver = Driver::with_index();
+    driver.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
+    let term = driver.core.context().term;
+    let news = |term, incarnation, bucket: &str, slices| {
+        let only = Some(vec![bucket.to_owned()]);
+        Event::Join(Join { term, only, slices, ..Join::new(NodeKind::Indexer, "i", incarnation) })
+    };
+    let index = |driver: &Driver| driver.core.context().buckets["b"].indexes[&1].state.clone();
+    let active = || vec![report(SliceState::Active, 9)];
+    driver.event(news(term, 1, "other", Vec::new()));
+    assert_eq!(driver.core.members.slices().count(), 1);
+    driver.event(news(term - 1, 1, "b", active()));
+    driver.event(news(term, 2, "b", active()));
+    assert_eq!(index(&driver), IndexState::Building, "not what it reported before");
+    driver.event(news(term, 1, "b", active()));
+    assert_eq!(index(&driver), IndexState::Active);
+}

@@ -87,7 +87,8 @@ pub enum Event {
 pub enum Action {
     /// Durable before anything that follows.
     KeepTerm(u64),
-    /// Records as JSON, durable before anything that follows; `anew`: instead of all that was there.
+    /// Records as JSON, durable before any answer that follows, and before a timestamp whose number one of them reserves;
+    /// `anew`: instead of all that was there, and durable before anything that follows.
     Keep {
         records: Vec<Vec<u8>>,
         anew: bool,

@@ -80,6 +80,8 @@ pub(crate) struct BucketCore {
     ahead_bytes: usize,
     slices: BTreeMap<SliceName, Slice>,
     pending: BTreeMap<u64, Arc<StabilityTimestamp>>,
+    /// The newest ST heard.
+    heard: Option<Arc<StabilityTimestamp>>,
     /// Highest term of any ST seen.
     term: u64,
     /// Last sequence taken from the mutation topic, and the topic's creation time.
@@ -98,6 +100,7 @@ impl BucketCore {
             ahead_bytes: 0,
             slices: BTreeMap::new(),
             pending: BTreeMap::new(),
+            heard: None,
             term: 0,
             topic: (0, 0),
             purged: BTreeMap::new(),
@@ -138,6 +141,7 @@ impl BucketCore {
                 // The queue belongs to the abandoned branch.
                 self.chains[vb].clear();
                 self.pending.clear();
+                self.heard = None;
             }
         }
         let known = |vb: usize| self.view.shares.get(vb).map_or(0, |s| s.generation);
@@ -256,8 +260,12 @@ impl BucketCore {
                 continue;
             }
             self.term = st.term;
+            let st = Arc::new(st);
+            if self.heard.as_ref().is_none_or(|h| (h.term, h.number) < (st.term, st.number)) {
+                self.heard = Some(Arc::clone(&st));
+            }
             if self.slices.values().any(|s| s.holds() || s.applied < st.number) {
-                self.pending.entry(st.number).or_insert_with(|| Arc::new(st));
+                self.pending.entry(st.number).or_insert(st);
             }
         }
         while self.pending.len() > MOST_PENDING {

@@ -192,6 +192,10 @@ impl BucketCore {
         slice.flushed = false;
         slice.readable = false;
         out.push(Action::Report);
+        // Where nothing is written no other one comes soon.
+        if let Some(st) = self.heard.as_ref().filter(|st| st.term == self.term) {
+            self.pending.entry(st.number).or_insert_with(|| Arc::clone(st));
+        }
     }
 
     /// Makes room in the catchup topic below what every slice of the session has made durable.

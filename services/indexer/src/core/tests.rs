@@ -257,3 +257,25 @@ fn a_mark_never_points_beyond_a_batch_that_is_not_wholly_applied() {
     core.advance(0);
     assert_eq!(core.mark(SLICE).unwrap().topic, 5);
 }
+
+#[test]
+fn what_joins_a_chain_where_nothing_is_written_shows_the_last_st() {
+    let mut core = in_step(20, &[(1, 0)]);
+    core.stability([st(2, 1, 20, 20, false)]);
+    assert_eq!(applied(&core.advance(0)), [(2, true, vec![])]);
+    let further = SliceName { index: 2, partition: 0 };
+    let mut seen = BucketView { topology: 2, ..view(&[(1, 0)]) };
+    seen.slices.insert(further, 2);
+    seen.sessions = BTreeMap::from([(9, (vec![further], vec![0]))]);
+    core.state(seen);
+    core.opened(further, &SliceMark::default(), true);
+    core.live(1, batch(1, 2, 0, 20, 20, 20));
+    assert_eq!(applied(&core.advance(0)), []);
+    let actions = core.session_batch(9, 1, &batch(1, 2, 9, 0, 20, 20));
+    let mark = actions.into_iter().find_map(|a| match a {
+        Action::Persist { mark, .. } => Some(mark),
+        _ => None,
+    });
+    core.persisted(further, &mark.unwrap(), 1, true);
+    assert_eq!(applied(&core.advance(0)), [(2, true, vec![])], "without another broadcast");
+}

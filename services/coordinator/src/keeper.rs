@@ -1,0 +1,174 @@
+//! Makes records durable beside the loop, as many at once as have come meanwhile, and holds back what must not leave before.
+//!
+//! Others act on a record as soon as the log has it; so does who coordinates. What waits until it is durable here too is what a
+//! loss of the log must not take back: answers, deletions, and the stability timestamps of numbers that were just reserved.
+//! Records are written in their order, one write at a time; where [`MOST`] of them wait, the loop waits too.
+
+use crate::{
+    copy::{Copy, CopyError},
+    core::Action,
+};
+use highwater_schemas::state::Change;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// Records that may wait.
+const MOST: u64 = 1_024;
+
+/// A write under way: how many records are durable after it.
+type Writing = (u64, JoinHandle<Result<(), CopyError>>);
+
+pub(crate) struct Keeper {
+    copy: Arc<Copy>,
+    waiting: Vec<Vec<u8>>,
+    /// Records taken, and those of them that are durable.
+    taken: u64,
+    durable: u64,
+    /// The last one that reserved numbers.
+    reserved: u64,
+    writing: Option<Writing>,
+    /// What waits, each with how many records must be durable before.
+    held: Vec<(u64, Action)>,
+}
+
+impl Keeper {
+    pub(crate) fn new(copy: Copy) -> Self {
+        Self {
+            copy: Arc::new(copy),
+            waiting: Vec::new(),
+            taken: 0,
+            durable: 0,
+            reserved: 0,
+            writing: None,
+            held: Vec::new(),
+        }
+    }
+
+    /// The copy itself, for when nothing waits.
+    pub(crate) fn copy(&self) -> &Copy {
+        &self.copy
+    }
+
+    /// Takes records behind those that are there; true when too many wait.
+    pub(crate) fn keep(&mut self, records: Vec<Vec<u8>>) -> bool {
+        for record in records {
+            self.taken += 1;
+            if reserves(&record) {
+                self.reserved = self.taken;
+            }
+            self.waiting.push(record);
+        }
+        self.begin();
+        self.taken - self.durable > MOST
+    }
+
+    fn begin(&mut self) {
+        if self.writing.is_some() || self.waiting.is_empty() {
+            return;
+        }
+        let (copy, records) = (Arc::clone(&self.copy), std::mem::take(&mut self.waiting));
+        self.writing = Some((self.taken, tokio::task::spawn_blocking(move || copy.keep(&records, false))));
+    }
+
+    /// Waits for the write under way; for ever when there is none. Cancel safe.
+    pub(crate) async fn written(&mut self) -> Result<(), CopyError> {
+        let Some((upto, task)) = &mut self.writing else { return std::future::pending().await };
+        let (upto, outcome) = (*upto, task.await);
+        self.writing = None;
+        // A panic of the write is one of ours.
+        outcome.map_err(std::io::Error::other)??;
+        self.durable = upto;
+        self.begin();
+        Ok(())
+    }
+
+    /// Waits until everything that was taken is durable.
+    pub(crate) async fn settle(&mut self) -> Result<(), CopyError> {
+        while self.writing.is_some() {
+            self.written().await?;
+        }
+        Ok(())
+    }
+
+    /// Hands back what can be done now; the rest comes from [`Self::released`].
+    pub(crate) fn hold(&mut self, action: Action) -> Option<Action> {
+        let after = match &action {
+            Action::Publish(_) => self.reserved,
+            Action::Reply { .. } | Action::DeleteStream { .. } | Action::PurgeSession { .. } => self.taken,
+            // What is only asked, or made, or looked at.
+            Action::Append(_) | Action::EnsureStreams { .. } | Action::Assign { .. } | Action::CheckTopics { .. } => 0,
+        };
+        if after <= self.durable {
+            return Some(action);
+        }
+        self.held.push((after, action));
+        None
+    }
+
+    /// What need not wait any more, in its order.
+    pub(crate) fn released(&mut self) -> Vec<Action> {
+        let (free, held) = std::mem::take(&mut self.held).into_iter().partition(|(after, _)| *after <= self.durable);
+        self.held = held;
+        let free: Vec<(u64, Action)> = free;
+        free.into_iter().map(|(_, action)| action).collect()
+    }
+}
+
+/// Whether a record reserves numbers of stability timestamps. Few records are large, and few of those that are not do.
+fn reserves(json: &[u8]) -> bool {
+    const NAME: &[u8] = b"numbers_reserved";
+    let named = json.windows(NAME.len()).any(|part| part == NAME);
+    let record = || serde_json::from_slice::<highwater_schemas::state::Record>(json);
+    named && record().is_ok_and(|r| matches!(r.change, Change::NumbersReserved { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_schemas::{
+        StabilityTimestamp, api::NodeKind, definition::BucketDefinition, state::StateContext, wire::Stability,
+    };
+    use serde_json::Value;
+
+    fn append(context: &mut StateContext, change: Change) -> Vec<u8> {
+        let json = context.record(change, 1, 0).to_json();
+        context.offer(&json).unwrap();
+        json
+    }
+
+    fn published(number: u64) -> Action {
+        let st = StabilityTimestamp { number, term: 1, wanted: false, persist: false, vbs: Vec::new() };
+        Action::Publish(Stability { bucket: "b".into(), st, wanted: Vec::new() })
+    }
+
+    #[tokio::test]
+    async fn answers_wait_for_every_record_and_timestamps_for_their_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::new(Copy::open(dir.path()).unwrap().0);
+        let mut context = StateContext::default();
+        let reply = |token| Action::Reply { token, answer: Ok(Value::Null) };
+        assert_eq!(keeper.hold(reply(1)), Some(reply(1)), "nothing waits to be durable");
+
+        let definition = BucketDefinition::kv("b");
+        let added = Change::BucketAdded { definition, vbuuids: vec![7], starts: vec![0] };
+        keeper.keep(vec![append(&mut context, added)]);
+        assert_eq!(keeper.hold(reply(2)), None);
+        assert_eq!(keeper.hold(published(1)), Some(published(1)), "no numbers were reserved");
+        let reserved = Change::NumbersReserved { bucket: "b".into(), below: 10 };
+        keeper.keep(vec![append(&mut context, reserved)]);
+        assert_eq!(keeper.hold(published(2)), None);
+        let joined = Change::NodeJoined { node: "n".into(), kind: NodeKind::Indexer, incarnation: 1 };
+        keeper.keep(vec![append(&mut context, joined)]);
+        assert_eq!(keeper.hold(reply(3)), None);
+        assert_eq!(keeper.released(), []);
+
+        keeper.written().await.unwrap();
+        assert_eq!(keeper.released(), [reply(2)]);
+        assert_eq!(keeper.hold(published(3)), None, "behind the one before");
+        keeper.settle().await.unwrap();
+        assert_eq!(keeper.released(), [published(2), reply(3), published(3)]);
+        assert_eq!(keeper.copy().newest(9).unwrap().len(), 3);
+        drop(keeper);
+        assert_eq!(Copy::open(dir.path()).unwrap().1.context, context);
+    }
+}

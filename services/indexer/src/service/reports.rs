@@ -1,0 +1,62 @@
+//! What the coordinator is told: everything at each heartbeat and in a new term, between these the buckets with something new.
+
+use super::{Running, Shell};
+use crate::report::BucketReport;
+use highwater_schemas::api::{Join, NodeKind};
+use tokio::sync::watch;
+
+impl Running {
+    /// Its present report, which counts as told.
+    fn tell(&mut self) -> BucketReport {
+        let report = self.report.borrow().clone();
+        self.told = report.notable;
+        report
+    }
+}
+
+impl Shell {
+    /// The coordinator of this term was told nothing yet.
+    pub(super) fn is_new_term(&self) -> bool {
+        self.said != self.context.term
+    }
+
+    /// Of all buckets.
+    pub(super) fn report(&mut self) -> Join {
+        self.said = self.context.term;
+        let reports = self.buckets.iter_mut().map(|(name, running)| (name.clone(), running.tell())).collect();
+        self.join(reports)
+    }
+
+    /// Of the buckets that have something new to report; none when all must be told of, as in a new term.
+    pub(super) fn news(&mut self) -> Option<Join> {
+        if self.is_new_term() {
+            return None;
+        }
+        let new = self.buckets.iter_mut().filter(|(_, running)| running.report.borrow().notable != running.told);
+        let reports: Vec<_> = new.map(|(name, running)| (name.clone(), running.tell())).collect();
+        let only = Some(reports.iter().map(|(name, _)| name.clone()).collect());
+        Some(Join { only, ..self.join(reports) })
+    }
+
+    fn join(&self, reports: Vec<(String, BucketReport)>) -> Join {
+        Join {
+            term: self.context.term,
+            applied: reports.iter().filter_map(|(n, r)| Some((n.clone(), r.applied.clone()?))).collect(),
+            durable: reports.iter().map(|(n, r)| (n.clone(), r.durable)).collect(),
+            slices: reports.into_iter().flat_map(|(_, r)| r.slices).collect(),
+            ..Join::new(NodeKind::Indexer, &self.config.node, self.config.incarnation)
+        }
+    }
+}
+
+/// Passes on that a bucket has something to report.
+pub(super) async fn note(mut reports: watch::Receiver<BucketReport>, notable: watch::Sender<u64>) {
+    let mut last = 0;
+    while reports.changed().await.is_ok() {
+        let now = reports.borrow_and_update().notable;
+        if now != last {
+            last = now;
+            notable.send_modify(|n| *n += 1);
+        }
+    }
+}
