@@ -5,7 +5,7 @@
 //! - [`StreamSpec`]: stream definitions as data, applied idempotently; stream state
 //! - [`StreamReader`]: gap-checked, re-opening reader of one stream, `AckPolicy::None`
 //! - [`Publisher`]: acknowledged publishing
-//! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`
+//! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`; [`StateView`]: what it adds up to
 //! - [`ClusterBucket`]: the cluster managers' lease, and the registered index managers
 //! - [`Heart`]: a node's heartbeats, as often as the active cluster manager asks for
 //! - [`Endpoints`]: ADR-32 services with coded errors
@@ -22,6 +22,7 @@ mod pulls;
 mod reader;
 mod service;
 mod state_log;
+mod state_view;
 mod streams;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Incoming, Reply, Subscription};
@@ -32,6 +33,7 @@ pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{ReadFrom, StreamMessage, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
+pub use state_view::StateView;
 pub use streams::{StreamSpec, StreamState};
 
 pub use bytes::Bytes;

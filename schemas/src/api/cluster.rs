@@ -112,6 +112,9 @@ pub struct ManagerReport {
     /// The index managers that its copy knows, gone ones too.
     #[serde(default)]
     pub registered: Vec<String>,
+    /// It was nominated for this term and does not lead in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declined: Option<u64>,
     /// Why it cannot lead, or what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,

@@ -7,9 +7,11 @@
 //! # Layout
 //! - `record`: one change; `packing`: how it travels
 //! - `context`: what the changes add up to; `image`: how that is written
+//! - `following`: what a follower keeps of it
 //! - `topic`: who gets which key versions
 
 mod context;
+mod following;
 mod image;
 mod packing;
 mod record;
@@ -20,6 +22,7 @@ mod topic;
 pub use context::{
     Bucket, Concerns, Failover, Index, IndexState, NodeEntry, Offered, Session, StateContext, StateError, Vbucket,
 };
+pub use following::Following;
 pub use packing::{pack, unpack};
 pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};
 

@@ -6,7 +6,7 @@
 use crate::freshness::{Need, Outlook, Verdict, judge};
 use highwater_schemas::{
     ApiError, ErrorCode, StabilityTimestamp,
-    state::{StateContext, StateError},
+    state::{Following, StateContext, StateError},
     wire::{HighWatermark, StChoice, Stability, Want},
 };
 use std::{
@@ -30,7 +30,7 @@ const WANT_SPACING: Duration = Duration::from_millis(1);
 /// What is known of the cluster.
 #[derive(Debug)]
 pub struct Core {
-    context: StateContext,
+    following: Following,
     /// Names this catalog in wants.
     instance: u64,
     want_seq: u64,
@@ -104,11 +104,11 @@ pub enum Step {
 
 impl Core {
     pub fn new(instance: u64) -> Self {
-        Self { context: StateContext::default(), instance, want_seq: 0, seen: HashMap::new() }
+        Self { following: Following::default(), instance, want_seq: 0, seen: HashMap::new() }
     }
 
     pub fn context(&self) -> &StateContext {
-        &self.context
+        self.following.context()
     }
 
     pub fn instance(&self) -> u64 {
@@ -120,18 +120,28 @@ impl Core {
         self.want_seq + 1
     }
 
-    /// A record of the log.
-    pub fn record(&mut self, json: &[u8]) -> Result<(), StateError> {
-        self.context.offer(json)?;
-        let buckets = &self.context.buckets;
-        self.seen.retain(|name, seen| buckets.get(name).is_some_and(|b| b.declared == seen.declared));
+    /// The log is read from its beginning. `all`: there is nothing to read.
+    pub fn opened(&mut self, all: bool) {
+        self.following.opened(all);
+        self.forget();
+    }
+
+    /// A record of the log. `all`: nothing more of what it held when it was opened is to come.
+    pub fn record(&mut self, json: &[u8], all: bool) -> Result<(), StateError> {
+        self.following.record(json, all)?;
+        self.forget();
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        let buckets = &self.following.context().buckets;
+        self.seen.retain(|name, seen| buckets.get(name).is_some_and(|b| b.declared == seen.declared));
     }
 
     /// A broadcast of the coordinator.
     pub fn stability(&mut self, now: Duration, message: Stability) {
-        let term = self.context.term;
-        let width = self.context.buckets.get(&message.bucket).map_or(0, |b| b.vbuckets.len());
+        let term = self.following.context().term;
+        let width = self.following.context().buckets.get(&message.bucket).map_or(0, |b| b.vbuckets.len());
         let Some(seen) = self.seen(&message.bucket) else { return };
         // What the log does not know cannot be judged; it is repeated when the log has arrived.
         let known = |st: &StabilityTimestamp| st.vbs.len() == width && st.term <= term;
@@ -171,7 +181,7 @@ impl Core {
 
     /// What a waiting scan does next.
     pub fn step(&mut self, waiting: &mut Waiting, now: Duration) -> Step {
-        let Some(bucket) = self.context.buckets.get(&waiting.bucket) else {
+        let Some(bucket) = self.following.context().buckets.get(&waiting.bucket) else {
             return Step::Fail(ApiError::new(
                 ErrorCode::BucketNotFound,
                 format!("there is no bucket {}", waiting.bucket),
@@ -200,7 +210,7 @@ impl Core {
     }
 
     fn seen(&mut self, bucket: &str) -> Option<&mut Seen> {
-        let declared = self.context.buckets.get(bucket)?.declared;
+        let declared = self.following.context().buckets.get(bucket)?.declared;
         Some(self.seen.entry(bucket.to_owned()).or_insert_with(|| Seen { declared, ..Seen::default() }))
     }
 }

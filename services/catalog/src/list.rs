@@ -91,8 +91,10 @@ pub async fn coordinator_is_silent(shared: &Shared) -> bool {
     if coordinator.is_empty() {
         return true;
     }
-    let ping = subjects::node(&coordinator, "ping");
-    shared.bus.request(&ping, b"{}".to_vec(), MEMBERS_TIMEOUT).await.is_err()
+    // One that stepped down still answers: it must say that it coordinates.
+    let status = subjects::node(&coordinator, "status");
+    let Ok(reply) = shared.bus.request(&status, b"{}".to_vec(), MEMBERS_TIMEOUT).await else { return true };
+    api::reply(&reply.payload).is_ok_and(|status| status["leading"].is_null())
 }
 
 fn streams(bucket: &highwater_schemas::state::Bucket) -> Vec<String> {

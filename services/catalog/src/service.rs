@@ -17,13 +17,15 @@ use std::{
 use tokio::{
     sync::{Semaphore, oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// Requests in flight get this long at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often to join until a cluster manager says otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// A log that cannot be read is read again after this.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 
 /// Answers that nodes may have on the way to this catalog, KiB. The server drops a connection that is 64 MiB behind.
 pub const EXPECTED_KIB: usize = 24 * 1_024;
@@ -203,21 +205,38 @@ async fn query(shared: &Arc<Shared>, subject: &str, payload: &[u8]) -> Result<Ve
 async fn follow(shared: Arc<Shared>, read: oneshot::Sender<()>) -> Result<(), CatalogError> {
     let mut follower = shared.bus.follow_state();
     let mut read = Some(read);
+    let mut said = false;
     loop {
-        if let Followed::Record(_, record) = follower.next().await? {
+        let followed = follower.next().await?;
+        let all = follower.caught_up();
+        let taken = {
             let mut core = shared.core();
-            core.record(&record)?;
+            let taken = match &followed {
+                Followed::Opened { .. } => {
+                    core.opened(all);
+                    Ok(())
+                }
+                Followed::Record(_, record) => core.record(record, all),
+            };
             let context = core.context();
             let master = Master { node: context.coordinator.clone(), term: context.term };
             shared.master.send_if_modified(|old| {
-                let changed = old.as_ref() != Some(&master);
+                let changed = old.as_ref() != Some(&master) && !master.node.is_empty();
                 if changed {
                     *old = Some(master);
                 }
                 changed
             });
-        }
-        if follower.caught_up() {
+            taken
+        };
+        if let Err(error) = taken {
+            if !std::mem::replace(&mut said, true) {
+                tracing::warn!(%error, "the state log cannot be followed: reading it again until it can be");
+            }
+            sleep(FOLLOW_AGAIN).await;
+            follower = shared.bus.follow_state();
+        } else if all {
+            said = false;
             shared.changed.send_replace(());
             if let Some(read) = read.take() {
                 // `run` waits for it unless it is ending.

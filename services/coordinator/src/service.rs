@@ -52,9 +52,10 @@ struct Shell {
     /// The master by the cluster manager's last word.
     nominated: Option<Master>,
     heart: Heart,
-    topics_checked: bool,
     /// Damaged messages so far: the first is logged.
     refused: u64,
+    /// That a change could not be made was said.
+    not_appended: bool,
 }
 
 /// Runs an index manager until `stop` turns true.
@@ -88,8 +89,8 @@ pub async fn run(
         master: watch::Sender::new(None),
         nominated: None,
         heart: Heart::new(&bus, config.heartbeat).await?,
-        topics_checked: false,
         refused: 0,
+        not_appended: false,
         bus,
         config,
     };
@@ -281,9 +282,13 @@ impl Shell {
                 });
             }
             Action::Follow => self.follower = self.bus.follow_state(),
+            Action::NotAppended(why) => {
+                if !std::mem::replace(&mut self.not_appended, true) {
+                    tracing::error!(why, "a change could not be made; further ones are not said");
+                }
+            }
             Action::SteppedDown(why) => {
                 tracing::warn!(why, "this index manager coordinates no more");
-                self.topics_checked = false;
                 self.settle().await?;
                 for (_, request) in std::mem::take(&mut self.waiting) {
                     let message = format!("the coordinator stepped down: {why}; look whether it did what was asked");
@@ -338,17 +343,16 @@ impl Shell {
                 let outcome = assign(&bus, &node, &Assign { bucket, index, partitions }).await;
                 Event::Lead(core::Event::Assigned { job, node, outcome })
             }),
-            core::Action::CheckTopics { buckets } => {
-                let first = !std::mem::replace(&mut self.topics_checked, true);
-                self.spawn(async move {
-                    let outcome = topics::check(&bus, &buckets, replicas, first).await;
-                    if let Err(error) = &outcome {
-                        tracing::warn!(error, "cannot look after the topics yet");
-                    }
-                    Event::Lead(core::Event::TopicsChecked(outcome))
-                });
-            }
+            core::Action::CheckTopics { term, buckets, sweep } => self.spawn(async move {
+                let made = topics::check(&bus, &buckets, replicas).await;
+                if let Err(error) = &made {
+                    tracing::warn!(error, "cannot look after the topics yet");
+                }
+                let found = if sweep && made.is_ok() { topics::found(&bus, &buckets).await.ok() } else { None };
+                Event::Lead(core::Event::TopicsChecked { term, made, found })
+            }),
             core::Action::DeleteStream { stream } => {
+                tracing::info!(stream, "deleting a topic");
                 if let Err(error) = self.bus.delete_stream(&stream).await {
                     tracing::warn!(stream, %error, "cannot delete");
                 }

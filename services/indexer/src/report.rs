@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 pub(crate) struct BucketReport {
     /// Rises with every change that the coordinator should hear of at once.
     pub(crate) notable: u64,
+    /// The term that it follows.
+    pub(crate) term: u64,
     pub(crate) slices: Vec<SliceReport>,
     /// The newest ST applied.
     pub(crate) applied: Option<StabilityTimestamp>,

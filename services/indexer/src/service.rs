@@ -19,7 +19,7 @@ use crate::{
     store::{SliceIdentity, StoreError},
     worker::{self, EVENTS, Event, Outside, SliceInfo, Worker},
 };
-use highwater_bus::{Bus, BusError, Endpoints, Followed, Heart, ServiceRequest, ServiceSpec};
+use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceRequest, ServiceSpec, StateView};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, NodeKind, NodeStatus, UnindexedDoc},
@@ -61,8 +61,6 @@ pub enum IndexerError {
     Disk(#[from] io::Error),
     #[error("data directory: {0}")]
     Store(#[from] StoreError),
-    #[error("the state log cannot be used: {0}")]
-    State(#[from] highwater_schemas::state::StateError),
 }
 
 struct Running {
@@ -88,7 +86,7 @@ impl Drop for Running {
 struct Shell {
     config: Config,
     bus: Bus,
-    context: StateContext,
+    state: StateView,
     files: SliceFiles,
     held: Held,
     jobs: Jobs,
@@ -121,13 +119,12 @@ pub async fn run(
     tasks.spawn(purge(bus.clone(), purging));
     let held = Held::new(config.snapshot_age);
     let mut requests = endpoints(&bus, &config).await?;
-    let mut follower = bus.follow_state();
     let notable = watch::Sender::new(0);
     let mut noted = notable.subscribe();
     let mut shell = Shell {
         files: SliceFiles::new(&config.data_dir),
         bus: bus.clone(),
-        context: StateContext::default(),
+        state: StateView::new(&bus),
         held: held.clone(),
         jobs,
         ledger: Ledger::new(config.memory_quota),
@@ -145,14 +142,15 @@ pub async fn run(
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let orphans = tokio::time::sleep(ORPHANS_AFTER);
-    tokio::pin!(orphans);
+    let mut orphans = tokio::time::interval(ORPHANS_AFTER);
+    orphans.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tidied = false;
     let mut caught_up = false;
     let mut ready = Some(ready);
     loop {
-        if !caught_up && follower.caught_up() {
+        if !caught_up && shell.state.ready() {
             caught_up = true;
+            orphans.reset();
             shell.reconcile(Concerns::Everything).await;
             heart.beat(&shell.report()).await;
         }
@@ -160,15 +158,13 @@ pub async fn run(
             let _ = ready.send(());
         }
         tokio::select! {
-            followed = follower.next() => {
-                if let Followed::Record(_, record) = followed? {
-                    let touched = shell.context.offer(&record)?.concerns();
-                    if caught_up {
-                        shell.reconcile(touched).await;
-                        if shell.is_new_term() {
-                            heart.beat(&shell.report()).await;
-                        }
-                    }
+            touched = shell.state.next() => {
+                let touched = touched?;
+                if caught_up {
+                    shell.reconcile(touched).await;
+                }
+                if caught_up && shell.is_new_term() {
+                    heart.beat(&shell.report()).await;
                 }
             }
             request = requests.next() => match request {
@@ -180,9 +176,11 @@ pub async fn run(
                 Some(news) => heart.say(&news).await,
                 None => heart.beat(&shell.report()).await,
             },
-            () = &mut orphans, if caught_up && !tidied => {
-                tidied = true;
-                shell.remove_orphans()?;
+            _ = orphans.tick(), if caught_up && !tidied => {
+                if shell.is_led().await {
+                    tidied = true;
+                    shell.remove_orphans()?;
+                }
             }
             _ = tick.tick() => {
                 for bucket in shell.buckets.values() {
@@ -233,9 +231,18 @@ async fn purge(bus: Bus, mut purges: mpsc::Receiver<(String, u64, u64)>) {
 }
 
 impl Shell {
+    /// Somebody coordinates in the term of the log: what it does not know is not about to be completed.
+    async fn is_led(&self) -> bool {
+        let context = self.state.context();
+        let asked = self.bus.request(subjects::CLUSTER_MASTER, b"{}".to_vec(), Duration::from_secs(1)).await;
+        let reply = asked.ok().and_then(|reply| api::reply(&reply.payload).ok());
+        context.version > 0 && reply.is_some_and(|reply| reply["master"]["term"] == context.term)
+    }
+
     fn remove_orphans(&self) -> io::Result<()> {
         let known: BTreeSet<(String, String)> = self
-            .context
+            .state
+            .context()
             .buckets
             .iter()
             .flat_map(|(name, bucket)| {
@@ -247,7 +254,7 @@ impl Shell {
 
     /// Brings the workers and their sessions to what the log says.
     async fn reconcile(&mut self, touched: Concerns) {
-        let context = &self.context;
+        let context = self.state.context();
         let stay = |name: &String, r: &Running| context.buckets.get(name).is_some_and(|b| b.declared == r.declared);
         let gone: Vec<String> = self.buckets.iter().filter(|(n, r)| !stay(n, r)).map(|(n, _)| n.clone()).collect();
         for name in gone {
@@ -256,11 +263,12 @@ impl Shell {
         let names: Vec<String> = match touched {
             Concerns::Nothing => Vec::new(),
             Concerns::Bucket(bucket) => vec![bucket],
-            Concerns::Everything => self.context.buckets.keys().cloned().collect(),
+            Concerns::Everything => self.state.context().buckets.keys().cloned().collect(),
         };
         for name in names {
-            let Some(bucket) = self.context.buckets.get(&name) else { continue };
-            let (view, infos) = (view(&self.config, self.context.term, bucket), infos(&self.config.node, bucket));
+            let Some(bucket) = self.state.context().buckets.get(&name) else { continue };
+            let (view, infos) =
+                (view(&self.config, self.state.context().term, bucket), infos(&self.config.node, bucket));
             if self.buckets.contains_key(&name) {
                 self.update(&name, view, infos).await;
             } else if !view.slices.is_empty() {
@@ -293,14 +301,14 @@ impl Shell {
     async fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
         let (events, inbox) = mpsc::channel(EVENTS);
         let (watermark, watermarks) = watch::channel(None);
-        let (report, watched) = watch::channel(BucketReport::default());
+        let (report, watched) = watch::channel(BucketReport { term: view.term, ..BucketReport::default() });
         let outside = Outside {
             node: self.config.node.clone(),
             incarnation: self.config.incarnation,
             bucket: name.to_owned(),
             files: self.files.clone(),
             held: self.held.clone(),
-            limits: self.config.limits(hosted_slices(&self.config.node, &self.context)),
+            limits: self.config.limits(hosted_slices(&self.config.node, self.state.context())),
             jobs: self.jobs.clone(),
             ledger: self.ledger.clone(),
             marks: Arc::clone(&self.marks),
@@ -406,7 +414,7 @@ impl Shell {
         const FILES: u64 = 3;
         let storage = |e: io::Error| ApiError::new(ErrorCode::StorageFailed, e.to_string());
         self.files.probe().map_err(storage)?;
-        let slices = hosted_slices(&self.config.node, &self.context) as u64 + u64::from(wanted.partitions);
+        let slices = hosted_slices(&self.config.node, self.state.context()) as u64 + u64::from(wanted.partitions);
         let (limit, _) = rlimit::Resource::NOFILE.get().map_err(storage)?;
         if slices * FILES > limit {
             return Err(ApiError::new(

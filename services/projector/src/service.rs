@@ -4,12 +4,12 @@ use crate::{
     config::Config,
     vbucket::{self, Assignment, Plan, WANTS},
 };
-use highwater_bus::{Bus, BusError, Endpoints, Followed, Heart, ServiceSpec};
+use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
 use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
-    state::{Bucket, Concerns, Session, StateContext},
+    state::{Bucket, Concerns, Session},
     subjects,
     timestamp::Asked,
     wire,
@@ -29,8 +29,6 @@ use tokio::{
 pub enum ProjectorError {
     #[error(transparent)]
     Bus(#[from] BusError),
-    #[error("the state log cannot be used: {0}")]
-    State(#[from] highwater_schemas::state::StateError),
 }
 
 /// A vbucket of a generation, or of a session when that is not 0.
@@ -53,7 +51,7 @@ struct Running {
 struct Shell {
     config: Config,
     bus: Bus,
-    context: StateContext,
+    state: StateView,
     running: BTreeMap<Key, Running>,
     tasks: JoinSet<(Key, Option<String>)>,
     lanes: mpsc::Sender<OpenLane>,
@@ -71,13 +69,12 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ProjectorError> {
     let mut wants = bus.subscribe("hw.want.*").await?;
-    let mut follower = bus.follow_state();
     let mut requests = endpoints(&bus, &config).await?;
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut shell = Shell {
         config,
+        state: StateView::new(&bus),
         bus,
-        context: StateContext::default(),
         running: BTreeMap::new(),
         tasks: JoinSet::new(),
         lanes,
@@ -87,12 +84,10 @@ pub async fn run(
     let _ = ready.send(());
     loop {
         tokio::select! {
-            followed = follower.next() => {
-                if let Followed::Record(_, record) = followed? {
-                    let touched = shell.context.offer(&record)?.concerns();
-                    if follower.caught_up() {
-                        shell.reconcile(&touched);
-                    }
+            touched = shell.state.next() => {
+                let touched = touched?;
+                if shell.state.ready() {
+                    shell.reconcile(&touched);
                 }
             }
             want = wants.next() => match want {
@@ -110,7 +105,7 @@ pub async fn run(
                 None => return Ok(()),
             },
             () = heart.due() => {
-                if follower.caught_up() {
+                if shell.state.ready() {
                     shell.reconcile(&Concerns::Everything);
                 }
                 heart.beat(&shell.report()).await;
@@ -155,7 +150,7 @@ impl Shell {
             Concerns::Everything => true,
         };
         let mut wanted: BTreeMap<Key, Arc<Plan>> = BTreeMap::new();
-        for (name, bucket) in self.context.buckets.iter().filter(|(name, _)| concerned(name)) {
+        for (name, bucket) in self.state.context().buckets.iter().filter(|(name, _)| concerned(name)) {
             for (vb, vbucket) in bucket.vbuckets.iter().enumerate() {
                 if vbucket.projector != self.config.node || vbucket.incarnation != self.config.incarnation {
                     continue;
@@ -200,7 +195,7 @@ impl Shell {
     }
 
     fn start(&mut self, key: Key, plan: Arc<Plan>) {
-        let Some(bucket) = self.context.buckets.get(&key.bucket) else { return };
+        let Some(bucket) = self.state.context().buckets.get(&key.bucket) else { return };
         let vb = usize::from(key.vb);
         let (Some(stream), Some(vbucket)) = (bucket.definition.vbuckets().get(vb).cloned(), bucket.vbuckets.get(vb))
         else {
@@ -260,7 +255,7 @@ impl Shell {
 
     fn report(&mut self) -> Join {
         // A suspicion is repeated until the log shows another branch.
-        let context = &self.context;
+        let context = self.state.context();
         self.suspicions.retain(|s| {
             context
                 .buckets
@@ -269,7 +264,7 @@ impl Shell {
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
         Join {
-            term: self.context.term,
+            term: self.state.context().term,
             suspicions: self.suspicions.clone(),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
         }

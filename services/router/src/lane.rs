@@ -4,7 +4,7 @@ use crate::{
     packer::{Limits, Packed, Packer, Step},
     window::{Part, Resend, Window},
 };
-use highwater_bus::{Bus, PublishFailure, Publisher};
+use highwater_bus::{Bus, Publisher};
 use highwater_schemas::{
     Position, StVb,
     lane::{Chunk, LaneTarget, OpenLane},
@@ -27,6 +27,8 @@ const SYNC_SPACING: Duration = Duration::from_millis(5);
 /// SYNC of an idle vbucket is repeated this often: broadcasts are lossy.
 const SYNC_REPEAT: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(50);
+/// A topic that people made holds up the indexes for so long at most: what it refuses then is left out of it.
+const PATIENCE_WITH_TOPICS: Duration = Duration::from_secs(10);
 /// Claims that may wait for their position to be published; catalogs repeat their wants.
 const CLAIMS: usize = 64;
 /// Chunks whose last message is remembered until it is published; beyond it the oldest are forgotten.
@@ -55,6 +57,8 @@ struct Lane {
     flushed_at: Instant,
     /// The window is being sent again; said once.
     resending: bool,
+    /// Since when a topic that people made takes nothing.
+    topic_refuses: Option<Instant>,
 }
 
 struct LaneInfo {
@@ -99,6 +103,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         due: None,
         flushed_at: Instant::now(),
         resending: false,
+        topic_refuses: None,
     };
     loop {
         let linger = lane.due.map_or(SYNC_REPEAT, |due| due.saturating_duration_since(Instant::now()));
@@ -257,7 +262,29 @@ impl Lane {
         }
     }
 
+    /// Whether a message that was refused is given up: who reads a topic that people made sees the hole in its chain.
+    fn left_out(&mut self, part: Part, acked: bool) -> bool {
+        let Some((node, _)) = self.window.get_mut(part).and_then(|packed| packed.nodes.get(part.node)) else {
+            return false;
+        };
+        if !node.contains('/') {
+            return false;
+        }
+        if acked {
+            self.topic_refuses = None;
+            return false;
+        }
+        let gone = !self.packer.routes().nodes.contains_key(node);
+        let since = *self.topic_refuses.get_or_insert_with(Instant::now);
+        let left_out = gone || since.elapsed() >= PATIENCE_WITH_TOPICS;
+        if left_out && !gone {
+            tracing::warn!(topic = node, bucket = self.open.bucket, "refuses a batch for too long: it is left out");
+        }
+        left_out
+    }
+
     async fn settled(&mut self, part: Part, acked: bool) {
+        let acked = self.left_out(part, acked) || acked;
         if acked {
             self.resending = false;
             self.window.acked(part);
@@ -343,11 +370,7 @@ type Sent = Result<
 
 async fn acknowledged(part: Part, subject: String, sent: Sent) -> (Part, bool) {
     let outcome = match sent {
-        // A topic that people made was deleted, or lost with all it held: who reads it sees the hole in the chain.
-        Ok(ack) => match ack.await {
-            Err(PublishFailure::NoStream) if subject.starts_with("hw.topic.") => return (part, true),
-            outcome => outcome.map_err(|e| e.to_string()),
-        },
+        Ok(ack) => ack.await.map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match outcome {

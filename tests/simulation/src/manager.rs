@@ -267,7 +267,10 @@ impl World {
                 };
                 Event::Lead(core::Event::Assigned { job, node, outcome })
             }
-            (Purpose::Topics, answer) => Event::Lead(core::Event::TopicsChecked(answer.map(|_| ()).ok_or_else(late))),
+            (Purpose::Topics { term }, answer) => {
+                let made = answer.map(|_| ()).ok_or_else(late);
+                Event::Lead(core::Event::TopicsChecked { term, made, found: None })
+            }
             _ => return,
         };
         self.feed_manager(at, event);
@@ -353,6 +356,7 @@ impl World {
             }
             Action::ReadAt { id, seq } => self.request(me, Purpose::ReadAt { id }, Request::ReadAt(seq), PATIENCE),
             Action::Follow => self.follow(me),
+            Action::NotAppended(_) => {}
             Action::SteppedDown(why) => {
                 self.say(|| format!("{me} steps down: {why}"));
                 let waiting = std::mem::take(&mut self.managers[at].waiting);
@@ -399,7 +403,9 @@ impl World {
                     self.send(me, to, Message::Assign { ask });
                 }
             }
-            core::Action::CheckTopics { .. } => self.request(me, Purpose::Topics, Request::Streams, PATIENCE),
+            core::Action::CheckTopics { term, .. } => {
+                self.request(me, Purpose::Topics { term }, Request::Streams, PATIENCE);
+            }
             core::Action::DeleteStream { .. } | core::Action::PurgeSession { .. } => {}
         }
     }

@@ -15,8 +15,8 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn append(core: &mut Core, change: Change) {
-    let record = core.context().record(change, core.context.term.max(1), 0);
-    core.record(&record.to_json()).unwrap();
+    let record = core.context().record(change, core.context().term.max(1), 0);
+    core.record(&record.to_json(), true).unwrap();
 }
 
 fn declared() -> Core {
@@ -148,10 +148,12 @@ fn old_timestamps_lower_terms_and_strange_buckets_are_dropped() {
     let mut core = declared();
     hear(&mut core, ms(0), st(1, 10, true));
     hear(&mut core, ms(1_000), st(2, 20, true));
-    let next = StabilityTimestamp { term: core.context.term + 1, ..st(3, 30, true) };
+    let next = StabilityTimestamp { term: core.context().term + 1, ..st(3, 30, true) };
     hear(&mut core, ms(2_500), next.clone());
     assert_eq!(core.seen["users"].sts.len(), 2, "of a term that the log does not know");
-    core.context.term += 1;
+    let term = core.context().term + 1;
+    let record = core.context().record(Change::TermStarted { coordinator: "next".into() }, term, 0);
+    core.record(&record.to_json(), true).unwrap();
     hear(&mut core, ms(2_500), next);
     hear(&mut core, ms(2_600), st(9, 90, true));
     let seen = &core.seen["users"];
@@ -159,7 +161,7 @@ fn old_timestamps_lower_terms_and_strange_buckets_are_dropped() {
     core.stability(ms(0), Stability { bucket: "other".into(), st: st(1, 1, false), wanted: Vec::new() });
     assert!(!core.seen.contains_key("other"));
     for number in 10..10 + 2 * MAX_STS as u64 {
-        let st = StabilityTimestamp { term: core.context.term, ..st(number, 1, false) };
+        let st = StabilityTimestamp { term: core.context().term, ..st(number, 1, false) };
         hear(&mut core, ms(2_700), st);
     }
     assert_eq!(core.seen["users"].sts.len(), MAX_STS);

@@ -228,9 +228,18 @@ impl Election {
     fn check_nomination(&mut self, now: u64, members: &Members) {
         let Some(nomination) = &self.nominated else { return };
         let seat = &nomination.seat;
-        let there = members.manager(&seat.node).is_some_and(|m| m.alive() && m.incarnation == seat.incarnation);
-        if !there {
+        let member = members.manager(&seat.node).filter(|m| m.alive() && m.incarnation == seat.incarnation);
+        let report = member.and_then(|m| m.manager.as_ref());
+        let declined = report.is_some_and(|r| r.declined == Some(seat.term));
+        // It says what it waits for: another one would wait for the same.
+        let waits = report.is_some_and(|r| r.term == seat.term && r.waiting.is_some() && !declined);
+        if member.is_none() {
             self.give_up(now);
+        } else if declined {
+            self.failed.insert(seat.node.clone());
+            self.give_up(now + self.heartbeat / 4);
+        } else if waits {
+            // Until it goes on, somebody forces it, or a later copy shows up.
         } else if now >= nomination.since + PATIENCE {
             self.failed.insert(seat.node.clone());
             self.give_up(now);

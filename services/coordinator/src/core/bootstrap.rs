@@ -139,6 +139,7 @@ impl Core {
                 ))
             }
             12 if !self.topics_checked => Err("waits for the topics".into()),
+            12 if self.topics_failed.is_some() => Err(self.topics_failed.clone().unwrap_or_default()),
             12 => {
                 let vbuckets = || self.context.buckets.values().flat_map(|b| &b.vbuckets);
                 match vbuckets().filter(|v| !self.owned(v)).count() {

@@ -7,6 +7,7 @@ use highwater_schemas::{
     api::TopicRequest,
     definition::{BucketDefinition, IndexDefinition},
     state::{Change, IndexState},
+    subjects,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,13 +35,28 @@ struct Under {
 }
 
 /// The jobs under way.
-#[derive(Default)]
 pub(super) struct Jobs {
     next: Job,
     open: BTreeMap<Job, Under>,
 }
 
 impl Jobs {
+    /// Numbers of another term's jobs are never met again: outcomes may come late.
+    pub(super) fn new(term: u64) -> Self {
+        Self { next: term << 32, open: BTreeMap::new() }
+    }
+
+    /// Whether a stream is being made.
+    pub(super) fn makes(&self, stream: &str) -> bool {
+        self.open.values().any(|under| match &under.stage {
+            Stage::Streams { definition: BucketDefinition { name, .. }, .. } => {
+                stream == subjects::mutation_stream(name) || stream == subjects::catchup_stream(name)
+            }
+            Stage::Topic(TopicRequest { bucket, topic }) => stream == subjects::topic_stream(bucket, topic),
+            Stage::Hosts { .. } => false,
+        })
+    }
+
     fn begin(&mut self, token: Option<Token>, stage: Stage) -> Job {
         self.next += 1;
         self.open.insert(self.next, Under { token, stage });

@@ -26,10 +26,13 @@ pub(super) struct Members {
     seen: BTreeMap<(NodeKind, String), Member>,
     /// Incarnation and whether it is alive, by the cluster manager's last word.
     cluster: Option<BTreeMap<(NodeKind, String), (u64, bool)>>,
+    /// When that was.
+    seen_cluster: u64,
 }
 
 impl Members {
-    pub(super) fn see(&mut self, event: ClusterEvent) {
+    pub(super) fn see(&mut self, now: u64, event: ClusterEvent) {
+        self.seen_cluster = now;
         let entry = |m: highwater_schemas::api::Presence| ((m.kind, m.node), (m.incarnation, m.alive));
         self.cluster = Some(event.members.into_iter().map(entry).collect());
     }
@@ -43,6 +46,13 @@ impl Members {
         member.slices.extend(part.slices);
         member.applied.retain(|(bucket, _)| !only.contains(bucket));
         member.applied.extend(part.applied);
+    }
+
+    /// Without a cluster manager its last word counts for a while only.
+    pub(super) fn forget_cluster(&mut self, now: u64, config: &Config) {
+        if now > self.seen_cluster + 2 * config.patience() {
+            self.cluster = None;
+        }
     }
 
     /// What the cluster manager says of a node; None: it does not know it, or there is no cluster manager.
@@ -107,6 +117,13 @@ impl Members {
         self.seen.values().flat_map(|m| m.slices.values().flat_map(BTreeMap::values))
     }
 
+    /// What was said of the slices of a bucket counts no more.
+    pub(super) fn forget_slices(&mut self, bucket: &str) {
+        for member in self.seen.values_mut() {
+            member.slices.remove(bucket);
+        }
+    }
+
     /// What projectors found to contradict, once.
     pub(super) fn take_suspicions(&mut self) -> Vec<Suspicion> {
         self.seen.values_mut().flat_map(|m| std::mem::take(&mut m.suspicions)).collect()
@@ -151,6 +168,7 @@ impl Core {
 
     /// Who joined is entered, who is gone is crossed out; the cluster manager says who is there.
     pub(super) fn check_members(&mut self, now: u64, out: &mut Vec<Action>) {
+        self.members.forget_cluster(now, &self.config);
         for ((kind, node), member) in &self.members.seen {
             if *kind == NodeKind::ClusterManager {
                 continue;
@@ -170,6 +188,9 @@ impl Core {
         }
         for (key, entry) in &self.context.nodes {
             if !entry.gone && self.is_gone(now, key, entry) {
+                if key.0 == NodeKind::Indexer {
+                    self.close_sessions(out, |s| s.node == key.1);
+                }
                 out.push(Action::Append(Change::NodeLeft { node: key.1.clone(), kind: key.0 }));
             }
         }

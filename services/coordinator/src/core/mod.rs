@@ -29,6 +29,7 @@ use highwater_schemas::{
     ApiError,
     api::{ClusterEvent, Join},
     state::{Change, MUTATION, Offered, StateContext, StateError},
+    subjects,
     wire::{HighWatermark, Stability, Sync},
 };
 use jobs::Jobs;
@@ -39,6 +40,8 @@ use std::collections::BTreeMap;
 
 /// Members, owners, sessions and idle buckets are looked at this often, milliseconds.
 const HOUSEKEEPING: u64 = 50;
+/// Topics and sessions that nobody needs are looked for this often, milliseconds.
+const SWEEP: u64 = 60_000;
 
 /// Identifies a request whose reply is owed.
 pub type Token = u64;
@@ -70,7 +73,13 @@ pub enum Event {
         outcome: Result<(), ApiError>,
     },
     /// What [`Action::CheckTopics`] came to.
-    TopicsChecked(Result<(), String>),
+    TopicsChecked {
+        /// Of the check: one of an earlier term says nothing.
+        term: u64,
+        made: Result<(), String>,
+        /// What there was when it was asked for.
+        found: Option<Found>,
+    },
     /// Time has passed.
     Tick {
         random: u64,
@@ -102,9 +111,12 @@ pub enum Action {
         index: u32,
         partitions: u32,
     },
-    /// The topics of these buckets must exist, and nothing else of them.
+    /// The topics of these buckets must exist.
     CheckTopics {
+        term: u64,
         buckets: Vec<Wanted>,
+        /// Look for what nobody needs too.
+        sweep: bool,
     },
     DeleteStream {
         stream: String,
@@ -126,6 +138,14 @@ pub struct Wanted {
     pub topics: Vec<String>,
 }
 
+/// Topics and sessions that there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    pub streams: Vec<String>,
+    /// Bucket and session.
+    pub sessions: Vec<(String, u64)>,
+}
+
 /// The state machine.
 pub struct Core {
     config: Config,
@@ -142,6 +162,10 @@ pub struct Core {
     /// When the topics are looked at next; `None`: it is under way.
     topics_due: Option<u64>,
     topics_checked: bool,
+    /// What could not be made.
+    topics_failed: Option<String>,
+    /// When what nobody needs is looked for next.
+    sweep_due: u64,
 }
 
 impl Core {
@@ -149,16 +173,18 @@ impl Core {
     pub fn new(config: Config, context: StateContext, boot: Bootstrapping, now: u64) -> Self {
         Self {
             config,
-            context,
             members: Members::default(),
             stability: BTreeMap::new(),
-            jobs: Jobs::default(),
+            jobs: Jobs::new(context.term),
             boot,
+            context,
             started: now,
             ticked: now,
             urgent: true,
             topics_due: Some(now),
             topics_checked: false,
+            topics_failed: None,
+            sweep_due: now,
         }
     }
 
@@ -178,6 +204,10 @@ impl Core {
     /// Takes a record that the log has acknowledged.
     pub fn applied(&mut self, json: &[u8]) -> Result<(), StateError> {
         let Offered::Applied(record) = self.context.offer(json)? else { return Ok(()) };
+        if let Change::BranchStarted { bucket, .. } = &record.change {
+            // They were in step on the branch before.
+            self.members.forget_slices(bucket);
+        }
         match record.change {
             Change::VbucketAssigned { bucket, vb, .. } | Change::BranchStarted { bucket, vb, .. } => {
                 if let Some(entry) = self.stability.get_mut(&bucket) {
@@ -198,12 +228,16 @@ impl Core {
         match event {
             Event::Ddl { token, ddl, probe, random } => self.ddl(token, ddl, &probe, random, &mut out),
             Event::Join(join) => self.join(now, join),
-            Event::Cluster(event) => self.members.see(event),
+            Event::Cluster(event) => self.members.see(now, event),
             Event::Sync(sync) => self.sync(now, &sync, &mut out),
             Event::HighWatermark(hwt) => self.high_watermark(&hwt, &mut out),
             Event::StreamsEnsured { job, outcome, random } => self.streams_ensured(job, outcome, random, &mut out),
             Event::Assigned { job, node, outcome } => self.assigned(job, &node, outcome, &mut out),
-            Event::TopicsChecked(outcome) => self.topics_checked(now, &outcome),
+            Event::TopicsChecked { term, made, found } => {
+                if term == self.context.term {
+                    self.topics_checked(now, made, found.as_ref(), &mut out);
+                }
+            }
             Event::Tick { random } => self.tick(now, random, &mut out),
         }
         out
@@ -241,14 +275,36 @@ impl Core {
                 sessions: b.sessions.keys().copied().collect(),
                 topics: b.topics.keys().filter(|t| *t != MUTATION).cloned().collect(),
             });
-            out.push(Action::CheckTopics { buckets: wanted.collect() });
+            let (term, buckets, sweep) = (self.context.term, wanted.collect(), now >= self.sweep_due);
+            out.push(Action::CheckTopics { term, buckets, sweep });
         }
     }
 
-    fn topics_checked(&mut self, now: u64, outcome: &Result<(), String>) {
-        let wait = if outcome.is_ok() { self.config.topic_check.as_millis() as u64 } else { HOUSEKEEPING * 4 };
+    fn topics_checked(&mut self, now: u64, made: Result<(), String>, found: Option<&Found>, out: &mut Vec<Action>) {
+        let wait = if made.is_ok() { self.config.topic_check.as_millis() as u64 } else { HOUSEKEEPING * 4 };
         self.topics_due = Some(now + wait);
-        self.topics_checked |= outcome.is_ok();
+        // One that cannot be made does not hold up the others: routers try again until it is there.
+        self.topics_checked = true;
+        self.topics_failed = made.err();
+        let Some(found) = found else { return };
+        self.sweep_due = now + SWEEP;
+        // By what is known now: while it was looked for, others may have been made.
+        for stream in &found.streams {
+            let wanted = |(name, bucket): (&String, &highwater_schemas::state::Bucket)| {
+                *stream == subjects::mutation_stream(name)
+                    || *stream == subjects::catchup_stream(name)
+                    || bucket.topics.keys().any(|topic| *stream == subjects::topic_stream(name, topic))
+            };
+            if !self.context.buckets.iter().any(wanted) && !self.jobs.makes(stream) {
+                out.push(Action::DeleteStream { stream: stream.clone() });
+            }
+        }
+        for (bucket, session) in &found.sessions {
+            let open = self.context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(session));
+            if !open && *session <= self.context.next_session {
+                out.push(Action::PurgeSession { bucket: bucket.clone(), session: *session });
+            }
+        }
     }
 
     /// When [`Event::Tick`] is due next, if nothing else happens before.

@@ -51,11 +51,15 @@ impl Core {
         }
         for (name, bucket) in self.context.buckets.iter().filter(|(_, b)| b.sessions.is_empty()) {
             let stability = self.stability.get(name);
-            for (vb, vbucket) in bucket.vbuckets.iter().enumerate().filter(|(_, v)| v.projector == *most) {
+            let spoke = |vb: usize, v: &Vbucket| {
                 let issued = stability.and_then(|s| s.last()).and_then(|l| l.vbs.get(vb));
-                if issued.is_some_and(|i| i.generation == vbucket.generation) {
-                    return self.assignment(name, vb, vbucket, fewest);
-                }
+                issued.is_some_and(|i| i.generation == v.generation)
+            };
+            if !bucket.vbuckets.iter().enumerate().all(|(vb, v)| spoke(vb, v)) {
+                continue;
+            }
+            for (vb, vbucket) in bucket.vbuckets.iter().enumerate().filter(|(_, v)| v.projector == *most) {
+                return self.assignment(name, vb, vbucket, fewest);
             }
         }
         None

@@ -99,6 +99,9 @@ impl Core {
             }
             let applied = self.members.newest_applied(name);
             let durable = bucket.history.last();
+            // Void ones have used up their numbers too. After a copy that missed a reservation, some more may be unheard of.
+            let used = [applied, durable].into_iter().flatten().map(|st| st.number + 1).max().unwrap_or(0);
+            let next = if used > bucket.numbers_below { used + NUMBER_BLOCK } else { bucket.numbers_below };
             let last = [applied, durable]
                 .into_iter()
                 .flatten()
@@ -110,6 +113,7 @@ impl Core {
                 if last.as_ref().is_some_and(newer) {
                     known.last = last;
                 }
+                known.next = known.next.max(next);
                 continue;
             }
             let entry = BucketStability {
@@ -117,7 +121,7 @@ impl Core {
                 sync: vec![None; bucket.vbuckets.len()],
                 source_last: vec![0; bucket.vbuckets.len()],
                 bookmarks: vec![Vec::new(); bucket.vbuckets.len()],
-                next: bucket.numbers_below,
+                next,
                 marked: durable.map_or(0, |d| d.number),
                 ..BucketStability::default()
             };

@@ -61,7 +61,9 @@ impl Driver {
                         };
                         next.push_back(Event::Assigned { job, node, outcome });
                     }
-                    Action::CheckTopics { .. } => next.push_back(Event::TopicsChecked(Ok(()))),
+                    Action::CheckTopics { term, .. } => {
+                        next.push_back(Event::TopicsChecked { term, made: Ok(()), found: None });
+                    }
                     Action::DeleteStream { .. } | Action::PurgeSession { .. } => {}
                 }
             }

@@ -40,6 +40,12 @@ enum Phase {
     Opening(Append),
 }
 
+impl Candidate {
+    pub(super) fn term(&self) -> u64 {
+        self.term
+    }
+}
+
 impl Manager {
     /// Stands for a term that this index manager was nominated for.
     pub(super) fn stand(&mut self, now: Now, bootstrap: &Bootstrap, out: &mut Vec<Action>) {
@@ -183,7 +189,9 @@ impl Manager {
         let Role::Candidate(candidate) = &self.role else { return };
         let change = Change::TermStarted { coordinator: self.config.node.clone() };
         let record = self.context.record(change, candidate.term, now.wall);
-        self.open_with(now, last_seq, &record, false, note, out);
+        // A first record takes the place of what nobody can read.
+        let rollup = self.context.version == 0 && candidate.records > 0;
+        self.open_with(now, last_seq, &record, rollup, note, out);
     }
 
     fn open_with(

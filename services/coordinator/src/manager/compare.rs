@@ -45,6 +45,9 @@ pub fn compare(records: &[Vec<u8>], copy: &StateContext, chain: &Chain) -> Resul
     if copy.version == 0 {
         return Ok(Comparison::Other { context: Box::new(read), records: records.to_vec() });
     }
+    if !same && read.incarnation < copy.incarnation {
+        return Ok(Comparison::Gone("it is an earlier life of it".into()));
+    }
     if !same {
         return Ok(Comparison::Other { context: Box::new(read), records: records.to_vec() });
     }

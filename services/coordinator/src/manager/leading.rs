@@ -78,9 +78,15 @@ impl Manager {
             match leading.queue.pop_front() {
                 Some(core::Action::Append(change)) => {
                     id += 1;
-                    if let Some(append) = leading.begin(id, change, now, max_record) {
-                        out.push(append.send());
-                        leading.append = Some(append);
+                    match leading.begin(id, change, now, max_record) {
+                        Ok(append) => {
+                            out.push(append.send());
+                            leading.append = Some(append);
+                        }
+                        Err(why) => {
+                            leading.give_up(&why);
+                            out.push(Action::NotAppended(why));
+                        }
                     }
                 }
                 Some(action) => out.push(Action::Lead(action)),
@@ -113,6 +119,10 @@ impl Manager {
     pub(super) fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
         match (&mut self.role, event) {
             (Role::Leading(leading), event) => {
+                if matches!(event, core::Event::Cluster(_)) {
+                    // The newest tells all.
+                    leading.held.retain(|e| !matches!(e, core::Event::Cluster(_)));
+                }
                 leading.held.push_back(event);
                 self.drive(now, out);
             }
@@ -265,16 +275,31 @@ impl Leading {
         (self.last_seq + 1).saturating_sub(self.records as u64)
     }
 
-    /// The append of a change; None when it cannot be: what follows it goes on without.
-    fn begin(&mut self, id: u64, change: Change, now: Now, max_record: usize) -> Option<Append> {
+    /// The append of a change, or why it cannot be.
+    fn begin(&mut self, id: u64, change: Change, now: Now, max_record: usize) -> Result<Append, String> {
         let rollup = matches!(change, Change::Snapshot { .. });
         let context = self.core.context();
-        let json = context.record(change.clone(), self.term, now.wall).to_json();
-        let payload = pack(json.clone());
         // A record that nobody could apply must not get in.
-        if payload.len() > max_record || context.check(&change).is_err() {
-            return None;
+        context.check(&change).map_err(|e| e.to_string())?;
+        let json = context.record(change, self.term, now.wall).to_json();
+        let payload = pack(json.clone());
+        if payload.len() > max_record {
+            return Err(format!(
+                "a record of {} bytes does not fit one NATS message; raise max_payload",
+                payload.len()
+            ));
         }
-        Some(Append::new(id, self.last_seq, context.hash.clone(), json, payload, rollup))
+        Ok(Append::new(id, self.last_seq, context.hash.clone(), json, payload, rollup))
+    }
+
+    /// What followed from a change that cannot be made is not done; who waits for it hears why.
+    fn give_up(&mut self, why: &str) {
+        self.queue.retain_mut(|action| match action {
+            core::Action::Reply { answer, .. } => {
+                *answer = Err(ApiError::new(ErrorCode::Internal, why));
+                true
+            }
+            _ => false,
+        });
     }
 }

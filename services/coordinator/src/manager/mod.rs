@@ -114,6 +114,8 @@ pub enum Action {
     Follow,
     /// It coordinates no more: requests that wait are for the next one.
     SteppedDown(String),
+    /// A change could not be made, and nothing that followed from it: for the log.
+    NotAppended(String),
     /// Never an append.
     Lead(core::Action),
 }
@@ -145,6 +147,8 @@ pub struct Manager {
     peers: BTreeMap<String, Peer>,
     /// Why it cannot lead, or what it waits for.
     waiting: Option<String>,
+    /// The last term that it was nominated for and did not open.
+    declined: Option<u64>,
     /// The copy was given up since the log was opened, and nothing has taken its place.
     gave_up: bool,
     /// A log with a hole is read again no earlier.
@@ -170,6 +174,7 @@ impl Manager {
             role: Role::Replica,
             peers: BTreeMap::new(),
             waiting: None,
+            declined: None,
             gave_up: false,
             follow_due: 0,
             last_id: 0,
@@ -220,6 +225,7 @@ impl Manager {
             term: self.term,
             leading: self.leading(),
             registered: context.registered().map(str::to_owned).collect(),
+            declined: self.declined,
             waiting: self.waiting.clone(),
         }
     }
@@ -396,7 +402,10 @@ impl Manager {
     fn step_down(&mut self, why: String, out: &mut Vec<Action>) {
         match std::mem::replace(&mut self.role, Role::Replica) {
             Role::Replica => return,
-            Role::Candidate(candidate) => self.steps = candidate.boot.steps(Some(why)),
+            Role::Candidate(candidate) => {
+                self.declined = Some(candidate.term());
+                self.steps = candidate.boot.steps(Some(why));
+            }
             Role::Leading(leading) => {
                 let boot;
                 (self.context, boot) = leading.core.into_parts();

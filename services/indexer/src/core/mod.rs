@@ -82,7 +82,7 @@ pub(crate) struct BucketCore {
     pending: BTreeMap<u64, Arc<StabilityTimestamp>>,
     /// The newest ST heard.
     heard: Option<Arc<StabilityTimestamp>>,
-    /// Highest term of any ST seen.
+    /// The highest term of the log, or of any ST seen: lower ones are over.
     term: u64,
     /// Last sequence taken from the mutation topic, and the topic's creation time.
     topic: (u64, i64),
@@ -106,6 +106,11 @@ impl BucketCore {
             purged: BTreeMap::new(),
             dropped: 0,
         }
+    }
+
+    /// The term that is followed: no ST of a lower one is applied any more.
+    pub(crate) fn term(&self) -> u64 {
+        self.view.term
     }
 
     pub(crate) fn slices(&self) -> impl Iterator<Item = &Slice> {
@@ -151,6 +156,13 @@ impl BucketCore {
             .enumerate()
             .map(|(vb, shares)| shares.starts.range(known(vb) + 1..).map(|(_, x)| *x).collect())
             .collect();
+        if view.term > self.view.term {
+            // What a coordinator of an earlier term said and nobody has applied yet counts no more.
+            self.pending.retain(|_, st| st.term >= view.term);
+            self.heard = self.heard.take().filter(|st| st.term >= view.term);
+            self.term = self.term.max(view.term);
+            out.push(Action::Report);
+        }
         self.view = view;
         for name in self.slices.keys().filter(|n| !self.view.slices.contains_key(n)) {
             out.push(Action::Remove { slice: *name });

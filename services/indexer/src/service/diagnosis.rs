@@ -96,7 +96,7 @@ impl Shell {
     fn targets(&self, bucket: &str, index: Option<&str>, partition: Option<u32>) -> Result<Vec<Target>, ApiError> {
         names::check("bucket", bucket)?;
         let unknown = || ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {bucket}"));
-        let known = self.context.buckets.get(bucket).ok_or_else(unknown)?;
+        let known = self.state.context().buckets.get(bucket).ok_or_else(unknown)?;
         if let Some(index) = index {
             names::check("index", index)?;
             if !known.indexes.values().any(|i| i.placed.definition.name == index) {

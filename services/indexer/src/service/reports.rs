@@ -17,14 +17,22 @@ impl Running {
 impl Shell {
     /// The coordinator of this term was told nothing yet.
     pub(super) fn is_new_term(&self) -> bool {
-        self.said != self.context.term
+        self.said != self.term()
+    }
+
+    /// The term that every bucket follows: what is reported in it was applied before it, or in it.
+    fn term(&self) -> u64 {
+        let buckets = self.buckets.values().map(|running| running.report.borrow().term);
+        buckets.chain([self.state.context().term]).min().unwrap_or_default()
     }
 
     /// Of all buckets.
     pub(super) fn report(&mut self) -> Join {
-        self.said = self.context.term;
+        // Before the reports: a bucket that goes on meanwhile says more than it must.
+        let term = self.term();
+        self.said = term;
         let reports = self.buckets.iter_mut().map(|(name, running)| (name.clone(), running.tell())).collect();
-        self.join(reports)
+        self.join(term, reports)
     }
 
     /// Of the buckets that have something new to report; none when all must be told of, as in a new term.
@@ -35,12 +43,12 @@ impl Shell {
         let new = self.buckets.iter_mut().filter(|(_, running)| running.report.borrow().notable != running.told);
         let reports: Vec<_> = new.map(|(name, running)| (name.clone(), running.tell())).collect();
         let only = Some(reports.iter().map(|(name, _)| name.clone()).collect());
-        Some(Join { only, ..self.join(reports) })
+        Some(Join { only, ..self.join(self.said, reports) })
     }
 
-    fn join(&self, reports: Vec<(String, BucketReport)>) -> Join {
+    fn join(&self, term: u64, reports: Vec<(String, BucketReport)>) -> Join {
         Join {
-            term: self.context.term,
+            term,
             applied: reports.iter().filter_map(|(n, r)| Some((n.clone(), r.applied.clone()?))).collect(),
             durable: reports.iter().map(|(n, r)| (n.clone(), r.durable)).collect(),
             slices: reports.into_iter().flat_map(|(_, r)| r.slices).collect(),

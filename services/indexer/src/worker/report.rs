@@ -80,6 +80,7 @@ impl Worker {
             .collect();
         BucketReport {
             notable: self.notable,
+            term: self.core.term(),
             slices,
             applied: self.newest.as_deref().cloned(),
             durable: self.core.durable(),
