@@ -103,7 +103,8 @@ fn two_indexes_that_are_created_at_once_are_two() {
         let ddl = core::Ddl::IndexCreate(serde_json::from_value(definition).unwrap());
         Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(vec![0]), random: token })
     };
-    let ensured = |job| Event::Lead(core::Event::StreamsEnsured { job, outcome: Ok(()), random: job });
+    // Jobs are numbered by term.
+    let ensured = |job| Event::Lead(core::Event::StreamsEnsured { job: (1 << 32) + job, outcome: Ok(()), random: job });
     m.handle(at(61), create(1, "x"));
     m.handle(at(61), create(2, "y"));
     let first = m.handle(at(62), ensured(1));
