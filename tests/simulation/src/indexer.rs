@@ -44,6 +44,8 @@ pub struct IndexerNode {
     pub context: StateContext,
     /// By name and declaration.
     pub buckets: BTreeMap<(String, u64), Held>,
+    /// Since when it is up, connected and running.
+    pub well_since: u64,
     beat_due: u64,
     notable: bool,
 }
@@ -55,6 +57,7 @@ impl IndexerNode {
             inbox: Inbox::default(),
             context: StateContext::default(),
             buckets: BTreeMap::new(),
+            well_since: 0,
             beat_due: 0,
             notable: false,
         }
@@ -126,6 +129,7 @@ impl World {
         let now = self.now;
         let node = &mut self.indexers[at];
         node.context = StateContext::default();
+        node.well_since = now;
         node.beat_due = now;
         for held in node.buckets.values_mut() {
             held.applied.clone_from(&held.durable);

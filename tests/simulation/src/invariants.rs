@@ -166,6 +166,33 @@ impl World {
         }
     }
 
+    /// Before a record enters the log: no generation begins below what a live indexer has applied.
+    pub(crate) fn before_assignment(&mut self, payload: &Payload) {
+        let Some(record) = unpack(payload).ok().and_then(|j| serde_json::from_slice::<Record>(&j).ok()) else { return };
+        let Change::VbucketAssigned { bucket, vb, generation, x, .. } = record.change else { return };
+        let (now, vb) = (self.now, usize::from(vb));
+        let Some(context) = self.log.read.as_ref().filter(|_| self.network.calm() && !self.invariants.excused) else {
+            return;
+        };
+        let Some(known) = context.buckets.get(&bucket) else { return };
+        for node in &self.indexers {
+            let key = (NodeKind::Indexer, node.process.node.name());
+            let there = context.nodes.get(&key).is_some_and(|e| !e.gone && e.incarnation == node.process.life);
+            let Some(held) = node.buckets.get(&(bucket.clone(), known.declared)) else { continue };
+            let Some(state) = held.applied.as_ref().and_then(|st| st.vbs.get(vb)) else { continue };
+            let current = known.vbuckets.get(vb).is_some_and(|v| v.vbuuid() == state.vbuuid);
+            if there
+                && now >= node.well_since + HOLDER
+                && current
+                && state.generation < generation
+                && !state.position.le(x)
+            {
+                let why = format!("I5: generation {generation} of {bucket} begins at {x:?}, {} has {state:?}", key.1);
+                return self.fail(why);
+            }
+        }
+    }
+
     /// Before a record enters the log: does it come from someone who holds what the log lost?
     pub(crate) fn before_append(&mut self, payload: &Payload) {
         let Some(lost) = self.invariants.lost else { return };
@@ -206,6 +233,15 @@ impl World {
             let cut = self.network.cut_until(Node::manager(at), now).is_some();
             let node = &mut self.managers[at];
             if cut || !node.process.up || node.process.paused_until > now {
+                node.well_since = now;
+            }
+        }
+        for at in 0..self.indexers.len() {
+            let node = Node::indexer(at);
+            let ill =
+                self.network.cut_until(node, now).is_some() || self.slow.contains_key(&node) || !self.network.calm();
+            let node = &mut self.indexers[at];
+            if ill || !node.process.up || node.process.paused_until > now {
                 node.well_since = now;
             }
         }

@@ -14,8 +14,9 @@ pub struct Log {
     lives: u64,
     pub last_seq: u64,
     pub records: BTreeMap<u64, Payload>,
-    /// The opening records of terms that were ever accepted: term → who.
-    pub terms: BTreeMap<u64, Vec<String>>,
+    /// The opening records of terms that were ever accepted: term → who, and the record's hash. One that was lost may come
+    /// again as it was.
+    pub terms: BTreeMap<u64, (String, String)>,
     highest: u64,
     /// What a reader from the beginning has; None: the beginning is missing.
     pub read: Option<StateContext>,
@@ -74,10 +75,10 @@ impl Log {
             _ => None,
         };
         if let Some(who) = opens {
-            let all = self.terms.entry(term).or_default();
-            all.push(who);
-            if all.len() > 1 {
-                return Err(format!("I1: term {term} was opened by {}", all.join(" and ")));
+            let opening = (who, Record::hash(&json));
+            let known = self.terms.entry(term).or_insert_with(|| opening.clone());
+            if *known != opening {
+                return Err(format!("I1: term {term} was opened by {} and then by {}", known.0, opening.0));
             }
         } else if !self.terms.contains_key(&term) {
             return Err(format!("I1: a record of term {term}, which was never opened"));

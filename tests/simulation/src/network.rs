@@ -37,6 +37,11 @@ impl Network {
         self.cuts.get(&node).map(|c| c.until).filter(|until| *until > now)
     }
 
+    /// Nothing is lost but what is cut off, and nothing is late.
+    pub fn calm(&self) -> bool {
+        self.loss == 0 && self.delay <= Self::new().delay
+    }
+
     pub fn heal(&mut self) {
         *self = Self::new();
     }

@@ -47,6 +47,7 @@ impl World {
                     Answer::Appended(Outcome::Refused("no stream".into()))
                 } else {
                     self.before_append(&payload);
+                    self.before_assignment(&payload);
                     match self.log.append(expected, &payload, rollup) {
                         Ok(Ok(seq)) => {
                             self.wake_followers();
