@@ -17,9 +17,10 @@
 //! 1. At most one index manager opens a term, and at most one leads in it, ever.
 //! 2. What was acknowledged is there in the end, unless a later request undid it. A tail of the log that nobody held who was
 //!    there when the next term was opened is outside the promise; such runs are counted.
+//!    So is a record that was decided before the log lost something and enters it afterwards (`--stale-appends` lets them in).
 //! 3. Copies are prefixes of one hash chain, and in the end all the same.
 //! 4. Terms never go back.
-//! 5. An ST number never names two timestamps, and none is issued below one that was reported.
+//! 5. An ST number never names two timestamps, but after a loss that is outside the promise (counted), and none is issued below one that was reported.
 //! 6. When nothing goes wrong any more, one coordinates, all follow it, requests are answered, sessions end, STs are issued.
 //! 7. Nothing panics; the log never holds what a reader from its beginning cannot apply; every copy can be opened.
 

@@ -23,6 +23,9 @@ struct Cli {
     /// Goes on after a seed that fails
     #[arg(long)]
     all: bool,
+    /// Also lets appends in that were decided before the log lost something
+    #[arg(long)]
+    stale_appends: bool,
     #[arg(long, default_value_t = 2)]
     threads: usize,
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     if let Some(minutes) = cli.minutes_virtual {
         limits.faulty = (minutes * 60_000.0) as u64;
     }
+    limits.stale = cli.stale_appends;
     let threads = if cli.verbose { 1 } else { cli.threads };
     let campaign =
         Campaign { from: cli.from, seeds: cli.seeds, threads, limits, verbose: cli.verbose, first: !cli.all };

@@ -51,6 +51,8 @@ pub struct ManagerNode {
     pub crash_in: Option<u64>,
     /// It stands still after so many actions more, for so long.
     pub pause_in: Option<(u64, u64)>,
+    /// Losses of the log when it decided last.
+    losses: u64,
     /// Since when it is up, connected and running.
     pub well_since: u64,
 }
@@ -73,6 +75,7 @@ impl ManagerNode {
             nominations: BTreeMap::new(),
             crash_in: None,
             pause_in: None,
+            losses: 0,
             well_since: 0,
         }
     }
@@ -168,7 +171,9 @@ impl World {
             };
             self.say(|| format!("m{at} < {}", shown.chars().take(200).collect::<String>()));
         }
+        let losses = self.log.losses;
         let node = &mut self.managers[at];
+        node.losses = losses;
         let Some(machine) = node.machine.as_mut() else { return };
         let was = (machine.leading(), machine.context().version);
         let actions = machine.handle(now, event);
@@ -350,7 +355,7 @@ impl World {
             Action::Beat => self.manager_beats(at),
             Action::ReadLog => self.request(me, Purpose::ReadLog, Request::ReadLog, PATIENCE),
             Action::Append { id, expected, payload, rollup } => {
-                let request = Request::Append { expected, payload: Rc::new(payload), rollup };
+                let request = Request::Append { expected, payload: Rc::new(payload), rollup, losses: node.losses };
                 self.say(|| format!("{me} appends {id} behind {expected}{}", if rollup { " as a rollup" } else { "" }));
                 self.request(me, Purpose::Append { id }, request, PATIENCE);
             }

@@ -64,10 +64,12 @@ pub enum Purpose {
 /// What the server is asked to do.
 #[derive(Debug, Clone)]
 pub enum Request {
+    /// `losses`: of the log, when it was decided.
     Append {
         expected: u64,
         payload: Payload,
         rollup: bool,
+        losses: u64,
     },
     ReadAt(u64),
     ReadLog,

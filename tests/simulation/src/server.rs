@@ -42,7 +42,11 @@ impl World {
     pub(crate) fn serve(&mut self, from: Node, ask: Ask, request: Request) {
         let now = self.now;
         let answer = match request {
-            Request::Append { expected, payload, rollup } => {
+            Request::Append { losses, .. } if losses != self.log.losses && !self.limits.stale => {
+                self.invariants.count("appends that the log's loss overtook", 1);
+                return;
+            }
+            Request::Append { expected, payload, rollup, .. } => {
                 if self.log.created == 0 {
                     Answer::Appended(Outcome::Refused("no stream".into()))
                 } else {

@@ -74,11 +74,14 @@ pub struct Limits {
     pub faulty: u64,
     /// Virtual milliseconds for everything to be well again.
     pub settling: u64,
+    /// Also lets in what was decided before the log lost something and reaches it afterwards. An expected sequence alone does not
+    /// tell such a record from a fresh one when the new log happens to have the length of the old one.
+    pub stale: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { faulty: 25_000, settling: 40_000 }
+        Self { faulty: 25_000, settling: 40_000, stale: false }
     }
 }
 
