@@ -119,7 +119,7 @@ fn two_indexes_that_are_created_at_once_are_two() {
 fn a_term_whose_opening_was_lost_with_the_log_is_not_opened_again() {
     let mut m = manager("a");
     nominate(&mut m, at(0), 4);
-    let mut log = StateContext::default();
+    let log = StateContext::default();
     let started = log.record(Change::TermStarted { coordinator: "b".into() }, 1, 0).to_json();
     let (id, expected, _) = append(&m.handle(at(1), Event::Read(Ok((1, vec![pack(started)]))))).unwrap();
     assert_eq!(expected, 1);
