@@ -257,11 +257,8 @@ impl Manager {
                 self.take_office(now, candidate.term, seq, records, boot, out);
             }
             Settled::Deposed => self.step_down("another index manager has appended to the log".into(), out),
-            Settled::Lost => {
-                let Role::Candidate(candidate) = &mut self.role else { return };
-                candidate.phase = Phase::Reading;
-                out.push(Action::ReadLog);
-            }
+            // The record may have been in what the log lost, and a term is opened once: the next nomination has a higher one.
+            Settled::Lost => self.step_down("the state log changed while the term was being opened".into(), out),
         }
     }
 

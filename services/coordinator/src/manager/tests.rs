@@ -115,3 +115,18 @@ fn two_indexes_that_are_created_at_once_are_two() {
         m.context().buckets["b"].indexes.iter().map(|(n, i)| (*n, i.placed.definition.name.as_str())).collect();
     assert_eq!(names, [(1, "x"), (2, "y")]);
 }
+
+#[test]
+fn a_term_whose_opening_was_lost_with_the_log_is_not_opened_again() {
+    let mut m = manager("a");
+    nominate(&mut m, at(0), 4);
+    let log = StateContext::default();
+    let started = log.record(Change::TermStarted { coordinator: "b".into() }, 1, 0).to_json();
+    let (id, expected, _) = append(&m.handle(at(1), Event::Read(Ok((1, vec![pack(started)]))))).unwrap();
+    assert_eq!(expected, 1);
+    m.handle(at(2), Event::Appended { id, outcome: Outcome::Unknown });
+    m.handle(at(3), Event::Found { id, record: Ok(None) });
+    let actions = m.handle(at(4), Event::Found { id, record: Ok(None) });
+    assert!(!actions.contains(&Action::ReadLog) && append(&actions).is_none());
+    assert!(nominate(&mut m, at(5), 5).contains(&Action::ReadLog));
+}
