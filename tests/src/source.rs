@@ -1,12 +1,13 @@
 //! Writes documents as any NATS client would, and remembers every acknowledged write.
 
 use crate::client::Client;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use async_nats::{
     HeaderMap, header,
-    jetstream::{context::PublishAckFuture, kv, message::PublishMessage, stream},
+    jetstream::{context::PublishAckFuture, kv, message::PublishMessage, stream::Config},
 };
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,6 +20,8 @@ use std::{
 
 /// Writes in flight.
 const WINDOW: usize = 256;
+/// A write that waits longer for its acknowledgement was lost with a server.
+const ACK_WITHIN: Duration = Duration::from_secs(2);
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What a write does to its document.
@@ -134,12 +137,12 @@ impl Source {
     pub async fn keyed_streams(client: &Client, bucket: &str, count: usize) -> Result<Self> {
         let streams: Vec<_> = (0..count).map(|i| (format!("{bucket}_{i}"), format!("{bucket}.{i}."))).collect();
         for (i, (name, prefix)) in streams.iter().enumerate() {
-            let config = stream::Config {
+            let config = Config {
                 name: name.clone(),
                 subjects: vec![format!("{prefix}>")],
                 max_messages_per_subject: if i % 2 == 0 { 1 } else { -1 },
                 allow_rollup: true,
-                ..stream::Config::default()
+                ..Config::default()
             };
             client.js.create_stream(config).await.with_context(|| format!("no stream {name}"))?;
         }
@@ -181,14 +184,17 @@ impl Source {
 
     /// Sends the writes as fast as the server takes them; all are acknowledged when this returns.
     pub async fn write(&self, writes: impl IntoIterator<Item = Write>) -> Result<()> {
+        if !self.patience.is_zero() {
+            let all = stream::iter(writes).map(|write| self.write_surely(write));
+            return all.buffer_unordered(WINDOW).try_collect().await;
+        }
         let mut window = VecDeque::with_capacity(WINDOW);
         for write in writes {
             if window.len() >= WINDOW {
                 self.settle(window.pop_front()).await?;
             }
-            let id = self.sent.fetch_add(1, Ordering::Relaxed);
-            let ack = self.send(&write, id).await?;
-            window.push_back((write, id, ack));
+            let ack = self.send(&write, None).await?;
+            window.push_back((write, ack));
         }
         while !window.is_empty() {
             self.settle(window.pop_front()).await?;
@@ -196,9 +202,28 @@ impl Source {
         Ok(())
     }
 
-    async fn send(&self, write: &Write, id: u64) -> Result<PublishAckFuture> {
+    /// Sends a write until it is acknowledged; it is stored once, by its id.
+    async fn write_surely(&self, write: Write) -> Result<()> {
+        let id = self.sent.fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let acknowledged = async { anyhow::Ok(self.send(&write, Some(id)).await?.await?) };
+            let refused = match tokio::time::timeout(ACK_WITHIN, acknowledged).await {
+                Ok(Ok(ack)) => {
+                    self.log().add(write, ack.sequence);
+                    return Ok(());
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(late) => late.to_string(),
+            };
+            ensure!(Instant::now() < deadline, "a write of {} was not acknowledged: {refused}", write.id);
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    async fn send(&self, write: &Write, id: Option<u64>) -> Result<PublishAckFuture> {
         let mut headers = HeaderMap::new();
-        if !self.patience.is_zero() {
+        if let Some(id) = id {
             headers.insert(header::NATS_MESSAGE_ID, id.to_string());
         }
         let payload = match &write.op {
@@ -223,24 +248,12 @@ impl Source {
         self.client.js.send_publish(subject, publish).await.context("a write was not sent")
     }
 
-    async fn settle(&self, sent: Option<(Write, u64, PublishAckFuture)>) -> Result<()> {
-        let Some((write, id, mut ack)) = sent else { return Ok(()) };
-        let deadline = Instant::now() + self.patience;
-        loop {
-            match ack.await {
-                Ok(ack) => {
-                    self.log().add(write, ack.sequence);
-                    return Ok(());
-                }
-                Err(_) if Instant::now() < deadline => {
-                    tokio::time::sleep(AGAIN_AFTER).await;
-                    ack = self.send(&write, id).await?;
-                }
-                Err(error) => {
-                    return Err(error).with_context(|| format!("a write of {} was not acknowledged", write.id));
-                }
-            }
+    async fn settle(&self, sent: Option<(Write, PublishAckFuture)>) -> Result<()> {
+        if let Some((write, ack)) = sent {
+            let ack = ack.await.with_context(|| format!("a write of {} was not acknowledged", write.id))?;
+            self.log().add(write, ack.sequence);
         }
+        Ok(())
     }
 
     /// The seqnos of a reply's timestamp, in the order of the streams.

@@ -223,23 +223,9 @@ impl Trial {
         Ok(())
     }
 
-    /// Creates another index, and waits until it is active.
+    /// Creates another index, and waits until it is active; after an unclear answer again, as its owner would, until the answer
+    /// says that it is there.
     pub async fn create(&mut self, name: &str) -> Result<()> {
-        let index = named(name);
-        self.client.create_index(&index.definition(BUCKET)).await?;
-        self.indexes.push(index);
-        self.client.wait_active(BUCKET, name, SETTLED_WITHIN).await?;
-        Ok(())
-    }
-
-    pub async fn drop(&mut self, name: &str) -> Result<()> {
-        self.client.drop_index(BUCKET, name).await?;
-        self.indexes.retain(|index| index.name != name);
-        Ok(())
-    }
-
-    /// Makes an index be there after an unclear answer, as its owner would: again until that is what the answer says.
-    pub async fn create_surely(&mut self, name: &str) -> Result<()> {
         let definition = named(name).definition(BUCKET);
         self.surely("hw.admin.index.create", &definition, "index_exists").await?;
         if self.indexes.iter().all(|index| index.name != name) {
@@ -249,8 +235,8 @@ impl Trial {
         Ok(())
     }
 
-    /// Makes an index be gone after an unclear answer.
-    pub async fn drop_surely(&mut self, name: &str) -> Result<()> {
+    /// Drops an index, after an unclear answer again, until the answer says that it is gone.
+    pub async fn drop(&mut self, name: &str) -> Result<()> {
         self.surely("hw.admin.index.drop", &json!({"bucket": BUCKET, "name": name}), "index_not_found").await?;
         self.indexes.retain(|index| index.name != name);
         Ok(())
@@ -282,7 +268,8 @@ impl Client {
         match self.request_within(subject, request, ANSWERED_WITHIN).await {
             Ok(_) => Ok(Answer::Done),
             Err(refused) => match refused.code.as_str() {
-                "no_coordinator" | "timeout" | "no_reply" | "no_responders" => Ok(Answer::Unclear(refused)),
+                "no_reply" => Ok(Answer::Unclear(refused)),
+                _ if refused.retry => Ok(Answer::Unclear(refused)),
                 _ => Err(refused),
             },
         }

@@ -114,10 +114,10 @@ async fn one_round(
     .await?;
     for (name, answer) in &answers {
         match (ask, answer) {
-            (Ask::Drop, Answer::Unclear(_)) => trial.drop_surely(name).await?,
+            (Ask::Drop, Answer::Unclear(_)) => trial.drop(name).await?,
             (Ask::Drop, Answer::Done) => {}
             (Ask::Build, Answer::Unclear(_)) => build_surely(trial, name).await?,
-            (Ask::Create, Answer::Unclear(_)) => trial.create_surely(name).await?,
+            (Ask::Create, Answer::Unclear(_)) => trial.create(name).await?,
             (Ask::Build | Ask::Create, Answer::Done) => trial.indexes.push(trial::named(name)),
         }
     }
@@ -126,7 +126,7 @@ async fn one_round(
         match ask {
             Ask::Create => {}
             Ask::Build => build_surely(trial, name).await?,
-            Ask::Drop => trial.drop_surely(name).await?,
+            Ask::Drop => trial.drop(name).await?,
         }
     }
     cluster.start_node(&master).await?;

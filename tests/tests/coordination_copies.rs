@@ -194,7 +194,20 @@ async fn only_one_knows(cluster: &mut Cluster, trial: &mut Trial, rng: &mut Rng)
     if trial.report_of(&last).await.map_err(anyhow::Error::msg)?.leading.is_none() {
         trial.later_term(term, Instant::now()).await?;
     }
-    trial.create_surely("known_to_one").await?;
+    trial.create("known_to_one").await?;
+    if rng.chance(50) {
+        // Another generation, which only the one knows too.
+        let vbucket = trial.state_of(&last).await?.buckets[BUCKET].vbuckets[0].clone();
+        println!("{} ends, which reads the source", vbucket.projector);
+        cluster.restart(&vbucket.projector).await?;
+        until("it has an heir", SETTLED_WITHIN, async || {
+            let state = trial.state_of(&last).await.map_err(|e| e.to_string())?;
+            let now = state.buckets[BUCKET].vbuckets[0].generation;
+            if now > vbucket.generation { Ok(()) } else { Err(format!("generation {now}")) }
+        })
+        .await?;
+        load::written(&trial.source, 500).await?;
+    }
     trial.quiet_without_failures().await?;
     trial.history.read(&trial.client).await?;
     cluster.kill(&last)?;

@@ -28,7 +28,7 @@ async fn a_deleted_log_is_published_anew() -> Result<()> {
                 // Its loss is noticed by an append, or when it is looked after.
                 let name = format!("meanwhile{round}");
                 if rng.chance(50) {
-                    trial.create_surely(&name).await?;
+                    trial.create(&name).await?;
                 }
                 let (next, later) = trial.later_term(term, gone).await?;
                 println!("round {round}: term {later} by {next} after {term}, {:?} at most", trial.longest);

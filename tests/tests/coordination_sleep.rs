@@ -46,7 +46,7 @@ async fn wakes_up(with_cluster_manager: bool, rng: &mut Rng) -> Result<()> {
                 let (next, later) = trial.later_term(term, gone).await?;
                 println!("round {round}: {next} in term {later} after {master} in term {term}");
                 ensure!(next != master, "the sleeper coordinates");
-                trial.create_surely(&format!("meanwhile{round}")).await?;
+                trial.create(&format!("meanwhile{round}")).await?;
                 cluster.node(&master)?.signal("CONT")?;
                 if with_cluster_manager {
                     cluster.node(&active)?.signal("CONT")?;
@@ -65,7 +65,7 @@ async fn wakes_up(with_cluster_manager: bool, rng: &mut Rng) -> Result<()> {
                 ensure!(refused.code == "no_coordinator", "{refused}");
                 let log = cluster.node(&master)?.log();
                 ensure!(log.matches("coordinates no more").count() == slept + 1, "it did not step down once");
-                trial.create_surely(&format!("after{round}")).await?;
+                trial.create(&format!("after{round}")).await?;
                 trial.drop(&format!("before{round}")).await?;
                 load::written(&trial.source, 200).await?;
                 trial.quiet_without_failures().await?;

@@ -60,7 +60,7 @@ async fn one_round(
     trial.traffic(rng);
     let (master, term) = trial.master().await?;
     let before = format!("before{round}");
-    trial.create_surely(&before).await?;
+    trial.create(&before).await?;
     load::written(&trial.source, 100 + rng.below(1_000)).await?;
     let leader = leader(trial, stream).await?;
     let gone = Instant::now();
@@ -72,9 +72,9 @@ async fn one_round(
     }
     load::written(&trial.source, 1).await?;
     println!("round {round}: {leader} led {stream}; writes go on after {:?}", gone.elapsed());
-    trial.create_surely(&format!("without{round}")).await?;
+    trial.create(&format!("without{round}")).await?;
     println!("DDL after {:?}", gone.elapsed());
-    trial.drop_surely(&before).await?;
+    trial.drop(&before).await?;
     load::written(&trial.source, 500).await?;
     cluster.servers().iter_mut().find(|server| server.name() == leader).context("no such server")?.start_again()?;
     if with_master {

@@ -240,6 +240,10 @@ impl StateContext {
                 Err(StateError::Chain { version })
             };
         }
+        if !fresh && record.incarnation < self.incarnation && record.term < self.term {
+            // Of a life that was over before this one began, and came back: the log is published anew.
+            return Ok(Offered::Known);
+        }
         if record.term < self.term {
             return Err(StateError::Term { version, found: record.term, current: self.term });
         }

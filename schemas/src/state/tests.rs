@@ -131,7 +131,7 @@ fn a_snapshot_stands_for_all_that_came_before() {
 
 #[test]
 fn a_later_life_of_the_log_takes_the_place_of_an_earlier_one() {
-    let (short, _) = filled();
+    let (short, records) = filled();
     let mut long = short.clone();
     append(&mut long, Change::BucketRemoved { bucket: "b".into() }).unwrap();
     let change = Change::Snapshot { context: Box::new(short.clone()), reason: "lost".into() };
@@ -140,6 +140,15 @@ fn a_later_life_of_the_log_takes_the_place_of_an_earlier_one() {
     assert_eq!(long.offer(&anew.to_json()), Ok(Offered::Replaced));
     assert_eq!((long.incarnation, long.term, long.buckets.len()), (2, 2, 1));
     assert!(long.offer(&earlier.to_json()).is_err(), "the earlier life is over");
+    // What was published anew is torn off, and the records before it are back.
+    let before = long.clone();
+    for (number, record) in records.iter().enumerate() {
+        let offered = long.offer(&record.to_json());
+        assert!(matches!(offered, Ok(Offered::Known)), "record {number}: {offered:?}");
+    }
+    assert_eq!(long, before);
+    let awake = Record { term: 9, ..records[0].clone() };
+    assert!(long.offer(&awake.to_json()).is_err(), "an earlier life that goes on is another log");
     let fenced = Record { incarnation: 3, term: 1, ..anew };
     assert!(matches!(long.offer(&fenced.to_json()), Err(StateError::Term { .. })));
     assert_eq!(FORMAT, 2);

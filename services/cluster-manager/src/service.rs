@@ -33,6 +33,9 @@ const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection that is lost takes messages until its buffer is full.
 const PUBLISH: Duration = Duration::from_millis(500);
+/// How long the bucket is waited for at the start, and how often it is looked for.
+const MADE_WITHIN: Duration = Duration::from_secs(15);
+const MAKE_AGAIN: Duration = Duration::from_millis(200);
 /// How long giving up the lease may take at the end.
 const RELEASE: Duration = Duration::from_secs(3);
 
@@ -63,6 +66,22 @@ struct Shell {
     said: (bool, String, u64),
 }
 
+/// Makes the bucket where it is missing. One that another instance has just made on several servers answers nobody until they
+/// have elected its leader, and servers that are still finding each other make none.
+async fn make(bucket: &ClusterBucket) -> Result<(), BusError> {
+    let deadline = Instant::now() + MADE_WITHIN;
+    loop {
+        match bucket.ensure().await {
+            Ok(_) => return Ok(()),
+            Err(error @ BusError::Other { .. }) if Instant::now() < deadline => {
+                tracing::warn!(%error, "the bucket of the cluster managers cannot be looked at yet");
+                tokio::time::sleep(MAKE_AGAIN).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Runs a cluster manager until `stop` turns true. `ready` hears when it takes part.
 pub async fn run(
     config: Config,
@@ -72,7 +91,7 @@ pub async fn run(
 ) -> Result<(), ClusterManagerError> {
     config.check().map_err(ClusterManagerError::Config)?;
     let bucket = ClusterBucket::new(bus.clone(), config.replicas);
-    bucket.ensure().await?;
+    make(&bucket).await?;
     let mut joins = bus.subscribe(subjects::CLUSTER_JOIN).await?;
     let mut leaves = bus.subscribe(subjects::CLUSTER_LEAVE).await?;
     let mut events = bus.subscribe(subjects::CLUSTER_EVENT).await?;

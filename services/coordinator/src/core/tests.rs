@@ -284,6 +284,22 @@ fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
 }
 
 #[test]
+fn a_number_whose_reservation_was_lost_is_not_used_again() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    let below = d.core.context().buckets["b"].numbers_below;
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    let applied = StabilityTimestamp { number: below + 7, ..d.last().clone() };
+    next.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Active, 0)], Some(applied));
+    next.join(NodeKind::Projector, "p", 1, Vec::new(), None);
+    next.tick(20);
+    next.sync(1, 10, 2);
+    next.tick(20);
+    assert!(next.last().number >= below + 7 + crate::config::NUMBER_BLOCK, "{:?}", next.last());
+}
+
+#[test]
 fn who_comes_back_before_the_first_timestamp_of_a_term_is_heard() {
     let mut d = Driver::with_index();
     d.now = 1_000;

@@ -6,7 +6,7 @@ use super::{
     chain::{Chain, link},
     compare::{Comparison, compare},
 };
-use crate::core::Bootstrapping;
+use crate::{config::NUMBER_BLOCK, core::Bootstrapping};
 use highwater_schemas::{
     api::Bootstrap,
     state::{Change, Record, pack, unpack},
@@ -164,6 +164,10 @@ impl Manager {
         // The snapshot opens the term too: nobody can follow from the end of what is left.
         let mut context = self.context.clone();
         context.coordinator.clone_from(&self.config.node);
+        // What is missing of the log may have reserved numbers: they are not used a second time.
+        for bucket in context.buckets.values_mut() {
+            bucket.numbers_below += NUMBER_BLOCK;
+        }
         let note = format!("the local copy, version {}: {why}", context.version);
         let change = Change::Snapshot { context: Box::new(context), reason: why };
         let record = Record {

@@ -344,7 +344,8 @@ impl Manager {
         let old = link.incarnation <= self.context.incarnation && link.version <= before;
         let contradicts = match self.context.offer(payload) {
             _ if agrees == Some(false) && old => true,
-            Ok(Offered::Known) => false,
+            // Beyond the copy only what is of an earlier life is known.
+            Ok(Offered::Known) => link.version > before,
             Ok(taken) => {
                 let anew = taken == Offered::Replaced && !next;
                 if anew {
