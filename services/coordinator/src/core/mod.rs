@@ -77,6 +77,13 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// A request, or the next step of one.
+    pub fn is_of_a_request(&self) -> bool {
+        matches!(self, Self::Ddl { .. } | Self::StreamsEnsured { .. } | Self::Assigned { .. })
+    }
+}
+
 /// What to do, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {

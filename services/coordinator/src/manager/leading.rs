@@ -21,6 +21,8 @@ pub(super) struct Leading {
     /// Still to be carried out.
     pub(super) queue: VecDeque<core::Action>,
     pub(super) append: Option<Append>,
+    /// Requests and their next steps that came while an append was not settled: they are checked against what it changes.
+    pub(super) deferred: VecDeque<core::Event>,
     /// Something was appended: the core has not looked at it yet.
     news: bool,
     /// Records in the log.
@@ -51,6 +53,7 @@ impl Manager {
             last_seq,
             queue: VecDeque::new(),
             append: None,
+            deferred: VecDeque::new(),
             news: true,
             records,
             compact_above: self.config.compact_above,
@@ -83,6 +86,12 @@ impl Manager {
                     let random = leading.random;
                     let actions = leading.core.handle(now.ms, core::Event::Tick { random });
                     leading.queue.extend(actions);
+                }
+                None if !leading.deferred.is_empty() => {
+                    if let Some(event) = leading.deferred.pop_front() {
+                        let actions = leading.core.handle(now.ms, event);
+                        leading.queue.extend(actions);
+                    }
                 }
                 None if leading.records > leading.compact_above => {
                     let context = Box::new(leading.core.context().clone());
@@ -224,5 +233,81 @@ impl Leading {
             return None;
         }
         Some(Append::new(id, self.last_seq, context.hash.clone(), json, payload, rollup))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Config,
+        core::Ddl,
+        manager::{Event, chain::Chain},
+    };
+    use highwater_schemas::{
+        api::{Bootstrap, Join, NodeKind},
+        state::StateContext,
+    };
+
+    /// Acknowledges every append and grants whatever is asked for, until nothing is left; answers how many replies were good.
+    fn settle(manager: &mut Manager, seq: &mut u64, mut actions: VecDeque<Action>) -> usize {
+        let mut good = 0;
+        while let Some(action) = actions.pop_front() {
+            let event = match action {
+                Action::ReadLog => Event::Read(Ok((0, Vec::new()))),
+                Action::Append { id, .. } => {
+                    *seq += 1;
+                    Event::Appended { id, outcome: Outcome::Acked(*seq) }
+                }
+                Action::Lead(core::Action::EnsureStreams { job, .. }) => {
+                    Event::Lead(core::Event::StreamsEnsured { job, outcome: Ok(()), random: 4 })
+                }
+                Action::Lead(core::Action::Assign { job, node, .. }) => {
+                    Event::Lead(core::Event::Assigned { job, node, outcome: Ok(()) })
+                }
+                Action::Lead(core::Action::Reply { answer, .. }) => {
+                    good += usize::from(answer.is_ok());
+                    continue;
+                }
+                _ => continue,
+            };
+            actions.extend(manager.handle(Now::default(), event));
+        }
+        good
+    }
+
+    #[test]
+    fn requests_that_come_during_an_append_are_checked_after_it() {
+        let mut manager = Manager::new(Config::new("c", 1), StateContext::default(), Chain::default(), 0, 1 << 20);
+        let mut seq = 0;
+        let bootstrap = Bootstrap {
+            cluster_manager: "m".into(),
+            master: "c".into(),
+            term: 1,
+            registered: vec!["c".into()],
+            force: false,
+        };
+        let actions = manager.handle(Now::default(), Event::Nominated { token: 1, bootstrap });
+        settle(&mut manager, &mut seq, actions.into());
+        let join = Join { term: 1, ..Join::new(NodeKind::Indexer, "i", 1) };
+        let mut actions = VecDeque::from(manager.handle(Now::default(), Event::Join(join)));
+        actions.extend(manager.handle(Now::default(), Event::Tick { random: 5 }));
+        settle(&mut manager, &mut seq, actions);
+        let create = |manager: &mut Manager, name: &str| {
+            let definition = serde_json::json!({"bucket": "b", "name": name, "keys": ["a"]});
+            let ddl = Ddl::IndexCreate(serde_json::from_value(definition).unwrap());
+            let ddl = core::Event::Ddl { token: 9, ddl, probe: Ok(vec![0]), random: 9 };
+            VecDeque::from(manager.handle(Now::default(), Event::Lead(ddl)))
+        };
+        let first = create(&mut manager, "first");
+        assert_eq!(settle(&mut manager, &mut seq, first), 1);
+        let mut actions = create(&mut manager, "second");
+        assert!(manager.busy());
+        actions.extend(create(&mut manager, "third"));
+        actions.extend(create(&mut manager, "second"));
+        assert_eq!(settle(&mut manager, &mut seq, actions), 2, "a name is taken once");
+        let indexes = &manager.context().buckets["b"].indexes;
+        let names: Vec<&str> = indexes.values().map(|i| i.placed.definition.name.as_str()).collect();
+        assert_eq!(names, ["first", "second", "third"], "each has a number of its own");
     }
 }

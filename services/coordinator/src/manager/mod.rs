@@ -358,6 +358,9 @@ impl Manager {
 
     fn lead(&mut self, now: Now, event: core::Event, out: &mut Vec<Action>) {
         match (&mut self.role, event) {
+            (Role::Leading(leading), event) if leading.append.is_some() && event.is_of_a_request() => {
+                leading.deferred.push_back(event);
+            }
             (Role::Leading(leading), event) => {
                 let actions = leading.core.handle(now.ms, event);
                 leading.queue.extend(actions);
