@@ -127,8 +127,8 @@ pub struct Many {
     /// Made in a second, all of them active at the end.
     pub per_second: f64,
     /// From the request to an active index, with few indexes and with the many.
-    pub few: Spread,
-    pub many: Spread,
+    pub before: Spread,
+    pub after: Spread,
     /// From the start of an index manager until it takes part.
     pub started: Duration,
     /// From a nomination until the term is open.
@@ -255,10 +255,10 @@ impl Report {
 
     pub fn many(&mut self, many: &Many) {
         let with = format!("with {} indexes", group(many.indexes as f64));
-        let ratio = Some(many.many.p50.as_secs_f64() / many.few.p50.as_secs_f64());
-        self.plain("with ten indexes: a further one, active, p50", ms(many.few.p50), "ms");
+        let ratio = Some(many.after.p50.as_secs_f64() / many.before.p50.as_secs_f64());
+        self.plain("with ten indexes: a further one, active, p50", ms(many.before.p50), "ms");
         let name = format!("{with}: a further one, active, p50, to ten");
-        self.add(&name, ms(many.many.p50), "ms", ratio, None, Bound::AtMost(2.0));
+        self.add(&name, ms(many.after.p50), "ms", ratio, None, Bound::AtMost(2.0));
         self.plain(&format!("{with}: made"), many.per_second, "indexes/s");
         let (started, opened) = (many.started.as_secs_f64(), many.opened.as_secs_f64());
         let (name, budget) = (format!("{with}: start of an index manager"), Bound::AtMost(1.0));

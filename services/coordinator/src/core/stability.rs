@@ -108,16 +108,12 @@ impl Core {
                 .filter(|st| st.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.vbuuid == v.vbuuid() && counts(s, v)))
                 .max_by_key(|st| st.number)
                 .cloned();
-            // A number that was used beyond the reserved ones: its reservation was lost with the log, and of a whole block.
-            let lost = applied.filter(|st| st.number >= bucket.numbers_below).map_or(0, |st| st.number + NUMBER_BLOCK);
-            let next = bucket.numbers_below.max(lost);
             if let Some(known) = known {
                 known.next = known.next.max(next);
                 let newer = |last: &StabilityTimestamp| known.last.as_ref().is_none_or(|l| l.number < last.number);
                 if last.as_ref().is_some_and(newer) {
                     known.last = last;
                 }
-                known.next = known.next.max(next);
                 continue;
             }
             let entry = BucketStability {

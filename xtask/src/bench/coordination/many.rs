@@ -71,8 +71,8 @@ pub(super) async fn measure(sources: &Sources<'_>, indexes: u64, report: &mut Re
     report.many(&Many {
         indexes,
         per_second,
-        few: ddl::active(&few),
-        many: ddl::active(&many),
+        before: ddl::active(&few),
+        after: ddl::active(&many),
         started: loaded.started,
         opened: loaded.opened,
         taken: loaded.taken,
