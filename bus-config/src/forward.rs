@@ -30,7 +30,7 @@ impl Bus {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             reply = self.request(&subject, payload, ADMIN_TIMEOUT) => reply.map_err(|e| match e {

@@ -3,6 +3,7 @@
 use super::{
     FORMAT,
     image::{self, IndexImage},
+    offered::{Offered, StateError},
     packing,
     record::{Change, PlacedIndex, Record, SessionVb, SliceName},
     topic::{Subscription, Topic},
@@ -20,23 +21,6 @@ pub const HISTORY_KEPT: usize = 64;
 
 /// Bookmarks kept per vbucket.
 pub const BOOKMARKS_KEPT: usize = 64;
-
-/// Why a record cannot be applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StateError {
-    #[error("record {found} follows {expected}: the log has a hole or is another log")]
-    Order { expected: u64, found: u64 },
-    #[error("record {version} does not continue the hash chain: this is another log")]
-    Chain { version: u64 },
-    #[error("record {version} has term {found}, below {current}")]
-    Term { version: u64, found: u64, current: u64 },
-    #[error("record {version} cannot be read: {why}")]
-    Garbage { version: u64, why: String },
-    #[error("record {version} speaks of {what}, which does not exist")]
-    Unknown { version: u64, what: String },
-    #[error("record {version} has format {found}; this version reads format {FORMAT}")]
-    Format { version: u64, found: u32 },
-}
 
 /// Life of an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,43 +165,6 @@ pub struct StateContext {
     pub next_session: u64,
 }
 
-/// What became of a record that was offered.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Offered {
-    /// It was the next one.
-    Applied(Record),
-    /// It is part of what is known already.
-    Known,
-    /// A snapshot took the place of everything.
-    Replaced,
-}
-
-/// Which buckets a record changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Concerns {
-    Nothing,
-    Bucket(String),
-    Everything,
-}
-
-impl Offered {
-    /// Which buckets it changed.
-    pub fn concerns(&self) -> Concerns {
-        match self {
-            Self::Applied(record) => match (&record.change, record.change.bucket()) {
-                (_, Some(bucket)) => Concerns::Bucket(bucket.to_owned()),
-                // Owners and sessions name their nodes; a snapshot that could be applied says nothing new.
-                (Change::NodeJoined { .. } | Change::NodeLeft { .. } | Change::Snapshot { .. }, None) => {
-                    Concerns::Nothing
-                }
-                (_, None) => Concerns::Everything,
-            },
-            Self::Known => Concerns::Nothing,
-            Self::Replaced => Concerns::Everything,
-        }
-    }
-}
-
 impl StateContext {
     /// Takes a record as the log brings it, whatever it brings: the next one, one that is known, or a snapshot.
     ///
@@ -265,7 +212,7 @@ impl StateContext {
                         ..image.clone()
                     };
             *self = image;
-            return Ok(if same { Offered::Applied(record) } else { Offered::Replaced });
+            return Ok(if same { Offered::Applied(Box::new(record)) } else { Offered::Replaced });
         }
         if version != self.version + 1 {
             return Err(StateError::Order { expected: self.version + 1, found: version });
@@ -278,7 +225,7 @@ impl StateContext {
         self.term = record.term;
         self.version = version;
         self.hash = hash;
-        Ok(Offered::Applied(record))
+        Ok(Offered::Applied(Box::new(record)))
     }
 
     /// The record that would carry `change` as the next of the log.

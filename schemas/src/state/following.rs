@@ -4,7 +4,10 @@
 //! place of what is known once it is not behind it; until then what is known stays, for a log that lost its tail is completed
 //! from the copies of the index managers.
 
-use super::context::{Concerns, StateContext, StateError};
+use super::{
+    context::StateContext,
+    offered::{Concerns, StateError},
+};
 
 /// The state, and what is read of the log from its beginning.
 #[derive(Debug, Default)]

@@ -80,7 +80,7 @@ pub mod nodes {
     use super::{BTreeMap, Deserialize, Deserializer, NodeEntry, NodeKind, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
-    struct Node {
+    struct Registered {
         kind: NodeKind,
         node: String,
         #[serde(flatten)]
@@ -88,13 +88,13 @@ pub mod nodes {
     }
 
     pub fn serialize<S: Serializer>(map: &BTreeMap<(NodeKind, String), NodeEntry>, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(map.iter().map(|((kind, node), entry)| Node {
+        s.collect_seq(map.iter().map(|((kind, node), entry)| Registered {
             kind: *kind,
             node: node.clone(),
             entry: entry.clone(),
         }))
     }
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<(NodeKind, String), NodeEntry>, D::Error> {
-        Ok(Vec::<Node>::deserialize(d)?.into_iter().map(|n| ((n.kind, n.node), n.entry)).collect())
+        Ok(Vec::<Registered>::deserialize(d)?.into_iter().map(|n| ((n.kind, n.node), n.entry)).collect())
     }
 }

@@ -6,23 +6,23 @@
 //!
 //! # Layout
 //! - `record`: one change; `packing`: how it travels
-//! - `context`: what the changes add up to; `image`: how that is written
+//! - `context`: what the changes add up to; `offered`: what becomes of a record; `image`: how that is written
 //! - `following`: what a follower keeps of it
 //! - `topic`: who gets which key versions
 
 mod context;
 mod following;
 mod image;
+mod offered;
 mod packing;
 mod record;
 #[cfg(test)]
 mod tests;
 mod topic;
 
-pub use context::{
-    Bucket, Concerns, Failover, Index, IndexState, NodeEntry, Offered, Session, StateContext, StateError, Vbucket,
-};
+pub use context::{Bucket, Failover, Index, IndexState, NodeEntry, Session, StateContext, Vbucket};
 pub use following::Following;
+pub use offered::{Concerns, Offered, StateError};
 pub use packing::{pack, unpack};
 pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};
 

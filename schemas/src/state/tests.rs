@@ -69,7 +69,7 @@ fn changes() -> Vec<Change> {
 fn append(context: &mut StateContext, change: Change) -> Result<Record, StateError> {
     let record = context.record(change, 1, 0);
     match context.offer(&pack(record.to_json()))? {
-        Offered::Applied(record) => Ok(record),
+        Offered::Applied(record) => Ok(*record),
         other => panic!("{other:?}"),
     }
 }

@@ -460,20 +460,16 @@ impl Shell {
         let token = self.next_token;
         self.waiting.insert(token, request);
         let known = |name: &str| self.manager.context().buckets.contains_key(name);
-        match ddl.probes().filter(|definition| !known(&definition.name)) {
-            Some(definition) => {
-                let bus = self.bus.clone();
-                self.spawn(async move {
-                    let probe = admin::probe(&bus, &definition).await;
-                    Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
-                });
-                Ok(())
-            }
-            None => {
-                let event = core::Event::Ddl { token, ddl, probe: Ok(Vec::new()), random: random() };
-                self.handle(Event::Lead(event)).await
-            }
+        if let Some(definition) = ddl.probes().filter(|definition| !known(&definition.name)) {
+            let bus = self.bus.clone();
+            self.spawn(async move {
+                let probe = admin::probe(&bus, &definition).await;
+                Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
+            });
+            return Ok(());
         }
+        let event = core::Event::Ddl { token, ddl, probe: Ok(Vec::new()), random: random() };
+        self.handle(Event::Lead(event)).await
     }
 
     /// To the coordinator; what was passed on once is not passed on again.

@@ -58,7 +58,7 @@ impl Core {
             if !bucket.vbuckets.iter().enumerate().all(|(vb, v)| spoke(vb, v)) {
                 continue;
             }
-            for (vb, vbucket) in bucket.vbuckets.iter().enumerate().filter(|(_, v)| v.projector == *most) {
+            if let Some((vb, vbucket)) = bucket.vbuckets.iter().enumerate().find(|(_, v)| v.projector == *most) {
                 return self.assignment(name, vb, vbucket, fewest);
             }
         }

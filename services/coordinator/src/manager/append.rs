@@ -50,7 +50,7 @@ pub struct Append {
 }
 
 /// What has become of it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     NotYet,
     /// It is in the log at this sequence.
@@ -74,14 +74,14 @@ impl Append {
         Action::ReadAt { id: self.id, seq }
     }
 
-    pub fn appended(&mut self, outcome: Outcome, out: &mut Vec<Action>) -> Settled {
+    pub fn appended(&mut self, outcome: &Outcome, out: &mut Vec<Action>) -> Settled {
         if self.stage != Stage::Sent {
             return Settled::NotYet;
         }
         match outcome {
-            Outcome::Acked(seq) => Settled::Done(seq),
+            Outcome::Acked(seq) => Settled::Done(*seq),
             Outcome::Moved | Outcome::Unknown | Outcome::Refused(_) => {
-                self.moved += u32::from(outcome == Outcome::Moved);
+                self.moved += u32::from(*outcome == Outcome::Moved);
                 self.stage = Stage::Place;
                 out.push(self.read(self.expected + 1));
                 Settled::NotYet

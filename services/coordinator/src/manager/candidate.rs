@@ -52,7 +52,7 @@ impl Manager {
         let note = format!("by {} for term {}", bootstrap.cluster_manager, bootstrap.term);
         let mut boot = Bootstrapping::begin(now.ms, note);
         boot.done(now.ms, 2, format!("version {}", self.context.version));
-        self.role = Role::Candidate(Candidate {
+        self.role = Role::Candidate(Box::new(Candidate {
             boot,
             term: bootstrap.term,
             registered: bootstrap.registered.iter().cloned().collect(),
@@ -60,7 +60,7 @@ impl Manager {
             since: now.ms,
             phase: Phase::Reading,
             records: 0,
-        });
+        }));
         out.push(Action::ReadLog);
     }
 
@@ -232,7 +232,10 @@ impl Manager {
     /// The append that opens the term, if it is under way.
     pub(super) fn opening(&mut self) -> Option<&mut Append> {
         match &mut self.role {
-            Role::Candidate(Candidate { phase: Phase::Opening(append), .. }) => Some(append),
+            Role::Candidate(candidate) => match &mut candidate.phase {
+                Phase::Opening(append) => Some(append),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -269,12 +272,11 @@ impl Manager {
     pub(super) fn tick_candidate(&mut self, now: Now, out: &mut Vec<Action>) {
         let Role::Candidate(candidate) = &mut self.role else { return };
         match &mut candidate.phase {
-            Phase::Reading => {}
             Phase::ReadAgain(at) if now.ms >= *at => {
                 candidate.phase = Phase::Reading;
                 out.push(Action::ReadLog);
             }
-            Phase::ReadAgain(_) => {}
+            Phase::Reading | Phase::ReadAgain(_) => {}
             Phase::Gathering { .. } => self.gather(now, out),
             Phase::Opening(append) => append.tick(now.ms, out),
         }

@@ -135,7 +135,7 @@ impl Manager {
     }
 
     /// What the server said of an append.
-    pub(super) fn appended(&mut self, now: Now, id: u64, outcome: Outcome, out: &mut Vec<Action>) {
+    pub(super) fn appended(&mut self, now: Now, id: u64, outcome: &Outcome, out: &mut Vec<Action>) {
         if let Some(append) = self.opening().filter(|a| a.id == id) {
             let settled = append.appended(outcome, out);
             self.opened_term(now, settled, out);

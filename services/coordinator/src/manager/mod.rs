@@ -129,7 +129,7 @@ struct Peer {
 
 enum Role {
     Replica,
-    Candidate(Candidate),
+    Candidate(Box<Candidate>),
     Leading(Box<Leading>),
 }
 
@@ -268,7 +268,7 @@ impl Manager {
             Event::Opened => self.opened(&mut out),
             Event::Record(payload) => self.record(now, &payload, &mut out),
             Event::Read(read) => self.read(now, read, &mut out),
-            Event::Appended { id, outcome } => self.appended(now, id, outcome, &mut out),
+            Event::Appended { id, outcome } => self.appended(now, id, &outcome, &mut out),
             Event::Found { id, record } => self.found(now, id, record, &mut out),
             Event::Lead(event) => self.lead(now, event, &mut out),
             Event::Tick { random } => self.tick(now, random, &mut out),
@@ -386,7 +386,7 @@ impl Manager {
         all.extend(self.context.registered().map(str::to_owned));
         all.extend(self.peers.values().flat_map(|p| p.report.registered.iter().cloned()));
         all.remove(&self.config.node);
-        all.retain(|node| !self.peers.get(node).is_some_and(|p| now.ms < p.last + self.config.patience()));
+        all.retain(|node| self.peers.get(node).is_none_or(|p| now.ms >= p.last + self.config.patience()));
         all.into_iter().collect()
     }
 

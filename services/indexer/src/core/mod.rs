@@ -13,7 +13,7 @@ use crate::store::SliceMark;
 use chain::Chain;
 use highwater_schemas::{Position, StabilityTimestamp, state::SliceName};
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
@@ -171,7 +171,7 @@ impl BucketCore {
         for name in self.view.slices.keys() {
             match self.slices.get(name) {
                 None => out.push(Action::Open { slice: *name, reset: false }),
-                Some(slice) if !on_branch(slice, &self.view.shares) => {
+                Some(slice) if !slice.on_branch(&self.view.shares) => {
                     out.push(Action::Open { slice: *name, reset: true });
                 }
                 Some(_) => {}
@@ -201,7 +201,7 @@ impl BucketCore {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
         let vbuuids: Vec<u64> = self.view.shares.iter().map(|s| s.vbuuid).collect();
         let slice = Slice::opened(name, *topology, mark, bulk, &vbuuids);
-        if !on_branch(&slice, &self.view.shares) {
+        if !slice.on_branch(&self.view.shares) {
             return vec![Action::Open { slice: name, reset: true }];
         }
         self.slices.insert(name, slice);
@@ -493,18 +493,4 @@ impl BucketCore {
         self.merge_sessions(&mut out);
         out
     }
-
-    /// Newest ST that every slice in step has made durable.
-    pub(crate) fn durable(&self) -> u64 {
-        self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
-    }
-
-    /// Sessions that this node follows now.
-    pub(crate) fn sessions(&self) -> BTreeSet<u64> {
-        self.slices.values().filter_map(|s| s.following.as_ref()).map(|f| f.id).collect()
-    }
-}
-
-fn on_branch(slice: &Slice, shares: &[Shares]) -> bool {
-    slice.vbs.len() == shares.len() && slice.vbs.iter().zip(shares).all(|(vb, s)| vb.vbuuid == s.vbuuid)
 }

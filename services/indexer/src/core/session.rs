@@ -9,6 +9,16 @@ use std::sync::Arc;
 const FLUSH_RETRY: u64 = 1_000;
 
 impl BucketCore {
+    /// Newest ST that every slice in step has made durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
+    }
+
+    /// Sessions that this node follows now.
+    pub(crate) fn sessions(&self) -> std::collections::BTreeSet<u64> {
+        self.slices.values().filter_map(|s| s.following.as_ref()).map(|f| f.id).collect()
+    }
+
     /// Slices that wait take up the session that was opened for them; those whose session is over wait again.
     pub(super) fn attach_sessions(&mut self, out: &mut Vec<Action>) {
         for slice in self.slices.values_mut() {

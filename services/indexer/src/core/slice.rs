@@ -63,6 +63,11 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
+    /// Whether it is on the branches in force.
+    pub(crate) fn on_branch(&self, shares: &[super::Shares]) -> bool {
+        self.vbs.len() == shares.len() && self.vbs.iter().zip(shares).all(|(vb, s)| vb.vbuuid == s.vbuuid)
+    }
+
     /// A slice as its store was opened.
     pub(crate) fn opened(name: SliceName, topology: u64, mark: &SliceMark, bulk: bool, vbuuids: &[u64]) -> Self {
         let fresh = mark.vbs.len() != vbuuids.len();

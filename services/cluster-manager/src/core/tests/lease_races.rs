@@ -11,6 +11,7 @@ const DELAY: u64 = 1_500;
 /// The shell's patience with a write.
 const PATIENCE: u64 = 1_000;
 
+#[allow(clippy::large_enum_variant)]
 enum Step {
     Happens(usize, Event),
     Read(usize),
