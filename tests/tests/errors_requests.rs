@@ -183,7 +183,7 @@ async fn unknown_and_bad_names_are_said() -> Result<()> {
                 raw("hw.admin.index.build", r#"{"bucket":"people","names":["no"]}"#, "index_not_found", "404", &["no"]),
                 raw("hw.admin.bucket.remove", r#"{"name":"people"}"#, "bucket_in_use", "409", &["people"]),
                 raw("hw.admin.bucket.remove", r#"{"name":"nowhere"}"#, "bucket_not_found", "404", &["nowhere"]),
-                raw("hw.admin.topic.create", "{}", "not_supported", "501", &["topic.create"]),
+                raw("hw.admin.rebalance.plan", "{}", "not_supported", "501", &["rebalance.plan"]),
             ],
         )
         .await
