@@ -83,7 +83,7 @@ impl Cluster {
 
 impl Trial {
     /// Documents, three indexes, a writer, and a scan that repeats.
-    pub async fn start(cluster: &mut Cluster, documents: u64, rng: &mut Rng) -> Result<Self> {
+    async fn start(cluster: &mut Cluster, documents: u64, rng: &mut Rng) -> Result<Self> {
         let client = cluster.client().await?;
         let replicas = cluster.servers().len();
         let watch = Watch::start(cluster.url()).await?;
@@ -108,6 +108,20 @@ impl Trial {
         trial.active().await?;
         trial.traffic(rng);
         Ok(trial)
+    }
+
+    /// Runs a test on a deployment with traffic; `name` tells its seed from others.
+    pub async fn run<F>(name: &str, cluster: Cluster, documents: u64, test: F) -> Result<()>
+    where
+        F: AsyncFnOnce(&mut Cluster, &mut Self, &mut Rng) -> Result<()>,
+    {
+        let mut rng = Rng::seeded(name);
+        cluster
+            .run(async |cluster| {
+                let mut trial = Self::start(cluster, documents, &mut rng).await?;
+                test(cluster, &mut trial, &mut rng).await
+            })
+            .await
     }
 
     /// Waits until every index is active.
@@ -194,6 +208,14 @@ impl Trial {
             if agree && leading == 1 { Ok(()) } else { Err(format!("{reports:?}")) }
         })
         .await
+    }
+
+    /// Some more documents, and then quiet: no scan failed, all who run agree, and everything holds.
+    pub async fn settle(&mut self, cluster: &Cluster) -> Result<()> {
+        load::written(&self.source, 200).await?;
+        self.quiet_without_failures().await?;
+        self.formed(&cluster.nodes()).await?;
+        self.check().await
     }
 
     /// What must hold now: the log is one, every acknowledged index is in it and listed, and agrees with the documents. Nothing

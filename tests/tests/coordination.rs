@@ -24,35 +24,32 @@ enum Ask {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_killed_while_indexes_are_created_leaves_none_half_created() -> Result<()> {
-    killed_during(Ask::Create, 60, &mut Rng::seeded("killed during create")).await
+    killed_during("killed during create", Ask::Create, 60).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_killed_while_deferred_indexes_are_built_leaves_the_builds_to_the_next() -> Result<()> {
-    killed_during(Ask::Build, 250, &mut Rng::seeded("killed during build")).await
+    killed_during("killed during build", Ask::Build, 250).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_killed_while_indexes_are_dropped_leaves_none_half_dropped() -> Result<()> {
-    killed_during(Ask::Drop, 15, &mut Rng::seeded("killed during drop")).await
+    killed_during("killed during drop", Ask::Drop, 15).await
 }
 
 /// Kills the master within so many milliseconds after requests of one kind began.
-async fn killed_during(ask: Ask, within_ms: u64, rng: &mut Rng) -> Result<()> {
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let documents = if ask == Ask::Build { 10 * DOCUMENTS } else { DOCUMENTS };
-            let mut trial = Trial::start(cluster, documents, rng).await?;
-            for round in 0..ROUNDS {
-                // Soon in one half of the cases.
-                let within_ms = if rng.chance(50) { within_ms } else { within_ms / 8 + 1 };
-                one_round(cluster, &mut trial, ask, round, rng.below(within_ms), rng).await?;
-            }
-            println!("without a master for {:?} at most; {} terms", trial.longest, trial.history.terms().count());
-            Ok(())
-        })
-        .await
+async fn killed_during(name: &str, ask: Ask, within_ms: u64) -> Result<()> {
+    let documents = if ask == Ask::Build { 10 * DOCUMENTS } else { DOCUMENTS };
+    Trial::run(name, Cluster::deployed().await?, documents, async |cluster, trial, rng| {
+        for round in 0..ROUNDS {
+            // Soon in one half of the cases.
+            let within_ms = if rng.chance(50) { within_ms } else { within_ms / 8 + 1 };
+            one_round(cluster, trial, ask, round, rng.below(within_ms), rng).await?;
+        }
+        println!("without a master for {:?} at most; {} terms", trial.longest, trial.history.terms().count());
+        Ok(())
+    })
+    .await
 }
 
 async fn one_round(
@@ -130,10 +127,7 @@ async fn one_round(
         }
     }
     cluster.start_node(&master).await?;
-    load::written(&trial.source, 200).await?;
-    trial.quiet_without_failures().await?;
-    trial.formed(&cluster.nodes()).await?;
-    trial.check().await?;
+    trial.settle(cluster).await?;
     // All of these names can be used again.
     for name in names.iter().flatten() {
         if trial.indexes.iter().any(|index| index.name == *name) {
@@ -174,41 +168,34 @@ async fn build_surely(trial: &mut Trial, name: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn master_and_active_cluster_manager_killed_together_are_both_replaced() -> Result<()> {
-    let mut rng = Rng::seeded("killed together");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            for round in 0..ROUNDS {
-                trial.traffic(&mut rng);
-                let (master, term) = trial.master().await?;
-                let (active, _) = trial::cluster_managers(&trial.client).await?;
-                let name = format!("together{round}");
-                trial.create(&name).await?;
-                // In any order, with or without something between.
-                let (first, second) = if rng.chance(50) { (&master, &active) } else { (&active, &master) };
-                cluster.kill(first)?;
-                if rng.chance(50) {
-                    tokio::time::sleep(Duration::from_millis(rng.below(1_000))).await;
-                }
-                let gone = Instant::now();
-                cluster.kill(second)?;
-                let (next, _) = trial.later_term(term, gone).await?;
-                let other = trial::cluster_managers(&trial.client).await?.0;
-                println!("round {round}: {master} and {active} killed, {next} and {other} follow");
-                ensure!(next != master && other != active, "{next} and {other}");
-                trial.holds(&trial.state_of(&next).await?)?;
-                trial.create(&format!("after{round}")).await?;
-                trial.drop(&name).await?;
-                cluster.start_node(&master).await?;
-                cluster.start_node(&active).await?;
-                load::written(&trial.source, 200).await?;
-                trial.quiet_without_failures().await?;
-                trial.formed(&cluster.nodes()).await?;
-                trial.check().await?;
+    Trial::run("killed together", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
+        for round in 0..ROUNDS {
+            trial.traffic(rng);
+            let (master, term) = trial.master().await?;
+            let (active, _) = trial::cluster_managers(&trial.client).await?;
+            let name = format!("together{round}");
+            trial.create(&name).await?;
+            // In any order, with or without something between.
+            let (first, second) = if rng.chance(50) { (&master, &active) } else { (&active, &master) };
+            cluster.kill(first)?;
+            if rng.chance(50) {
+                tokio::time::sleep(Duration::from_millis(rng.below(1_000))).await;
             }
-            println!("without a master for {:?} at most", trial.longest);
-            Ok(())
-        })
-        .await
+            let gone = Instant::now();
+            cluster.kill(second)?;
+            let (next, _) = trial.later_term(term, gone).await?;
+            let other = trial::cluster_managers(&trial.client).await?.0;
+            println!("round {round}: {master} and {active} killed, {next} and {other} follow");
+            ensure!(next != master && other != active, "{next} and {other}");
+            trial.holds(&trial.state_of(&next).await?)?;
+            trial.create(&format!("after{round}")).await?;
+            trial.drop(&name).await?;
+            cluster.start_node(&master).await?;
+            cluster.start_node(&active).await?;
+            trial.settle(cluster).await?;
+        }
+        println!("without a master for {:?} at most", trial.longest);
+        Ok(())
+    })
+    .await
 }

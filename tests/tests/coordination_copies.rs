@@ -15,59 +15,51 @@ const IN_VAIN: Duration = Duration::from_millis(2_500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stray_old_copy_follows_the_log_even_when_it_is_elected() -> Result<()> {
-    let mut rng = Rng::seeded("stray copy");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            let first = trial.history.read(&trial.client).await?.incarnation;
-            let (master, _) = trial.master().await?;
-            let stray = MANAGERS.into_iter().find(|node| *node != master).context("no replica")?;
-            let kept = cluster.path().join("kept");
-            let place = cluster.data_dir(stray).join("coordinator/state");
-            cluster.stop(stray).await?;
-            files::copy(&place, &kept)?;
-            cluster.start_node(stray).await?;
-            trial.drop(&trial.indexes[2].name.clone()).await?;
-            trial.create("later").await?;
-            trial.formed(&cluster.nodes()).await?;
+    Trial::run("stray copy", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, _| {
+        let first = trial.history.read(&trial.client).await?.incarnation;
+        let (master, _) = trial.master().await?;
+        let stray = MANAGERS.into_iter().find(|node| *node != master).context("no replica")?;
+        let kept = cluster.path().join("kept");
+        let place = cluster.data_dir(stray).join("coordinator/state");
+        cluster.stop(stray).await?;
+        files::copy(&place, &kept)?;
+        cluster.start_node(stray).await?;
+        trial.drop(&trial.indexes[2].name.clone()).await?;
+        trial.create("later").await?;
+        trial.formed(&cluster.nodes()).await?;
 
-            // It comes back as a replica.
-            cluster.stop(stray).await?;
-            files::put_back(&kept, &place)?;
-            cluster.start_node(stray).await?;
-            trial.formed(&cluster.nodes()).await?;
-            trial.holds(&trial.state_of(stray).await?)?;
-            trial.create("after").await?;
+        // It comes back as a replica.
+        cluster.stop(stray).await?;
+        files::put_back(&kept, &place)?;
+        cluster.start_node(stray).await?;
+        trial.formed(&cluster.nodes()).await?;
+        trial.holds(&trial.state_of(stray).await?)?;
+        trial.create("after").await?;
 
-            // It comes back as the only one.
-            let (_, term) = trial.master().await?;
-            let gone = Instant::now();
-            for node in MANAGERS {
-                cluster.kill(node)?;
-            }
-            files::put_back(&kept, &place)?;
-            cluster.start_node(stray).await?;
-            let (next, _) = trial.later_term(term, gone).await?;
-            ensure!(next == stray, "{next} coordinates");
-            trial.holds(&trial.state_of(stray).await?)?;
-            trial.create("at_last").await?;
-            for node in MANAGERS.into_iter().filter(|node| *node != stray) {
-                cluster.start_node(node).await?;
-            }
-            load::written(&trial.source, 200).await?;
-            trial.quiet_without_failures().await?;
-            trial.formed(&cluster.nodes()).await?;
-            trial.check().await?;
-            ensure!(trial.history.incarnation() == first, "the log was replaced: {}", trial.history.incarnation());
-            Ok(())
-        })
-        .await
+        // It comes back as the only one.
+        let (_, term) = trial.master().await?;
+        let gone = Instant::now();
+        for node in MANAGERS {
+            cluster.kill(node)?;
+        }
+        files::put_back(&kept, &place)?;
+        cluster.start_node(stray).await?;
+        let (next, _) = trial.later_term(term, gone).await?;
+        ensure!(next == stray, "{next} coordinates");
+        trial.holds(&trial.state_of(stray).await?)?;
+        trial.create("at_last").await?;
+        for node in MANAGERS.into_iter().filter(|node| *node != stray) {
+            cluster.start_node(node).await?;
+        }
+        trial.settle(cluster).await?;
+        ensure!(trial.history.incarnation() == first, "the log was replaced: {}", trial.history.incarnation());
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_another_deployment_loses_against_the_log() -> Result<()> {
-    let mut rng = Rng::seeded("foreign copy");
     // Longer than the log that it meets, in a later term.
     let mut other = Cluster::without_services()?.deploy(&["cluster-manager-1", "coordinator-1"]).await?;
     let client = other.client().await?;
@@ -84,101 +76,83 @@ async fn a_copy_of_another_deployment_loses_against_the_log() -> Result<()> {
     other.stop("coordinator-1").await?;
     let foreign = other.data_dir("coordinator-1").join("coordinator/state");
 
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            let (_, term) = trial.master().await?;
-            let context = trial.history.read(&trial.client).await?;
-            ensure!(version > context.version, "the foreign copy is at {version}, ours at {}", context.version);
-            // As a replica, and then as the first to be elected: it claims the highest version.
-            let mut before = term;
-            for others_die in [false, true] {
-                let (master, _) = trial.master().await?;
-                let stray = MANAGERS.into_iter().find(|node| *node != master).context("no replica")?;
-                let gone = Instant::now();
-                if others_die {
-                    for node in MANAGERS {
-                        cluster.kill(node)?;
-                    }
-                } else {
-                    cluster.stop(stray).await?;
+    Trial::run("foreign copy", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, _| {
+        let (_, term) = trial.master().await?;
+        let context = trial.history.read(&trial.client).await?;
+        ensure!(version > context.version, "the foreign copy is at {version}, ours at {}", context.version);
+        // As a replica, and then as the first to be elected: it claims the highest version.
+        let mut before = term;
+        for others_die in [false, true] {
+            let (master, _) = trial.master().await?;
+            let stray = MANAGERS.into_iter().find(|node| *node != master).context("no replica")?;
+            let gone = Instant::now();
+            if others_die {
+                for node in MANAGERS {
+                    cluster.kill(node)?;
                 }
-                files::put_back(&foreign, &cluster.data_dir(stray).join("coordinator/state"))?;
-                cluster.start_node(stray).await?;
-                if others_die {
-                    let (next, later) = trial.later_term(before, gone).await?;
-                    println!("{next} coordinates in term {later} after {before}");
-                    before = later;
-                    for node in MANAGERS.into_iter().filter(|node| *node != stray) {
-                        cluster.start_node(node).await?;
-                    }
-                }
-                trial.formed(&cluster.nodes()).await?;
-                let state = trial.state_of(stray).await?;
-                trial.holds(&state)?;
-                ensure!(!state.buckets.contains_key("strange"), "the foreign bucket is there");
-                trial.create(&format!("after_{others_die}")).await?;
+            } else {
+                cluster.stop(stray).await?;
             }
-            load::written(&trial.source, 200).await?;
-            trial.quiet_without_failures().await?;
-            trial.check().await
-        })
-        .await
+            files::put_back(&foreign, &cluster.data_dir(stray).join("coordinator/state"))?;
+            cluster.start_node(stray).await?;
+            if others_die {
+                let (next, later) = trial.later_term(before, gone).await?;
+                println!("{next} coordinates in term {later} after {before}");
+                before = later;
+                for node in MANAGERS.into_iter().filter(|node| *node != stray) {
+                    cluster.start_node(node).await?;
+                }
+            }
+            trial.formed(&cluster.nodes()).await?;
+            let state = trial.state_of(stray).await?;
+            trial.holds(&state)?;
+            ensure!(!state.buckets.contains_key("strange"), "the foreign bucket is there");
+            trial.create(&format!("after_{others_die}")).await?;
+        }
+        trial.settle(cluster).await
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_log_waits_for_every_copy() -> Result<()> {
-    let mut rng = Rng::seeded("two of three");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            let last = only_one_knows(cluster, &mut trial, &mut rng).await?;
-            nobody_coordinates(&trial, &last).await?;
-            cluster.start_node(&last).await?;
-            let (next, _) = trial.master().await?;
-            println!("{next} coordinates");
-            trial.holds(&trial.state_of(&next).await?)?;
-            trial.create("at_last").await?;
-            trial.traffic(&mut rng);
-            load::written(&trial.source, 200).await?;
-            trial.quiet_without_failures().await?;
-            trial.formed(&cluster.nodes()).await?;
-            trial.check().await
-        })
-        .await
+    Trial::run("two of three", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
+        let last = only_one_knows(cluster, trial, rng).await?;
+        nobody_coordinates(trial, &last).await?;
+        cluster.start_node(&last).await?;
+        let (next, _) = trial.master().await?;
+        println!("{next} coordinates");
+        trial.holds(&trial.state_of(&next).await?)?;
+        trial.create("at_last").await?;
+        trial.traffic(rng);
+        trial.settle(cluster).await
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_log_is_recovered_by_force_from_the_copies_that_are_there() -> Result<()> {
-    let mut rng = Rng::seeded("by force");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            let last = only_one_knows(cluster, &mut trial, &mut rng).await?;
-            nobody_coordinates(&trial, &last).await?;
-            let mut recover = Command::new(binaries::highwater()?);
-            recover.args(["state", "recover", "--force", "--nats-url", cluster.url()]);
-            let said = recover.output().context("the command line does not start")?;
-            ensure!(said.status.success(), "{said:?}");
-            let (next, _) = trial.master().await?;
-            // Its owner gave up what only the missing one knew.
-            trial.indexes.retain(|index| index.name != "known_to_one");
-            trial.holds(&trial.state_of(&next).await?)?;
-            trial.create("at_last").await?;
-            // It returns with a later version of a log that is no more.
-            cluster.start_node(&last).await?;
-            trial.formed(&cluster.nodes()).await?;
-            trial.holds(&trial.state_of(&last).await?)?;
-            trial.create("known_to_one").await?;
-            trial.traffic(&mut rng);
-            load::written(&trial.source, 200).await?;
-            trial.quiet_without_failures().await?;
-            trial.check().await
-        })
-        .await
+    Trial::run("by force", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
+        let last = only_one_knows(cluster, trial, rng).await?;
+        nobody_coordinates(trial, &last).await?;
+        let mut recover = Command::new(binaries::highwater()?);
+        recover.args(["state", "recover", "--force", "--nats-url", cluster.url()]);
+        let said = recover.output().context("the command line does not start")?;
+        ensure!(said.status.success(), "{said:?}");
+        let (next, _) = trial.master().await?;
+        // Its owner gave up what only the missing one knew.
+        trial.indexes.retain(|index| index.name != "known_to_one");
+        trial.holds(&trial.state_of(&next).await?)?;
+        trial.create("at_last").await?;
+        // It returns with a later version of a log that is no more.
+        cluster.start_node(&last).await?;
+        trial.formed(&cluster.nodes()).await?;
+        trial.holds(&trial.state_of(&last).await?)?;
+        trial.create("known_to_one").await?;
+        trial.traffic(rng);
+        trial.settle(cluster).await
+    })
+    .await
 }
 
 /// Stops every index manager and deletes the log; those are started again that do not know the newest index. Answers who does.

@@ -13,139 +13,118 @@ const ROUNDS: u64 = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_log_is_published_anew() -> Result<()> {
-    let mut rng = Rng::seeded("deleted log");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            for round in 0..ROUNDS {
-                trial.traffic(&mut rng);
-                let context = trial.history.read(&trial.client).await?;
-                trial.create(&format!("before{round}")).await?;
-                let (_, term) = trial.master().await?;
-                let gone = Instant::now();
-                trial.client.js.delete_stream(subjects::STATE_STREAM).await?;
-                // Its loss is noticed by an append, or when it is looked after.
-                let name = format!("meanwhile{round}");
-                if rng.chance(50) {
-                    trial.create(&name).await?;
-                }
-                let (next, later) = trial.later_term(term, gone).await?;
-                println!("round {round}: term {later} by {next} after {term}, {:?} at most", trial.longest);
-                trial.holds(&trial.state_of(&next).await?)?;
-                trial.create(&format!("after{round}")).await?;
-                trial.drop(&format!("before{round}")).await?;
-                load::written(&trial.source, 200).await?;
-                trial.quiet_without_failures().await?;
-                trial.formed(&cluster.nodes()).await?;
-                trial.check().await?;
-                ensure!(trial.history.incarnation() == context.incarnation + 1, "not published anew once");
+    Trial::run("deleted log", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
+        for round in 0..ROUNDS {
+            trial.traffic(rng);
+            let context = trial.history.read(&trial.client).await?;
+            trial.create(&format!("before{round}")).await?;
+            let (_, term) = trial.master().await?;
+            let gone = Instant::now();
+            trial.client.js.delete_stream(subjects::STATE_STREAM).await?;
+            // Its loss is noticed by an append, or when it is looked after.
+            let name = format!("meanwhile{round}");
+            if rng.chance(50) {
+                trial.create(&name).await?;
             }
-            Ok(())
-        })
-        .await
+            let (next, later) = trial.later_term(term, gone).await?;
+            println!("round {round}: term {later} by {next} after {term}, {:?} at most", trial.longest);
+            trial.holds(&trial.state_of(&next).await?)?;
+            trial.create(&format!("after{round}")).await?;
+            trial.drop(&format!("before{round}")).await?;
+            trial.settle(cluster).await?;
+            ensure!(trial.history.incarnation() == context.incarnation + 1, "not published anew once");
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_lost_its_tail_while_the_server_was_down_gets_it_back() -> Result<()> {
-    let mut rng = Rng::seeded("lost tail");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            let kept = cluster.path().join("kept");
-            for round in 0..ROUNDS {
-                trial.quiet_without_failures().await?;
-                let incarnation = trial.history.read(&trial.client).await?.incarnation;
-                // An old tail, or a torn one.
-                let old = round % 2 == 0;
-                if old {
-                    cluster.nats().kill();
-                    files::copy(&cluster.nats().stream_dir(subjects::STATE_STREAM), &kept)?;
-                    cluster.nats().start_again()?;
-                    trial.client.insist("hw.cluster.members", &json!({}), trial::SETTLED_WITHIN).await?;
-                }
-                let dropped = trial.indexes.pop().context("no index")?;
-                trial.client.drop_index(trial::BUCKET, &dropped.name).await?;
-                for n in 0..3 {
-                    trial.create(&format!("tail{round}_{n}")).await?;
-                }
-                let (_, term) = trial.master().await?;
-                let before = trial.history.read(&trial.client).await?;
+    Trial::run("lost tail", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
+        let kept = cluster.path().join("kept");
+        for round in 0..ROUNDS {
+            trial.quiet_without_failures().await?;
+            let incarnation = trial.history.read(&trial.client).await?.incarnation;
+            // An old tail, or a torn one.
+            let old = round % 2 == 0;
+            if old {
                 cluster.nats().kill();
-                let stream = cluster.nats().stream_dir(subjects::STATE_STREAM);
-                if old {
-                    files::put_back(&kept, &stream)?;
-                } else {
-                    files::cut_stream(&stream, 50 + rng.below(45))?;
-                }
-                let gone = Instant::now();
+                files::copy(&cluster.nats().stream_dir(subjects::STATE_STREAM), &kept)?;
                 cluster.nats().start_again()?;
-                let (next, later) = trial.later_term(term, gone).await?;
-                let after = trial.state_of(&next).await?;
-                println!(
-                    "round {round}: term {later} by {next} after {term}; version {} then {}",
-                    before.version, after.version
-                );
-                ensure!(after.version > before.version, "records are lost");
-                trial.holds(&after)?;
-                trial.create(&format!("after{round}")).await?;
-                trial.traffic(&mut rng);
-                load::written(&trial.source, 200).await?;
-                trial.quiet_without_failures().await?;
-                trial.formed(&cluster.nodes()).await?;
-                trial.check().await?;
-                ensure!(trial.history.incarnation() > incarnation, "not published anew");
-                trial.traffic(&mut rng);
+                trial.client.insist("hw.cluster.members", &json!({}), trial::SETTLED_WITHIN).await?;
             }
-            Ok(())
-        })
-        .await
+            let dropped = trial.indexes.pop().context("no index")?;
+            trial.client.drop_index(trial::BUCKET, &dropped.name).await?;
+            for n in 0..3 {
+                trial.create(&format!("tail{round}_{n}")).await?;
+            }
+            let (_, term) = trial.master().await?;
+            let before = trial.history.read(&trial.client).await?;
+            cluster.nats().kill();
+            let stream = cluster.nats().stream_dir(subjects::STATE_STREAM);
+            if old {
+                files::put_back(&kept, &stream)?;
+            } else {
+                files::cut_stream(&stream, 50 + rng.below(45))?;
+            }
+            let gone = Instant::now();
+            cluster.nats().start_again()?;
+            let (next, later) = trial.later_term(term, gone).await?;
+            let after = trial.state_of(&next).await?;
+            println!(
+                "round {round}: term {later} by {next} after {term}; version {} then {}",
+                before.version, after.version
+            );
+            ensure!(after.version > before.version, "records are lost");
+            trial.holds(&after)?;
+            trial.create(&format!("after{round}")).await?;
+            trial.traffic(rng);
+            trial.settle(cluster).await?;
+            ensure!(trial.history.incarnation() > incarnation, "not published anew");
+            trial.traffic(rng);
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terms_rise_without_the_cluster_managers_bucket() -> Result<()> {
-    let mut rng = Rng::seeded("lost bucket");
-    Cluster::deployed()
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            for round in 0..ROUNDS {
-                trial.traffic(&mut rng);
-                let (master, term) = trial.master().await?;
-                let (active, _) = trial::cluster_managers(&trial.client).await?;
-                trial.client.js.delete_stream(subjects::CLUSTER_STREAM).await?;
-                // With the bucket gone, one that remembers nothing else may take over.
-                if round % 2 == 1 {
-                    cluster.kill(&active)?;
-                }
-                let gone = Instant::now();
-                cluster.kill(&master)?;
-                let (next, later) = trial.later_term(term, gone).await?;
-                println!("round {round}: term {later} by {next} after {term}");
-                trial.create(&format!("after{round}")).await?;
-                for node in [&master, &active] {
-                    if !cluster.nodes().contains(node) {
-                        cluster.start_node(node).await?;
-                    }
-                }
-                load::written(&trial.source, 200).await?;
-                trial.quiet_without_failures().await?;
-                trial.formed(&cluster.nodes()).await?;
-                trial.check().await?;
-            }
-            // Nobody needs to go for it.
+    Trial::run("lost bucket", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
+        for round in 0..ROUNDS {
+            trial.traffic(rng);
             let (master, term) = trial.master().await?;
+            let (active, _) = trial::cluster_managers(&trial.client).await?;
             trial.client.js.delete_stream(subjects::CLUSTER_STREAM).await?;
-            until("the bucket is made again", trial::SETTLED_WITHIN, async || {
-                let found = trial.client.js.get_stream(subjects::CLUSTER_STREAM).await;
-                found.map(|_| ()).map_err(|error| error.to_string())
-            })
-            .await?;
-            trial.create("at_last").await?;
-            let (after, later) = trial.master().await?;
-            ensure!(later > term || (later == term && after == master), "{after} in {later}, {master} in {term}");
-            trial.check().await
+            // With the bucket gone, one that remembers nothing else may take over.
+            if round % 2 == 1 {
+                cluster.kill(&active)?;
+            }
+            let gone = Instant::now();
+            cluster.kill(&master)?;
+            let (next, later) = trial.later_term(term, gone).await?;
+            println!("round {round}: term {later} by {next} after {term}");
+            trial.create(&format!("after{round}")).await?;
+            for node in [&master, &active] {
+                if !cluster.nodes().contains(node) {
+                    cluster.start_node(node).await?;
+                }
+            }
+            trial.settle(cluster).await?;
+        }
+        // Nobody needs to go for it.
+        let (master, term) = trial.master().await?;
+        trial.client.js.delete_stream(subjects::CLUSTER_STREAM).await?;
+        until("the bucket is made again", trial::SETTLED_WITHIN, async || {
+            let found = trial.client.js.get_stream(subjects::CLUSTER_STREAM).await;
+            found.map(|_| ()).map_err(|error| error.to_string())
         })
-        .await
+        .await?;
+        trial.create("at_last").await?;
+        let (after, later) = trial.master().await?;
+        ensure!(later > term || (later == term && after == master), "{after} in {later}, {master} in {term}");
+        trial.check().await
+    })
+    .await
 }

@@ -14,38 +14,28 @@ const ELECTED_WITHIN: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_of_the_source_killed_under_load_loses_nothing() -> Result<()> {
-    let mut rng = Rng::seeded("leader of the source");
-    Cluster::replicated()
-        .await?
-        .deploy(&NODES)
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            replicated(&trial, cluster).await?;
-            for round in 0..2 {
-                let stream = trial.source.streams[0].0.clone();
-                one_round(cluster, &mut trial, &stream, false, round, &mut rng).await?;
-            }
-            Ok(())
-        })
-        .await
+    let deployed = Cluster::replicated().await?.deploy(&NODES).await?;
+    Trial::run("leader of the source", deployed, DOCUMENTS, async |cluster, trial, rng| {
+        replicated(trial, cluster).await?;
+        for round in 0..2 {
+            let stream = trial.source.streams[0].0.clone();
+            one_round(cluster, trial, &stream, false, round, rng).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_of_the_log_killed_with_or_without_the_master_loses_nothing() -> Result<()> {
-    let mut rng = Rng::seeded("leader of the log");
-    Cluster::replicated()
-        .await?
-        .deploy(&NODES)
-        .await?
-        .run(async |cluster| {
-            let mut trial = Trial::start(cluster, DOCUMENTS, &mut rng).await?;
-            for round in 0..2 {
-                one_round(cluster, &mut trial, subjects::STATE_STREAM, round % 2 == 1, round, &mut rng).await?;
-            }
-            Ok(())
-        })
-        .await
+    let deployed = Cluster::replicated().await?.deploy(&NODES).await?;
+    Trial::run("leader of the log", deployed, DOCUMENTS, async |cluster, trial, rng| {
+        for round in 0..2 {
+            one_round(cluster, trial, subjects::STATE_STREAM, round % 2 == 1, round, rng).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Kills the server that leads a stream, perhaps with the master, while indexes are created and documents are written.

@@ -1,5 +1,6 @@
 //! Membership and status: nodes ↔ cluster manager ↔ index managers, and what `highwater status` shows.
 
+use crate::state::SliceName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,28 @@ pub struct SliceReport {
     pub unindexed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl SliceReport {
+    /// Of a slice that holds nothing and follows no session.
+    pub fn new(bucket: &str, name: SliceName, state: SliceState) -> Self {
+        Self {
+            bucket: bucket.to_owned(),
+            index: name.index,
+            partition: name.partition,
+            state,
+            session: 0,
+            done_with: 0,
+            resume: Vec::new(),
+            docs_done: 0,
+            built: 0,
+            to_build: 0,
+            items: 0,
+            bytes: 0,
+            unindexed: 0,
+            error: None,
+        }
+    }
 }
 
 /// What a projector found in a source that contradicts what was read from it before.

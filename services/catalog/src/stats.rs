@@ -110,7 +110,11 @@ impl Highest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::{api::NodeKind, definition::IndexDefinition, state::PlacedIndex};
+    use highwater_schemas::{
+        api::NodeKind,
+        definition::IndexDefinition,
+        state::{PlacedIndex, SliceName},
+    };
 
     fn index(state: IndexState, hosts: &[&str]) -> Index {
         let definition: IndexDefinition =
@@ -121,21 +125,13 @@ mod tests {
     }
 
     fn report(node: &str, partition: u32, state: SliceState, docs_done: u64) -> (String, Option<NodeStatus>) {
+        let name = SliceName { index: 7, partition };
         let slice = SliceReport {
-            bucket: "users".into(),
-            index: 7,
-            partition,
-            state,
-            session: 0,
-            done_with: 0,
-            resume: vec![],
             docs_done,
-            built: 0,
-            to_build: 0,
             items: 10,
             bytes: 100,
             unindexed: 1,
-            error: None,
+            ..SliceReport::new("users", name, state)
         };
         let kind = NodeKind::Indexer;
         let status =

@@ -226,20 +226,10 @@ impl World {
             let Some(known) = node.context.buckets.get(bucket).filter(|b| b.declared == *declared) else { continue };
             for (name, slice) in &held.slices {
                 slices.push(SliceReport {
-                    bucket: bucket.clone(),
-                    index: name.index,
-                    partition: name.partition,
-                    state: slice.state,
                     session: slice.session,
                     done_with: slice.done_with,
                     resume: vec![0; known.vbuckets.len()],
-                    docs_done: 0,
-                    built: 0,
-                    to_build: 0,
-                    items: 0,
-                    bytes: 0,
-                    unindexed: 0,
-                    error: None,
+                    ..SliceReport::new(bucket, *name, slice.state)
                 });
             }
         }

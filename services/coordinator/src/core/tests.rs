@@ -5,7 +5,7 @@ use highwater_schemas::{
     ErrorCode, Position, StVb, StabilityTimestamp,
     api::{NodeKind, SliceReport, SliceState, Suspicion},
     definition::IndexDefinition,
-    state::IndexState,
+    state::{IndexState, SliceName},
     wire::SyncVb,
 };
 use std::collections::VecDeque;
@@ -132,22 +132,8 @@ impl Driver {
 }
 
 fn report(state: SliceState, done_with: u64) -> SliceReport {
-    SliceReport {
-        bucket: "b".into(),
-        index: 1,
-        partition: 0,
-        state,
-        session: 0,
-        done_with,
-        resume: vec![2],
-        docs_done: 0,
-        built: 0,
-        to_build: 0,
-        items: 0,
-        bytes: 0,
-        unindexed: 0,
-        error: None,
-    }
+    let name = SliceName { index: 1, partition: 0 };
+    SliceReport { done_with, resume: vec![2], ..SliceReport::new("b", name, state) }
 }
 
 #[test]
