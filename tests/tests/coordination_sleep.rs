@@ -2,7 +2,6 @@
 
 use highwater_schemas::subjects;
 use highwater_tests::{
-    load,
     prelude::*,
     trial::{self, BUCKET, SETTLED_WITHIN, Trial},
 };

@@ -126,13 +126,8 @@ mod tests {
 
     fn report(node: &str, partition: u32, state: SliceState, docs_done: u64) -> (String, Option<NodeStatus>) {
         let name = SliceName { index: 7, partition };
-        let slice = SliceReport {
-            docs_done,
-            items: 10,
-            bytes: 100,
-            unindexed: 1,
-            ..SliceReport::new("users", name, state)
-        };
+        let slice =
+            SliceReport { docs_done, items: 10, bytes: 100, unindexed: 1, ..SliceReport::new("users", name, state) };
         let kind = NodeKind::Indexer;
         let status =
             NodeStatus { node: node.into(), kind, slices: vec![slice], refused_messages: 0, unindexed: vec![] };
