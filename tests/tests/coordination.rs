@@ -2,7 +2,6 @@
 
 use highwater_schemas::state::IndexState;
 use highwater_tests::{
-    load,
     prelude::*,
     trial::{self, Answer, BUCKET, SETTLED_WITHIN, Trial},
 };

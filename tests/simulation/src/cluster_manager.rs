@@ -22,8 +22,6 @@ pub struct ClusterManagerNode {
     pub inbox: Inbox,
     pub core: Option<Core>,
     started: u64,
-    /// It ends once it has let go of the lease.
-    pub stopping: bool,
     lease: u64,
 }
 
@@ -34,7 +32,6 @@ impl ClusterManagerNode {
             inbox: Inbox::default(),
             core: None,
             started: 0,
-            stopping: false,
             lease: 3_000,
         }
     }
@@ -48,7 +45,6 @@ impl World {
         let config = Config::new(node.process.node.name(), node.process.life);
         node.lease = config.lease.as_millis() as u64;
         node.started = now;
-        node.stopping = false;
         node.core = Some(Core::new(config, 0));
     }
 

@@ -1,10 +1,14 @@
 //! What must hold at every moment, and what must hold when everything is well again.
 
-use crate::{log::Payload, node::Node, world::World};
+use crate::{
+    log::{Payload, record},
+    node::Node,
+    world::World,
+};
 use highwater_schemas::{
     StabilityTimestamp,
     api::{Join, NodeKind},
-    state::{Change, IndexState, Record, unpack},
+    state::{Change, IndexState},
     wire::Stability,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +26,7 @@ pub struct Invariants {
     /// Term → who led in it, and in which life.
     led: BTreeMap<u64, (String, u64)>,
     /// Per index manager the highest term of which it told others.
-    terms: BTreeMap<usize, u64>,
+    pub terms: BTreeMap<usize, u64>,
     /// (bucket, vbuuid of its first branches, number) → the timestamp, without its marks.
     numbers: BTreeMap<(String, u64, u64), StabilityTimestamp>,
     /// Newest number, by bucket, and when it was published.
@@ -34,8 +38,6 @@ pub struct Invariants {
     pub lost: Option<Lost>,
     /// Something was lost that nobody who was there held.
     pub excused: bool,
-    /// An old copy was brought back.
-    pub strayed: bool,
     well: u64,
 }
 
@@ -68,7 +70,7 @@ impl World {
         }
         let term = machine.report().term;
         let before = self.invariants.terms.get(&at).copied().unwrap_or(0);
-        if term < before && !self.invariants.strayed {
+        if term < before {
             let why = format!("I4: {name} told others of term {before}, and now knows {term}");
             self.fail(why);
         }
@@ -149,7 +151,7 @@ impl World {
 
     /// A record became durable somewhere.
     pub(crate) fn observe_disk(&mut self, at: usize) {
-        if self.log.losses > 0 || self.invariants.strayed {
+        if self.log.losses > 0 {
             return;
         }
         let (version, mark) = match self.managers[at].disk.marks.last_key_value() {
@@ -168,7 +170,7 @@ impl World {
 
     /// Before a record enters the log: no generation begins below what a live indexer has applied.
     pub(crate) fn before_assignment(&mut self, payload: &Payload) {
-        let Some(record) = unpack(payload).ok().and_then(|j| serde_json::from_slice::<Record>(&j).ok()) else { return };
+        let Some(record) = record(payload) else { return };
         let Change::VbucketAssigned { bucket, vb, generation, x, .. } = record.change else { return };
         let (now, vb) = (self.now, usize::from(vb));
         let Some(context) = self.log.read.as_ref().filter(|_| self.network.calm() && !self.invariants.excused) else {
@@ -196,7 +198,7 @@ impl World {
     /// Before a record enters the log: does it come from someone who holds what the log lost?
     pub(crate) fn before_append(&mut self, payload: &Payload) {
         let Some(lost) = self.invariants.lost else { return };
-        let Some(record) = unpack(payload).ok().and_then(|j| serde_json::from_slice::<Record>(&j).ok()) else { return };
+        let Some(record) = record(payload) else { return };
         let holds = |m: &crate::manager::ManagerNode| m.disk.marks.get(&lost.version) == Some(&lost.mark);
         let whose = match &record.change {
             Change::TermStarted { coordinator } => coordinator.clone(),

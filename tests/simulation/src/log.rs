@@ -26,9 +26,13 @@ pub struct Log {
     pub compacted: u64,
 }
 
+/// The record in what is stored.
+pub fn record(payload: &Payload) -> Option<Record> {
+    unpack(payload).ok().and_then(|json| serde_json::from_slice(&json).ok())
+}
+
 fn first(payload: &Payload) -> bool {
-    let record = unpack(payload).ok().and_then(|json| serde_json::from_slice::<Record>(&json).ok());
-    record.is_some_and(|r| r.version == 1)
+    record(payload).is_some_and(|r| r.version == 1)
 }
 
 impl Log {

@@ -26,7 +26,6 @@ pub struct Oracle {
     /// (bucket, index): names of indexes are used once.
     indexes: BTreeMap<(String, String), Known>,
     buckets: BTreeMap<String, Known>,
-    pub acknowledged: u64,
 }
 
 impl Oracle {
@@ -66,7 +65,6 @@ impl Oracle {
         match (ddl, answer) {
             (_, Err(error)) if error.code == ErrorCode::NoCoordinator => {}
             (Ddl::IndexCreate(d), Ok(value)) => {
-                self.acknowledged += 1;
                 let id = value["index"]["id"].as_str().unwrap_or_default();
                 self.indexes.insert((d.bucket.clone(), d.name.clone()), there(id, !d.defer_build));
                 self.buckets.insert(d.bucket.clone(), there("", false));
@@ -75,11 +73,9 @@ impl Oracle {
                 self.indexes.insert((d.bucket.clone(), d.name.clone()), Known::Gone);
             }
             (Ddl::IndexDrop(d), Ok(_)) => {
-                self.acknowledged += 1;
                 self.indexes.insert((d.bucket.clone(), d.name.clone()), Known::Gone);
             }
             (Ddl::IndexBuild(d), Ok(_)) => {
-                self.acknowledged += 1;
                 for name in &d.names {
                     if let Some(Known::There { built, .. }) = self.indexes.get_mut(&(d.bucket.clone(), name.clone())) {
                         *built = true;
@@ -87,11 +83,9 @@ impl Oracle {
                 }
             }
             (Ddl::BucketAdd(d), Ok(_)) => {
-                self.acknowledged += 1;
                 self.buckets.insert(d.name.clone(), there("", false));
             }
             (Ddl::BucketRemove(d), Ok(_)) => {
-                self.acknowledged += 1;
                 self.buckets.insert(d.name.clone(), Known::Gone);
             }
             _ => {}
@@ -117,7 +111,7 @@ impl Oracle {
                     if index.placed.id != *id {
                         return Some(format!("I2: index {name} of {bucket} is another one"));
                     }
-                    if *built && matches!(index.state, IndexState::Preparing | IndexState::Created) {
+                    if *built && index.state != IndexState::Active {
                         return Some(format!("I2: index {name} of {bucket} was to be built, and is {:?}", index.state));
                     }
                 }

@@ -50,8 +50,11 @@ impl World {
                 if self.log.created == 0 {
                     Answer::Appended(Outcome::Refused("no stream".into()))
                 } else {
-                    self.before_append(&payload);
-                    self.before_assignment(&payload);
+                    // What is refused says nothing about who holds what was lost.
+                    if expected == self.log.last_seq {
+                        self.before_append(&payload);
+                        self.before_assignment(&payload);
+                    }
                     match self.log.append(expected, &payload, rollup) {
                         Ok(Ok(seq)) => {
                             self.wake_followers();

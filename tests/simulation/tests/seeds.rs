@@ -8,6 +8,8 @@ fn whatever_goes_wrong_what_must_hold_holds() {
         Campaign { from: 1, seeds: 400, threads: 2, limits: Limits::default(), verbose: false, first: false };
     let summary = campaign.run();
     assert!(summary.failures.is_empty(), "seed and why: {:#?}", summary.failures);
+    let excused = summary.stats.get("runs in which what was acknowledged may be lost").copied().unwrap_or(0);
+    assert!(excused * 50 <= 400, "{excused} runs prove nothing of what was acknowledged");
     // That the runs are worth something.
     for what in ["DDL done", "timestamps applied", "lost tails completed", "old copies brought back", "compactions"] {
         assert!(summary.stats.get(what).is_some_and(|n| *n > 0), "no {what}: {:?}", summary.stats);
