@@ -113,7 +113,7 @@ pub struct StVb {
     pub covered: u64,
     /// Server time of the message at `position`, nanoseconds since the epoch; 0 if there was none.
     pub server_time: i64,
-    /// xxh3 of that message's subject, headers' length and payload; 0 if there was none.
+    /// xxh3 of that message's subject and payload; 0 if there was none.
     pub hash: u64,
     /// The source stream's creation time, nanoseconds since the epoch.
     pub created: i64,

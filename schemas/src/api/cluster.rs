@@ -407,6 +407,9 @@ pub struct NodeStatus {
     pub slices: Vec<SliceReport>,
     /// Data messages refused because they were damaged or of an unknown version.
     pub refused_messages: u64,
+    /// Batches of key versions that counted for nothing: of an abandoned branch, or beyond their generation's share.
+    #[serde(default)]
+    pub void_batches: u64,
     /// Per slice, in order, a bounded list of what it could not take; only when asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unindexed: Vec<UnindexedDoc>,

@@ -77,7 +77,7 @@ pub async fn progress(shared: &Shared, bucket: &str, index: &str) -> Option<Stri
     Some(format!("{:.0} % built", stats.progress * 100.0))
 }
 
-/// The cluster as the coordinator sees it, in its own words.
+/// The cluster as the cluster manager sees it, in its own words.
 pub async fn nodes(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
     Fields::read(payload, &[])?;
     let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, b"{}".to_vec(), MEMBERS_TIMEOUT).await;

@@ -129,8 +129,14 @@ mod tests {
         let slice =
             SliceReport { docs_done, items: 10, bytes: 100, unindexed: 1, ..SliceReport::new("users", name, state) };
         let kind = NodeKind::Indexer;
-        let status =
-            NodeStatus { node: node.into(), kind, slices: vec![slice], refused_messages: 0, unindexed: vec![] };
+        let status = NodeStatus {
+            node: node.into(),
+            kind,
+            slices: vec![slice],
+            refused_messages: 0,
+            void_batches: 0,
+            unindexed: vec![],
+        };
         (node.into(), Some(status))
     }
 

@@ -412,6 +412,7 @@ impl Shell {
             kind: NodeKind::ClusterManager,
             slices: Vec::new(),
             refused_messages: self.refused,
+            void_batches: 0,
             unindexed: Vec::new(),
         };
         let answer: Result<Vec<u8>, ApiError> = match request.subject.rsplit('.').next() {

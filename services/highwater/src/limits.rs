@@ -27,7 +27,7 @@ pub(crate) struct Limits {
 #[derive(ClapArgs, Clone)]
 #[command(next_help_heading = "Limits of an indexer")]
 pub(crate) struct IndexerLimits {
-    /// Memory of all slices together, bytes; beyond it the larger ones become durable out of turn, at twice as much builds wait.
+    /// Memory of all slices together, bytes: from half of it on the larger ones become durable out of turn, at twice as much builds wait, at four times as much everything.
     #[arg(long, env = "HIGHWATER_MEMORY_QUOTA", value_name = "SIZE", default_value = "96MiB", value_parser = size(allowed::MEMORY_QUOTA))]
     memory_quota: u64,
     /// Layers in memory that a scan meets at most, as far as merging keeps up.

@@ -1,7 +1,6 @@
 //! What a bucket's worker tells the rest of the node.
 
 use highwater_schemas::{StabilityTimestamp, api::SliceReport};
-use std::collections::BTreeSet;
 
 /// The state of one bucket on this node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -14,8 +13,6 @@ pub(crate) struct BucketReport {
     /// The newest ST applied.
     pub(crate) applied: Option<StabilityTimestamp>,
     pub(crate) durable: u64,
-    /// Sessions that slices follow.
-    pub(crate) sessions: BTreeSet<u64>,
-    /// Batches that counted nowhere.
-    pub(crate) dropped: u64,
+    /// Batches that counted for nothing.
+    pub(crate) void: u64,
 }

@@ -172,14 +172,13 @@ pub async fn run(
                 None => return Ok(()),
             },
             () = heart.due(), if caught_up => heart.beat(&shell.report()).await,
-            Ok(()) = noted.changed(), if caught_up => match shell.news() {
-                Some(news) => heart.say(&news).await,
-                None => heart.beat(&shell.report()).await,
+            Ok(()) = noted.changed(), if caught_up => if let Some(news) = shell.news() {
+                heart.say(&news).await;
             },
             _ = orphans.tick(), if caught_up && !tidied => {
-                if shell.is_led().await {
-                    tidied = true;
-                    shell.remove_orphans()?;
+                tidied = shell.is_led().await;
+                if tidied {
+                    shell.remove_orphans();
                 }
             }
             _ = tick.tick() => {
@@ -239,7 +238,7 @@ impl Shell {
         context.version > 0 && reply.is_some_and(|reply| reply["master"]["term"] == context.term)
     }
 
-    fn remove_orphans(&self) -> io::Result<()> {
+    fn remove_orphans(&self) {
         let known: BTreeSet<(String, String)> = self
             .state
             .context()
@@ -249,7 +248,12 @@ impl Shell {
                 infos(&self.config.node, bucket).into_values().map(|i| (name.clone(), worker::stem(&i)))
             })
             .collect();
-        self.files.remove_orphans(&known)
+        let files = self.files.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = files.remove_orphans(&known) {
+                tracing::warn!(%error, "files of slices that are not here any more cannot be removed");
+            }
+        });
     }
 
     /// Brings the workers and their sessions to what the log says.
@@ -402,6 +406,7 @@ impl Shell {
         Ok(NodeStatus {
             node: self.config.node.clone(),
             kind: NodeKind::Indexer,
+            void_batches: wanted.clone().map(|(_, r)| r.report.borrow().void).sum(),
             slices: wanted.flat_map(|(_, r)| r.report.borrow().slices.clone()).collect(),
             refused_messages: self.refused.load(Ordering::Relaxed),
             unindexed,

@@ -13,7 +13,7 @@ use highwater_schemas::{
     wire::{self, Batch, Sync, SyncVb},
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     pin::Pin,
     time::{Duration, Instant},
@@ -31,8 +31,6 @@ const RETRY: Duration = Duration::from_millis(50);
 const PATIENCE_WITH_TOPICS: Duration = Duration::from_secs(10);
 /// Claims that may wait for their position to be published; catalogs repeat their wants.
 const CLAIMS: usize = 64;
-/// Chunks whose last message is remembered until it is published; beyond it the oldest are forgotten.
-const BOOKMARKS: usize = 256;
 
 struct Lane {
     open: LaneInfo,
@@ -45,9 +43,7 @@ struct Lane {
     source_last: u64,
     /// What was covered or asked at positions that are not yet published, oldest first.
     claims: VecDeque<(Position, u64, Vec<Asked>)>,
-    /// The last message of each chunk that is not yet published, oldest first.
-    bookmarks: VecDeque<Bookmark>,
-    /// The last message that is.
+    /// The last message that is published.
     bookmark: Option<Bookmark>,
     changed: bool,
     urgent: bool,
@@ -57,8 +53,8 @@ struct Lane {
     flushed_at: Instant,
     /// The window is being sent again; said once.
     resending: bool,
-    /// Since when a topic that people made takes nothing.
-    topic_refuses: Option<Instant>,
+    /// Subscribers of topics that people made, and since when each takes nothing.
+    refuse: BTreeMap<String, Instant>,
 }
 
 struct LaneInfo {
@@ -95,7 +91,6 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         },
         source_last: 0,
         claims: VecDeque::new(),
-        bookmarks: VecDeque::new(),
         bookmark: None,
         changed: false,
         urgent: false,
@@ -103,7 +98,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         due: None,
         flushed_at: Instant::now(),
         resending: false,
-        topic_refuses: None,
+        refuse: BTreeMap::new(),
     };
     loop {
         let linger = lane.due.map_or(SYNC_REPEAT, |due| due.saturating_duration_since(Instant::now()));
@@ -132,12 +127,8 @@ impl Lane {
     async fn chunk(&mut self, chunk: Chunk, last: bool) {
         match chunk {
             Chunk::Versions { routes, versions, to, covered, server_time, hash, bookmark, idle, anchor } => {
-                self.bookmarks.extend(bookmark);
-                if self.bookmarks.len() > BOOKMARKS {
-                    self.bookmarks.pop_front();
-                }
-                if let Some(closed) = self.packer.add(Step { routes, versions, to, covered, server_time, hash, anchor })
-                {
+                let step = Step { routes, versions, to, covered, server_time, hash, bookmark, anchor };
+                if let Some(closed) = self.packer.add(step) {
                     self.send(closed).await;
                 }
                 // A lone message goes at once; under load, messages wait for company.
@@ -175,6 +166,7 @@ impl Lane {
                 covered,
                 server_time: self.sync.server_time,
                 hash: self.sync.hash,
+                bookmark: None,
                 anchor: true,
             };
             if let Some(closed) = self.packer.add(anchor) {
@@ -270,14 +262,14 @@ impl Lane {
         if !node.contains('/') {
             return false;
         }
-        if acked {
-            self.topic_refuses = None;
-            return false;
-        }
         let gone = !self.packer.routes().nodes.contains_key(node);
-        let since = *self.topic_refuses.get_or_insert_with(Instant::now);
-        let left_out = gone || since.elapsed() >= PATIENCE_WITH_TOPICS;
-        if left_out && !gone {
+        if acked || gone {
+            self.refuse.remove(node);
+            return !acked;
+        }
+        let since = *self.refuse.entry(node.clone()).or_insert_with(Instant::now);
+        let left_out = since.elapsed() >= PATIENCE_WITH_TOPICS;
+        if left_out {
             tracing::warn!(topic = node, bucket = self.open.bucket, "refuses a batch for too long: it is left out");
         }
         left_out
@@ -320,9 +312,7 @@ impl Lane {
             self.sync.server_time = packed.server_time;
             self.sync.hash = packed.hash;
             self.changed = true;
-            while self.bookmarks.front().is_some_and(|b| b.seqno <= packed.to.seqno) {
-                self.bookmark = self.bookmarks.pop_front();
-            }
+            self.bookmark = packed.bookmark.or(self.bookmark.take());
         }
         self.claim();
     }

@@ -3,6 +3,7 @@
 use highwater_schemas::{
     Position,
     lane::Routes,
+    timestamp::Bookmark,
     wire::{DocOp, KeyVersions, Unindexable, partition_of},
 };
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(crate) struct Packed {
     pub(crate) covered: u64,
     pub(crate) server_time: i64,
     pub(crate) hash: u64,
+    /// The last message in it.
+    pub(crate) bookmark: Option<Bookmark>,
     /// Per subscriber what is routed to it.
     pub(crate) nodes: Vec<(String, KeyVersions)>,
 }
@@ -48,6 +51,7 @@ pub(crate) struct Step {
     pub(crate) covered: u64,
     pub(crate) server_time: i64,
     pub(crate) hash: u64,
+    pub(crate) bookmark: Option<Bookmark>,
     pub(crate) anchor: bool,
 }
 
@@ -59,13 +63,23 @@ pub(crate) struct Packer {
     open: Vec<KeyVersions>,
     size: usize,
     last: Option<(Position, u64, i64, u64)>,
+    bookmark: Option<Bookmark>,
     anchor: bool,
     limits: Limits,
 }
 
 impl Packer {
     pub(crate) fn new(from: Position, limits: Limits) -> Self {
-        Self { limits, from, routes: Arc::default(), open: Vec::new(), size: 0, last: None, anchor: false }
+        Self {
+            limits,
+            from,
+            routes: Arc::default(),
+            open: Vec::new(),
+            size: 0,
+            last: None,
+            bookmark: None,
+            anchor: false,
+        }
     }
 
     /// Adds a step; answers the batches that it closed: at most one, when the topology changed.
@@ -92,6 +106,7 @@ impl Packer {
         }
         self.size = self.open.iter().map(KeyVersions::size).max().unwrap_or(0);
         self.last = Some((step.to, step.covered, step.server_time, step.hash));
+        self.bookmark = step.bookmark.or(self.bookmark.take());
         self.anchor |= step.anchor;
         closed
     }
@@ -119,7 +134,9 @@ impl Packer {
         let fits = self.limits.message;
         let versions = self.open.iter_mut().map(|open| shrunk(std::mem::take(open), fits));
         let nodes = self.routes.nodes.keys().cloned().zip(versions).collect();
-        let packed = Packed { topology: self.routes.topology, from: self.from, to, covered, server_time, hash, nodes };
+        let bookmark = self.bookmark.take();
+        let topology = self.routes.topology;
+        let packed = Packed { topology, from: self.from, to, covered, server_time, hash, bookmark, nodes };
         self.from = to;
         self.size = 0;
         self.anchor = false;
@@ -190,6 +207,7 @@ mod tests {
             covered: to,
             server_time: 0,
             hash: 0,
+            bookmark: None,
             anchor: false,
         }
     }

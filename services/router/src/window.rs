@@ -89,11 +89,12 @@ impl Window {
         Resend::All(all)
     }
 
-    /// Drops what is wholly acknowledged from the front; answers the last such interval.
+    /// Drops what is wholly acknowledged from the front; answers the last such interval, with the newest bookmark of them all.
     pub(crate) fn published(&mut self) -> Option<Packed> {
-        let mut last = None;
+        let mut last: Option<Packed> = None;
         while self.open.front().is_some_and(|i| i.acked.iter().all(|a| *a)) {
-            last = self.open.pop_front().map(|i| i.packed);
+            let older = last.take().and_then(|packed| packed.bookmark);
+            last = self.open.pop_front().map(|i| Packed { bookmark: i.packed.bookmark.or(older), ..i.packed });
         }
         last
     }
@@ -102,7 +103,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::{Position, wire::KeyVersions};
+    use highwater_schemas::{Position, timestamp::Bookmark, wire::KeyVersions};
 
     fn packed(to: u64, nodes: usize) -> Packed {
         Packed {
@@ -112,6 +113,7 @@ mod tests {
             covered: to,
             server_time: 0,
             hash: 0,
+            bookmark: None,
             nodes: (0..nodes).map(|n| (format!("n{n}"), KeyVersions::default())).collect(),
         }
     }
@@ -127,6 +129,16 @@ mod tests {
         w.acked(first[1]);
         assert_eq!(w.published().map(|p| p.to.seqno), Some(2));
         assert_eq!(w.published(), None);
+    }
+
+    #[test]
+    fn what_is_published_together_leaves_its_newest_bookmark() {
+        let mut w = Window::default();
+        let marked = |to| Packed { bookmark: Some(Bookmark { seqno: to, ..Bookmark::default() }), ..packed(to, 1) };
+        let parts = [w.push(marked(1)), w.push(marked(2)), w.push(packed(3, 1))];
+        parts.iter().rev().for_each(|part| w.acked(part[0]));
+        let last = w.published().unwrap();
+        assert_eq!((last.to.seqno, last.bookmark.map(|b| b.seqno)), (3, Some(2)));
     }
 
     #[test]

@@ -126,10 +126,16 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     let (reply, cluster): (Value, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
     // Without a catalog the rest is still worth seeing.
     let listed = session.typed::<_, ListReply>(&subjects::query("list"), &ListRequest { bucket: None }).await;
-    let list = listed.map_or_else(|_| ListReply { indexes: Vec::new() }, |(_, list)| list);
+    let listed = listed.map(|(_, list)| list.indexes);
     if session.json {
         let mut reply = reply;
-        reply["indexes"] = serde_json::to_value(&list.indexes)?;
+        match &listed {
+            Ok(indexes) => reply["indexes"] = serde_json::to_value(indexes)?,
+            Err(error) => {
+                reply["indexes"] = Value::Null;
+                reply["indexes_error"] = error.to_string().into();
+            }
+        }
         println!("{reply}");
         return Ok(());
     }
@@ -162,7 +168,14 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     });
     let header = ["BUCKET", "STREAM", "SEQNO", "COVERED", "LAG", "ST", "DURABLE ST", "PROJECTOR"];
     println!("{}\n", show::table(&header, &[2, 3, 4, 5, 6], buckets));
-    let indexes = list.indexes.iter().map(|i| {
+    let indexes = match listed {
+        Ok(indexes) => indexes,
+        Err(error) => {
+            println!("the indexes cannot be listed: {error}");
+            return Ok(());
+        }
+    };
+    let indexes = indexes.iter().map(|i| {
         vec![
             i.bucket.clone(),
             i.name.clone(),

@@ -82,13 +82,11 @@ pub(crate) struct BucketCore {
     pending: BTreeMap<u64, Arc<StabilityTimestamp>>,
     /// The newest ST heard.
     heard: Option<Arc<StabilityTimestamp>>,
-    /// The highest term of the log, or of any ST seen: lower ones are over.
-    term: u64,
     /// Last sequence taken from the mutation topic, and the topic's creation time.
     topic: (u64, i64),
     purged: BTreeMap<u64, u64>,
-    /// Batches that count nowhere: of another branch, or outside their generation's share.
-    pub(crate) dropped: u64,
+    /// Batches that counted for nothing: of another branch, or outside their generation's share.
+    pub(crate) void: u64,
 }
 
 impl BucketCore {
@@ -101,10 +99,9 @@ impl BucketCore {
             slices: BTreeMap::new(),
             pending: BTreeMap::new(),
             heard: None,
-            term: 0,
             topic: (0, 0),
             purged: BTreeMap::new(),
-            dropped: 0,
+            void: 0,
         }
     }
 
@@ -158,9 +155,8 @@ impl BucketCore {
             .collect();
         if view.term > self.view.term {
             // What a coordinator of an earlier term said and nobody has applied yet counts no more.
-            self.pending.retain(|_, st| st.term >= view.term);
-            self.heard = self.heard.take().filter(|st| st.term >= view.term);
-            self.term = self.term.max(view.term);
+            self.pending.clear();
+            self.heard = None;
             out.push(Action::Report);
         }
         self.view = view;
@@ -171,6 +167,8 @@ impl BucketCore {
         for name in self.view.slices.keys() {
             match self.slices.get(name) {
                 None => out.push(Action::Open { slice: *name, reset: false }),
+                // It could not be opened, perhaps for a passing reason.
+                Some(slice) if slice.vbs.is_empty() => out.push(Action::Open { slice: *name, reset: false }),
                 Some(slice) if !slice.on_branch(&self.view.shares) => {
                     out.push(Action::Open { slice: *name, reset: true });
                 }
@@ -224,6 +222,10 @@ impl BucketCore {
             .or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), false, &[]));
         slice.mode = Mode::Failed(why);
         slice.readable = false;
+        // Nothing that was under way for it counts any more.
+        slice.following = None;
+        slice.persisting = false;
+        slice.ending = false;
         vec![Action::Report]
     }
 
@@ -249,7 +251,7 @@ impl BucketCore {
         {
             self.chains[usize::from(batch.vb)].push(topic, batch);
         } else {
-            self.dropped += 1;
+            self.void += 1;
         }
     }
 
@@ -259,7 +261,7 @@ impl BucketCore {
         while self.ahead_bytes > AHEAD_QUOTA {
             if let Some((_, old)) = self.ahead.pop_front() {
                 self.ahead_bytes -= old.size();
-                self.dropped += 1;
+                self.void += 1;
             }
         }
     }
@@ -268,12 +270,11 @@ impl BucketCore {
     pub(crate) fn stability(&mut self, sts: impl IntoIterator<Item = StabilityTimestamp>) {
         for st in sts {
             // One of a term that the log does not know is repeated when the log has arrived.
-            if st.term < self.term || st.term > self.view.term || st.vbs.len() != self.view.shares.len() {
+            if st.term != self.view.term || st.vbs.len() != self.view.shares.len() {
                 continue;
             }
-            self.term = st.term;
             let st = Arc::new(st);
-            if self.heard.as_ref().is_none_or(|h| (h.term, h.number) < (st.term, st.number)) {
+            if self.heard.as_ref().is_none_or(|h| h.number < st.number) {
                 self.heard = Some(Arc::clone(&st));
             }
             if self.slices.values().any(|s| s.holds() || s.applied < st.number) {
@@ -480,7 +481,7 @@ impl BucketCore {
         let mut out = Vec::new();
         let Some(slice) = self.slices.get_mut(&name) else { return out };
         slice.persisting = false;
-        slice.ending = false;
+        let ended = std::mem::take(&mut slice.ending);
         if good && !mark.building {
             slice.durable = mark.st;
         }
@@ -488,7 +489,7 @@ impl BucketCore {
         if good && let Some(session) = session {
             self.collected_durably(name, session, topic, &mut out);
         }
-        self.finish_flush(name, good, &mut out);
+        self.finish_flush(name, good, ended, &mut out);
         self.attach_sessions(&mut out);
         self.merge_sessions(&mut out);
         out

@@ -14,11 +14,6 @@ impl BucketCore {
         self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
     }
 
-    /// Sessions that this node follows now.
-    pub(crate) fn sessions(&self) -> std::collections::BTreeSet<u64> {
-        self.slices.values().filter_map(|s| s.following.as_ref()).map(|f| f.id).collect()
-    }
-
     /// Slices that wait take up the session that was opened for them; those whose session is over wait again.
     pub(super) fn attach_sessions(&mut self, out: &mut Vec<Action>) {
         for slice in self.slices.values_mut() {
@@ -59,7 +54,7 @@ impl BucketCore {
             }
             let on_branch = slice.vbs.get(vb).is_some_and(|s| s.vbuuid == batch.vbuuid);
             let Some(at) = following.vbs.get_mut(vb).filter(|_| on_branch && batch.session == session) else {
-                self.dropped += 1;
+                self.void += 1;
                 continue;
             };
             if batch.from.seqno > at.0 {
@@ -122,7 +117,6 @@ impl BucketCore {
         let mark = self.mark(name);
         if let (Some(slice), Some(mark)) = (self.slices.get_mut(&name), mark) {
             slice.persisting = true;
-            slice.flushed = true;
             slice.ending = true;
             slice.retry_flush = None;
             let topic = slice.following.as_ref().map_or(0, |f| f.topic);
@@ -145,27 +139,27 @@ impl BucketCore {
         }
     }
 
-    /// True while batches of this session must wait: a slice of it is being flushed.
+    /// True while batches of this session must wait: a slice of it is being flushed, or will follow it once it has been.
     pub(crate) fn session_paused(&self, session: u64) -> bool {
-        self.slices.values().any(|s| s.mode == Mode::Flushing && s.following.as_ref().is_some_and(|f| f.id == session))
+        let named = |name| self.view.sessions.get(&session).is_some_and(|(slices, _)| slices.contains(&name));
+        self.slices.values().any(|s| match &s.following {
+            Some(following) => s.mode == Mode::Flushing && following.id == session,
+            None => s.ending && session > s.done_with && named(s.name),
+        })
     }
 
     /// A persist of a slice that waits to be flushed has ended.
-    pub(super) fn finish_flush(&mut self, name: SliceName, good: bool, out: &mut Vec<Action>) {
-        let Some(slice) = self.slices.get(&name).filter(|s| s.mode == Mode::Flushing) else { return };
-        let flushed = slice.flushed;
+    ///
+    /// `ended`: it held everything that was collected.
+    pub(super) fn finish_flush(&mut self, name: SliceName, good: bool, ended: bool, out: &mut Vec<Action>) {
+        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.mode == Mode::Flushing) else { return };
         if !good {
-            if let Some(slice) = self.slices.get_mut(&name) {
-                slice.retry_flush = Some(0);
-            }
-        } else if !flushed {
+            slice.retry_flush = Some(0);
+        } else if !ended {
             self.flush(name, out);
         } else {
-            if let Some(slice) = self.slices.get_mut(&name) {
-                // Unless the place to join has moved on meanwhile, it joins at once.
-                slice.mode = Mode::Session;
-                slice.flushed = false;
-            }
+            // Unless the place to join has moved on meanwhile, it joins at once.
+            slice.mode = Mode::Session;
             if self.joins(name).is_some() {
                 self.join(name, out);
             }
@@ -199,11 +193,10 @@ impl BucketCore {
         slice.done_with = slice.done_with.max(following.id);
         slice.applied = 0;
         slice.mode = Mode::InStep;
-        slice.flushed = false;
         slice.readable = false;
         out.push(Action::Report);
         // Where nothing is written no other one comes soon.
-        if let Some(st) = self.heard.as_ref().filter(|st| st.term == self.term) {
+        if let Some(st) = &self.heard {
             self.pending.entry(st.number).or_insert_with(|| Arc::clone(st));
         }
     }

@@ -52,8 +52,6 @@ pub(crate) struct Slice {
     pub(crate) bulk: bool,
     /// A failed flush is tried again at this time; 0: as soon as the time is known.
     pub(crate) retry_flush: Option<u64>,
-    /// While flushing: the running persist holds everything that was collected.
-    pub(crate) flushed: bool,
     /// The last step of its build is running: nothing more can be collected until it has ended, whatever becomes of the session.
     pub(crate) ending: bool,
     /// Sequence of the catchup topic up to which the session's batches are durable.
@@ -94,7 +92,6 @@ impl Slice {
             persisting: false,
             bulk: building && bulk,
             retry_flush: None,
-            flushed: false,
             ending: false,
             session_durable: 0,
             stuck: None,
@@ -134,7 +131,6 @@ impl Slice {
             vb.position.seqno = vb.position.seqno.min(vb.covered);
         }
         self.mode = Mode::Waiting;
-        self.flushed = false;
         self.session_durable = 0;
         self.readable = false;
         self.stuck = None;

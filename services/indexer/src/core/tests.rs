@@ -259,6 +259,47 @@ fn a_mark_never_points_beyond_a_batch_that_is_not_wholly_applied() {
 }
 
 #[test]
+fn a_slice_that_failed_stays_so_when_its_session_ends() {
+    let mut core = BucketCore::new();
+    let mut seen = view(&[(1, 0)]);
+    seen.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    core.state(seen.clone());
+    core.opened(SLICE, &SliceMark::default(), true);
+    core.live(1, batch(1, 1, 0, 20, 22, 22));
+    core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
+    core.failed(SLICE, "the disk is gone".into());
+    assert!(core.slices().all(|s| !s.persisting), "nothing is waited for");
+    seen.sessions = BTreeMap::from([(10, (vec![SLICE], vec![0]))]);
+    core.state(seen);
+    assert_eq!(state(&core), SliceState::Error);
+}
+
+#[test]
+fn a_slice_that_could_not_be_opened_is_tried_again_and_not_wiped() {
+    let mut core = BucketCore::new();
+    core.state(view(&[(1, 0)]));
+    core.failed(SLICE, "too many open files".into());
+    let actions = core.state(view(&[(1, 0)]));
+    assert!(actions.iter().any(|a| matches!(a, Action::Open { reset: false, .. })));
+    assert!(!actions.iter().any(|a| matches!(a, Action::Open { reset: true, .. })));
+}
+
+#[test]
+fn a_session_that_will_be_followed_waits_for_the_last_step_of_a_build() {
+    let mut core = BucketCore::new();
+    let mut seen = view(&[(1, 0)]);
+    seen.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    core.state(seen.clone());
+    core.opened(SLICE, &SliceMark::default(), true);
+    core.live(1, batch(1, 1, 0, 20, 22, 22));
+    core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
+    seen.sessions = BTreeMap::from([(10, (vec![SLICE], vec![0]))]);
+    core.state(seen);
+    assert!(core.session_paused(10));
+    assert!(!core.session_paused(9), "it is over: what it still brings counts for nothing");
+}
+
+#[test]
 fn what_joins_a_chain_where_nothing_is_written_shows_the_last_st() {
     let mut core = in_step(20, &[(1, 0)]);
     core.stability([st(2, 1, 20, 20, false)]);

@@ -35,13 +35,16 @@ impl Shell {
         self.join(term, reports)
     }
 
-    /// Of the buckets that have something new to report; none when all must be told of, as in a new term.
+    /// Of the buckets that have something new to report, or of all in a new term; none when everything was told.
     pub(super) fn news(&mut self) -> Option<Join> {
         if self.is_new_term() {
-            return None;
+            return Some(self.report());
         }
         let new = self.buckets.iter_mut().filter(|(_, running)| running.report.borrow().notable != running.told);
         let reports: Vec<_> = new.map(|(name, running)| (name.clone(), running.tell())).collect();
+        if reports.is_empty() {
+            return None;
+        }
         let only = Some(reports.iter().map(|(name, _)| name.clone()).collect());
         Some(Join { only, ..self.join(self.said, reports) })
     }

@@ -120,6 +120,19 @@ fn newest(
     if value.is_empty() { Ok(()) } else { visit(&key, &value) }
 }
 
+/// Which runs the next one replaces: none as long as there are few, then the smaller half, so that each record is written again a
+/// few times at most.
+pub(super) fn to_merge(runs: &[PathBuf]) -> Vec<PathBuf> {
+    if runs.len() < MOST_RUNS {
+        return Vec::new();
+    }
+    let bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.len());
+    let mut smaller = runs.to_vec();
+    smaller.sort_by_cached_key(bytes);
+    smaller.truncate(runs.len() / 2);
+    smaller
+}
+
 /// Writes what was collected as run `number`; with these older runs merged into it, which it replaces.
 pub(super) fn spool(
     dir: &Path,
@@ -350,7 +363,8 @@ impl Entries {
             return Ok(());
         }
         let full = std::mem::take(&mut self.memory);
-        let merged = if self.runs.len() < MOST_RUNS { Vec::new() } else { std::mem::take(&mut self.runs) };
+        let merged = to_merge(&self.runs);
+        self.runs.retain(|run| !merged.contains(run));
         let mut sources = open_runs(&merged)?.0;
         sources.push(Source::memory(&full));
         let mut run = RunWriter::create(&self.dir, self.written)?;

@@ -3,7 +3,7 @@
 use super::{
     Entry, KeptSnapshot, Purpose, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits, StoreStats,
     base::{Base, Bytemap},
-    build::{self, FRESH, MOST_RUNS, Progress, RUNS, encode_record},
+    build::{self, FRESH, Progress, RUNS, encode_record},
     diff::{Sink, check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
     open::Use,
@@ -326,11 +326,7 @@ impl SliceStore for LmdbStore {
             (Err(error), _) => Work::Refused(error),
             (Ok(_), Some(building)) if purpose == Purpose::Interim => {
                 frozen = Arc::new(Frozen { collected: std::mem::take(&mut building.collected), ..Frozen::default() });
-                let merged = building.runs.len() >= MOST_RUNS;
-                Work::Spool {
-                    number: building.next_run,
-                    older: if merged { building.runs.clone() } else { Vec::new() },
-                }
+                Work::Spool { number: building.next_run, older: build::to_merge(&building.runs) }
             }
             (Ok(target), Some(building)) => {
                 frozen = Arc::new(Frozen { collected: std::mem::take(&mut building.collected), ..Frozen::default() });
@@ -380,11 +376,11 @@ impl SliceStore for LmdbStore {
                 self.refresh();
                 Ok(())
             }
-            Ok(Done::Spooled(run)) => {
+            Ok(Done::Spooled { run, replaced }) => {
                 self.frozen = None;
                 self.durable = mark;
                 if let Some(building) = &mut self.building {
-                    building.runs.retain(|older| older.exists());
+                    building.runs.retain(|older| !replaced.contains(older));
                     building.runs.push(run);
                     building.next_run += 1;
                 }

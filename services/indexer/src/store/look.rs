@@ -69,7 +69,7 @@ impl BackIndex {
 impl LmdbStore {
     /// The documents of the newest commit.
     pub fn back_index(&self) -> Result<BackIndex, StoreError> {
-        Ok(BackIndex { base: self.verifier()?.base, dir: self.directory().to_owned() })
+        Ok(BackIndex { base: Arc::clone(&self.live()?.base), dir: self.directory().to_owned() })
     }
 }
 

@@ -104,7 +104,10 @@ impl PersistOutcome {
 
 pub(super) enum Done {
     Committed(Box<Committed>),
-    Spooled(PathBuf),
+    Spooled {
+        run: PathBuf,
+        replaced: Vec<PathBuf>,
+    },
     /// The fresh environment waits to be put in place.
     Built,
 }
@@ -116,9 +119,13 @@ pub(super) struct Committed {
 }
 
 impl PersistJob {
-    /// True when it fills an empty slice, which takes long but shares nothing with other slices.
+    /// True when it reads back what was written to fill an empty slice, which takes long but shares nothing with other slices.
     pub fn is_build(&self) -> bool {
-        matches!(self.work, Work::Build { .. })
+        match &self.work {
+            Work::Build { .. } => true,
+            Work::Spool { older, .. } => !older.is_empty(),
+            Work::Refused(_) | Work::Commit(_) => false,
+        }
     }
 
     /// Writes, commits and syncs.
@@ -130,7 +137,8 @@ impl PersistJob {
             Work::Commit(target) => context.commit_layers(target),
             Work::Spool { number, older } => {
                 let meta = Meta { identity: (*identity).clone(), mark: mark.clone(), ..Meta::default() };
-                build::spool(&dir, number, &older, &frozen.collected, meta).map(Done::Spooled)
+                let spooled = build::spool(&dir, number, &older, &frozen.collected, meta);
+                spooled.map(|run| Done::Spooled { run, replaced: older })
             }
             Work::Build { target, runs, progress } => {
                 let (collected, progress) = (&frozen.collected, &*progress);

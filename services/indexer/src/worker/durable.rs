@@ -8,17 +8,21 @@ use crate::{
     store::{PersistOutcome, Purpose, SliceMark, SliceStore, StoreError},
 };
 use highwater_schemas::state::SliceName;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What a session brings before a slice of it is made durable, bytes of batches: half of what the topic holds.
 const SESSION_DURABLE: usize = 128 * 1024 * 1024;
 /// A session that brings nothing for so long may wait for room in the topic.
 const SESSION_RESTS: Duration = Duration::from_millis(500);
+/// After what was to be made durable out of turn, and failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Worker {
     pub(super) fn persist(&mut self, slice: SliceName, mark: SliceMark, topic: u64, why: Why) -> Vec<Action> {
         let name = self.open.get(&slice).map(|open| self.full_name(&open.stem));
-        let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else { return Vec::new() };
+        let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else {
+            return self.core.persisted(slice, &mark, topic, false);
+        };
         if self.growing.contains(&slice) {
             return self.core.persisted(slice, &mark, topic, false);
         }
@@ -44,7 +48,6 @@ impl Worker {
         let (Some(job), Some(to)) = (store.begin_persist(mark.clone(), purpose), sender) else {
             return self.core.persisted(slice, &mark, topic, false);
         };
-        open.collected = 0;
         let (opening, kept) = (open.opening, mark.clone());
         let lane = if job.is_build() { &self.outside.jobs.build } else { &self.outside.jobs.persist };
         let work = Box::new(move || {
@@ -52,7 +55,10 @@ impl Worker {
             Event::Persisted { slice, opening, mark, topic, outcome }
         });
         match lane.try_send(Job { work, to }) {
-            Ok(()) => Vec::new(),
+            Ok(()) => {
+                open.collected = 0;
+                Vec::new()
+            }
             Err(_) => self.core.persisted(slice, &kept, topic, false),
         }
     }
@@ -78,6 +84,7 @@ impl Worker {
                 tracing::error!(bucket = self.outside.bucket, ?slice, %error, "cannot make the slice durable");
                 // So that a session that waits for room in its topic is looked after again.
                 open.collected += 1;
+                open.rests_until = Some(Instant::now() + RETRY);
                 match error {
                     StoreError::Poisoned(_) => {
                         // Only a new opening shows what is durable.
@@ -145,8 +152,9 @@ impl Worker {
         self.outside.ledger.enter(&mut self.entered, bytes, self.open.len());
         let Some(share) = self.outside.ledger.much() else { return };
         let too_much = self.outside.ledger.too_much().is_some();
-        let large: Vec<SliceName> =
-            self.open.iter().filter(|(_, o)| o.store.memory() >= share).map(|(name, _)| *name).collect();
+        let now = Instant::now();
+        let due = |o: &Open| !o.rests(now) && o.store.memory() >= share;
+        let large: Vec<SliceName> = self.open.iter().filter(|(_, o)| due(o)).map(|(name, _)| *name).collect();
         for slice in large {
             let mut actions = self.core.persist_now(slice);
             if too_much {
@@ -159,7 +167,9 @@ impl Worker {
     /// The catchup topic is given room only below what is durable: so sessions become durable when they have brought much, and
     /// when nothing more comes, since the topic may be full.
     pub(super) fn check_sessions(&mut self) {
-        let due = |o: &Open| o.collected > SESSION_DURABLE || (o.collected > 0 && o.brought.elapsed() > SESSION_RESTS);
+        let now = Instant::now();
+        let much = |o: &Open| o.collected > SESSION_DURABLE || (o.collected > 0 && now > o.brought + SESSION_RESTS);
+        let due = |o: &Open| !o.rests(now) && much(o);
         let due: Vec<SliceName> = self.open.iter().filter(|(_, o)| due(o)).map(|(name, _)| *name).collect();
         for slice in due {
             let actions = self.core.persist_session(slice);

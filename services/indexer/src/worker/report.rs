@@ -84,8 +84,7 @@ impl Worker {
             slices,
             applied: self.newest.as_deref().cloned(),
             durable: self.core.durable(),
-            sessions: self.core.sessions(),
-            dropped: self.core.dropped,
+            void: self.core.void,
         }
     }
 }

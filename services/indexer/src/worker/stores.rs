@@ -29,6 +29,14 @@ pub(super) struct Open {
     /// Bytes of batches that sessions have brought since something was made durable, and when they last did.
     pub(super) collected: usize,
     pub(super) brought: Instant,
+    /// Nothing becomes durable out of turn before, after a failure.
+    pub(super) rests_until: Option<Instant>,
+}
+
+impl Open {
+    pub(super) fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
 }
 
 impl Worker {
@@ -89,6 +97,7 @@ impl Worker {
                         unsealed: 0,
                         collected: 0,
                         brought: Instant::now(),
+                        rests_until: None,
                     },
                 );
                 actions
