@@ -121,12 +121,12 @@ impl Client {
         .await
     }
 
-    /// Waits until another than `old` coordinates; answers which, and the term.
-    pub async fn wait_master(&self, old: &str, within: Duration) -> Result<(String, u64)> {
-        until(&format!("another than {old:?} coordinates"), within, async || {
+    /// Waits until somebody coordinates in a later term than `above`; answers who, and the term.
+    pub async fn wait_term(&self, above: u64, within: Duration) -> Result<(String, u64)> {
+        until(&format!("somebody coordinates in a later term than {above}"), within, async || {
             let status = self.members().await.map_err(|refused| refused.to_string())?;
             match (status["coordinator"].as_str(), status["term"].as_u64()) {
-                (Some(node), Some(term)) if !node.is_empty() && node != old => Ok((node.to_owned(), term)),
+                (Some(node), Some(term)) if !node.is_empty() && term > above => Ok((node.to_owned(), term)),
                 _ => Err(status.to_string()),
             }
         })

@@ -1,4 +1,4 @@
-//! Directories are kept and put back.
+//! Directories are kept and put back; what a node has on its disk.
 
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -26,6 +26,20 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 pub fn put_back(copied: &Path, place: &Path) -> Result<()> {
     fs::remove_dir_all(place).with_context(|| format!("cannot remove {}", place.display()))?;
     copy(copied, place)
+}
+
+/// The directories of the slices that an indexer has in its data directory, in order.
+pub fn slices(data: &Path) -> Result<Vec<PathBuf>> {
+    let within = |directory: &Path| -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+        Ok(entries.map(|entry| Ok(entry?.path())).collect::<Result<_, std::io::Error>>()?)
+    };
+    let mut found = Vec::new();
+    for bucket in within(&data.join("indexer/slices"))? {
+        found.extend(within(&bucket)?);
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Cuts the newest message block of a stopped stream to `percent` of its length, and takes the index of the blocks away.

@@ -8,7 +8,8 @@
 //! - [`child`]: a child process with its output in files
 //! - [`nats`]: a nats-server on a free port, or a cluster of them
 //! - [`cluster`]: the services as processes of their own, to be killed and restarted
-//! - [`files`]: directories are kept and put back
+//! - [`cli`]: the command line, run to its end
+//! - [`files`]: directories are kept and put back; what a node has on its disk
 //! - [`client`]: requests to the public subjects
 //! - [`source`]: writes documents into a key-value bucket or into keyed streams, and remembers them
 //! - [`order`], [`oracle`]: what an index must hold, computed naively
@@ -17,11 +18,13 @@
 //! - [`load`]: writes and scans in the background
 //! - [`history`]: the replicated log; [`watch`]: stability timestamps and the membership as they are told
 //! - [`trial`]: a deployment of several of each, and what must hold of it whoever dies
+//! - [`scenarios`]: what is done to such a deployment, on one nats-server and on several
 //! - [`rng`], [`wait`]: seeded randomness, waiting for an event
 
 pub mod ask;
 pub mod binaries;
 pub mod child;
+pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod documents;
@@ -32,6 +35,7 @@ pub mod nats;
 pub mod oracle;
 pub mod order;
 pub mod rng;
+pub mod scenarios;
 pub mod source;
 pub mod trial;
 pub mod wait;

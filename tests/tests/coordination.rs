@@ -2,10 +2,11 @@
 
 use highwater_schemas::state::IndexState;
 use highwater_tests::{
+    files,
     prelude::*,
     trial::{self, Answer, BUCKET, SETTLED_WITHIN, Trial},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const DOCUMENTS: u64 = 3_000;
 const ROUNDS: u64 = 3;
@@ -62,10 +63,15 @@ async fn one_round(
     let names: Vec<Vec<String>> =
         (0..SEQUENCES).map(|sequence| (0..EACH).map(|n| format!("r{round}_{sequence}_{n}")).collect()).collect();
     if ask != Ask::Create {
-        for name in names.iter().flatten() {
+        for (n, name) in names.iter().flat_map(|names| names.iter().enumerate()) {
             let mut definition = trial::named(name).definition(BUCKET);
-            definition["defer_build"] = true.into();
+            // What is dropped has slices, or has none yet.
+            let defer = ask == Ask::Build || n % 2 == 1;
+            definition["defer_build"] = defer.into();
             trial.client.create_index(&definition).await?;
+            if !defer {
+                trial.client.wait_active(BUCKET, name, SETTLED_WITHIN).await?;
+            }
         }
     }
     trial.traffic(rng);
@@ -92,12 +98,13 @@ async fn one_round(
             }
             (Ask::Build, Some(Answer::Done)) => matches!(state, Some(IndexState::Building | IndexState::Active)),
             (Ask::Drop, Some(Answer::Done)) | (Ask::Create, None) => state.is_none(),
-            (Ask::Build | Ask::Drop, None) => state == Some(IndexState::Created),
+            (Ask::Build, None) => state == Some(IndexState::Created),
+            (Ask::Drop, None) => matches!(state, Some(IndexState::Created | IndexState::Active)),
             (Ask::Create, Some(_)) => !matches!(state, Some(IndexState::Failed(_))),
             (Ask::Build, Some(_)) => {
                 matches!(state, Some(IndexState::Created | IndexState::Building | IndexState::Active))
             }
-            (Ask::Drop, Some(_)) => matches!(state, None | Some(IndexState::Created)),
+            (Ask::Drop, Some(_)) => matches!(state, None | Some(IndexState::Created | IndexState::Active)),
         };
         ensure!(as_acknowledged, "{name} is {state:?} after {:?}", answers.get(name));
     }
@@ -135,7 +142,27 @@ async fn one_round(
     }
     let again = names[0][0].clone();
     trial.create(&again).await?;
-    trial.drop(&again).await
+    trial.drop(&again).await?;
+    nothing_left(cluster, trial, &next).await
+}
+
+/// Waits until the indexers have the slices of the indexes that are there, and nothing of those that were dropped.
+async fn nothing_left(cluster: &Cluster, trial: &Trial, master: &str) -> Result<()> {
+    until("what was dropped is gone from the disks", SETTLED_WITHIN, async || {
+        let context = trial.state_of(master).await.map_err(|e| e.to_string())?;
+        let live: BTreeSet<&str> = context.buckets[BUCKET].indexes.values().map(|index| &*index.placed.id).collect();
+        let mut found = BTreeSet::new();
+        for node in ["indexer-1", "indexer-2"] {
+            for slice in files::slices(&cluster.data_dir(node)).map_err(|e| format!("{e:#}"))? {
+                // <index id>.<partition>.<life>
+                let name = slice.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                found.insert(name.split('.').next().unwrap_or_default().to_owned());
+            }
+        }
+        let gone = found.iter().map(String::as_str).eq(live.iter().copied());
+        if gone { Ok(()) } else { Err(format!("slices of {found:?}, indexes {live:?}")) }
+    })
+    .await
 }
 
 /// One request after the other, until one stays without a clear answer; answers what was answered.
@@ -171,7 +198,7 @@ async fn master_and_active_cluster_manager_killed_together_are_both_replaced() -
         for round in 0..ROUNDS {
             trial.traffic(rng);
             let (master, term) = trial.master().await?;
-            let (active, _) = trial::cluster_managers(&trial.client).await?;
+            let active = trial::cluster_manager(&trial.client).await?;
             let name = format!("together{round}");
             trial.create(&name).await?;
             // In any order, with or without something between.
@@ -183,7 +210,7 @@ async fn master_and_active_cluster_manager_killed_together_are_both_replaced() -
             let gone = Instant::now();
             cluster.kill(second)?;
             let (next, _) = trial.later_term(term, gone).await?;
-            let other = trial::cluster_managers(&trial.client).await?.0;
+            let other = trial::cluster_manager(&trial.client).await?;
             println!("round {round}: {master} and {active} killed, {next} and {other} follow");
             ensure!(next != master && other != active, "{next} and {other}");
             trial.holds(&trial.state_of(&next).await?)?;

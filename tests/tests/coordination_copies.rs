@@ -3,11 +3,11 @@
 
 use highwater_schemas::subjects;
 use highwater_tests::{
-    binaries, files, load,
+    cli, files, load,
     prelude::*,
+    scenarios::copies,
     trial::{self, BUCKET, MANAGERS, SETTLED_WITHIN, Trial},
 };
-use std::process::Command;
 
 const DOCUMENTS: u64 = 1_000;
 /// Longer than nodes that are silent are waited for.
@@ -15,47 +15,7 @@ const IN_VAIN: Duration = Duration::from_millis(2_500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stray_old_copy_follows_the_log_even_when_it_is_elected() -> Result<()> {
-    Trial::run("stray copy", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, _| {
-        let first = trial.history.read(&trial.client).await?.incarnation;
-        let (master, _) = trial.master().await?;
-        let stray = MANAGERS.into_iter().find(|node| *node != master).context("no replica")?;
-        let kept = cluster.path().join("kept");
-        let place = cluster.data_dir(stray).join("coordinator/state");
-        cluster.stop(stray).await?;
-        files::copy(&place, &kept)?;
-        cluster.start_node(stray).await?;
-        trial.drop(&trial.indexes[2].name.clone()).await?;
-        trial.create("later").await?;
-        trial.formed(&cluster.nodes()).await?;
-
-        // It comes back as a replica.
-        cluster.stop(stray).await?;
-        files::put_back(&kept, &place)?;
-        cluster.start_node(stray).await?;
-        trial.formed(&cluster.nodes()).await?;
-        trial.holds(&trial.state_of(stray).await?)?;
-        trial.create("after").await?;
-
-        // It comes back as the only one.
-        let (_, term) = trial.master().await?;
-        let gone = Instant::now();
-        for node in MANAGERS {
-            cluster.kill(node)?;
-        }
-        files::put_back(&kept, &place)?;
-        cluster.start_node(stray).await?;
-        let (next, _) = trial.later_term(term, gone).await?;
-        ensure!(next == stray, "{next} coordinates");
-        trial.holds(&trial.state_of(stray).await?)?;
-        trial.create("at_last").await?;
-        for node in MANAGERS.into_iter().filter(|node| *node != stray) {
-            cluster.start_node(node).await?;
-        }
-        trial.settle(cluster).await?;
-        ensure!(trial.history.incarnation() == first, "the log was replaced: {}", trial.history.incarnation());
-        Ok(())
-    })
-    .await
+    copies::stray("stray copy", Cluster::deployed().await?).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +32,7 @@ async fn a_copy_of_another_deployment_loses_against_the_log() -> Result<()> {
         client.insist("hw.admin.topic.create", &topic, SETTLED_WITHIN).await?;
         client.insist("hw.admin.topic.delete", &topic, SETTLED_WITHIN).await?;
     }
-    let version = client.members().await?["version"].as_u64().context("no version")?;
+    let version = members(&client).await?["version"].as_u64().context("no version")?;
     other.stop("coordinator-1").await?;
     let foreign = other.data_dir("coordinator-1").join("coordinator/state");
 
@@ -135,10 +95,8 @@ async fn a_lost_log_is_recovered_by_force_from_the_copies_that_are_there() -> Re
     Trial::run("by force", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
         let last = only_one_knows(cluster, trial, rng).await?;
         nobody_coordinates(trial, &last).await?;
-        let mut recover = Command::new(binaries::highwater()?);
-        recover.args(["state", "recover", "--force", "--nats-url", cluster.url()]);
-        let said = recover.output().context("the command line does not start")?;
-        ensure!(said.status.success(), "{said:?}");
+        let (code, out, err) = cli::highwater(&["state", "recover", "--force", "--nats-url", cluster.url()])?;
+        ensure!(code == Some(0), "{code:?} {out} {err}");
         let (next, _) = trial.master().await?;
         // Its owner gave up what only the missing one knew.
         trial.indexes.retain(|index| index.name != "known_to_one");
@@ -210,11 +168,17 @@ async fn nobody_coordinates(trial: &Trial, last: &str) -> Result<()> {
     let request = trial::named("in_vain").definition(BUCKET);
     let began = Instant::now();
     while began.elapsed() < IN_VAIN {
-        let status = trial.client.members().await?;
+        let status = members(&trial.client).await?;
         ensure!(status["coordinator"] == "", "somebody coordinates: {status}");
         let refused = trial.client.request("hw.admin.index.create", &request).await.err().context("it was created")?;
         ensure!(refused.code == "no_coordinator" && refused.retry, "{refused}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
+}
+
+/// What the cluster says, as soon as it says anything.
+async fn members(client: &Client) -> Result<Value> {
+    until("the cluster answers", SETTLED_WITHIN, async || client.members().await.map_err(|refused| refused.to_string()))
+        .await
 }

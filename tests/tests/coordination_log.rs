@@ -3,8 +3,9 @@
 
 use highwater_schemas::subjects;
 use highwater_tests::{
-    files, load,
+    files,
     prelude::*,
+    scenarios::log,
     trial::{self, Trial},
 };
 
@@ -13,30 +14,7 @@ const ROUNDS: u64 = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_log_is_published_anew() -> Result<()> {
-    Trial::run("deleted log", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
-        for round in 0..ROUNDS {
-            trial.traffic(rng);
-            let context = trial.history.read(&trial.client).await?;
-            trial.create(&format!("before{round}")).await?;
-            let (_, term) = trial.master().await?;
-            let gone = Instant::now();
-            trial.client.js.delete_stream(subjects::STATE_STREAM).await?;
-            // Its loss is noticed by an append, or when it is looked after.
-            let name = format!("meanwhile{round}");
-            if rng.chance(50) {
-                trial.create(&name).await?;
-            }
-            let (next, later) = trial.later_term(term, gone).await?;
-            println!("round {round}: term {later} by {next} after {term}, {:?} at most", trial.longest);
-            trial.holds(&trial.state_of(&next).await?)?;
-            trial.create(&format!("after{round}")).await?;
-            trial.drop(&format!("before{round}")).await?;
-            trial.settle(cluster).await?;
-            ensure!(trial.history.incarnation() == context.incarnation + 1, "not published anew once");
-        }
-        Ok(())
-    })
-    .await
+    log::deleted("deleted log", Cluster::deployed().await?, ROUNDS).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,40 +69,5 @@ async fn a_log_that_lost_its_tail_while_the_server_was_down_gets_it_back() -> Re
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terms_rise_without_the_cluster_managers_bucket() -> Result<()> {
-    Trial::run("lost bucket", Cluster::deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
-        for round in 0..ROUNDS {
-            trial.traffic(rng);
-            let (master, term) = trial.master().await?;
-            let (active, _) = trial::cluster_managers(&trial.client).await?;
-            trial.client.js.delete_stream(subjects::CLUSTER_STREAM).await?;
-            // With the bucket gone, one that remembers nothing else may take over.
-            if round % 2 == 1 {
-                cluster.kill(&active)?;
-            }
-            let gone = Instant::now();
-            cluster.kill(&master)?;
-            let (next, later) = trial.later_term(term, gone).await?;
-            println!("round {round}: term {later} by {next} after {term}");
-            trial.create(&format!("after{round}")).await?;
-            for node in [&master, &active] {
-                if !cluster.nodes().contains(node) {
-                    cluster.start_node(node).await?;
-                }
-            }
-            trial.settle(cluster).await?;
-        }
-        // Nobody needs to go for it.
-        let (master, term) = trial.master().await?;
-        trial.client.js.delete_stream(subjects::CLUSTER_STREAM).await?;
-        until("the bucket is made again", trial::SETTLED_WITHIN, async || {
-            let found = trial.client.js.get_stream(subjects::CLUSTER_STREAM).await;
-            found.map(|_| ()).map_err(|error| error.to_string())
-        })
-        .await?;
-        trial.create("at_last").await?;
-        let (after, later) = trial.master().await?;
-        ensure!(later > term || (later == term && after == master), "{after} in {later}, {master} in {term}");
-        trial.check().await
-    })
-    .await
+    log::without_bucket("lost bucket", Cluster::deployed().await?, ROUNDS).await
 }

@@ -1,54 +1,19 @@
 //! `highwater index verify` and `highwater slice dump`: on running nodes, on stopped ones, and when a disk has lost something.
 
-use highwater_tests::{binaries, prelude::*};
+use highwater_tests::{
+    cli::{highwater, json_of},
+    files::slices,
+    prelude::*,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 const BUILT_WITHIN: Duration = Duration::from_secs(30);
-const STOPS_WITHIN: Duration = Duration::from_secs(30);
 const DOCUMENTS: u64 = 2_000;
 /// In the included fields of one document, and nowhere else in a data file.
 const MARKER: &str = "here-be-damage";
-
-/// Runs the CLI: its exit code, what it printed, and what it complained of.
-fn highwater(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
-    let output = Command::new(binaries::highwater()?).args(arguments).output().context("highwater does not run")?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
-}
-
-/// The same, with JSON on its stdout and this exit code.
-fn json_of(arguments: &[&str], code: i32) -> Result<Value> {
-    let (ended, out, err) = highwater(&[arguments, &["--json"]].concat())?;
-    ensure!(ended == Some(code), "{arguments:?}: {ended:?}\n{out}\n{err}");
-    serde_json::from_str(out.trim()).with_context(|| format!("{arguments:?}: not JSON: {out}"))
-}
-
-async fn stop(cluster: &mut Cluster, node: &str) -> Result<()> {
-    cluster.node(node)?.terminate()?;
-    let since = Instant::now();
-    while cluster.node(node)?.exited().is_none() {
-        ensure!(since.elapsed() < STOPS_WITHIN, "{node} does not end");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // It has ended: this only takes it from the list.
-    cluster.kill(node)
-}
-
-/// The directories of the node's slices.
-fn slices(data: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for bucket in fs::read_dir(data.join("indexer/slices"))? {
-        for slice in fs::read_dir(bucket?.path())? {
-            found.push(slice?.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
 
 /// Writes `new` over every `old` in the file; answers how many there were.
 fn overwrite(file: &Path, old: &[u8], new: &[u8]) -> Result<usize> {
@@ -123,7 +88,7 @@ async fn what_a_disk_lost_is_found_and_built_again() -> Result<()> {
             ensure!(one["slices"][0]["partition"] == 1 && one["slices"][0]["rows"] == json!([]), "{one}");
 
             // Stopped: the same numbers.
-            stop(cluster, "indexer-1").await?;
+            cluster.stop("indexer-1").await?;
             let stopped = json_of(&verify_stopped, 0)?;
             let numbers = |found: &Value| {
                 let number = |s: &Value| (s["documents"].as_u64(), s["entries"].as_u64(), s["unindexed"].as_u64());
@@ -170,7 +135,7 @@ async fn what_a_disk_lost_is_found_and_built_again() -> Result<()> {
             ensure!(!hurt.exists(), "the slice was not built again");
 
             // What leads LMDB through the file: every opening looks at that.
-            stop(cluster, "indexer-1").await?;
+            cluster.stop("indexer-1").await?;
             let hurt = slices(&data)?.remove(0);
             let file = hurt.join("data.mdb");
             let mut bytes = fs::read(&file)?;
@@ -216,7 +181,7 @@ async fn a_build_that_has_not_begun_is_no_damage() -> Result<()> {
             ensure!(code == Some(0) && table.contains("nothing to check yet"), "{table}");
             let shown = json_of(&["slice", "dump", "people", &index.name, "--nats-url", &url, "--rows", "5"], 0)?;
             ensure!(shown["slices"][0]["rows"] == json!([]), "{shown}");
-            stop(cluster, "indexer-1").await?;
+            cluster.stop("indexer-1").await?;
             let found = json_of(&["index", "verify", "--data-dir", &data], 0)?;
             ensure!(found["slices"][0]["documents"] == 0, "{found}");
             let (code, table, _) = highwater(&verify)?;

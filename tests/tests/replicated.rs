@@ -1,21 +1,25 @@
-//! Three nats-servers with three replicas of every stream: the one that leads is killed under load. Nothing that was acknowledged
-//! is lost, and whoever coordinates goes on.
+//! Three nats-servers with three replicas of every stream: nothing that was acknowledged is lost, and somebody coordinates again,
+//! when the server that leads a stream is killed under load, and in what else one server shows.
 
 use highwater_schemas::subjects;
 use highwater_tests::{
     load,
     prelude::*,
+    scenarios::{copies, log, sleep},
     trial::{NODES, SETTLED_WITHIN, Trial},
 };
 
 const DOCUMENTS: u64 = 2_000;
-/// NATS elects in about 5 s, and then it is our turn.
-const ELECTED_WITHIN: Duration = Duration::from_secs(30);
+/// Far more than the 5 s that the servers take to elect another leader of a stream.
+const LED_WITHIN: Duration = Duration::from_secs(30);
+
+async fn deployed() -> Result<Cluster> {
+    Cluster::replicated().await?.deploy(&NODES).await
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_of_the_source_killed_under_load_loses_nothing() -> Result<()> {
-    let deployed = Cluster::replicated().await?.deploy(&NODES).await?;
-    Trial::run("leader of the source", deployed, DOCUMENTS, async |cluster, trial, rng| {
+    Trial::run("leader of the source", deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
         replicated(trial, cluster).await?;
         for round in 0..2 {
             let stream = trial.source.streams[0].0.clone();
@@ -28,14 +32,33 @@ async fn the_leader_of_the_source_killed_under_load_loses_nothing() -> Result<()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_of_the_log_killed_with_or_without_the_master_loses_nothing() -> Result<()> {
-    let deployed = Cluster::replicated().await?.deploy(&NODES).await?;
-    Trial::run("leader of the log", deployed, DOCUMENTS, async |cluster, trial, rng| {
+    Trial::run("leader of the log", deployed().await?, DOCUMENTS, async |cluster, trial, rng| {
         for round in 0..2 {
             one_round(cluster, trial, subjects::STATE_STREAM, round % 2 == 1, round, rng).await?;
         }
         Ok(())
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_wakes_up_steps_down() -> Result<()> {
+    sleep::wakes_up("sleeping master, replicated", deployed().await?, false, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_log_is_published_anew() -> Result<()> {
+    log::deleted("deleted log, replicated", deployed().await?, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terms_rise_without_the_cluster_managers_bucket() -> Result<()> {
+    log::without_bucket("lost bucket, replicated", deployed().await?, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stray_old_copy_follows_the_log_even_when_it_is_elected() -> Result<()> {
+    copies::stray("stray copy, replicated", deployed().await?).await
 }
 
 /// Kills the server that leads a stream, perhaps with the master, while indexes are created and documents are written.
@@ -82,7 +105,7 @@ async fn one_round(
 }
 
 async fn leader(trial: &Trial, stream: &str) -> Result<String> {
-    until(&format!("a leader of {stream}"), ELECTED_WITHIN, async || {
+    until(&format!("a leader of {stream}"), LED_WITHIN, async || {
         let found = trial.client.js.get_stream(stream).await.map_err(|e| e.to_string())?;
         let cluster = found.cached_info().cluster.as_ref();
         cluster.and_then(|c| c.leader.clone()).ok_or_else(|| "none".to_owned())

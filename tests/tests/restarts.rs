@@ -7,6 +7,9 @@ use highwater_tests::{
 };
 
 const STREAMS: usize = 2;
+/// Of a bucket whose streams move.
+const MOVED: usize = 4;
+const MOVED_WITHIN: Duration = Duration::from_secs(20);
 const FIRST: u64 = 3_000;
 /// A persistence timestamp is due every 5 s, if anything changed.
 const DURABLE_WITHIN: Duration = Duration::from_secs(20);
@@ -111,6 +114,54 @@ async fn a_process_that_was_given_up_and_comes_back_does_no_harm() -> Result<()>
             Ok(())
         })
         .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_move_to_a_projector_that_joins_and_from_one_that_leaves() -> Result<()> {
+    let mut rng = Rng::seeded("streams move");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::keyed_streams(&client, "orders", MOVED).await?;
+            write(&source, FIRST, &mut rng).await?;
+            let indexes = documents::indexes(3);
+            for index in &indexes {
+                client.create_index(&index.definition("orders")).await?;
+            }
+            for index in &indexes {
+                client.wait_active("orders", &index.name, BUILT_WITHIN).await?;
+            }
+            owners(&client, &["projector-1"; MOVED]).await?;
+            let writer = Writer::start(&source, &mut rng);
+            cluster.start_node("projector-2").await?;
+            owners(&client, &["projector-1", "projector-1", "projector-2", "projector-2"]).await?;
+            written(&source, 500).await?;
+            cluster.stop("projector-1").await?;
+            owners(&client, &["projector-2"; MOVED]).await?;
+            written(&source, 500).await?;
+            writer.stop().await?;
+            for index in &indexes {
+                ask::whole(&client, &source, index).await?;
+            }
+            let seen = sessions(&client).await?;
+            println!("{seen:?}, {} writes", source.log().complete().iter().sum::<u64>());
+            ensure!(seen.lost_place == 0 && seen.branches == 0, "a takeover began at zero: {seen:?}");
+            Ok(())
+        })
+        .await
+}
+
+/// Waits until these projectors, in order, own the streams.
+async fn owners(client: &Client, wanted: &[&str]) -> Result<()> {
+    until(&format!("the streams are owned by {wanted:?}"), MOVED_WITHIN, async || {
+        let reply = client.request("hw.admin.state.get", &json!({})).await.map_err(|refused| refused.to_string())?;
+        let vbuckets = reply["state"]["buckets"]["orders"]["vbuckets"].as_array().cloned().unwrap_or_default();
+        let mut owners: Vec<&str> = vbuckets.iter().filter_map(|vbucket| vbucket["projector"].as_str()).collect();
+        owners.sort_unstable();
+        if owners == wanted { Ok(()) } else { Err(format!("{owners:?}")) }
+    })
+    .await
 }
 
 /// Waits until the coordinator takes a node to be alive, or not to be.

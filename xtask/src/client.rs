@@ -1,8 +1,10 @@
 //! A client of NATS and of Highwater's public subjects that shares no code with the services.
 
-use anyhow::{Context, Result, anyhow, bail};
+use crate::fleet::Size;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use async_nats::{Client, ConnectOptions, Request, client::RequestErrorKind};
 use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
 use std::{
     fmt::Display,
@@ -12,6 +14,10 @@ use std::{
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// A request that has no answer for so long is followed by another one.
+const AGAIN: Duration = Duration::from_millis(300);
+/// Between two looks at an index that is to become active.
+const POLL: Duration = Duration::from_millis(1);
 
 /// A refused or failed request.
 #[derive(Debug)]
@@ -63,13 +69,83 @@ impl Highwater {
 
     /// Like `call`, again and again while the error says that it may help.
     pub async fn insist(&self, subject: &'static str, request: &impl Display, within: Duration) -> Result<Value> {
+        let answer = self.ask_for(subject, request, within).await;
+        answer.map_err(|refused| anyhow!("{subject} {request} answered {}", refused.text))
+    }
+
+    /// Like `insist`, where a request is lost when it went to someone who dies: further ones follow, `request(n)` is the nth. A
+    /// refusal with the code `done` says that an earlier one was carried out. Returns the number of the one that was answered
+    /// first.
+    pub async fn insist_anew<D: Display>(
+        &self,
+        subject: &'static str,
+        request: impl Fn(u32) -> D,
+        done: Option<&str>,
+        within: Duration,
+    ) -> Result<u32> {
+        let attempt = |n: u32, request: D| async move { (n, self.ask_for(subject, &request, within).await) };
+        let (mut n, mut attempts, mut last) = (0, FuturesUnordered::new(), "nothing".to_owned());
+        let mut again = tokio::time::interval(AGAIN);
+        loop {
+            tokio::select! {
+                Some((n, answer)) = attempts.next() => match answer {
+                    Ok(_) => return Ok(n),
+                    Err(refused) if done.is_some() && refused.code.as_deref() == done => return Ok(n),
+                    Err(refused) => last = refused.text,
+                },
+                _ = again.tick() => {
+                    attempts.push(attempt(n, request(n)));
+                    n += 1;
+                }
+            }
+            ensure!(AGAIN * n < within, "{subject} {} answered {last}", request(n));
+        }
+    }
+
+    async fn ask_for(&self, subject: &'static str, request: &impl Display, within: Duration) -> Result<Value, Refused> {
         let deadline = Instant::now() + within;
         loop {
             match self.ask(subject, request).await {
-                Ok(value) => return Ok(value),
                 Err(refused) if refused.retry && Instant::now() < deadline => tokio::time::sleep(RETRY_AFTER).await,
-                Err(refused) => bail!("{subject} {request} answered {}", refused.text),
+                answer => return answer,
             }
+        }
+    }
+
+    /// What the cluster says of itself.
+    pub async fn status(&self, within: Duration) -> Result<Value> {
+        self.insist("hw.cluster.members", &"{}", within).await
+    }
+
+    /// Waits until somebody coordinates, has done every step to it, and all nodes are alive; returns what the cluster says then.
+    pub async fn formed(&self, size: &Size, within: Duration) -> Result<Value> {
+        let since = Instant::now();
+        loop {
+            let status = self.status(within).await?;
+            let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let alive = |kind: &str| members.iter().filter(|m| m["kind"] == kind && m["alive"] == true).count();
+            let steps = status["bootstrap"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let done = !steps.is_empty() && steps.iter().all(|step| step["done_ms"].is_u64());
+            let all = size.iter().all(|(kind, count)| alive(&kind.replace('-', "_")) == *count);
+            if done && all && coordinator(&status).is_some() {
+                return Ok(status);
+            }
+            ensure!(since.elapsed() < within, "the nodes do not find each other: {status}");
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Waits until a list shows an index active.
+    pub async fn active(&self, bucket: &str, name: &str, within: Duration) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            // The catalog may not have heard of the bucket yet.
+            let listed = self.indexes(bucket).await;
+            if listed.iter().flatten().any(|index| index["name"] == name && index["state"] == "active") {
+                return Ok(());
+            }
+            ensure!(since.elapsed() < within, "index {name} of {bucket} does not become active: {listed:?}");
+            tokio::time::sleep(POLL).await;
         }
     }
 
@@ -93,6 +169,11 @@ impl Highwater {
         })?;
         Ok(reply.payload)
     }
+}
+
+/// The index manager that coordinates, by what the cluster says of itself.
+pub fn coordinator(status: &Value) -> Option<&str> {
+    status["coordinator"].as_str().filter(|name| !name.is_empty())
 }
 
 fn read(reply: &[u8]) -> Result<Value, Refused> {

@@ -16,9 +16,11 @@ use tempfile::TempDir;
 pub type Size = [(&'static str, usize); 5];
 /// One of each.
 pub const SMALLEST: Size = size(1, 1, 1, 1, 1);
+/// Nothing in it is alone but the catalog.
+pub const REDUNDANT: Size = size(2, 3, 2, 2, 1);
 
 /// So many cluster managers, index managers, projectors, indexers and catalogs.
-pub const fn size(managers: usize, coordinators: usize, projectors: usize, indexers: usize, catalogs: usize) -> Size {
+const fn size(managers: usize, coordinators: usize, projectors: usize, indexers: usize, catalogs: usize) -> Size {
     [
         ("cluster-manager", managers),
         ("coordinator", coordinators),

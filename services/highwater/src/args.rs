@@ -18,15 +18,15 @@ pub(crate) enum Command {
     /// Run all services in one process; without --nats-url beside a nats-server of its own.
     Dev(Dev),
     /// Run a cluster manager: who is there, and which index manager coordinates.
-    ClusterManager(ClusterManager),
+    ClusterManager(With<ClusterLimits>),
     /// Run the index coordinator.
-    Coordinator(Coordinator),
+    Coordinator(With<Replicas>),
     /// Run a projector with its router.
     Projector(Service),
     /// Run an indexer.
-    Indexer(Indexer),
+    Indexer(With<IndexerLimits>),
     /// Run a query catalog.
-    Catalog(Catalog),
+    Catalog(With<CatalogLimits>),
     /// Declare, list and remove buckets.
     #[command(subcommand)]
     Bucket(Bucket),
@@ -137,38 +137,13 @@ pub(crate) struct Service {
     pub(crate) nats: Nats,
 }
 
+/// A service, and what can be set of it.
 #[derive(ClapArgs)]
-pub(crate) struct ClusterManager {
+pub(crate) struct With<L: ClapArgs> {
     #[command(flatten)]
     pub(crate) service: Service,
     #[command(flatten)]
-    pub(crate) limits: ClusterLimits,
-    #[command(flatten)]
-    pub(crate) replicas: Replicas,
-}
-
-#[derive(ClapArgs)]
-pub(crate) struct Coordinator {
-    #[command(flatten)]
-    pub(crate) service: Service,
-    #[command(flatten)]
-    pub(crate) replicas: Replicas,
-}
-
-#[derive(ClapArgs)]
-pub(crate) struct Indexer {
-    #[command(flatten)]
-    pub(crate) service: Service,
-    #[command(flatten)]
-    pub(crate) limits: IndexerLimits,
-}
-
-#[derive(ClapArgs)]
-pub(crate) struct Catalog {
-    #[command(flatten)]
-    pub(crate) service: Service,
-    #[command(flatten)]
-    pub(crate) limits: CatalogLimits,
+    pub(crate) limits: L,
 }
 
 #[derive(ClapArgs)]

@@ -16,8 +16,6 @@ pub(crate) struct Limits {
     #[command(flatten)]
     pub(crate) cluster: ClusterLimits,
     #[command(flatten)]
-    pub(crate) replicas: Replicas,
-    #[command(flatten)]
     pub(crate) indexer: IndexerLimits,
     #[command(flatten)]
     pub(crate) catalog: CatalogLimits,
@@ -90,6 +88,8 @@ pub(crate) struct ClusterLimits {
     /// How long the active cluster manager may be silent before another takes over, milliseconds.
     #[arg(long, env = "HIGHWATER_LEASE_MS", value_name = "MS", default_value_t = 3_000, value_parser = value_parser!(u64).range(cluster::allowed::LEASE_MS))]
     lease_ms: u64,
+    #[command(flatten)]
+    pub(crate) replicas: Replicas,
 }
 
 /// How safe the streams are that hold state.
@@ -101,11 +101,36 @@ pub(crate) struct Replicas {
     stream_replicas: u64,
 }
 
+impl From<ClusterLimits> for Limits {
+    fn from(cluster: ClusterLimits) -> Self {
+        Self { cluster, ..Self::default() }
+    }
+}
+
+impl From<Replicas> for Limits {
+    fn from(replicas: Replicas) -> Self {
+        ClusterLimits { replicas, ..ClusterLimits::default() }.into()
+    }
+}
+
+impl From<IndexerLimits> for Limits {
+    fn from(indexer: IndexerLimits) -> Self {
+        Self { indexer, ..Self::default() }
+    }
+}
+
+impl From<CatalogLimits> for Limits {
+    fn from(catalog: CatalogLimits) -> Self {
+        Self { catalog, ..Self::default() }
+    }
+}
+
 impl ClusterLimits {
     pub(crate) fn enter(&self, config: &mut cluster::Config) {
         config.heartbeat = Duration::from_millis(self.heartbeat_ms);
         config.misses = self.misses as u32;
         config.lease = Duration::from_millis(self.lease_ms);
+        config.replicas = self.replicas.get();
     }
 }
 
@@ -116,6 +141,7 @@ impl Default for ClusterLimits {
             heartbeat_ms: config.heartbeat.as_millis() as u64,
             misses: u64::from(config.misses),
             lease_ms: config.lease.as_millis() as u64,
+            replicas: Replicas::default(),
         }
     }
 }
@@ -268,7 +294,6 @@ mod tests {
         let own = cluster::Config::new("n", 1);
         let mut config = own.clone();
         from_flags.cluster.enter(&mut config);
-        config.replicas = from_flags.replicas.get();
         assert_eq!(config, own);
         let own = highwater_catalog::Config::new("n");
         let mut config = own.clone();

@@ -7,9 +7,10 @@ mod cli;
 mod limits;
 mod serve;
 
-use args::{Args, Catalog, ClusterManager, Command, Coordinator, Indexer};
+use args::{Args, Command, With};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use limits::Limits;
+use serve::{Kind, one};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -48,20 +49,11 @@ fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Dev(dev) => serve::dev(dev).await,
-        Command::ClusterManager(ClusterManager { service, limits, replicas }) => {
-            let limits = Limits { cluster: limits, replicas, ..Limits::default() };
-            serve::one(serve::Kind::ClusterManager, service, limits).await
-        }
-        Command::Coordinator(Coordinator { service, replicas }) => {
-            serve::one(serve::Kind::Coordinator, service, Limits { replicas, ..Limits::default() }).await
-        }
-        Command::Projector(service) => serve::one(serve::Kind::Projector, service, Limits::default()).await,
-        Command::Indexer(Indexer { service, limits }) => {
-            serve::one(serve::Kind::Indexer, service, Limits { indexer: limits, ..Limits::default() }).await
-        }
-        Command::Catalog(Catalog { service, limits }) => {
-            serve::one(serve::Kind::Catalog, service, Limits { catalog: limits, ..Limits::default() }).await
-        }
+        Command::ClusterManager(With { service, limits }) => one(Kind::ClusterManager, service, limits.into()).await,
+        Command::Coordinator(With { service, limits }) => one(Kind::Coordinator, service, limits.into()).await,
+        Command::Projector(service) => one(Kind::Projector, service, Limits::default()).await,
+        Command::Indexer(With { service, limits }) => one(Kind::Indexer, service, limits.into()).await,
+        Command::Catalog(With { service, limits }) => one(Kind::Catalog, service, limits.into()).await,
         Command::Bucket(command) => cli::bucket(command).await,
         Command::Index(command) => cli::index(command).await,
         Command::Slice(command) => cli::slice(command).await,

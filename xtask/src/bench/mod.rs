@@ -133,7 +133,7 @@ pub async fn run(options: Options) -> Result<()> {
         let since = Instant::now();
         fleet.start_services(binary, &SMALLEST).await?;
         let highwater = Highwater::new(nats.clone());
-        joined(&highwater).await?;
+        highwater.formed(&SMALLEST, JOINED_WITHIN).await?;
         step("services, each a process of its own", since.elapsed());
         let bench = Bench { options: options.clone(), nats, highwater, documents: options.docs, limits };
         let outcome = measure_highwater(&bench, &fleet, &mut report).await;
@@ -168,23 +168,6 @@ fn store_only(options: &Options, target: &Path) -> Result<()> {
     match &options.json {
         Some(path) => report.write(path),
         None => Ok(()),
-    }
-}
-
-/// Waits until the coordinator has heard of every service: the first heartbeats may come before it listens.
-pub async fn joined(highwater: &Highwater) -> Result<()> {
-    let since = Instant::now();
-    loop {
-        let status = highwater.insist("hw.cluster.members", &"{}", JOINED_WITHIN).await?;
-        let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let known = |kind: &&str| members.iter().any(|member| member["kind"] == **kind && member["alive"] == true);
-        if status["coordinator"] != "" && ["projector", "indexer", "catalog"].iter().all(known) {
-            return Ok(());
-        }
-        if since.elapsed() > JOINED_WITHIN {
-            bail!("the coordinator does not know every service after {} s: {status}", JOINED_WITHIN.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

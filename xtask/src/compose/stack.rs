@@ -105,18 +105,18 @@ impl<'a> Stack<'a> {
         let mut command = self.compose();
         command.args(["up", "-d", "--no-build"]);
         shell::run(command).await?;
-        self.wait_healthy(&[]).await
+        self.wait_healthy().await
     }
 
-    /// Waits until every container is healthy, but for those that are named.
-    pub async fn wait_healthy(&self, but: &[&str]) -> Result<usize> {
+    /// Waits until every container is healthy; returns how many there are.
+    pub async fn wait_healthy(&self) -> Result<usize> {
         let deadline = Instant::now() + HEALTHY_WITHIN;
         loop {
             let containers = self.containers().await?;
             ensure!(!containers.is_empty(), "the stack has no containers");
             let sick: Vec<String> = containers
                 .iter()
-                .filter(|container| !but.contains(&container.service.as_str()) && !container.is_healthy())
+                .filter(|container| !container.is_healthy())
                 .map(|container| format!("{} ({})", container.service, container.status))
                 .collect();
             if sick.is_empty() {

@@ -7,7 +7,7 @@ mod queries;
 
 use crate::{
     client::{self, Highwater},
-    fleet::{Fleet, Size, size},
+    fleet::{Fleet, REDUNDANT},
     nats_server,
     term::{bold, dim, step, time},
     workspace,
@@ -15,8 +15,6 @@ use crate::{
 use anyhow::Result;
 use std::{path::Path, time::Instant};
 
-/// Nothing in it is alone but the catalog.
-const SIZE: Size = size(2, 3, 2, 2, 1);
 /// The key-value bucket of the demo.
 pub const BUCKET: &str = "cities";
 
@@ -35,8 +33,8 @@ pub async fn run(keep: bool) -> Result<()> {
     let mut fleet = Fleet::start(&server, None)?;
     step(&format!("nats-server {} (from {}) on {}", server.version, server.origin, fleet.url()), since.elapsed());
     let since = Instant::now();
-    fleet.start_services(&binary, &SIZE).await?;
-    let nodes: Vec<String> = SIZE.iter().map(|(kind, n)| format!("{n} {}", kinds(kind, *n))).collect();
+    fleet.start_services(&binary, &REDUNDANT).await?;
+    let nodes: Vec<String> = REDUNDANT.iter().map(|(kind, n)| format!("{n} {}", kinds(kind, *n))).collect();
     step(&format!("{}, each a process of its own", nodes.join(", ")), since.elapsed());
 
     let outcome = show(&mut fleet, &binary).await;

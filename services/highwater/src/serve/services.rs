@@ -88,12 +88,11 @@ pub(crate) async fn start(
         Kind::ClusterManager => {
             let mut config = highwater_cluster_manager::Config::new(node, incarnation);
             place.limits.cluster.enter(&mut config);
-            config.replicas = place.limits.replicas.get();
             kept(lock, async move { Ok(highwater_cluster_manager::run(config, bus, ready, stop).await?) })
         }
         Kind::Coordinator => {
             let mut config = highwater_coordinator::Config::new(node, incarnation);
-            config.stream_replicas = place.limits.replicas.get();
+            config.stream_replicas = place.limits.cluster.replicas.get();
             kept(lock, async move { Ok(highwater_coordinator::run(config, &dir, bus, ready, stop).await?) })
         }
         Kind::Projector => {

@@ -6,7 +6,7 @@ use crate::{
         process::{cpu_of_all, cpu_since},
         report::{Many, Report},
     },
-    fleet::{Size, size},
+    fleet::REDUNDANT,
     term::{group, step, time},
 };
 use anyhow::{Context, Result, ensure};
@@ -16,7 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-const SIZE: Size = size(2, 3, 2, 2, 1);
 /// How many there are at first.
 const FEW: u64 = 10;
 const BUCKETS: u64 = 50;
@@ -30,7 +29,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(10);
 
 pub(super) async fn measure(sources: &Sources<'_>, indexes: u64, report: &mut Report) -> Result<()> {
-    let mut cluster = Cluster::start(sources, SIZE, &[]).await?;
+    let mut cluster = Cluster::start(sources, REDUNDANT, &[]).await?;
     for bucket in 0..BUCKETS.min(indexes) {
         cluster.make_bucket(&bucket_of(bucket)).await?;
     }

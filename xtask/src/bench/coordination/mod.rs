@@ -6,13 +6,12 @@ mod takeover;
 
 use super::{Options, report::Report};
 use crate::{
-    client::{self, Highwater},
+    client::{self, Highwater, coordinator},
     fleet::{Fleet, Size},
     nats_server::NatsServer,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use async_nats::{Client, jetstream::kv};
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
 use std::{
     path::Path,
@@ -23,10 +22,6 @@ use std::{
 const WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at what is waited for.
 const POLL: Duration = Duration::from_millis(1);
-/// A request that has no answer for so long is followed by another one.
-const AGAIN: Duration = Duration::from_millis(300);
-/// Between two looks at the cluster.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What the topics of many buckets may take at most is more than the server grants by itself: three quarters of the free disk.
 const ROOMY: &str = "jetstream { max_file_store: 1TB }\n";
@@ -65,33 +60,15 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until somebody coordinates, has done every step to it, and all nodes are alive; answers what the cluster says then.
+    /// Waits until everyone knows everyone; answers what the cluster says then.
     async fn formed(&self) -> Result<Value> {
-        let since = Instant::now();
-        loop {
-            let status = self.status().await?;
-            let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let alive = |kind: &str| members.iter().filter(|m| m["kind"] == kind && m["alive"] == true).count();
-            let steps = status["bootstrap"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let done = !steps.is_empty() && steps.iter().all(|step| step["done_ms"].is_u64());
-            let all = self.size.iter().all(|(kind, count)| alive(&kind.replace('-', "_")) == *count);
-            if done && all && status["coordinator"] != "" {
-                return Ok(status);
-            }
-            ensure!(since.elapsed() < WITHIN, "the nodes do not find each other: {status}");
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    async fn status(&self) -> Result<Value> {
-        self.highwater.insist("hw.cluster.members", &"{}", WITHIN).await
+        self.highwater.formed(&self.size, WITHIN).await
     }
 
     /// The name of who coordinates.
     async fn master(&self) -> Result<String> {
-        let status = self.status().await?;
-        let master = status["coordinator"].as_str().filter(|name| !name.is_empty());
-        master.map(str::to_owned).context("nobody coordinates")
+        let status = self.highwater.status(WITHIN).await?;
+        coordinator(&status).map(str::to_owned).context("nobody coordinates")
     }
 
     /// Makes an empty key-value bucket.
@@ -112,43 +89,15 @@ impl Cluster {
 
     /// Waits until a list shows an index active.
     async fn active(&self, bucket: &str, name: &str) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            // The catalog may not have heard of the bucket yet.
-            let request = json!({"bucket": bucket});
-            let listed = self.highwater.call("hw.query.list", &request).await;
-            let shown = |reply: &Value| {
-                let indexes = reply["indexes"].as_array().map(Vec::as_slice).unwrap_or_default();
-                indexes.iter().any(|index| index["name"] == name && index["state"] == "active")
-            };
-            if listed.as_ref().is_ok_and(shown) {
-                return Ok(());
-            }
-            ensure!(since.elapsed() < WITHIN, "index {name} of {bucket} does not become active: {listed:?}");
-            tokio::time::sleep(POLL).await;
-        }
+        self.highwater.active(bucket, name, WITHIN).await
     }
 
-    /// Creates an index after a crash: a request that went to the dead is lost, so further ones follow, each with a name of its
-    /// own. Answers the name of the one that was acknowledged first.
+    /// Creates an index after a crash: what went to the dead is lost, so further requests follow, each with a name of its own.
+    /// Answers the name of the one that was acknowledged first.
     async fn create_after_crash(&self, bucket: &str, name: &str) -> Result<String> {
-        let attempt = |n: u32| async move {
-            let name = format!("{name}_{n}");
-            let reply = self.highwater.insist("hw.admin.index.create", &definition(bucket, &name), WITHIN).await;
-            reply.map(|_| name)
-        };
-        let (mut n, mut attempts) = (0, FuturesUnordered::new());
-        let mut again = tokio::time::interval(AGAIN);
-        loop {
-            tokio::select! {
-                Some(Ok(name)) = attempts.next() => return Ok(name),
-                _ = again.tick() => {
-                    attempts.push(attempt(n));
-                    n += 1;
-                }
-            }
-            ensure!(AGAIN * n < WITHIN, "no index can be created after the crash");
-        }
+        let name = |n: u32| format!("{name}_{n}");
+        let request = |n: u32| definition(bucket, &name(n));
+        self.highwater.insist_anew("hw.admin.index.create", request, None, WITHIN).await.map(name)
     }
 
     async fn drop_index(&self, bucket: &str, name: &str) -> Result<()> {

@@ -4,7 +4,7 @@ use super::{Cluster, Sources, WITHIN, median_and_worst, step_done};
 use crate::{
     bench::report::{Report, Takeover},
     client::{self, Highwater},
-    fleet::{Size, size},
+    fleet::REDUNDANT,
     term::{step, time},
 };
 use anyhow::{Result, ensure};
@@ -21,7 +21,6 @@ use tokio::task::JoinHandle;
 const BUCKET: &str = "places";
 const INDEX: &str = "by_age";
 const DOCUMENTS: usize = 1_000;
-const SIZE: Size = size(2, 3, 2, 2, 1);
 /// The shortest settings.
 const QUICK: [&str; 4] = ["--heartbeat-ms", "100", "--lease-ms", "1000"];
 /// Between two counts.
@@ -37,7 +36,7 @@ pub(super) async fn measure(sources: &Sources<'_>, rounds: u64, report: &mut Rep
 
 async fn crashes(sources: &Sources<'_>, rounds: u64, arguments: &[&str]) -> Result<Takeover> {
     let began = Instant::now();
-    let mut cluster = Cluster::start(sources, SIZE, arguments).await?;
+    let mut cluster = Cluster::start(sources, REDUNDANT, arguments).await?;
     let store = cluster.make_bucket(BUCKET).await?;
     for n in 0..DOCUMENTS {
         store.put(format!("p{n}"), json!({"age": n % 100}).to_string().into()).await?;
@@ -122,6 +121,7 @@ impl Counter {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
+            counts.gap = counts.gap.max(last.elapsed());
             counts
         });
         Ok(Self { stop, task })
