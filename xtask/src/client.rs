@@ -88,15 +88,15 @@ impl Highwater {
         let mut again = tokio::time::interval(AGAIN);
         loop {
             tokio::select! {
+                _ = again.tick() => {
+                    attempts.push(attempt(n, request(n)));
+                    n += 1;
+                }
                 Some((n, answer)) = attempts.next() => match answer {
                     Ok(_) => return Ok(n),
                     Err(refused) if done.is_some() && refused.code.as_deref() == done => return Ok(n),
                     Err(refused) => last = refused.text,
                 },
-                _ = again.tick() => {
-                    attempts.push(attempt(n, request(n)));
-                    n += 1;
-                }
             }
             ensure!(AGAIN * n < within, "{subject} {} answered {last}", request(n));
         }
