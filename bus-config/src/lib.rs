@@ -30,10 +30,10 @@ pub use error::BusError;
 pub use heart::Heart;
 pub use lease::{ClusterBucket, LeaseWritten};
 pub use publisher::{Ack, PublishFailure, Publisher};
-pub use reader::{ReadFrom, StreamMessage, StreamReader};
+pub use reader::{List, ReadFrom, StreamMessage, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
 pub use state_view::StateView;
-pub use streams::{StreamSpec, StreamState};
+pub use streams::{Looked, StreamSpec, StreamState};
 
 pub use bytes::Bytes;

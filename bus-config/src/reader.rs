@@ -22,7 +22,7 @@ const INACTIVE: Duration = Duration::from_secs(30);
 const RETRY: [u64; 6] = [10, 50, 100, 250, 500, 1000];
 
 /// Where to begin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadFrom {
     /// The last sequence that is already known; reading begins after it.
     pub after: u64,
@@ -30,6 +30,17 @@ pub struct ReadFrom {
     pub filter: Option<String>,
     /// The stream's creation time when `after` was read; None: not known.
     pub created: Option<i64>,
+    /// Begin with the last message of every subject, once, and go on with what is written after these were determined.
+    pub lists: bool,
+}
+
+/// The messages that a reader begins with when it lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct List {
+    /// The stream's last sequence before they were determined.
+    pub upto: u64,
+    /// How many there were.
+    pub messages: u64,
 }
 
 /// A message of a stream.
@@ -60,6 +71,7 @@ pub struct StreamReader {
     consumer: String,
     /// Times that the reader was opened again on another server, or on one that had restarted.
     restarts: u64,
+    list: Option<List>,
 }
 
 /// How far a reader is.
@@ -84,6 +96,7 @@ impl StreamReader {
             pulls: None,
             consumer: String::new(),
             restarts: 0,
+            list: from.lists.then_some(List { upto: state.last_seq, messages: 0 }),
         };
         reader.check(&state)?;
         let pulls = reader.subscribe().await?;
@@ -91,6 +104,23 @@ impl StreamReader {
         reader.check(&state)?;
         reader.pulls = Some(pulls);
         Ok(reader)
+    }
+
+    /// What it began with, if it lists.
+    pub fn list(&self) -> Option<List> {
+        self.list
+    }
+
+    /// It has still to list.
+    fn is_listing(&self) -> bool {
+        self.list.is_some_and(|list| self.place.after < list.upto)
+    }
+
+    /// Messages that the server holds for this reader.
+    pub async fn pending(&self) -> Result<u64, BusError> {
+        let other = |e: String| BusError::other("consumer", format!("{}: {e}", self.stream));
+        let stream = self.bus.js.get_stream_no_info(&self.stream).await.map_err(|e| other(e.to_string()))?;
+        stream.consumer_info(&self.consumer).await.map(|info| info.num_pending).map_err(|e| other(e.to_string()))
     }
 
     /// Creation time of the stream, nanoseconds since the epoch.
@@ -114,10 +144,16 @@ impl StreamReader {
 
     /// The pulls count as open once the stream was checked after it.
     async fn subscribe(&mut self) -> Result<Pulls, BusError> {
+        let listing = self.is_listing();
+        let (deliver_policy, all) = match listing {
+            // The server wants to be told of which subjects.
+            true => (DeliverPolicy::LastPerSubject, ">"),
+            false => (DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 }, ""),
+        };
         let config = pull::Config {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 },
+            deliver_policy,
             ack_policy: AckPolicy::None,
-            filter_subject: self.filter.clone().unwrap_or_default(),
+            filter_subject: self.filter.clone().unwrap_or_else(|| all.into()),
             inactive_threshold: INACTIVE,
             memory_storage: true,
             num_replicas: 1,
@@ -130,6 +166,9 @@ impl StreamReader {
             .await
             .map_err(|e| BusError::other("consumer", format!("{}: {e}", self.stream)))?;
         self.consumer.clone_from(&consumer.cached_info().name);
+        if let Some(list) = self.list.as_mut().filter(|_| listing) {
+            list.messages = consumer.cached_info().num_pending;
+        }
         // Filtered are the topics between services: their messages are large.
         let batch = if self.filter.is_some() { pulls::PACKED } else { pulls::DOCUMENTS };
         let pulls = Pulls::start(&self.bus.client, &self.stream, &self.consumer, batch).await;
@@ -141,6 +180,10 @@ impl StreamReader {
 
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
     async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
+        if self.is_listing() && self.pulls.is_some() | (self.place.after > 0) {
+            let why = format!("the list was interrupted: {why}");
+            return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
+        }
         tracing::info!(stream = self.stream, after = self.place.after, why, "opening the stream again");
         self.pulls = None;
         self.restarts += u64::from(self.bus.server_id() != self.server_id);

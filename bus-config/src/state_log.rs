@@ -59,8 +59,7 @@ impl StateLog {
         let state = self.bus.stream_state(STATE_STREAM).await?;
         let mut contents = LogContents { last_seq: state.last_seq, records: Vec::new() };
         let end = last_record(&self.bus).await?;
-        let mut reader =
-            StreamReader::open(&self.bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
+        let mut reader = StreamReader::open(&self.bus, STATE_STREAM, ReadFrom::default()).await?;
         let (mut batch, mut seen) = (Vec::new(), 0);
         while seen < end {
             reader.next_ready(FOLLOW_BATCH, &mut batch).await?;
@@ -202,7 +201,7 @@ async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
 }
 
 async fn open(bus: &Bus) -> Result<(StreamReader, u64), BusError> {
-    let reader = StreamReader::open(bus, STATE_STREAM, ReadFrom { after: 0, filter: None, created: None }).await?;
+    let reader = StreamReader::open(bus, STATE_STREAM, ReadFrom::default()).await?;
     Ok((reader, last_record(bus).await?))
 }
 

@@ -108,6 +108,20 @@ pub struct StreamState {
     pub messages: u64,
     pub subjects: Vec<String>,
     pub max_messages_per_subject: i64,
+    /// Which server leads it; empty where there is no cluster.
+    pub leader: String,
+    /// Its limits remove messages by age, bytes or number.
+    pub expires: bool,
+}
+
+/// A message of a stream, looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    pub seq: u64,
+    pub subject: String,
+    /// Server time, nanoseconds since the epoch.
+    pub time: i64,
+    pub payload: bytes::Bytes,
 }
 
 impl Bus {
@@ -171,6 +185,18 @@ impl Bus {
         }
     }
 
+    /// The message at a sequence, if it is there.
+    pub async fn message_at(&self, name: &str, seq: u64) -> Result<Option<Looked>, BusError> {
+        let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
+        looked(name, stream.get_raw_message(seq).await.map_err(|e| (e.kind(), e.to_string())))
+    }
+
+    /// The last message of a subject, if there is one.
+    pub async fn last_of(&self, name: &str, subject: &str) -> Result<Option<Looked>, BusError> {
+        let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
+        looked(name, stream.get_last_raw_message_by_subject(subject).await.map_err(|e| (e.kind(), e.to_string())))
+    }
+
     /// The subjects that a stream holds messages of.
     pub async fn stream_subjects(&self, name: &str) -> Result<Vec<String>, BusError> {
         let other = |e: String| BusError::other("stream subjects", format!("{name}: {e}"));
@@ -210,7 +236,25 @@ impl Bus {
             messages: info.state.messages,
             subjects: info.config.subjects.clone(),
             max_messages_per_subject: info.config.max_messages_per_subject,
+            leader: info.cluster.as_ref().and_then(|c| c.leader.clone()).unwrap_or_default(),
+            expires: !info.config.max_age.is_zero() || info.config.max_bytes > 0 || info.config.max_messages > 0,
         })
+    }
+}
+
+type Raw = async_nats::jetstream::message::StreamMessage;
+
+fn looked(stream: &str, got: Result<Raw, (RawMessageErrorKind, String)>) -> Result<Option<Looked>, BusError> {
+    match got {
+        Ok(raw) => Ok(Some(Looked {
+            seq: raw.sequence,
+            subject: raw.subject.to_string(),
+            time: raw.time.unix_timestamp_nanos() as i64,
+            payload: raw.payload,
+        })),
+        Err((RawMessageErrorKind::NoMessageFound, _)) => Ok(None),
+        Err((_, why)) if why.contains("10037") || why.contains("no message found") => Ok(None),
+        Err((_, why)) => Err(BusError::other("message", format!("{stream}: {why}"))),
     }
 }
 

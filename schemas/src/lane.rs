@@ -65,6 +65,8 @@ pub enum Chunk {
         /// Send even when it is empty: a chain may start here.
         anchor: bool,
     },
+    /// The list of present documents, up to this seqno, is complete. Sessions only.
+    Listed { to: Position },
     /// `covered` rose, or a want was answered, without new messages.
     Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64 },
 }

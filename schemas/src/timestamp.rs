@@ -89,6 +89,9 @@ pub struct Bookmark {
     pub time: i64,
     /// xxh3 of its subject and payload.
     pub hash: u64,
+    /// Tells the server that it was read from, and its run, from others; 0: not known.
+    #[serde(default)]
+    pub source: u64,
 }
 
 /// One vbucket's part of a SYNC or a stability timestamp.

@@ -256,6 +256,32 @@ impl Source {
         Ok(())
     }
 
+    /// Takes what the streams hold for all that was ever written: their history is another one now.
+    pub async fn reread(&self) -> Result<()> {
+        let mut log = Log::for_streams(self.streams.len());
+        for (vb, (name, prefix)) in self.streams.iter().enumerate() {
+            let mut stream = self.client.js.get_stream(name).await.with_context(|| format!("no stream {name}"))?;
+            let last = stream.info().await?.state.last_sequence;
+            let mut next = 1;
+            while next <= last {
+                let Ok(message) = stream.get_first_raw_message_by_subject(">", next).await else { break };
+                next = message.sequence + 1;
+                let operation = message.headers.get("KV-Operation").map(|o| o.as_str().to_owned());
+                let deleted = if self.kv {
+                    matches!(operation.as_deref(), Some("DEL" | "PURGE"))
+                } else {
+                    message.payload.is_empty()
+                };
+                let op = if deleted { Op::Delete } else { Op::Put(message.payload.clone()) };
+                let id = message.subject.strip_prefix(prefix.as_str()).context("a foreign subject")?.to_owned();
+                log.add(Write { vb, id, op }, message.sequence);
+            }
+            log.complete[vb].0 = last;
+        }
+        *self.log() = log;
+        Ok(())
+    }
+
     /// The seqnos of a reply's timestamp, in the order of the streams.
     pub fn seqnos(&self, reply: &Value) -> Result<Vec<u64>> {
         let seqno = |(name, _): &(String, String)| {

@@ -147,6 +147,8 @@ fn batch() -> Batch {
         server_time: -4,
         hash: 6,
         attempt: 0,
+        floor: 0,
+        listed: 0,
         removal: None,
         versions: versions(),
     }

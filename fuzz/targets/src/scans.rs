@@ -50,10 +50,11 @@ fn check(ranges: &[ByteRange]) {
 /// A bucket of one stream with the indexes above, all of them active.
 fn context() -> StateContext {
     let vbucket = Vbucket {
-        failover: vec![Failover { vbuuid: 2, start: 50 }, Failover { vbuuid: 1, start: 0 }],
+        failover: [(2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() }).to_vec(),
         generation: 1,
         projector: String::new(),
         incarnation: 0,
+        held: 0,
         restart: 0,
         starts: BTreeMap::new(),
         bookmarks: Vec::new(),
@@ -67,6 +68,8 @@ fn context() -> StateContext {
         sessions: BTreeMap::new(),
         numbers_below: 1,
         topics: std::collections::BTreeMap::new(),
+        rollback: None,
+        rollbacks: Vec::new(),
         history: Vec::new(),
         declared: 1,
     };

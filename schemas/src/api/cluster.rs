@@ -86,6 +86,15 @@ pub struct SliceReport {
     pub unindexed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Every document must be compared before it can follow the chain again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compare: bool,
+    /// Tells the branches that it is on from others; 0: not known.
+    #[serde(default)]
+    pub branch: u64,
+    /// Per vbucket the highest seqno that it may hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content: Vec<u64>,
 }
 
 impl SliceReport {
@@ -106,6 +115,9 @@ impl SliceReport {
             bytes: 0,
             unindexed: 0,
             error: None,
+            compare: false,
+            branch: 0,
+            content: Vec::new(),
         }
     }
 }
@@ -118,6 +130,15 @@ pub struct Suspicion {
     /// The branch that it contradicts.
     pub vbuuid: u64,
     pub reason: String,
+    /// Up to here the source's history is proven to be what was read.
+    #[serde(default)]
+    pub intact: u64,
+    /// The source's last sequence.
+    #[serde(default)]
+    pub last: u64,
+    /// Something that was read is certainly gone or replaced; else that cannot be ruled out.
+    #[serde(default)]
+    pub broken: bool,
 }
 
 /// What an index manager says of its copy of the StateContext.
@@ -164,6 +185,9 @@ pub struct Join {
     pub durable: Vec<(String, u64)>,
     #[serde(default)]
     pub slices: Vec<SliceReport>,
+    /// Sessions that cannot go on, by bucket; projectors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken_sessions: Vec<(String, u64)>,
     /// It speaks of these buckets alone: of the others nothing new is said. Indexers only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<Vec<String>>,
@@ -186,6 +210,7 @@ impl Join {
             slices: Vec::new(),
             only: None,
             suspicions: Vec::new(),
+            broken_sessions: Vec::new(),
         }
     }
 }

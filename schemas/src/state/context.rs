@@ -2,17 +2,15 @@
 
 use super::{
     FORMAT,
-    image::{self, IndexImage},
+    bucket::{Bucket, Failover, Index, IndexState, Session, Vbucket},
+    image,
     offered::{Offered, StateError},
     packing,
-    record::{Change, PlacedIndex, Record, SessionVb, SliceName},
-    topic::{Subscription, Topic},
+    record::{Change, Record},
+    rollback::RollbackPhase,
+    topic::Subscription,
 };
-use crate::{
-    api::NodeKind,
-    definition::{BucketDefinition, CompiledIndex},
-    timestamp::{Bookmark, Position, StabilityTimestamp},
-};
+use crate::api::NodeKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -21,123 +19,6 @@ pub const HISTORY_KEPT: usize = 64;
 
 /// Bookmarks kept per vbucket.
 pub const BOOKMARKS_KEPT: usize = 64;
-
-/// Life of an index.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IndexState {
-    /// Defined, and not yet known to be possible: its hosts are being asked.
-    Preparing,
-    /// Waits for `index build`.
-    Created,
-    Building,
-    Active,
-    Failed(String),
-}
-
-impl IndexState {
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Preparing | Self::Created => "created",
-            Self::Building => "building",
-            Self::Active => "active",
-            Self::Failed(_) => "error",
-        }
-    }
-}
-
-/// An index of a bucket.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "IndexImage", into = "IndexImage")]
-pub struct Index {
-    pub placed: PlacedIndex,
-    pub compiled: CompiledIndex,
-    pub state: IndexState,
-    /// The topology version in which its slices appeared; 0 before it is built.
-    pub topology: u64,
-}
-
-/// A branch of a vbucket's history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failover {
-    pub vbuuid: u64,
-    /// The seqno at which the branch starts.
-    pub start: u64,
-}
-
-/// A vbucket: its branch and the generations of its chain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vbucket {
-    /// Newest first.
-    pub failover: Vec<Failover>,
-    /// 0: not owned yet.
-    pub generation: u64,
-    pub projector: String,
-    pub incarnation: u64,
-    /// Where the present generation starts to read; before the first, where the live chain is to begin.
-    pub restart: u64,
-    /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
-    #[serde(with = "image::starts")]
-    pub starts: BTreeMap<u64, (u64, Position)>,
-    /// Messages of the present branch as they were read, oldest first, the fewer the older.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub bookmarks: Vec<Bookmark>,
-}
-
-impl Vbucket {
-    pub fn vbuuid(&self) -> u64 {
-        self.failover.first().map_or(0, |f| f.vbuuid)
-    }
-    /// Where generation `generation` starts.
-    pub fn start_of(&self, generation: u64) -> Option<Position> {
-        self.starts.get(&generation).map(|(_, x)| *x)
-    }
-}
-
-/// A catchup session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
-    pub id: u64,
-    pub node: String,
-    pub incarnation: u64,
-    pub slices: Vec<SliceName>,
-    pub vbs: Vec<SessionVb>,
-    /// The topology version it evaluates under.
-    pub topology: u64,
-}
-
-/// A declared bucket.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Bucket {
-    pub definition: BucketDefinition,
-    pub vbuckets: Vec<Vbucket>,
-    /// By number.
-    #[serde(with = "image::indexes")]
-    pub indexes: BTreeMap<u32, Index>,
-    /// The version of the last record that changed who hosts what.
-    pub topology: u64,
-    #[serde(with = "image::sessions")]
-    pub sessions: BTreeMap<u64, Session>,
-    /// ST numbers below this one may have been used.
-    pub numbers_below: u64,
-    /// Topics that people made, and what they subscribed to.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub topics: BTreeMap<String, Topic>,
-    /// Oldest first.
-    pub history: Vec<StabilityTimestamp>,
-    /// The version of the record that declared it: tells a bucket from a later one of the same name.
-    pub declared: u64,
-}
-
-impl Bucket {
-    pub fn index_by_name(&self, name: &str) -> Option<&Index> {
-        self.indexes.values().find(|i| i.placed.definition.name == name)
-    }
-    /// The indexes whose slices exist, with their numbers.
-    pub fn live_indexes(&self) -> impl Iterator<Item = (u32, &Index)> {
-        self.indexes.iter().filter(|(_, i)| i.topology > 0).map(|(n, i)| (*n, i))
-    }
-}
 
 /// A registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,11 +181,12 @@ impl StateContext {
                     .iter()
                     .enumerate()
                     .map(|(vb, vbuuid)| Vbucket {
-                        failover: vec![Failover { vbuuid: *vbuuid, start: 0 }],
+                        failover: vec![Failover::first(*vbuuid, record.at)],
                         generation: 0,
                         projector: String::new(),
                         incarnation: 0,
                         restart: starts.get(vb).copied().unwrap_or(0),
+                        held: 0,
                         starts: BTreeMap::new(),
                         bookmarks: Vec::new(),
                     })
@@ -318,6 +200,8 @@ impl StateContext {
                     numbers_below: 1,
                     topics: BTreeMap::new(),
                     history: Vec::new(),
+                    rollback: None,
+                    rollbacks: Vec::new(),
                     declared: version,
                 };
                 self.buckets.insert(definition.name.clone(), bucket);
@@ -325,27 +209,28 @@ impl StateContext {
             Change::BucketRemoved { bucket } => {
                 self.buckets.remove(bucket);
             }
-            Change::VbucketAssigned { bucket, vb, generation, projector, incarnation, x, restart } => {
+            Change::VbucketAssigned { bucket, vb, generation, projector, incarnation, x, restart, held } => {
                 let entry = self.vbucket(version, bucket, *vb)?;
                 entry.generation = *generation;
                 entry.projector.clone_from(projector);
                 entry.incarnation = *incarnation;
                 entry.restart = *restart;
+                entry.held = *held;
                 let vbuuid = entry.vbuuid();
                 entry.starts.insert(*generation, (vbuuid, *x));
             }
-            Change::BranchStarted { bucket, vb, vbuuid, start, reason: _ } => {
-                let vbucket = self.vbucket(version, bucket, *vb)?;
-                vbucket.failover.insert(0, Failover { vbuuid: *vbuuid, start: *start });
-                vbucket.restart = *start;
-                vbucket.bookmarks.retain(|b| b.seqno <= *start);
-                let entry = self.bucket(version, bucket)?;
-                entry.sessions.clear();
-                entry.history.clear();
-                for index in entry.indexes.values_mut().filter(|i| i.state == IndexState::Active) {
-                    index.state = IndexState::Building;
+            Change::BranchStarted { bucket, vb, vbuuid, start, last, broken, reason } => {
+                let (vbuuid, start, broken) = (*vbuuid, *start, *broken);
+                let branch = Failover { vbuuid, start, broken, at: record.at, reason: reason.clone() };
+                self.vbucket(version, bucket, *vb)?.branch(branch, *last);
+                self.bucket(version, bucket)?.begin_rollback(version, *vb);
+            }
+            Change::RollbackPrepared { bucket } => {
+                if let Some(rollback) = &mut self.bucket(version, bucket)?.rollback {
+                    rollback.phase = RollbackPhase::Restart;
                 }
             }
+            Change::RollbackDone { bucket } => self.bucket(version, bucket)?.end_rollback(record.at),
             Change::IndexCreated { index } => {
                 let compiled = index.definition.compile().map_err(|e| StateError::Garbage {
                     version,
@@ -384,7 +269,7 @@ impl StateContext {
                 }
                 entry.sessions.retain(|_, s| !s.slices.is_empty());
             }
-            Change::SessionOpened { bucket, session, node, incarnation, slices, vbs } => {
+            Change::SessionOpened { bucket, session, node, incarnation, slices, vbs, kind } => {
                 let entry = self.bucket(version, bucket)?;
                 let opened = Session {
                     id: *session,
@@ -393,6 +278,7 @@ impl StateContext {
                     slices: slices.clone(),
                     vbs: vbs.clone(),
                     topology: entry.topology,
+                    kind: *kind,
                 };
                 entry.sessions.insert(*session, opened);
                 self.next_session = self.next_session.max(*session);
@@ -465,7 +351,7 @@ impl StateContext {
 }
 
 /// Keeps the newest half, of the older half every second one, and always the oldest.
-fn thin<T>(history: &mut Vec<T>, most: usize) {
+pub fn thin<T>(history: &mut Vec<T>, most: usize) {
     if history.len() <= most {
         return;
     }

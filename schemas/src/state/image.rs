@@ -1,7 +1,8 @@
 //! How the StateContext is written: maps whose values name their keys are lists.
 
 use super::{
-    context::{Index, IndexState, NodeEntry, Session},
+    bucket::{Index, IndexState, Session},
+    context::NodeEntry,
     record::PlacedIndex,
 };
 use crate::{api::NodeKind, timestamp::Position};

@@ -6,26 +6,30 @@
 //!
 //! # Layout
 //! - `record`: one change; `packing`: how it travels
-//! - `context`: what the changes add up to; `offered`: what becomes of a record; `image`: how that is written
+//! - `context`: what the changes add up to; `bucket`: its largest part; `rollback`: branches of a history
+//! - `offered`: what becomes of a record; `image`: how the context is written
 //! - `following`: what a follower keeps of it
 //! - `topic`: who gets which key versions
 
+mod bucket;
 mod context;
 mod following;
 mod image;
 mod offered;
 mod packing;
 mod record;
+mod rollback;
 #[cfg(test)]
 mod tests;
 mod topic;
 
-pub use context::{Bucket, Failover, Index, IndexState, NodeEntry, Session, StateContext, Vbucket};
+pub use bucket::{Bucket, Failover, Index, IndexState, Session, Vbucket, branch_of};
+pub use context::{NodeEntry, StateContext, thin};
 pub use following::Following;
 pub use offered::{Concerns, Offered, StateError};
 pub use packing::{pack, unpack};
-pub use record::{Change, PlacedIndex, Record, SessionVb, SliceName, vbuuid_text};
-
+pub use record::{Change, PlacedIndex, Record, SessionKind, SessionVb, SliceName, vbuuid_text};
+pub use rollback::{Rollback, RollbackPhase};
 pub use topic::{MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, Subscription, SubscriptionView, Topic};
 
 /// The format of records that this version writes and reads.

@@ -6,6 +6,7 @@ use crate::{
     definition::{BucketDefinition, IndexDefinition},
     timestamp::{Bookmark, Position, StabilityTimestamp},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -35,6 +36,33 @@ pub struct SessionVb {
     pub generation: u64,
     /// Exclusive.
     pub from: u64,
+}
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionKind {
+    /// Fills empty slices from the beginning.
+    #[default]
+    Build,
+    /// Brings slices up from what they have covered.
+    Recovery,
+    /// Compares slices that are not in step with every present document, then brings them up.
+    Comparison,
+}
+
+impl SessionKind {
+    /// It begins with every present document, once.
+    pub fn lists(self) -> bool {
+        self == Self::Comparison
+    }
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Recovery => "recovery",
+            Self::Comparison => "comparison",
+        }
+    }
 }
 
 /// What changed.
@@ -75,14 +103,33 @@ pub enum Change {
         x: Position,
         /// X's covered seqno.
         restart: u64,
+        /// The highest seqno that anybody may hold.
+        #[serde(default)]
+        held: u64,
     },
-    /// The source's history is not the one that was indexed: a new branch, everything is built again.
+    /// The source's history is not, or not certainly, the one that was indexed: a new branch, and the bucket's rollback begins.
     BranchStarted {
         bucket: String,
         vb: u16,
         vbuuid: u64,
+        /// The rollback timestamp: up to here the history is proven to be the same; 0: nothing of it is.
         start: u64,
+        /// The source's last sequence then: the live chain goes on there, sessions bring what is older.
+        #[serde(default)]
+        last: u64,
+        /// The source lost or replaced what was indexed. Else that could not be ruled out, and what the indexes hold stays
+        /// until it has been compared.
+        #[serde(default)]
+        broken: bool,
         reason: String,
+    },
+    /// Every live indexer has gone back: the vbuckets can be read again.
+    RollbackPrepared {
+        bucket: String,
+    },
+    /// Every slice of a live indexer is in step again.
+    RollbackDone {
+        bucket: String,
     },
     IndexCreated {
         index: PlacedIndex,
@@ -120,6 +167,8 @@ pub enum Change {
         incarnation: u64,
         slices: Vec<SliceName>,
         vbs: Vec<SessionVb>,
+        #[serde(default)]
+        kind: SessionKind,
     },
     SessionClosed {
         bucket: String,
@@ -202,6 +251,8 @@ impl Change {
             Self::BucketRemoved { bucket }
             | Self::VbucketAssigned { bucket, .. }
             | Self::BranchStarted { bucket, .. }
+            | Self::RollbackPrepared { bucket }
+            | Self::RollbackDone { bucket }
             | Self::IndexPrepared { bucket, .. }
             | Self::IndexBuilding { bucket, .. }
             | Self::IndexActive { bucket, .. }

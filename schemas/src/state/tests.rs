@@ -29,6 +29,7 @@ fn changes() -> Vec<Change> {
             incarnation: 3,
             x: Position::new(2, 1),
             restart: 1,
+            held: 5,
         },
         Change::IndexCreated { index: placed },
         Change::IndexPrepared { bucket: bucket(), index: 1 },
@@ -39,6 +40,7 @@ fn changes() -> Vec<Change> {
             node: "n".into(),
             incarnation: 3,
             slices: vec![SliceName { index: 1, partition: 0 }],
+            kind: crate::state::SessionKind::Recovery,
             vbs: vec![SessionVb { generation: 1, from: 0 }],
         },
         Change::SessionClosed { bucket: bucket(), session: 1 },
@@ -53,10 +55,18 @@ fn changes() -> Vec<Change> {
         Change::NumbersReserved { bucket: bucket(), below: 10 },
         Change::Bookmarked {
             bucket: bucket(),
-            bookmarks: vec![vec![Bookmark { seqno: 3, subject: "$KV.b.k".into(), time: 7, hash: u64::MAX }]],
+            bookmarks: vec![vec![Bookmark { seqno: 3, subject: "$KV.b.k".into(), time: 7, hash: u64::MAX, source: 1 }]],
         },
         Change::Persisted { bucket: bucket(), st },
-        Change::BranchStarted { bucket: bucket(), vb: 0, vbuuid: 9, start: 0, reason: "r".into() },
+        Change::BranchStarted {
+            bucket: bucket(),
+            vb: 0,
+            vbuuid: 9,
+            start: 0,
+            last: 8,
+            broken: true,
+            reason: "r".into(),
+        },
         Change::IndexFailed { bucket: bucket(), index: 1, reason: "r".into() },
         Change::IndexDropped { bucket: bucket(), index: 1, reason: String::new() },
         Change::Unsubscribed { bucket: bucket(), topic: "t".into(), subscriber: "s".into() },
@@ -176,7 +186,15 @@ fn bookmarks_and_history_are_thinned_with_age_and_reach_back() {
     assert_eq!(newest[0], 5_005 - 15 * 5, "nothing is missing among the newest");
     append(
         &mut context,
-        Change::BranchStarted { bucket: "b".into(), vb: 0, vbuuid: 2, start: 4_000, reason: "r".into() },
+        Change::BranchStarted {
+            bucket: "b".into(),
+            vb: 0,
+            vbuuid: 2,
+            start: 4_000,
+            last: 5_000,
+            broken: true,
+            reason: "r".into(),
+        },
     )
     .unwrap();
     assert!(context.buckets["b"].vbuckets[0].bookmarks.iter().all(|b| b.seqno <= 4_000));

@@ -5,7 +5,7 @@
 //! crash can leave them in disagreement with these. What people create and subscribe to stands in the log by itself. Who gets
 //! what under a topology version is computed from all of them alike: [`Bucket::routes`].
 
-use super::context::Bucket;
+use super::bucket::Bucket;
 use crate::{
     error::{ApiError, ErrorCode},
     expr::{self, CompiledCondition, Path, Scratch, Truth},

@@ -34,7 +34,7 @@ use rkyv::{
 };
 
 /// The format version of every data message.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 const MAGIC: [u8; 2] = *b"HW";
 const HEADER: usize = 8;
 

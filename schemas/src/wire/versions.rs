@@ -396,6 +396,8 @@ mod tests {
             server_time: 0,
             hash: 0,
             attempt: 0,
+            floor: 0,
+            listed: 0,
             removal: None,
             versions,
         };

@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_seqno_survives_on_a_branch_that_was_left_after_it() {
         let failover =
-            [Failover { vbuuid: 3, start: 90 }, Failover { vbuuid: 2, start: 50 }, Failover { vbuuid: 1, start: 0 }];
+            [(3, 90), (2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() });
         for (vbuuid, seqno, survives) in [
             (Some(3), 1_000, true),
             (Some(2), 90, true),

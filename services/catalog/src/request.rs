@@ -142,7 +142,15 @@ impl Query {
     pub fn plan(&self, context: &StateContext) -> Result<Plan, ApiError> {
         let (bucket, index) = find(context, &self.bucket, &self.index)?;
         match &index.state {
-            IndexState::Active => {}
+            IndexState::Active => {
+                if let Some(rollback) = &bucket.rollback {
+                    let why = format!(
+                        "bucket {:?} is being compared with its source: {}",
+                        bucket.definition.name, rollback.reason
+                    );
+                    return Err(ApiError::new(ErrorCode::InRollback, why));
+                }
+            }
             IndexState::Failed(reason) => {
                 return Err(ApiError::new(ErrorCode::IndexFailed, format!("index {}: {reason}", self.index)));
             }

@@ -7,9 +7,18 @@ use crate::{
 };
 use highwater_schemas::{
     state::SliceName,
-    wire::{DocOp, partition_of},
+    wire::{DocOp, Unindexable, partition_of},
 };
+use roaring::RoaringTreemap;
 use std::ops::RangeInclusive;
+
+/// What a list of present documents tells.
+pub(crate) struct Present<'a> {
+    /// The seqnos that it named.
+    pub(crate) named: &'a mut RoaringTreemap,
+    /// A seqno up to here names one message.
+    pub(crate) proven: u64,
+}
 
 /// Puts the documents of a batch above the start of `range` and up to its end into a slice.
 pub(crate) fn replace(
@@ -19,6 +28,45 @@ pub(crate) fn replace(
     batch: &Batch,
     range: RangeInclusive<u64>,
     bulk: bool,
+) -> Result<(), StoreError> {
+    each(info, slice, batch, range, |doc| {
+        if bulk {
+            store.bulk(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
+        } else {
+            store.replace(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
+        }
+    })
+}
+
+/// The same for documents that are present in the source.
+pub(crate) fn compare(
+    store: &mut LmdbStore,
+    info: &SliceInfo,
+    slice: SliceName,
+    batch: &Batch,
+    range: RangeInclusive<u64>,
+    present: &mut Present<'_>,
+) -> Result<(), StoreError> {
+    each(info, slice, batch, range, |doc| {
+        present.named.insert(doc.seqno);
+        store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason, present.proven)
+    })
+}
+
+/// A document as a slice takes it.
+struct Taken<'a> {
+    docid: &'a str,
+    seqno: u64,
+    entries: &'a [Entry<'a>],
+    reason: Option<Unindexable>,
+}
+
+fn each(
+    info: &SliceInfo,
+    slice: SliceName,
+    batch: &Batch,
+    range: RangeInclusive<u64>,
+    mut take: impl FnMut(Taken<'_>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let Some(view) = batch.versions() else { return Ok(()) };
     let mut entries: Vec<Entry<'_>> = Vec::new();
@@ -43,11 +91,7 @@ pub(crate) fn replace(
         if reason.is_some() {
             entries.clear();
         }
-        if bulk {
-            store.bulk(batch.vb, doc.docid, doc.seqno, &entries, reason)?;
-        } else {
-            store.replace(batch.vb, doc.docid, doc.seqno, &entries, reason)?;
-        }
+        take(Taken { docid: doc.docid, seqno: doc.seqno, entries: &entries, reason })?;
     }
     Ok(())
 }

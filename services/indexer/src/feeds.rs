@@ -66,7 +66,7 @@ impl Feed {
                 _ => 0,
             };
             first = false;
-            let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created) };
+            let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created), lists: false };
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {
                     said = false;
@@ -93,7 +93,7 @@ impl Feed {
     /// Follows a session until aborted.
     pub(crate) async fn session(self, session: u64) {
         let stream = subjects::catchup_stream(&self.bucket);
-        let from = ReadFrom { after: 0, filter: Some(subjects::catchup(&self.bucket, session)), created: None };
+        let from = ReadFrom { after: 0, filter: Some(subjects::catchup(&self.bucket, session)), ..ReadFrom::default() };
         let share = Arc::new(Semaphore::new(SESSION_BYTES));
         loop {
             match StreamReader::open(&self.bus, &stream, from.clone()).await {

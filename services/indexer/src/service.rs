@@ -7,7 +7,7 @@ mod reports;
 
 use crate::{
     config::{Config, MOST_SCANS},
-    core::{BucketView, Shares},
+    core::{Branch, BucketView, OpenSession, Shares},
     feeds::{self, Feed, Refused},
     files::SliceFiles,
     held::Held,
@@ -458,6 +458,11 @@ fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
             vbuuid: v.vbuuid(),
             generation: v.generation,
             starts: v.starts.iter().filter(|(_, (u, _))| *u == v.vbuuid()).map(|(g, (_, x))| (*g, *x)).collect(),
+            branches: v
+                .failover
+                .iter()
+                .map(|f| Branch { vbuuid: f.vbuuid, start: f.start, broken: f.broken })
+                .collect(),
         })
         .collect();
     let slices = hosted(&config.node, bucket).map(|(name, topology, _)| (name, topology)).collect();
@@ -465,7 +470,10 @@ fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
         .sessions
         .values()
         .filter(|s| s.node == config.node && s.incarnation == config.incarnation)
-        .map(|s| (s.id, (s.slices.clone(), s.vbs.iter().map(|v| v.from).collect())))
+        .map(|s| {
+            let from = s.vbs.iter().map(|v| v.from).collect();
+            (s.id, OpenSession { slices: s.slices.clone(), from, lists: s.kind.lists() })
+        })
         .collect();
     BucketView { term, topology: bucket.topology, shares, slices, sessions }
 }

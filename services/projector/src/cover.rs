@@ -51,6 +51,11 @@ impl Cover {
         self.close();
     }
 
+    /// The next one of a list: what lies between was overwritten before.
+    pub(crate) fn listed(&mut self, seq: u64) {
+        self.position = self.position.max(seq);
+    }
+
     /// True while an answer to [`Self::question`] is needed.
     pub(crate) fn needs_answer(&self) -> bool {
         self.window.is_some_and(|w| w.until.is_none())

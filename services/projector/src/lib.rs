@@ -22,6 +22,7 @@ pub mod evaluate;
 mod pump;
 mod service;
 mod vbucket;
+mod verify;
 
 pub use config::Config;
 pub use service::{ProjectorError, run};

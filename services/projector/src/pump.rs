@@ -1,6 +1,6 @@
 //! Takes messages off a source stream, so that re-opening it never holds up the vbucket's task.
 
-use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader};
+use highwater_bus::{Bus, BusError, List, ReadFrom, StreamMessage, StreamReader};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -9,12 +9,16 @@ pub(crate) const CAPACITY: usize = 4;
 /// Messages of one chunk.
 const CHUNK: usize = 512;
 const RETRY: Duration = Duration::from_millis(200);
+/// A list of which nothing comes for so long may be complete.
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// What a pump yields.
 #[derive(Debug)]
 pub(crate) enum Pumped {
     /// The stream is open.
     Opened { created: i64 },
+    /// The list that it began with is complete, up to this seqno.
+    Listed { upto: u64 },
     Messages {
         messages: Vec<StreamMessage>,
         /// Rises when the reader was opened again after a server restart.
@@ -25,10 +29,10 @@ pub(crate) enum Pumped {
 }
 
 /// Runs until the receiver is dropped or the stream contradicts.
-pub(crate) async fn run(bus: Bus, stream: String, after: u64, out: mpsc::Sender<Pumped>) {
+pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
     let mut said = false;
     let mut reader = loop {
-        match StreamReader::open(&bus, &stream, ReadFrom { after, filter: None, created: None }).await {
+        match StreamReader::open(&bus, &stream, from.clone()).await {
             Ok(reader) => break reader,
             Err(BusError::StreamChanged { why, .. }) => {
                 let _ = out.send(Pumped::Changed(why)).await;
@@ -49,23 +53,65 @@ pub(crate) async fn run(bus: Bus, stream: String, after: u64, out: mpsc::Sender<
     if out.send(Pumped::Opened { created: reader.created() }).await.is_err() {
         return;
     }
+    let mut list = reader.list();
+    if let Some(done) = list.take_if(|list| list.messages == 0)
+        && out.send(Pumped::Listed { upto: done.upto }).await.is_err()
+    {
+        return;
+    }
     loop {
         let mut messages = Vec::new();
+        let silence = if list.is_some() { SILENCE } else { Duration::MAX };
         let read = tokio::select! {
-            read = reader.next_ready(CHUNK, &mut messages) => read,
+            read = tokio::time::timeout(silence, reader.next_ready(CHUNK, &mut messages)) => read,
             () = out.closed() => return,
         };
         let pumped = match read {
-            Ok(()) => Pumped::Messages { messages, restarts: reader.restarts() },
-            Err(BusError::StreamChanged { why, .. }) => Pumped::Changed(why),
-            Err(error) => {
+            // The rest of the list may have been removed meanwhile.
+            Err(_) => match reader.pending().await {
+                Ok(0) => Vec::new(),
+                _ => continue,
+            },
+            Ok(Ok(())) => split(messages, list, reader.restarts()),
+            Ok(Err(BusError::StreamChanged { why, .. })) => {
+                let _ = out.send(Pumped::Changed(why)).await;
+                return;
+            }
+            Ok(Err(error)) => {
                 tracing::warn!(stream, %error, "reading the source");
                 continue;
             }
         };
-        let over = matches!(pumped, Pumped::Changed(_));
-        if out.send(pumped).await.is_err() || over {
-            return;
+        let ended = list.filter(|list| pumped.is_empty() || list_ends(&pumped, list.upto));
+        // What is beyond the list comes after its end.
+        let (within, beyond): (Vec<_>, Vec<_>) = pumped.into_iter().partition(|p| match (p, list) {
+            (Pumped::Messages { messages, .. }, Some(list)) => messages.first().is_some_and(|m| m.seq <= list.upto),
+            _ => true,
+        });
+        let end = ended.map(|list| Pumped::Listed { upto: list.upto });
+        if ended.is_some() {
+            list = None;
+        }
+        for pumped in within.into_iter().chain(end).chain(beyond) {
+            if out.send(pumped).await.is_err() {
+                return;
+            }
         }
     }
+}
+
+/// Messages of the list and those beyond it.
+fn split(mut messages: Vec<StreamMessage>, list: Option<List>, restarts: u64) -> Vec<Pumped> {
+    let within = list.map_or(messages.len(), |list| messages.partition_point(|m| m.seq <= list.upto));
+    let beyond = messages.split_off(within);
+    let chunk = |messages: Vec<_>| (!messages.is_empty()).then_some(Pumped::Messages { messages, restarts });
+    [messages, beyond].into_iter().filter_map(chunk).collect()
+}
+
+/// Whether nothing of a list is to come after these.
+fn list_ends(pumped: &[Pumped], upto: u64) -> bool {
+    pumped.iter().any(|p| match p {
+        Pumped::Messages { messages, .. } => messages.last().is_some_and(|m| m.seq > upto || m.pending == 0),
+        _ => false,
+    })
 }

@@ -2,7 +2,8 @@
 
 use crate::{
     config::Config,
-    vbucket::{self, Assignment, Plan, WANTS},
+    vbucket::{self, Assignment, End, Plan, WANTS},
+    verify::{Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
 use highwater_schemas::{
@@ -17,7 +18,7 @@ use highwater_schemas::{
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -46,6 +47,7 @@ struct Running {
     wants: mpsc::Sender<Asked>,
     plan: watch::Sender<Arc<Plan>>,
     vbuuid: u64,
+    held: Arc<AtomicU64>,
 }
 
 struct Shell {
@@ -53,9 +55,11 @@ struct Shell {
     bus: Bus,
     state: StateView,
     running: BTreeMap<Key, Running>,
-    tasks: JoinSet<(Key, Option<String>)>,
+    tasks: JoinSet<(Key, End)>,
     lanes: mpsc::Sender<OpenLane>,
     suspicions: Vec<Suspicion>,
+    /// Sessions that cannot go on.
+    broken: BTreeSet<(String, u64)>,
     /// Damaged wants so far.
     refused: Cell<u64>,
 }
@@ -79,6 +83,7 @@ pub async fn run(
         tasks: JoinSet::new(),
         lanes,
         suspicions: Vec::new(),
+        broken: BTreeSet::new(),
         refused: Cell::new(0),
     };
     let _ = ready.send(());
@@ -95,8 +100,8 @@ pub async fn run(
                 None => return Ok(()),
             },
             Some(ended) = shell.tasks.join_next() => {
-                if let Ok((key, why)) = ended {
-                    shell.ended(&key, why);
+                if let Ok((key, end)) = ended {
+                    shell.ended(&key, end);
                     heart.beat(&shell.report()).await;
                 }
             }
@@ -152,7 +157,9 @@ impl Shell {
         let mut wanted: BTreeMap<Key, Arc<Plan>> = BTreeMap::new();
         for (name, bucket) in self.state.context().buckets.iter().filter(|(name, _)| concerned(name)) {
             for (vb, vbucket) in bucket.vbuckets.iter().enumerate() {
-                if vbucket.projector != self.config.node || vbucket.incarnation != self.config.incarnation {
+                let ours = vbucket.projector == self.config.node && vbucket.incarnation == self.config.incarnation;
+                // On a new branch nobody reads before it was given to somebody.
+                if !ours || vbucket.start_of(vbucket.generation).is_none() {
                     continue;
                 }
                 let key = |session| Key {
@@ -202,11 +209,15 @@ impl Shell {
             return;
         };
         let round = vbucket.start_of(key.generation).map_or(0, |x| x.round);
-        let (target, from) = match bucket.sessions.get(&key.session) {
+        let session = bucket.sessions.get(&key.session);
+        let (target, from) = match session {
             Some(session) => (LaneTarget::Catchup { session: key.session }, session.vbs.get(vb).map_or(0, |s| s.from)),
             None => (LaneTarget::Mutation, vbucket.restart),
         };
+        let lists = session.is_some_and(|session| session.kind.lists());
         let vbuuid = vbucket.vbuuid();
+        let live = Key { session: 0, ..key.clone() };
+        let held = self.running.get(&live).map_or_else(Arc::default, |running| Arc::clone(&running.held));
         let assignment = Assignment {
             bucket: key.bucket.clone(),
             stream: stream.name,
@@ -216,7 +227,10 @@ impl Shell {
             vbuuid,
             generation: key.generation,
             target,
-            from: Position::new(from, round),
+            from: Position::new(if lists { 0 } else { from }, round),
+            lists,
+            known: known(bucket, vb),
+            held: Arc::clone(&held),
             max_document: self.config.max_document,
         };
         tracing::info!(
@@ -232,25 +246,28 @@ impl Shell {
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
         let abort =
             self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
-        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid });
+        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, held });
     }
 
-    /// A task ended by itself: the source contradicts, or its lane went.
-    fn ended(&mut self, key: &Key, why: Option<String>) {
-        let Some(why) = why else {
-            // Its lane or reader went: the next look at the log starts it again.
-            self.running.remove(key);
-            return;
-        };
-        let Some(running) = self.running.get(key) else { return };
-        tracing::warn!(
-            bucket = key.bucket,
-            vb = key.vb,
-            session = key.session,
-            why,
-            "the source is not what was read before"
-        );
-        self.suspicions.push(Suspicion { bucket: key.bucket.clone(), vb: key.vb, vbuuid: running.vbuuid, reason: why });
+    /// A task ended by itself.
+    fn ended(&mut self, key: &Key, end: End) {
+        let (bucket, vb, session) = (&key.bucket, key.vb, key.session);
+        match end {
+            End::Again => {
+                // The next look at the log starts it again.
+                self.running.remove(key);
+            }
+            End::Broken(why) => {
+                tracing::info!(bucket, vb, session, why, "the session is over");
+                self.broken.insert((bucket.clone(), session));
+            }
+            End::Suspected(Suspected { reason, intact, last, broken }) => {
+                let Some(running) = self.running.get(key) else { return };
+                tracing::warn!(bucket, vb, reason, intact, last, broken, "the source is not what was read before");
+                let vbuuid = running.vbuuid;
+                self.suspicions.push(Suspicion { bucket: bucket.clone(), vb, vbuuid, reason, intact, last, broken });
+            }
+        }
     }
 
     fn report(&mut self) -> Join {
@@ -263,11 +280,27 @@ impl Shell {
                 .and_then(|b| b.vbuckets.get(usize::from(s.vb)))
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
+        self.broken.retain(|(bucket, id)| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
         Join {
             term: self.state.context().term,
             suspicions: self.suspicions.clone(),
+            broken_sessions: self.broken.iter().cloned().collect(),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
         }
+    }
+}
+
+/// What the source of a vbucket is compared with.
+fn known(bucket: &Bucket, vb: usize) -> Known {
+    let vbucket = &bucket.vbuckets[vb];
+    let durable = bucket.history.last().and_then(|st| st.vbs.get(vb)).filter(|st| st.vbuuid == vbucket.vbuuid());
+    let x = vbucket.start_of(vbucket.generation).map_or(0, |x| x.seqno);
+    Known {
+        created: durable.map_or(0, |st| st.created),
+        first_seq: 0,
+        position: x.max(vbucket.restart),
+        held: vbucket.held,
+        bookmarks: vbucket.bookmarks.clone(),
     }
 }
 

@@ -10,22 +10,26 @@ use crate::{
     cover::{Cover, Question},
     evaluate::Evaluator,
     pump::{self, Pumped},
+    verify::{self, Known, Suspected},
 };
-use highwater_bus::{Bus, BusError, StreamMessage, StreamState};
+use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamState};
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
     lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
+    state::thin,
     timestamp::{Asked, Bookmark},
     wire::KeyVersions,
 };
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use xxhash_rust::xxh3::Xxh3;
 
 /// Wants that may wait for a vbucket task.
 pub(crate) const WANTS: usize = 256;
@@ -39,6 +43,10 @@ const POLL: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(5);
 /// Key versions of one chunk, bytes, or an eighth of what the server takes in one message.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// Messages of the source that a task remembers.
+const MARKS: usize = 64;
+/// A source that cannot be reached is looked at this often.
+const VERIFY_RETRY: Duration = Duration::from_millis(200);
 
 /// What to evaluate and for whom; changes with the topology.
 #[derive(Debug, PartialEq)]
@@ -61,25 +69,52 @@ pub(crate) struct Assignment {
     pub(crate) target: LaneTarget,
     /// Read from here on; the round is that of X.
     pub(crate) from: Position,
+    /// Begin with a list of the present documents. Sessions only.
+    pub(crate) lists: bool,
+    /// What the source is compared with.
+    pub(crate) known: Known,
+    /// The highest seqno that this process has read of the vbucket, in whichever task.
+    pub(crate) held: Arc<AtomicU64>,
     pub(crate) max_document: usize,
 }
 
-/// Runs until aborted. Answers why the source contradicts what was read, or None when its lane or reader is gone.
+/// How a task ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The source is not, or not certainly, what was read.
+    Suspected(Suspected),
+    /// What the session has read does not join on: it is over.
+    Broken(String),
+    /// Its lane or its reader is gone: it begins again.
+    Again,
+}
+
+/// Runs until aborted, or until the source or its lane ends it.
 pub(crate) async fn run(
     bus: Bus,
     assignment: Assignment,
     plan: watch::Receiver<Arc<Plan>>,
     wants: mpsc::Receiver<Asked>,
     lanes: mpsc::Sender<OpenLane>,
-) -> Option<String> {
+) -> End {
+    let live = assignment.target == LaneTarget::Mutation;
+    if live && let Some(suspected) = verified(&bus, &assignment.stream, &assignment.known).await {
+        return End::Suspected(suspected);
+    }
     let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
-    let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), assignment.from.seqno, pumped_out));
+    let from = ReadFrom { after: assignment.from.seqno, lists: assignment.lists, ..ReadFrom::default() };
+    let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out));
     // The pump ends when its receiver is dropped with this task.
     drop(pump);
     let created = match pumped.recv().await {
         Some(Pumped::Opened { created }) => created,
-        Some(Pumped::Changed(why)) => return Some(why),
-        Some(Pumped::Messages { .. }) | None => return None,
+        Some(Pumped::Changed(why)) if !live => return End::Broken(why),
+        // Looked at again from the beginning.
+        _ => return End::Again,
+    };
+    let source = match bus.stream_state(&assignment.stream).await {
+        Ok(state) => verify::source(&bus, &state),
+        Err(_) => 0,
     };
     let (lane, input) = mpsc::channel(LANE_CAPACITY);
     let open = OpenLane {
@@ -93,7 +128,18 @@ pub(crate) async fn run(
         input,
     };
     if lanes.send(open).await.is_err() {
-        return None;
+        return End::Again;
+    }
+    let mut marks = assignment.known.bookmarks.clone();
+    let mut bookmark = None;
+    if live && marks.last().is_none_or(|last| last.seqno < assignment.from.seqno) {
+        // What sessions read below the live chain is proven by what stands where that begins.
+        bookmark = match bus.message_at(&assignment.stream, assignment.from.seqno).await {
+            Ok(Some(message)) => Some(verify::bookmark(&message, source)),
+            Ok(None) => None,
+            Err(_) => return End::Again,
+        };
+        marks.extend(bookmark.clone());
     }
     let routes = Arc::clone(&plan.borrow().routes);
     let evaluator = Evaluator::with_max_document(&plan.borrow().indexes, assignment.max_document);
@@ -107,7 +153,11 @@ pub(crate) async fn run(
         bus,
         source_last: 0,
         last_message: (0, 0),
-        bookmark: None,
+        bookmark,
+        marks,
+        source,
+        first_seq: 0,
+        listing: assignment.lists,
         restarts: 0,
         asking: None,
         asked_at: None,
@@ -148,6 +198,13 @@ struct Task {
     last_message: (i64, u64),
     /// The last message, not yet handed on.
     bookmark: Option<Bookmark>,
+    /// Messages as they were read, oldest first, the fewer the older.
+    marks: Vec<Bookmark>,
+    /// The server that the source is read from.
+    source: u64,
+    first_seq: u64,
+    /// The list that the session begins with is not complete.
+    listing: bool,
     restarts: u64,
     asking: Option<Asking>,
     asked_at: Option<Instant>,
@@ -158,16 +215,13 @@ struct Task {
     read_at: Instant,
 }
 
-/// The task's end: why the source contradicts, or nothing when its lane or reader is gone.
-type Ended = Option<String>;
-
 impl Task {
     async fn run(
         mut self,
         mut pumped: mpsc::Receiver<Pumped>,
         mut plan: watch::Receiver<Arc<Plan>>,
         mut wants: mpsc::Receiver<Asked>,
-    ) -> Ended {
+    ) -> End {
         // A new chain begins with an anchor.
         if let Err(ended) = self.send(KeyVersions::default(), true, true).await {
             return ended;
@@ -176,7 +230,7 @@ impl Task {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.ask_if_needed();
-            let ended: Result<(), Ended> = tokio::select! {
+            let ended: Result<(), End> = tokio::select! {
                 biased;
                 changed = plan.changed() => match changed {
                     Ok(()) => {
@@ -185,7 +239,7 @@ impl Task {
                         self.routes = Arc::clone(&plan.routes);
                         self.send(KeyVersions::default(), true, true).await
                     }
-                    Err(_) => Err(None),
+                    Err(_) => Err(End::Again),
                 },
                 answer = answered(&mut self.asking) => self.answer(answer).await,
                 Some(want) = wants.recv() => {
@@ -197,9 +251,10 @@ impl Task {
                     Some(Pumped::Messages { messages, restarts }) => {
                         self.messages(&messages, restarts, pumped.is_empty()).await
                     }
-                    Some(Pumped::Changed(why)) => Err(Some(why)),
+                    Some(Pumped::Listed { upto }) => self.listed(upto).await,
+                    Some(Pumped::Changed(why)) => self.changed(why).await,
                     Some(Pumped::Opened { .. }) => Ok(()),
-                    None => Err(None),
+                    None => Err(End::Again),
                 },
                 _ = poll.tick() => {
                     self.ask();
@@ -214,20 +269,78 @@ impl Task {
         }
     }
 
-    async fn messages(&mut self, messages: &[StreamMessage], restarts: u64, idle: bool) -> Result<(), Ended> {
+    /// The reader cannot go on.
+    async fn changed(&mut self, why: String) -> Result<(), End> {
+        if self.assignment.target != LaneTarget::Mutation {
+            return Err(End::Broken(why));
+        }
+        self.verify().await?;
+        // It was another reason: from the beginning.
+        Err(End::Again)
+    }
+
+    /// Compares the source with what was read from it, as long as it takes.
+    async fn verify(&mut self) -> Result<(), End> {
+        let held = self.assignment.held.load(Ordering::Relaxed).max(self.assignment.known.held);
+        let known = Known {
+            created: self.created,
+            first_seq: self.first_seq,
+            position: self.cover.position(),
+            held,
+            bookmarks: self.marks.clone(),
+        };
+        match verified(&self.bus, &self.assignment.stream, &known).await {
+            Some(suspected) => Err(End::Suspected(suspected)),
+            None => Ok(()),
+        }
+    }
+
+    /// The server restarted, or another one serves: nothing that it brings counts before the source was compared.
+    async fn restarted(&mut self) -> Result<(), End> {
+        let hidden = self.cover.covered() < self.cover.position();
+        if self.assignment.target != LaneTarget::Mutation {
+            let why = "the server restarted while revisions were hidden";
+            return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
+        }
+        self.verify().await?;
+        if hidden {
+            return Err(End::Suspected(Suspected {
+                reason: "the server restarted while revisions were hidden".into(),
+                intact: self.cover.covered(),
+                last: self.source_last.max(self.cover.position()),
+                broken: false,
+            }));
+        }
+        Ok(())
+    }
+
+    /// The session's list is complete.
+    async fn listed(&mut self, upto: u64) -> Result<(), End> {
+        self.listing = false;
+        self.cover.nothing_more(upto);
+        let to = Position::new(self.cover.position(), self.round);
+        self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)
+    }
+
+    async fn messages(&mut self, messages: &[StreamMessage], restarts: u64, idle: bool) -> Result<(), End> {
         if restarts != self.restarts {
             self.restarts = restarts;
-            if self.cover.covered() < self.cover.position() {
-                return Err(Some("the server restarted while revisions were hidden".into()));
-            }
+            self.restarted().await?;
         }
         let mut versions = KeyVersions::default();
         if messages.first().is_some_and(|m| m.seq <= self.cover.position()) {
             // Never to be packed behind a position that claims to hold it.
-            return Err(Some("the source brought a message that its state had denied".into()));
+            self.changed("the source brought a message that its state had denied".into()).await?;
+        }
+        if let Some(last) = messages.last() {
+            self.assignment.held.fetch_max(last.seq, Ordering::Relaxed);
         }
         for (i, message) in messages.iter().enumerate() {
-            self.cover.message(message.seq);
+            if self.listing {
+                self.cover.listed(message.seq);
+            } else {
+                self.cover.message(message.seq);
+            }
             self.pending = message.pending;
             if let Some(docid) = message.subject.as_str().strip_prefix(self.assignment.prefix.as_str()) {
                 if is_delete(message, self.assignment.kv) {
@@ -238,13 +351,8 @@ impl Task {
             }
             let last = i + 1 == messages.len();
             if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
-                self.last_message = (message.time, fingerprint(message));
-                self.bookmark = Some(Bookmark {
-                    seqno: message.seq,
-                    subject: message.subject.to_string(),
-                    time: message.time,
-                    hash: self.last_message.1,
-                });
+                self.last_message = (message.time, verify::fingerprint(&message.subject, &message.payload));
+                self.mark(message);
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }
         }
@@ -252,19 +360,36 @@ impl Task {
         Ok(())
     }
 
-    async fn send(&mut self, versions: KeyVersions, idle: bool, anchor: bool) -> Result<(), Ended> {
+    /// Remembers a message.
+    fn mark(&mut self, message: &StreamMessage) {
+        if self.assignment.target != LaneTarget::Mutation {
+            return;
+        }
+        let mark = Bookmark {
+            seqno: message.seq,
+            subject: message.subject.to_string(),
+            time: message.time,
+            hash: self.last_message.1,
+            source: self.source,
+        };
+        self.marks.push(mark.clone());
+        thin(&mut self.marks, MARKS);
+        self.bookmark = Some(mark);
+    }
+
+    async fn send(&mut self, versions: KeyVersions, idle: bool, anchor: bool) -> Result<(), End> {
         let chunk = Chunk::Versions {
             routes: Arc::clone(&self.routes),
             versions,
             to: Position::new(self.cover.position(), self.round),
-            covered: self.cover.covered(),
+            covered: if self.listing { 0 } else { self.cover.covered() },
             server_time: self.last_message.0,
             hash: self.last_message.1,
             bookmark: self.bookmark.take(),
             idle,
             anchor,
         };
-        self.lane.send(chunk).await.map_err(|_| None)
+        self.lane.send(chunk).await.map_err(|_| End::Again)
     }
 
     /// Asks at once near the end or for a want, now and then while far behind.
@@ -294,7 +419,7 @@ impl Task {
         });
     }
 
-    async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), Ended> {
+    async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
         let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
             // Asked again at the next occasion; the wants are kept.
             for (catalog, seq) in asking.wants {
@@ -304,14 +429,23 @@ impl Task {
             tokio::time::sleep(SILENCE).await;
             return Ok(());
         };
-        if state.created != self.created {
-            return Err(Some("the source was created anew".into()));
+        let source = verify::source(&self.bus, &state);
+        let fell =
+            state.last_seq < self.source_last.max(self.assignment.from.seqno) || state.first_seq < self.first_seq;
+        if state.created != self.created || fell {
+            self.changed(format!(
+                "the source's state has changed: it goes from {} to {}",
+                state.first_seq, state.last_seq
+            ))
+            .await?;
         }
-        if state.last_seq < self.source_last.max(self.assignment.from.seqno) {
-            return Err(Some(format!(
-                "the source's last sequence fell from {} to {}",
-                self.source_last, state.last_seq
-            )));
+        if source != self.source && self.source != 0 && self.assignment.target == LaneTarget::Mutation {
+            self.verify().await?;
+        }
+        self.source = source;
+        self.first_seq = state.first_seq;
+        if self.listing {
+            return Ok(());
         }
         self.source_last = state.last_seq;
         self.cover.answer(asking.question, state.last_seq);
@@ -335,7 +469,7 @@ impl Task {
             asked: self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect(),
             source_last: self.source_last,
         };
-        self.lane.send(chunk).await.map_err(|_| None)
+        self.lane.send(chunk).await.map_err(|_| End::Again)
     }
 }
 
@@ -360,11 +494,19 @@ fn is_delete(message: &StreamMessage, kv: bool) -> bool {
     if kv { matches!(message.operation.as_deref(), Some("DEL" | "PURGE")) } else { message.payload.is_empty() }
 }
 
-/// Tells a message from another one at the same sequence.
-fn fingerprint(message: &StreamMessage) -> u64 {
-    let mut hash = Xxh3::new();
-    hash.update(message.subject.as_bytes());
-    hash.update(&[0]);
-    hash.update(&message.payload);
-    hash.digest()
+/// Compares a source with what is known of it, as long as it takes to reach it.
+async fn verified(bus: &Bus, stream: &str, known: &Known) -> Option<Suspected> {
+    let mut said = false;
+    loop {
+        match verify::check(bus, stream, known).await {
+            Ok(verdict) => return verdict,
+            Err(error) => {
+                if !said {
+                    tracing::warn!(stream, %error, "the source cannot be compared yet; trying again until it can be");
+                    said = true;
+                }
+                tokio::time::sleep(VERIFY_RETRY).await;
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use highwater_schemas::{
     lane::{Chunk, LaneTarget, OpenLane},
     subjects,
     timestamp::{Asked, Bookmark},
-    wire::{self, Batch, Sync, SyncVb},
+    wire::{self, Batch, Removal, Sync, SyncVb},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -127,7 +127,7 @@ impl Lane {
     async fn chunk(&mut self, chunk: Chunk, last: bool) {
         match chunk {
             Chunk::Versions { routes, versions, to, covered, server_time, hash, bookmark, idle, anchor } => {
-                let step = Step { routes, versions, to, covered, server_time, hash, bookmark, anchor };
+                let step = Step { routes, versions, to, covered, server_time, hash, bookmark, removal: None, anchor };
                 if let Some(closed) = self.packer.add(step) {
                     self.send(closed).await;
                 }
@@ -139,6 +139,7 @@ impl Lane {
                     self.due = Some(Instant::now() + LINGER);
                 }
             }
+            Chunk::Listed { to } => self.listed(to).await,
             Chunk::Covered { to, covered, asked, source_last } => {
                 self.flush().await;
                 self.source_last = source_last;
@@ -167,13 +168,37 @@ impl Lane {
                 server_time: self.sync.server_time,
                 hash: self.sync.hash,
                 bookmark: None,
+                removal: None,
                 anchor: true,
             };
-            if let Some(closed) = self.packer.add(anchor) {
-                self.send(closed).await;
-            }
-            self.flush().await;
+            self.alone(anchor).await;
         }
+    }
+
+    /// Sends a step as a batch of its own.
+    async fn alone(&mut self, step: Step) {
+        if let Some(closed) = self.packer.add(step) {
+            self.send(closed).await;
+        }
+        self.flush().await;
+    }
+
+    /// A session's list is complete.
+    async fn listed(&mut self, to: Position) {
+        let LaneTarget::Catchup { session } = self.open.target else { return };
+        self.sync.covered = to.seqno;
+        let step = Step {
+            routes: self.packer.routes(),
+            versions: wire::KeyVersions::default(),
+            to,
+            covered: to.seqno,
+            server_time: 0,
+            hash: 0,
+            bookmark: None,
+            removal: Some(Removal::Listed { session, upto: to.seqno }),
+            anchor: true,
+        };
+        self.alone(step).await;
     }
 
     async fn flush(&mut self) {
@@ -234,7 +259,9 @@ impl Lane {
             server_time: packed.server_time,
             hash: packed.hash,
             attempt: part.attempt,
-            removal: None,
+            floor: 0,
+            listed: 0,
+            removal: packed.removal.clone(),
             // Lent: the window keeps it, to be sent again if that must be.
             versions: std::mem::take(versions),
         };

@@ -4,7 +4,7 @@ use highwater_schemas::{
     Position,
     lane::Routes,
     timestamp::Bookmark,
-    wire::{DocOp, KeyVersions, Unindexable, partition_of},
+    wire::{DocOp, KeyVersions, Removal, Unindexable, partition_of},
 };
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ pub(crate) struct Packed {
     pub(crate) hash: u64,
     /// The last message in it.
     pub(crate) bookmark: Option<Bookmark>,
+    pub(crate) removal: Option<Removal>,
     /// Per subscriber what is routed to it.
     pub(crate) nodes: Vec<(String, KeyVersions)>,
 }
@@ -52,6 +53,8 @@ pub(crate) struct Step {
     pub(crate) server_time: i64,
     pub(crate) hash: u64,
     pub(crate) bookmark: Option<Bookmark>,
+    /// A batch of its own.
+    pub(crate) removal: Option<Removal>,
     pub(crate) anchor: bool,
 }
 
@@ -64,6 +67,7 @@ pub(crate) struct Packer {
     size: usize,
     last: Option<(Position, u64, i64, u64)>,
     bookmark: Option<Bookmark>,
+    removal: Option<Removal>,
     anchor: bool,
     limits: Limits,
 }
@@ -78,13 +82,16 @@ impl Packer {
             size: 0,
             last: None,
             bookmark: None,
+            removal: None,
             anchor: false,
         }
     }
 
-    /// Adds a step; answers the batches that it closed: at most one, when the topology changed.
+    /// Adds a step; answers the batch that it closed, if the topology changed or the step is a removal. One with a removal is to
+    /// be flushed at once.
     pub(crate) fn add(&mut self, step: Step) -> Option<Packed> {
-        let closed = if step.routes.topology == self.routes.topology { None } else { self.flush() };
+        let goes_on = step.routes.topology == self.routes.topology && step.removal.is_none();
+        let closed = if goes_on { None } else { self.flush() };
         if step.routes.topology != self.routes.topology || self.open.len() != self.routes.nodes.len() {
             self.routes = step.routes;
             self.open = vec![KeyVersions::default(); self.routes.nodes.len()];
@@ -107,6 +114,7 @@ impl Packer {
         self.size = self.open.iter().map(KeyVersions::size).max().unwrap_or(0);
         self.last = Some((step.to, step.covered, step.server_time, step.hash));
         self.bookmark = step.bookmark.or(self.bookmark.take());
+        self.removal = step.removal;
         self.anchor |= step.anchor;
         closed
     }
@@ -122,7 +130,7 @@ impl Packer {
 
     /// True when there is something to send.
     pub(crate) fn pending(&self) -> bool {
-        self.anchor || self.last.is_some_and(|(to, ..)| to != self.from)
+        self.anchor || self.removal.is_some() || self.last.is_some_and(|(to, ..)| to != self.from)
     }
 
     /// Closes the open batch.
@@ -136,7 +144,8 @@ impl Packer {
         let nodes = self.routes.nodes.keys().cloned().zip(versions).collect();
         let bookmark = self.bookmark.take();
         let topology = self.routes.topology;
-        let packed = Packed { topology, from: self.from, to, covered, server_time, hash, bookmark, nodes };
+        let removal = self.removal.take();
+        let packed = Packed { topology, from: self.from, to, covered, server_time, hash, bookmark, removal, nodes };
         self.from = to;
         self.size = 0;
         self.anchor = false;
@@ -208,6 +217,7 @@ mod tests {
             server_time: 0,
             hash: 0,
             bookmark: None,
+            removal: None,
             anchor: false,
         }
     }

@@ -114,6 +114,7 @@ mod tests {
             server_time: 0,
             hash: 0,
             bookmark: None,
+            removal: None,
             nodes: (0..nodes).map(|n| (format!("n{n}"), KeyVersions::default())).collect(),
         }
     }

@@ -23,6 +23,10 @@ struct Slice {
     done_with: u64,
     /// What its session brings is there then.
     done_at: u64,
+    /// The branches that it is on.
+    branch: u64,
+    /// It must be compared with every document.
+    compare: bool,
 }
 
 /// What a node has of a bucket.
@@ -82,10 +86,21 @@ impl IndexerNode {
             for slice in hosted {
                 held.slices.entry(slice).or_insert_with(|| {
                     self.notable = true;
-                    Slice { state: SliceState::Building, session: 0, done_with: 0, done_at: 0 }
+                    let branch = bucket.branch();
+                    Slice { state: SliceState::Building, session: 0, done_with: 0, done_at: 0, branch, compare: false }
                 });
             }
             for (slice_name, slice) in &mut held.slices {
+                if slice.branch != bucket.branch() {
+                    slice.branch = bucket.branch();
+                    slice.compare = slice.state != SliceState::Building;
+                    if slice.state == SliceState::Active {
+                        slice.state = SliceState::Catchup;
+                    }
+                    slice.done_with = slice.done_with.max(slice.session);
+                    slice.session = 0;
+                    self.notable = true;
+                }
                 if slice.session != 0 && !bucket.sessions.contains_key(&slice.session) {
                     slice.done_with = slice.done_with.max(slice.session);
                     slice.session = 0;
@@ -97,6 +112,7 @@ impl IndexerNode {
                             && s.node == name
                             && s.incarnation == life
                             && s.slices.contains(slice_name)
+                            && s.kind.lists() == slice.compare
                     });
                     if let Some(session) = open {
                         (slice.session, slice.done_at) = (session.id, now + wait);
@@ -187,6 +203,7 @@ impl World {
                 slice.state = SliceState::Active;
                 slice.done_with = slice.session;
                 slice.session = 0;
+                slice.compare = false;
                 node.notable = true;
             }
             if let Some((_, st)) = held.persisting.take_if(|(at, _)| now >= *at) {
@@ -229,6 +246,8 @@ impl World {
                     session: slice.session,
                     done_with: slice.done_with,
                     resume: vec![0; known.vbuckets.len()],
+                    branch: slice.branch,
+                    compare: slice.compare,
                     ..SliceReport::new(bucket, *name, slice.state)
                 });
             }

@@ -298,6 +298,9 @@ impl World {
                     return Some(format!("index {} of {name} is {state:?}", index.placed.definition.name));
                 }
             }
+            if let Some(rollback) = &bucket.rollback {
+                return Some(format!("{name} is being rolled back: {:?}", rollback.phase));
+            }
             if !bucket.sessions.is_empty() {
                 return Some(format!("{} sessions of {name} are open", bucket.sessions.len()));
             }

@@ -139,7 +139,10 @@ impl World {
             .map(|(name, vb, v)| (name, vb, v.vbuuid()))
             .collect();
         let Some((bucket, vb, vbuuid)) = self.rng.pick(&owned) else { return };
-        node.suspicions.push(Suspicion { bucket, vb: vb as u16, vbuuid, reason: "simulated".into() });
+        let last = self.sources.get(&(bucket.clone(), vb)).copied().unwrap_or(0);
+        let (intact, broken) = (self.rng.below(last + 1), self.rng.chance(500));
+        let suspicion = Suspicion { bucket, vb: vb as u16, vbuuid, reason: "simulated".into(), intact, last, broken };
+        self.projectors[at].suspicions.push(suspicion);
     }
 
     pub(crate) fn write(&mut self) {

@@ -31,12 +31,13 @@ fn with(fields: &Value) -> Value {
 fn bucket(streams: &[&str]) -> Bucket {
     let streams =
         streams.iter().map(|s| SourceStream { name: (*s).into(), strip_prefix: String::new() }).collect::<Vec<_>>();
-    let failover = vec![Failover { vbuuid: 2, start: 50 }, Failover { vbuuid: 1, start: 0 }];
+    let failover = [(2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() }).to_vec();
     let vbucket = Vbucket {
         failover,
         generation: 1,
         projector: String::new(),
         incarnation: 0,
+        held: 0,
         restart: 0,
         starts: BTreeMap::new(),
         bookmarks: Vec::new(),
@@ -49,6 +50,8 @@ fn bucket(streams: &[&str]) -> Bucket {
         sessions: BTreeMap::new(),
         numbers_below: 1,
         topics: std::collections::BTreeMap::new(),
+        rollback: None,
+        rollbacks: Vec::new(),
         history: Vec::new(),
         declared: 1,
     }

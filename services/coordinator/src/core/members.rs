@@ -18,6 +18,8 @@ struct Member {
     slices: BTreeMap<String, BTreeMap<SliceName, SliceReport>>,
     applied: Vec<(String, StabilityTimestamp)>,
     suspicions: Vec<Suspicion>,
+    /// Sessions that cannot go on.
+    broken: Vec<(String, u64)>,
 }
 
 /// What nodes and the cluster manager said since this index manager coordinates.
@@ -124,6 +126,11 @@ impl Members {
         }
     }
 
+    /// Whether a projector says that a session cannot go on.
+    pub(super) fn is_broken(&self, bucket: &str, session: u64) -> bool {
+        self.seen.values().flat_map(|m| &m.broken).any(|(b, s)| b == bucket && *s == session)
+    }
+
     /// What projectors found to contradict, once.
     pub(super) fn take_suspicions(&mut self) -> Vec<Suspicion> {
         self.seen.values_mut().flat_map(|m| std::mem::take(&mut m.suspicions)).collect()
@@ -150,6 +157,7 @@ impl Core {
             slices,
             applied: join.applied,
             suspicions: join.suspicions,
+            broken: join.broken_sessions,
         };
         if let Some(only) = &join.only {
             self.members.take(&key, only, member);
@@ -162,6 +170,7 @@ impl Core {
                 || b.term != member.term
                 || b.slices != member.slices
                 || !member.suspicions.is_empty()
+                || b.broken != member.broken
         });
         self.members.seen.insert(key, member);
     }

@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - `ddl`: requests are checked; `jobs`: those that take several steps
+//! - `rollback`: sources whose history changed
 //! - `members`: who is there, and what they report; `owners`: who reads which vbucket; `sessions`: catchups and builds
 //! - `stability`: stability and persistence timestamps
 //! - `topics`: topics that people make and subscribe to
@@ -13,6 +14,7 @@ mod ddl;
 mod jobs;
 mod members;
 mod owners;
+mod rollback;
 mod sessions;
 mod stability;
 mod status;
@@ -250,10 +252,11 @@ impl Core {
         self.check_topics(now, out);
         if self.ready(now) {
             self.recover_stability();
+            self.start_branches(random, out);
+            self.check_rollbacks(out);
             if self.topics_checked {
                 self.assign_vbuckets(out);
             }
-            self.start_branches(random, out);
             self.check_sessions(out);
             self.check_indexes(out);
             self.resume_jobs(out);

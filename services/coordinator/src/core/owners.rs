@@ -1,10 +1,10 @@
 //! Which projector reads which vbucket.
 
-use super::{Action, Core, ddl::mix};
+use super::{Action, Core, stability::BucketStability};
 use highwater_schemas::{
     Position,
     api::NodeKind,
-    state::{Change, Vbucket},
+    state::{Bucket, Change, RollbackPhase, Vbucket},
     timestamp::StabilityTimestamp,
 };
 use std::collections::BTreeMap;
@@ -29,7 +29,8 @@ impl Core {
             *load.entry(vbucket.projector.as_str()).or_default() += 1;
         }
         let mut assigned = false;
-        for (name, bucket) in &self.context.buckets {
+        let started = |b: &Bucket| b.rollback.as_ref().is_some_and(|r| r.phase == RollbackPhase::Started);
+        for (name, bucket) in self.context.buckets.iter().filter(|(_, b)| !started(b)) {
             for (vb, vbucket) in bucket.vbuckets.iter().enumerate().filter(|(_, v)| !self.owned(v)) {
                 let Some((projector, n)) = load.iter_mut().min_by_key(|(_, n)| **n) else { return };
                 *n += 1;
@@ -43,11 +44,14 @@ impl Core {
     }
 
     /// One at a time, and only what is in step: a vbucket with open sessions or without a SYNC of its owner waits.
-    fn move_one(&self, load: &BTreeMap<&str, usize>) -> Option<Action> {
-        let (most, high) = load.iter().max_by_key(|(_, n)| **n)?;
-        let (fewest, low) = load.iter().min_by_key(|(_, n)| **n)?;
+    fn move_one(&self, load: &BTreeMap<&str, usize>) -> Vec<Action> {
+        let (Some((most, high)), Some((fewest, low))) =
+            (load.iter().max_by_key(|(_, n)| **n), load.iter().min_by_key(|(_, n)| **n))
+        else {
+            return Vec::new();
+        };
         if *high < *low + 2 {
-            return None;
+            return Vec::new();
         }
         for (name, bucket) in self.context.buckets.iter().filter(|(_, b)| b.sessions.is_empty()) {
             let stability = self.stability.get(name);
@@ -62,13 +66,27 @@ impl Core {
                 return self.assignment(name, vb, vbucket, fewest);
             }
         }
-        None
+        Vec::new()
     }
 
-    fn assignment(&self, bucket: &str, vb: usize, vbucket: &Vbucket, projector: &str) -> Option<Action> {
-        let entry = self.context.nodes.get(&(NodeKind::Projector, projector.to_owned()))?;
-        let (x, restart) = restart_of(vbucket, self.stability.get(bucket).and_then(|s| s.last()), vb);
-        Some(Action::Append(Change::VbucketAssigned {
+    fn assignment(&self, bucket: &str, vb: usize, vbucket: &Vbucket, projector: &str) -> Vec<Action> {
+        let Some(entry) = self.context.nodes.get(&(NodeKind::Projector, projector.to_owned())) else {
+            return Vec::new();
+        };
+        let stability = self.stability.get(bucket);
+        let (x, restart) = restart_of(vbucket, stability.and_then(|s| s.last()), vb);
+        // What is to be compared with every document may hold anything.
+        let branch = self.context.buckets.get(bucket).map_or(0, Bucket::branch);
+        let settled = self.members.reports(bucket).filter(|(_, _, r)| !r.compare && r.branch == branch);
+        let content = settled.filter_map(|(_, _, r)| r.content.get(vb).copied());
+        let last = stability.and_then(|s| s.last()).and_then(|l| l.vbs.get(vb));
+        let issued = last.filter(|st| st.vbuuid == vbucket.vbuuid()).map_or(0, |st| st.position.seqno);
+        let held = content.chain([issued, vbucket.held]).max().unwrap_or(0);
+        // The next owner compares the source with what was read of it last.
+        let bookmarks = stability.map(BucketStability::bookmarks).unwrap_or_default();
+        let known = bookmarks.get(vb).is_some_and(|b| !b.is_empty());
+        let bookmarked = known.then(|| Change::Bookmarked { bucket: bucket.into(), bookmarks });
+        let assigned = Change::VbucketAssigned {
             bucket: bucket.into(),
             vb: vb as u16,
             generation: vbucket.generation + 1,
@@ -76,24 +94,9 @@ impl Core {
             incarnation: entry.incarnation,
             x,
             restart,
-        }))
-    }
-
-    /// A source that contradicts what was read from it: a new branch from zero. It costs time, never truth.
-    pub(super) fn start_branches(&mut self, random: u64, out: &mut Vec<Action>) {
-        for suspicion in self.members.take_suspicions() {
-            let vbucket =
-                self.context.buckets.get(&suspicion.bucket).and_then(|b| b.vbuckets.get(usize::from(suspicion.vb)));
-            if vbucket.is_some_and(|v| v.vbuuid() == suspicion.vbuuid) {
-                out.push(Action::Append(Change::BranchStarted {
-                    bucket: suspicion.bucket,
-                    vb: suspicion.vb,
-                    vbuuid: mix(random, u64::from(suspicion.vb)),
-                    start: 0,
-                    reason: suspicion.reason,
-                }));
-            }
-        }
+            held,
+        };
+        bookmarked.into_iter().chain([assigned]).map(Action::Append).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Action, Core};
 use highwater_schemas::{
     api::{NodeKind, SliceReport, SliceState},
-    state::{Bucket, Change, IndexState, Session, SessionVb, SliceName},
+    state::{Bucket, Change, IndexState, Session, SessionKind, SessionVb, SliceName},
 };
 use std::collections::BTreeMap;
 
@@ -19,17 +19,22 @@ impl Core {
             };
             for session in bucket.sessions.values() {
                 let current = session.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.generation == v.generation);
-                if !current || session.slices.iter().all(|slice| done(session, slice)) {
+                if !current
+                    || self.members.is_broken(name, session.id)
+                    || session.slices.iter().all(|slice| done(session, slice))
+                {
                     close(name, session, out);
                 }
             }
-            if bucket.vbuckets.iter().any(|v| v.generation == 0) {
+            if bucket.vbuckets.iter().any(|v| v.start_of(v.generation).is_none()) {
                 continue;
             }
-            for (node, incarnation, needing) in self.needing(name, bucket) {
+            for (node, kind, incarnation, needing) in self.needing(name, bucket) {
                 next += 1;
-                let from =
-                    |vb: usize| needing.iter().map(|s| s.resume.get(vb).copied().unwrap_or(0)).min().unwrap_or(0);
+                let from = |vb: usize| match kind {
+                    SessionKind::Comparison => 0,
+                    _ => needing.iter().map(|s| s.resume.get(vb).copied().unwrap_or(0)).min().unwrap_or(0),
+                };
                 let vbs = bucket
                     .vbuckets
                     .iter()
@@ -44,16 +49,22 @@ impl Core {
                     incarnation,
                     slices,
                     vbs,
+                    kind,
                 }));
             }
         }
     }
 
-    /// Per live node the slices of a bucket that need a session and are in none.
-    fn needing<'a>(&'a self, name: &'a str, bucket: &'a Bucket) -> Vec<(String, u64, Vec<&'a SliceReport>)> {
-        let mut nodes: BTreeMap<&str, (u64, Vec<&SliceReport>)> = BTreeMap::new();
+    /// Per live node and kind of session the slices of a bucket that need one and are in none.
+    fn needing<'a>(
+        &'a self,
+        name: &'a str,
+        bucket: &'a Bucket,
+    ) -> Vec<(String, SessionKind, u64, Vec<&'a SliceReport>)> {
+        let mut nodes: BTreeMap<(&str, SessionKind), (u64, Vec<&SliceReport>)> = BTreeMap::new();
+        let branch = bucket.branch();
         for (node, incarnation, report) in self.members.reports(name) {
-            if !needs_session(report) {
+            if !needs_session(report) || report.branch != branch {
                 continue;
             }
             let alive = self
@@ -68,10 +79,15 @@ impl Core {
                     && s.slices.contains(&SliceName { index: report.index, partition: report.partition })
             });
             if alive && exists && !served {
-                nodes.entry(node).or_insert((incarnation, Vec::new())).1.push(report);
+                let kind = match report.state {
+                    _ if report.compare => SessionKind::Comparison,
+                    SliceState::Building => SessionKind::Build,
+                    _ => SessionKind::Recovery,
+                };
+                nodes.entry((node, kind)).or_insert((incarnation, Vec::new())).1.push(report);
             }
         }
-        nodes.into_iter().map(|(n, (i, s))| (n.to_owned(), i, s)).collect()
+        nodes.into_iter().map(|((node, kind), (i, s))| (node.to_owned(), kind, i, s)).collect()
     }
 
     pub(super) fn close_sessions(&self, out: &mut Vec<Action>, which: impl Fn(&Session) -> bool) {

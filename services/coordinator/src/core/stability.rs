@@ -59,6 +59,10 @@ impl BucketStability {
     fn spacing(&self, config: &Config) -> u64 {
         if self.wanted { WANT_SPACING } else { config.stability_interval.as_millis() as u64 }
     }
+    /// Messages of the sources that were read since the last mark, by vbucket.
+    pub(super) fn bookmarks(&self) -> Vec<Vec<Bookmark>> {
+        self.bookmarks.clone()
+    }
     /// A vbucket has a new owner or branch: what the old one said is void.
     pub(super) fn forget_sync(&mut self, vb: u16) {
         if let Some(slot) = self.sync.get_mut(usize::from(vb)) {

@@ -22,9 +22,33 @@ pub(crate) struct Shares {
     pub(crate) generation: u64,
     /// Generation → X, of the branch in force.
     pub(crate) starts: BTreeMap<u64, Position>,
+    /// Branches that are known, newest first.
+    pub(crate) branches: Vec<Branch>,
+}
+
+/// A branch of the source's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Branch {
+    pub(crate) vbuuid: u64,
+    pub(crate) start: u64,
+    /// What the one before it held above that is certainly gone.
+    pub(crate) broken: bool,
 }
 
 impl Shares {
+    /// Up to which seqno a branch has the same messages as the one in force; None: none, or nobody knows.
+    pub(crate) fn common(&self, vbuuid: u64) -> Option<u64> {
+        let at = self.branches.iter().position(|b| b.vbuuid == vbuuid).or((vbuuid == self.vbuuid).then_some(0))?;
+        let later = &self.branches[..at];
+        let start = later.iter().map(|b| b.start).min().unwrap_or(u64::MAX);
+        (start > 0 || !later.iter().any(|b| b.start == 0 && b.broken)).then_some(start)
+    }
+
+    /// A seqno up to here names one message, on whichever branch; above it, it may name another one on an earlier branch.
+    pub(crate) fn proven(&self) -> u64 {
+        if self.branches.len() > 1 { self.branches[0].start } else { u64::MAX }
+    }
+
     /// The part of a batch's interval that counts.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
         let lo = batch.from.max(*self.starts.get(&batch.generation)?);

@@ -6,7 +6,7 @@ mod slice;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use chain::{Batch, Shares, Step};
+pub(crate) use chain::{Batch, Branch, Shares, Step};
 pub(crate) use slice::{Mode, Slice};
 
 use crate::store::SliceMark;
@@ -35,8 +35,18 @@ pub(crate) struct BucketView {
     pub(crate) shares: Vec<Shares>,
     /// The slices hosted here, with the topology version in which each appeared.
     pub(crate) slices: BTreeMap<SliceName, u64>,
-    /// Open sessions of this node in this incarnation: id → its slices and where each vbucket starts.
-    pub(crate) sessions: BTreeMap<u64, (Vec<SliceName>, Vec<u64>)>,
+    /// Open sessions of this node in this incarnation.
+    pub(crate) sessions: BTreeMap<u64, OpenSession>,
+}
+
+/// A session that is open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct OpenSession {
+    pub(crate) slices: Vec<SliceName>,
+    /// Per vbucket where it starts.
+    pub(crate) from: Vec<u64>,
+    /// It begins with every present document.
+    pub(crate) lists: bool,
 }
 
 /// What brings a slice from one ST to the next, with the vbucket of each step.
@@ -58,12 +68,20 @@ pub(crate) enum Why {
 pub(crate) enum Action {
     /// Open the store of a slice, from scratch when `reset`, and tell with [`BucketCore::opened`].
     Open { slice: SliceName, reset: bool },
+    /// The source's history is another one: as [`Action::Open`], and nothing is answered meanwhile.
+    Rewind { slice: SliceName },
+    /// Go back to the kept snapshot of this ST, durably, and tell with [`BucketCore::opened`].
+    RollBack { slice: SliceName, st: u64 },
     /// The slice is no longer hosted: close its store and remove its files.
     Remove { slice: SliceName },
     /// Apply the steps, seal, and offer the snapshot as this ST if `readable`.
     Apply { slice: SliceName, steps: Steps, st: Arc<StabilityTimestamp>, readable: bool },
     /// Take a session's batch: its documents above `after`. In bulk while the slice was never readable.
     Collect { slice: SliceName, batch: Arc<Batch>, after: u64, bulk: bool },
+    /// Take a batch of a session's list: its documents above `after` are present. A seqno up to `proven` names one message.
+    Compare { slice: SliceName, session: u64, batch: Arc<Batch>, after: u64, proven: u64 },
+    /// The list of a vbucket is complete: what it did not name is gone.
+    Sweep { slice: SliceName, session: u64, vb: u16 },
     /// Write what is there with this mark, then tell with [`BucketCore::persisted`].
     Persist { slice: SliceName, mark: SliceMark, topic: u64, why: Why },
     /// The messages of a session below this sequence are durable.
@@ -169,12 +187,12 @@ impl BucketCore {
                 None => out.push(Action::Open { slice: *name, reset: false }),
                 // It could not be opened, perhaps for a passing reason.
                 Some(slice) if slice.vbs.is_empty() => out.push(Action::Open { slice: *name, reset: false }),
-                Some(slice) if !slice.on_branch(&self.view.shares) => {
-                    out.push(Action::Open { slice: *name, reset: true });
-                }
+                Some(slice) if !slice.on_branch(&self.view.shares) => out.push(Action::Rewind { slice: *name }),
                 Some(_) => {}
             }
         }
+        // Until it is open again, such a slice is none.
+        self.slices.retain(|_, slice| slice.vbs.is_empty() || slice.on_branch(&self.view.shares));
         for slice in self.slices.values_mut() {
             let beyond =
                 slice.vbs.iter().zip(&new_starts).any(|(vb, starts)| starts.iter().any(|x| !vb.position.le(*x)));
@@ -192,15 +210,35 @@ impl BucketCore {
         out
     }
 
-    /// A slice's store is open. A slice that is not on the branch in force is to be opened again from scratch.
+    /// Whether what a slice holds is of the branches in force.
+    pub(crate) fn on_branch(&self, mark: &SliceMark) -> bool {
+        let vbs = mark.vbs.iter().zip(&self.view.shares);
+        mark.vbs.len() == self.view.shares.len() && vbs.into_iter().all(|(vb, s)| vb.vbuuid == s.vbuuid)
+    }
+
+    /// A slice's store is open, or has gone back: what it holds, what it can go back to, oldest first, and whether it is empty
+    /// and takes documents without looking them up (`bulk`).
     ///
-    /// `bulk`: the store is empty and takes documents without looking them up.
-    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark, bulk: bool) -> Vec<Action> {
+    /// One of an earlier branch goes back as far as it must, or begins again; what is left is compared with the source.
+    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark, kept: &[SliceMark], bulk: bool) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
         let vbuuids: Vec<u64> = self.view.shares.iter().map(|s| s.vbuuid).collect();
-        let slice = Slice::opened(name, *topology, mark, bulk, &vbuuids);
+        let mut slice = Slice::opened(name, *topology, mark, bulk, &vbuuids);
         if !slice.on_branch(&self.view.shares) {
-            return vec![Action::Open { slice: name, reset: true }];
+            let common: Option<Vec<u64>> =
+                slice.vbs.iter().zip(&self.view.shares).map(|(vb, shares)| shares.common(vb.vbuuid)).collect();
+            let (Some(common), false) = (common, bulk || slice.vbs.len() != self.view.shares.len()) else {
+                return vec![Action::Open { slice: name, reset: true }];
+            };
+            let within = |mark: &SliceMark| {
+                let vbs = mark.vbs.iter().zip(&self.view.shares);
+                vbs.into_iter().all(|(vb, shares)| shares.common(vb.vbuuid).is_some_and(|c| vb.content <= c))
+            };
+            let beyond = slice.vbs.iter().zip(&common).any(|(vb, common)| vb.content > *common);
+            if beyond && let Some(good) = kept.iter().rev().find(|mark| within(mark)) {
+                return vec![Action::RollBack { slice: name, st: good.st }];
+            }
+            slice.adopt(&vbuuids);
         }
         self.slices.insert(name, slice);
         let mut out = vec![Action::Report];

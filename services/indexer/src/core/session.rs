@@ -1,8 +1,11 @@
 //! Sessions: building an empty slice, or bringing one up whose chain had a gap, and merging it into the live chain
 //! (design section 9).
 
-use super::{Action, Batch, BucketCore, Mode, Why, slice::Following};
-use highwater_schemas::{Position, state::SliceName};
+use super::{
+    Action, Batch, BucketCore, Mode, Shares, Why,
+    slice::{FollowedVb, Following},
+};
+use highwater_schemas::{Position, state::SliceName, wire::Removal};
 use std::sync::Arc;
 
 /// A flush that failed is tried again after this, milliseconds.
@@ -24,17 +27,17 @@ impl BucketCore {
             if slice.mode != Mode::Waiting || slice.ending {
                 continue;
             }
-            let open = self
-                .view
-                .sessions
-                .iter()
-                .rev()
-                .find(|(id, (slices, _))| **id > slice.done_with && slices.contains(&slice.name));
-            if let Some((id, (_, from))) = open {
+            let open =
+                self.view.sessions.iter().rev().find(|(id, s)| {
+                    **id > slice.done_with && s.slices.contains(&slice.name) && s.lists == slice.compare
+                });
+            if let Some((id, session)) = open {
                 // What lies above the session's start and below the slice's own is read twice and changes nothing.
-                let vbs =
-                    slice.resume().into_iter().zip(from).map(|(own, from)| (own.max(*from), own.max(*from))).collect();
-                slice.following = Some(Following { id: *id, vbs, topic: 0 });
+                let vbs = slice.resume().into_iter().zip(&session.from).map(|(own, from)| {
+                    let at = if session.lists { 0 } else { own.max(*from) };
+                    FollowedVb { read: at, covered: at, listing: session.lists }
+                });
+                slice.following = Some(Following { id: *id, vbs: vbs.collect(), topic: 0 });
                 slice.mode = Mode::Session;
                 out.push(Action::Report);
             }
@@ -57,24 +60,38 @@ impl BucketCore {
                 self.void += 1;
                 continue;
             };
-            if batch.from.seqno > at.0 {
+            if batch.from.seqno > at.read {
                 // The session itself has a hole: another one from what is covered.
-                tracing::warn!(session, vb, from = batch.from.seqno, at = at.0, "a session skipped a batch");
+                tracing::warn!(session, vb, from = batch.from.seqno, at = at.read, "a session skipped a batch");
                 slice.fall_out();
                 out.push(Action::Report);
                 continue;
             }
             following.topic = topic;
-            if batch.to.seqno > at.0 {
-                out.push(Action::Collect { slice: slice.name, batch: Arc::clone(batch), after: at.0, bulk });
-                slice.docs_done += batch.docs as u64;
-            }
-            at.0 = at.0.max(batch.to.seqno);
-            at.1 = at.1.max(batch.covered);
+            let (name, after) = (slice.name, at.read);
+            at.read = at.read.max(batch.to.seqno);
             let state = &mut slice.vbs[vb];
-            state.position = Position::new(at.0, state.position.round.max(batch.to.round));
-            state.covered = at.1;
-            state.content = state.content.max(at.0);
+            state.content = state.content.max(at.read);
+            slice.docs_done += batch.docs as u64;
+            if at.listing {
+                match batch.removal {
+                    Some(Removal::Listed { upto, .. }) => {
+                        (at.listing, at.covered) = (false, upto);
+                        out.push(Action::Sweep { slice: name, session, vb: batch.vb });
+                    }
+                    _ if batch.to.seqno > after => {
+                        let proven = self.view.shares.get(vb).map_or(0, Shares::proven);
+                        out.push(Action::Compare { slice: name, session, batch: Arc::clone(batch), after, proven });
+                        continue;
+                    }
+                    _ => continue,
+                }
+            } else if batch.to.seqno > after {
+                out.push(Action::Collect { slice: name, batch: Arc::clone(batch), after, bulk });
+            }
+            at.covered = at.covered.max(batch.covered);
+            state.position = Position::new(at.read, state.position.round.max(batch.to.round));
+            state.covered = at.covered;
         }
         self.merge_sessions(&mut out);
         out
@@ -141,7 +158,7 @@ impl BucketCore {
 
     /// True while batches of this session must wait: a slice of it is being flushed, or will follow it once it has been.
     pub(crate) fn session_paused(&self, session: u64) -> bool {
-        let named = |name| self.view.sessions.get(&session).is_some_and(|(slices, _)| slices.contains(&name));
+        let named = |name| self.view.sessions.get(&session).is_some_and(|s| s.slices.contains(&name));
         self.slices.values().any(|s| match &s.following {
             Some(following) => s.mode == Mode::Flushing && following.id == session,
             None => s.ending && session > s.done_with && named(s.name),
@@ -174,9 +191,9 @@ impl BucketCore {
             .vbs
             .iter()
             .enumerate()
-            .map(|(vb, (_, covered))| {
+            .map(|(vb, at)| {
                 let join = self.chains[vb].join_at(&self.view.shares[vb], slice.topology)?;
-                (*covered >= join.seqno).then_some(join)
+                (!at.listing && at.covered >= join.seqno).then_some(join)
             })
             .collect()
     }
@@ -192,6 +209,7 @@ impl BucketCore {
         slice.readable_from = slice.vbs.iter().map(|vb| vb.content).collect();
         slice.done_with = slice.done_with.max(following.id);
         slice.applied = 0;
+        slice.compare = false;
         slice.mode = Mode::InStep;
         slice.readable = false;
         out.push(Action::Report);

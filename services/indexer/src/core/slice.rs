@@ -16,12 +16,20 @@ pub(crate) enum Mode {
     Failed(String),
 }
 
+/// How far a slice is in its session, in one vbucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FollowedVb {
+    pub(crate) read: u64,
+    pub(crate) covered: u64,
+    /// The list of present documents that the session begins with is not complete yet.
+    pub(crate) listing: bool,
+}
+
 /// How far a slice is in its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Following {
     pub(crate) id: u64,
-    /// Per vbucket: read up to, covered up to.
-    pub(crate) vbs: Vec<(u64, u64)>,
+    pub(crate) vbs: Vec<FollowedVb>,
     /// Sequence in the catchup topic of the last batch taken.
     pub(crate) topic: u64,
 }
@@ -48,6 +56,8 @@ pub(crate) struct Slice {
     /// Newest durable ST; 0 when none is.
     pub(crate) durable: u64,
     pub(crate) persisting: bool,
+    /// What it holds must be compared with every present document before it can join the chain.
+    pub(crate) compare: bool,
     /// Is empty: what sessions bring is collected without looking anything up.
     pub(crate) bulk: bool,
     /// A failed flush is tried again at this time; 0: as soon as the time is known.
@@ -74,7 +84,7 @@ impl Slice {
         } else {
             mark.vbs.clone()
         };
-        let building = fresh || mark.building;
+        let building = fresh || mark.building || mark.compare;
         Self {
             name,
             topology,
@@ -90,6 +100,7 @@ impl Slice {
             done_with: 0,
             durable: if building { 0 } else { mark.st },
             persisting: false,
+            compare: mark.compare,
             bulk: building && bulk,
             retry_flush: None,
             ending: false,
@@ -122,6 +133,19 @@ impl Slice {
         }
     }
 
+    /// It is what these branches have in common with what it was, or has yet to find out what of it is not.
+    pub(crate) fn adopt(&mut self, vbuuids: &[u64]) {
+        for (vb, vbuuid) in self.vbs.iter_mut().zip(vbuuids) {
+            vb.vbuuid = *vbuuid;
+            vb.position = Position::ZERO;
+            vb.covered = 0;
+        }
+        self.fall_out();
+        self.compare = true;
+        self.applied = 0;
+        self.durable = 0;
+    }
+
     /// Its chain is broken: it needs a session, from what it has covered.
     pub(crate) fn fall_out(&mut self) {
         if let Some(following) = self.following.take() {
@@ -142,6 +166,7 @@ impl Slice {
             st: self.applied,
             term: self.term,
             building: !(self.in_step() && self.readable),
+            compare: self.compare,
             vbs: self.vbs.clone(),
             topic,
             topic_created,

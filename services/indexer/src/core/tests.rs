@@ -5,7 +5,7 @@ use crate::{payload::Payload, store::SliceVb};
 use highwater_schemas::{
     StVb,
     api::SliceState,
-    wire::{self, DocOp, KeyVersions},
+    wire::{self, DocOp, KeyVersions, Removal},
 };
 
 const SLICE: SliceName = SliceName { index: 1, partition: 0 };
@@ -16,10 +16,21 @@ fn batch(generation: u64, topology: u64, session: u64, from: u64, to: u64, cover
     for seqno in from + 1..=to {
         versions.push_doc(seqno, &format!("d{seqno}"), DocOp::Put);
     }
-    let message = wire::encode(&wire::Batch {
+    parsed(&wire::Batch { versions, ..empty(7, generation, topology, session, (from, to), covered) })
+}
+
+fn empty(
+    vbuuid: u64,
+    generation: u64,
+    topology: u64,
+    session: u64,
+    (from, to): (u64, u64),
+    covered: u64,
+) -> wire::Batch {
+    wire::Batch {
         bucket: "b".into(),
         vb: 0,
-        vbuuid: 7,
+        vbuuid,
         generation,
         topology,
         session,
@@ -29,15 +40,28 @@ fn batch(generation: u64, topology: u64, session: u64, from: u64, to: u64, cover
         server_time: 0,
         hash: 0,
         attempt: 0,
+        floor: 0,
+        listed: 0,
         removal: None,
-        versions,
-    });
-    Arc::new(Batch::parse("b", Payload::new(message.into(), None)).unwrap())
+        versions: KeyVersions::default(),
+    }
+}
+
+fn parsed(batch: &wire::Batch) -> Arc<Batch> {
+    Arc::new(Batch::parse("b", Payload::new(wire::encode(batch).into(), None)).unwrap())
 }
 
 fn st(number: u64, generation: u64, seqno: u64, covered: u64, wanted: bool) -> StabilityTimestamp {
     let vb = StVb { vbuuid: 7, generation, position: Position::new(seqno, 0), covered, ..StVb::default() };
     StabilityTimestamp { number, term: 1, wanted, persist: false, vbs: vec![vb] }
+}
+
+fn branch(vbuuid: u64, start: u64, broken: bool) -> Branch {
+    Branch { vbuuid, start, broken }
+}
+
+fn open_session(slices: &[SliceName]) -> OpenSession {
+    OpenSession { slices: slices.to_vec(), from: vec![0], lists: false }
 }
 
 fn view(starts: &[(u64, u64)]) -> BucketView {
@@ -46,7 +70,7 @@ fn view(starts: &[(u64, u64)]) -> BucketView {
     BucketView {
         term: 1,
         topology: 1,
-        shares: vec![Shares { vbuuid: 7, generation, starts }],
+        shares: vec![Shares { vbuuid: 7, generation, starts, branches: vec![branch(7, 0, false)] }],
         slices: BTreeMap::from([(SLICE, 1)]),
         sessions: BTreeMap::new(),
     }
@@ -58,7 +82,7 @@ fn in_step(seqno: u64, starts: &[(u64, u64)]) -> BucketCore {
     core.state(view(starts));
     let vb =
         SliceVb { vbuuid: 7, position: Position::new(seqno, 0), covered: seqno, content: seqno, ..SliceVb::default() };
-    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb], ..SliceMark::default() }, false);
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb], ..SliceMark::default() }, &[], false);
     core
 }
 
@@ -160,9 +184,9 @@ fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_cove
     let mut core = BucketCore::new();
     let mut with_session = view(&[(1, 0)]);
     core.state(with_session.clone());
-    core.opened(SLICE, &SliceMark::default(), true);
+    core.opened(SLICE, &SliceMark::default(), &[], true);
     assert_eq!(state(&core), SliceState::Building);
-    with_session.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    with_session.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
     core.state(with_session);
     // Live batches are held from S = 20 on.
     core.live(1, batch(1, 1, 0, 20, 22, 22));
@@ -191,10 +215,10 @@ fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_cove
 fn the_last_step_of_a_build_outlives_its_session() {
     let mut core = BucketCore::new();
     let mut seen = view(&[(1, 0)]);
-    let session = |id| BTreeMap::from([(id, (vec![SLICE], vec![0]))]);
+    let session = |id| BTreeMap::from([(id, open_session(&[SLICE]))]);
     seen.sessions = session(9);
     core.state(seen.clone());
-    core.opened(SLICE, &SliceMark::default(), true);
+    core.opened(SLICE, &SliceMark::default(), &[], true);
     core.live(1, batch(1, 1, 0, 20, 22, 22));
     let actions = core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
     let built = actions.into_iter().find_map(|a| match a {
@@ -218,9 +242,9 @@ fn the_last_step_of_a_build_outlives_its_session() {
 fn a_session_with_a_hole_is_given_up() {
     let mut core = BucketCore::new();
     let mut with_session = view(&[(1, 0)]);
-    with_session.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    with_session.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
     core.state(with_session);
-    core.opened(SLICE, &SliceMark::default(), true);
+    core.opened(SLICE, &SliceMark::default(), &[], true);
     core.session_batch(9, 1, &batch(1, 1, 9, 0, 5, 5));
     core.session_batch(9, 2, &batch(1, 1, 9, 7, 9, 9));
     let slice = core.slices().next().unwrap();
@@ -235,13 +259,71 @@ fn a_slice_beyond_the_start_of_a_new_generation_merges_again() {
     assert_eq!(state(&core), SliceState::Catchup);
 }
 
+/// Branch 8 began at `start`, after branch 7.
+fn branched(start: u64, broken: bool) -> BucketView {
+    let mut view = view(&[(2, 30)]);
+    view.shares[0].vbuuid = 8;
+    view.shares[0].branches = vec![branch(8, start, broken), branch(7, 0, false)];
+    view
+}
+
+fn mark(vbuuid: u64, st: u64, content: u64) -> SliceMark {
+    let vb = SliceVb { vbuuid, position: Position::new(content, 0), covered: content, content, ..SliceVb::default() };
+    SliceMark { st, vbs: vec![vb], ..SliceMark::default() }
+}
+
 #[test]
-fn another_branch_starts_the_slice_over() {
+fn on_another_branch_a_slice_goes_back_as_far_as_it_must_and_is_compared() {
     let mut core = in_step(10, &[(1, 0)]);
-    let mut other = view(&[(2, 0)]);
-    other.shares[0].vbuuid = 8;
-    let actions = core.state(other);
-    assert!(actions.iter().any(|a| matches!(a, Action::Open { reset: true, .. })));
+    let actions = core.state(branched(6, true));
+    assert!(actions.iter().any(|a| matches!(a, Action::Rewind { .. })), "{actions:?}");
+    assert!(core.slices().next().is_none());
+    let kept = [mark(7, 1, 4), mark(7, 2, 6), mark(7, 3, 9)];
+    let actions = core.opened(SLICE, &mark(7, 4, 10), &kept, false);
+    assert!(matches!(actions[..], [Action::RollBack { st: 2, .. }]), "{actions:?}");
+    core.opened(SLICE, &kept[1], &kept[..2], false);
+    let slice = core.slices().next().unwrap();
+    assert_eq!(
+        (slice.state(), slice.compare, slice.readable, slice.vbs[0].vbuuid),
+        (SliceState::Catchup, true, false, 8)
+    );
+}
+
+#[test]
+fn what_cannot_go_back_is_compared_as_it_is_and_what_has_nothing_in_common_begins_again() {
+    let mut core = BucketCore::new();
+    core.state(branched(6, true));
+    core.opened(SLICE, &mark(7, 4, 10), &[mark(7, 3, 9)], false);
+    assert!(core.slices().next().unwrap().compare);
+    for (view, mark) in [(branched(0, true), mark(7, 4, 10)), (branched(6, false), mark(5, 4, 10))] {
+        let mut core = BucketCore::new();
+        core.state(view);
+        let actions = core.opened(SLICE, &mark, &[], false);
+        assert!(matches!(actions[..], [Action::Open { reset: true, .. }]), "{actions:?}");
+    }
+    let mut core = BucketCore::new();
+    core.state(branched(0, false));
+    core.opened(SLICE, &mark(7, 4, 10), &[], false);
+    assert!(core.slices().next().unwrap().compare, "unproven is not gone");
+}
+
+#[test]
+fn a_list_is_compared_and_swept_before_the_slice_follows_its_session() {
+    let mut core = BucketCore::new();
+    let mut seen = branched(6, true);
+    seen.sessions.insert(9, OpenSession { lists: true, ..open_session(&[SLICE]) });
+    core.state(seen);
+    core.opened(SLICE, &mark(8, 4, 5), &[], false);
+    assert!(core.slices().all(|s| s.mode == Mode::InStep), "it is on the branch and needs none");
+    core.opened(SLICE, &SliceMark { compare: true, ..mark(8, 4, 5) }, &[], false);
+    core.live(1, parsed(&empty(8, 2, 1, 0, (30, 31), 31)));
+    let actions = core.session_batch(9, 1, &parsed(&empty(8, 2, 1, 9, (0, 20), 0)));
+    assert!(matches!(actions[..], [Action::Compare { after: 0, proven: 6, .. }]), "{actions:?}");
+    let end = Some(Removal::Listed { session: 9, upto: 30 });
+    let actions = core.session_batch(9, 2, &parsed(&wire::Batch { removal: end, ..empty(8, 2, 1, 9, (20, 30), 30) }));
+    assert!(matches!(actions[0], Action::Sweep { vb: 0, .. }), "{actions:?}");
+    assert_eq!(state(&core), SliceState::Merged);
+    assert!(!core.slices().next().unwrap().compare);
 }
 
 #[test]
@@ -262,14 +344,14 @@ fn a_mark_never_points_beyond_a_batch_that_is_not_wholly_applied() {
 fn a_slice_that_failed_stays_so_when_its_session_ends() {
     let mut core = BucketCore::new();
     let mut seen = view(&[(1, 0)]);
-    seen.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    seen.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
     core.state(seen.clone());
-    core.opened(SLICE, &SliceMark::default(), true);
+    core.opened(SLICE, &SliceMark::default(), &[], true);
     core.live(1, batch(1, 1, 0, 20, 22, 22));
     core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
     core.failed(SLICE, "the disk is gone".into());
     assert!(core.slices().all(|s| !s.persisting), "nothing is waited for");
-    seen.sessions = BTreeMap::from([(10, (vec![SLICE], vec![0]))]);
+    seen.sessions = BTreeMap::from([(10, open_session(&[SLICE]))]);
     core.state(seen);
     assert_eq!(state(&core), SliceState::Error);
 }
@@ -288,12 +370,12 @@ fn a_slice_that_could_not_be_opened_is_tried_again_and_not_wiped() {
 fn a_session_that_will_be_followed_waits_for_the_last_step_of_a_build() {
     let mut core = BucketCore::new();
     let mut seen = view(&[(1, 0)]);
-    seen.sessions = BTreeMap::from([(9, (vec![SLICE], vec![0]))]);
+    seen.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
     core.state(seen.clone());
-    core.opened(SLICE, &SliceMark::default(), true);
+    core.opened(SLICE, &SliceMark::default(), &[], true);
     core.live(1, batch(1, 1, 0, 20, 22, 22));
     core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
-    seen.sessions = BTreeMap::from([(10, (vec![SLICE], vec![0]))]);
+    seen.sessions = BTreeMap::from([(10, open_session(&[SLICE]))]);
     core.state(seen);
     assert!(core.session_paused(10));
     assert!(!core.session_paused(9), "it is over: what it still brings counts for nothing");
@@ -307,9 +389,9 @@ fn what_joins_a_chain_where_nothing_is_written_shows_the_last_st() {
     let further = SliceName { index: 2, partition: 0 };
     let mut seen = BucketView { topology: 2, ..view(&[(1, 0)]) };
     seen.slices.insert(further, 2);
-    seen.sessions = BTreeMap::from([(9, (vec![further], vec![0]))]);
+    seen.sessions = BTreeMap::from([(9, open_session(&[further]))]);
     core.state(seen);
-    core.opened(further, &SliceMark::default(), true);
+    core.opened(further, &SliceMark::default(), &[], true);
     core.live(1, batch(1, 2, 0, 20, 20, 20));
     assert_eq!(applied(&core.advance(0)), []);
     let actions = core.session_batch(9, 1, &batch(1, 2, 9, 0, 20, 20));

@@ -4,18 +4,18 @@ use super::{
     Entry, KeptSnapshot, Purpose, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits, StoreStats,
     base::{Base, Bytemap},
     build::{self, FRESH, Progress, RUNS, encode_record},
-    diff::{Sink, check_entries, encode_row_key},
+    diff::{check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
+    look,
     open::Use,
-    parts::{Buffers, Building, Live, Open, present},
+    parts::{Buffers, Building, Live, Open},
     persist::{Committed, Done, Frozen, PersistJob, PersistOutcome, Target, Work},
-    rows::{Rows, hash_key},
+    rows::Rows,
     run::{self, RunReader},
     scan::Snapshot,
     undo::{self, History},
-    value,
 };
-use highwater_schemas::{collation::encode_entry_suffix, wire::Unindexable};
+use highwater_schemas::wire::Unindexable;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Weak, atomic::Ordering},
@@ -27,7 +27,7 @@ pub struct LmdbStore {
     identity: Arc<SliceIdentity>,
     limits: StoreLimits,
     /// None only after an opening in mid-life failed.
-    live: Option<Live>,
+    pub(super) live: Option<Live>,
     durable: SliceMark,
     history: History,
     /// On top of the commit, oldest first.
@@ -35,17 +35,17 @@ pub struct LmdbStore {
     /// How many of the layers the running persist writes.
     frozen_layers: usize,
     merging: bool,
-    open: Open,
+    pub(super) open: Open,
     /// Of sealed layers.
-    rows: Rows,
-    frozen: Option<Arc<Frozen>>,
+    pub(super) rows: Rows,
+    pub(super) frozen: Option<Arc<Frozen>>,
     /// While the slice is filled from nothing.
-    building: Option<Building>,
+    pub(super) building: Option<Building>,
     poison: Option<String>,
     /// Every commit that somebody may still read.
     bases: Vec<Weak<Base>>,
     map_size: usize,
-    buffers: Buffers,
+    pub(super) buffers: Buffers,
 }
 
 impl LmdbStore {
@@ -116,7 +116,7 @@ impl LmdbStore {
         &self.history
     }
 
-    fn closed(&self) -> StoreError {
+    pub(super) fn closed(&self) -> StoreError {
         StoreError::Poisoned(self.poison.clone().unwrap_or_else(|| "the environment is closed".into()))
     }
 
@@ -209,33 +209,26 @@ impl SliceStore for LmdbStore {
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
     ) -> Result<(), StoreError> {
-        check_entries(docid, entries)?;
-        if let Some(building) = &self.building {
-            if !building.collected.is_empty() || !building.runs.is_empty() || self.frozen.is_some() {
-                return Err(StoreError::Misuse("replacing while a build is not durable"));
-            }
-            self.building = None;
-        }
-        let Some(live) = &self.live else { return Err(self.closed()) };
-        let Buffers { key, suffix, row } = &mut self.buffers;
-        encode_row_key(vb, docid, key);
-        row.clear();
-        if !entries.is_empty() || reason.is_some() {
-            value::encode(seqno, reason, entries, row)?;
-        }
-        let hash = hash_key(key);
-        let Open { entries, unindexed, rows } = &mut self.open;
-        let older = [Some(&*rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)];
-        let old = present(older.into_iter().flatten(), live, key, hash)?;
-        let new = if row.is_empty() { None } else { Some(value::decode(row)?) };
-        if old.is_some_and(|old| seqno <= old.seqno) || (old.is_none() && new.is_none()) {
-            return Ok(());
-        }
-        suffix.clear();
-        encode_entry_suffix(docid, vb, suffix);
-        Sink { entries, unindexed }.replace(key, suffix, old.as_ref(), new.as_ref());
-        rows.put(hash, key, row);
-        Ok(())
+        self.replace_if((vb, docid), seqno, entries, reason, |old| seqno > old)
+    }
+
+    fn compare(
+        &mut self,
+        vb: u16,
+        docid: &str,
+        seqno: u64,
+        entries: &[Entry<'_>],
+        reason: Option<Unindexable>,
+        proven: u64,
+    ) -> Result<(), StoreError> {
+        self.replace_if((vb, docid), seqno, entries, reason, |old| seqno != old || seqno > proven)
+    }
+
+    fn unwanted(&self, vb: u16, wanted: &dyn Fn(u64) -> bool) -> Result<Vec<(String, u64)>, StoreError> {
+        let live = self.live()?;
+        let newer = [Some(&self.open.rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)];
+        let newer: Vec<&Rows> = newer.into_iter().flatten().collect();
+        look::unwanted(live.dbs, &live.lookup, &newer, vb, wanted)
     }
 
     fn seal(&mut self) -> Result<Snapshot, StoreError> {

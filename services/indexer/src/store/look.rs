@@ -2,9 +2,10 @@
 
 use super::{
     LmdbStore, SliceIdentity, SliceMark, StoreError,
-    base::Base,
+    base::{Base, Databases, ReadTxn},
     build::RUNS,
     diff::{decode_row_key, encode_row_key},
+    rows::{Rows, hash_key},
     run::{self, RunReader},
     value,
 };
@@ -64,6 +65,45 @@ impl BackIndex {
         }
         Ok(())
     }
+}
+
+/// The documents of a vbucket whose seqno is not wanted: those of `newer` rows, the newest first, and below them of the commit.
+pub(super) fn unwanted(
+    dbs: Databases,
+    reader: &ReadTxn,
+    newer: &[&Rows],
+    vb: u16,
+    wanted: &dyn Fn(u64) -> bool,
+) -> Result<Vec<(String, u64)>, StoreError> {
+    let mut found = Vec::new();
+    let mut look = |key: &[u8], row: &[u8]| -> Result<(), StoreError> {
+        let seqno = value::decode(row)?.seqno;
+        if !wanted(seqno) {
+            found.push((decode_row_key(key)?.1.to_owned(), seqno));
+        }
+        Ok(())
+    };
+    for (i, rows) in newer.iter().enumerate() {
+        for at in 0..rows.len() {
+            let (key, row) = (rows.key(at), rows.row(at));
+            let shadowed = || newer[..i].iter().any(|above| above.get(hash_key(key), key).is_some());
+            if !row.is_empty() && decode_row_key(key)?.0 == vb && !shadowed() {
+                look(key, row)?;
+            }
+        }
+    }
+    let mut from = Vec::new();
+    encode_row_key(vb, "", &mut from);
+    for row in dbs.rows.range(reader, &(Bound::Included(&from[..]), Bound::Unbounded))? {
+        let (key, row) = row?;
+        if decode_row_key(key)?.0 != vb {
+            break;
+        }
+        if newer.iter().all(|rows| rows.is_empty() || rows.get(hash_key(key), key).is_none()) {
+            look(key, row)?;
+        }
+    }
+    Ok(found)
 }
 
 impl LmdbStore {

@@ -56,6 +56,8 @@ pub struct SliceMark {
     pub term: u64,
     /// Not readable yet.
     pub building: bool,
+    /// What it holds is to be compared with every present document first.
+    pub compare: bool,
     pub vbs: Vec<SliceVb>,
     /// Mutation-topic sequence up to which everything lies within `vbs`.
     pub topic: u64,
@@ -168,7 +170,7 @@ fn put_state(out: &mut Vec<u8>, counts: [u64; 2], undo: UndoSlot, mark: &SliceMa
     out.extend_from_slice(&mark.topic_created.to_le_bytes());
     out.extend_from_slice(&mark.docs_done.to_le_bytes());
     out.extend_from_slice(&mark.events.to_le_bytes());
-    out.push(u8::from(mark.building));
+    out.push(u8::from(mark.building) | u8::from(mark.compare) << 1);
     out.extend_from_slice(&(mark.vbs.len() as u32).to_le_bytes());
     for vb in &mark.vbs {
         for n in [vb.vbuuid, vb.position.seqno, vb.position.round, vb.covered, vb.content] {
@@ -237,11 +239,11 @@ impl<'a> Reader<'a> {
         mark.topic_created = self.i64()?;
         mark.docs_done = self.u64()?;
         mark.events = self.u64()?;
-        mark.building = match self.take::<1>()? {
-            [0] => false,
-            [1] => true,
-            _ => return Err(StoreError::damaged("record: building is neither yes nor no")),
-        };
+        let [flags] = self.take::<1>()?;
+        if flags > 3 {
+            return Err(StoreError::damaged("record: unknown flags"));
+        }
+        (mark.building, mark.compare) = (flags & 1 != 0, flags & 2 != 0);
         let vbs = self.u32()? as usize;
         if vbs.checked_mul(VB_BYTES) != Some(self.0.len()) {
             return Err(StoreError::damaged("record has another length than it says"));

@@ -109,6 +109,7 @@ mod open;
 mod pages;
 mod parts;
 mod persist;
+mod replace;
 mod rows;
 mod run;
 mod scan;
@@ -241,6 +242,21 @@ pub trait SliceStore: Send {
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
     ) -> Result<(), StoreError>;
+
+    /// As [`Self::replace`] for a document as it is present in the source: it counts also when its seqno is below the stored
+    /// one. An equal seqno says that nothing changed, up to `proven`; above it may name another message.
+    fn compare(
+        &mut self,
+        vb: u16,
+        docid: &str,
+        seqno: u64,
+        entries: &[Entry<'_>],
+        reason: Option<Unindexable>,
+        proven: u64,
+    ) -> Result<(), StoreError>;
+
+    /// The documents of a vbucket, as they are now, whose seqno is not wanted.
+    fn unwanted(&self, vb: u16, wanted: &dyn Fn(u64) -> bool) -> Result<Vec<(String, u64)>, StoreError>;
 
     /// Seals the open layer and answers the snapshot of everything replaced so far; cheap when nothing changed.
     fn seal(&mut self) -> Result<Snapshot, StoreError>;

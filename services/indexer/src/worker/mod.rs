@@ -1,5 +1,6 @@
 //! One thread per bucket: owns the bucket's core and the stores of its slices, and carries out what the core decides.
 
+mod compare;
 mod durable;
 mod report;
 mod stores;
@@ -17,7 +18,7 @@ use crate::{
         StoreStats, Verified,
     },
 };
-use highwater_schemas::{StabilityTimestamp, state::SliceName, wire::HighWatermark};
+use highwater_schemas::{ErrorCode, StabilityTimestamp, state::SliceName, wire::HighWatermark};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -299,6 +300,13 @@ impl Worker {
         while let Some(action) = todo.pop_front() {
             match action {
                 Action::Open { slice, reset } => todo.extend(self.open_slice(slice, reset)),
+                Action::Rewind { slice } => {
+                    if let Some(open) = self.open.get(&slice) {
+                        open.held.close(ErrorCode::InRollback, "the source's history has changed".into());
+                    }
+                    todo.extend(self.open_slice(slice, false));
+                }
+                Action::RollBack { slice, st } => todo.extend(self.roll_back(slice, st)),
                 Action::Remove { slice } => self.remove(slice),
                 Action::Apply { slice, steps, st, readable } => {
                     if let Err(error) = self.apply(slice, &steps, &st, readable) {
@@ -307,6 +315,16 @@ impl Worker {
                 }
                 Action::Collect { slice, batch, after, bulk } => {
                     if let Err(error) = self.collect(slice, &batch, after, bulk) {
+                        todo.extend(self.fail(slice, &error));
+                    }
+                }
+                Action::Compare { slice, session, batch, after, proven } => {
+                    if let Err(error) = self.compare(slice, session, &batch, after, proven) {
+                        todo.extend(self.fail(slice, &error));
+                    }
+                }
+                Action::Sweep { slice, session, vb } => {
+                    if let Err(error) = self.sweep(slice, session, vb) {
                         todo.extend(self.fail(slice, &error));
                     }
                 }

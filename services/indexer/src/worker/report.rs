@@ -2,7 +2,7 @@
 
 use super::Worker;
 use crate::{core::Mode, report::BucketReport, store::SliceStore};
-use highwater_schemas::{api::SliceReport, wire::HighWatermark};
+use highwater_schemas::{api::SliceReport, state::branch_of, wire::HighWatermark};
 use std::time::{Duration, Instant};
 
 /// Reports are renewed this often when nothing notable happens.
@@ -75,6 +75,9 @@ impl Worker {
                         Mode::Failed(why) => Some(why.clone()),
                         _ => stats.poisoned,
                     },
+                    compare: s.compare,
+                    branch: branch_of(s.vbs.iter().map(|vb| vb.vbuuid)),
+                    content: s.vbs.iter().map(|vb| vb.content).collect(),
                 }
             })
             .collect();

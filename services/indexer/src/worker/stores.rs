@@ -1,6 +1,6 @@
 //! The stores of a bucket's slices: opening, filling, reopening, closing.
 
-use super::{Look, SliceInfo, VerifyAnswer, Worker, stem};
+use super::{Look, SliceInfo, VerifyAnswer, Worker, compare::Named, stem};
 use crate::{
     core::{Action, Batch, Step},
     documents::replace,
@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
-const UNSEALED: usize = 8 * 1024 * 1024;
+pub(super) const UNSEALED: usize = 8 * 1024 * 1024;
 
 pub(super) struct Open {
     pub(super) store: LmdbStore,
@@ -25,12 +25,14 @@ pub(super) struct Open {
     pub(super) shown: Option<Arc<StabilityTimestamp>>,
     /// Begins the names of its directories.
     pub(super) stem: String,
-    unsealed: usize,
+    pub(super) unsealed: usize,
     /// Bytes of batches that sessions have brought since something was made durable, and when they last did.
     pub(super) collected: usize,
     pub(super) brought: Instant,
     /// Nothing becomes durable out of turn before, after a failure.
     pub(super) rests_until: Option<Instant>,
+    /// What the list of a session has named so far.
+    pub(super) named: Option<Named>,
 }
 
 impl Open {
@@ -71,8 +73,12 @@ impl Worker {
             Ok(mut store) => {
                 let mark = self.newest_mark(&stem(&info), store.durable());
                 let mut shown = None;
+                // What is of an earlier branch is not shown, and kept only as far as it must be.
+                let own = store.durable().clone();
+                let mark = if self.core.on_branch(&mark) { mark } else { own };
                 if !mark.building
-                    && !mark.vbs.is_empty()
+                    && !mark.compare
+                    && self.core.on_branch(&mark)
                     && let Ok(snapshot) = store.seal()
                 {
                     let st = Arc::new(st_of(&mark));
@@ -84,7 +90,8 @@ impl Worker {
                 self.openings += 1;
                 let opening = self.openings;
                 self.check_pages(slice, opening, &store);
-                let actions = self.core.opened(slice, &mark, bulk);
+                let kept: Vec<SliceMark> = store.kept().iter().map(|k| k.mark.clone()).collect();
+                let actions = self.core.opened(slice, &mark, &kept, bulk);
                 self.open.insert(
                     slice,
                     Open {
@@ -98,6 +105,7 @@ impl Worker {
                         collected: 0,
                         brought: Instant::now(),
                         rests_until: None,
+                        named: None,
                     },
                 );
                 actions
@@ -204,7 +212,7 @@ impl Worker {
     }
 
     /// Has many layers merged on another thread.
-    fn merge_layers(&mut self, slice: SliceName) {
+    pub(super) fn merge_layers(&mut self, slice: SliceName) {
         let (Some(open), Some(to)) = (self.open.get_mut(&slice), self.outside.events.upgrade()) else { return };
         let Some(job) = open.store.begin_merge() else { return };
         let opening = open.opening;

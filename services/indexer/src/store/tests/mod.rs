@@ -39,6 +39,7 @@ fn mark(st: u64) -> SliceMark {
     SliceMark {
         st,
         term: 2,
+        compare: false,
         building: st.is_multiple_of(2),
         vbs: vec![vb],
         topic: st * 3,

@@ -1,0 +1,168 @@
+//! What the StateContext knows of a bucket: its vbuckets, indexes, sessions and topics.
+
+use super::{
+    image::{self, IndexImage},
+    record::{PlacedIndex, SessionKind, SessionVb, SliceName},
+    rollback::Rollback,
+    topic::Topic,
+};
+use crate::{
+    definition::{BucketDefinition, CompiledIndex},
+    timestamp::{Bookmark, Position, StabilityTimestamp},
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Life of an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IndexState {
+    /// Defined, and not yet known to be possible: its hosts are being asked.
+    Preparing,
+    /// Waits for `index build`.
+    Created,
+    Building,
+    Active,
+    Failed(String),
+}
+
+impl IndexState {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Preparing | Self::Created => "created",
+            Self::Building => "building",
+            Self::Active => "active",
+            Self::Failed(_) => "error",
+        }
+    }
+}
+
+/// An index of a bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "IndexImage", into = "IndexImage")]
+pub struct Index {
+    pub placed: PlacedIndex,
+    pub compiled: CompiledIndex,
+    pub state: IndexState,
+    /// The topology version in which its slices appeared; 0 before it is built.
+    pub topology: u64,
+}
+
+/// A branch of a vbucket's history.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    pub vbuuid: u64,
+    /// The seqno at which the branch starts.
+    pub start: u64,
+    /// What the one before it held above that is certainly gone.
+    #[serde(default)]
+    pub broken: bool,
+    /// When it was found, milliseconds since the epoch.
+    #[serde(default)]
+    pub at: u64,
+    /// Why it began; empty for the first.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// A vbucket: its branch and the generations of its chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vbucket {
+    /// Newest first.
+    pub failover: Vec<Failover>,
+    /// 0: not owned yet.
+    pub generation: u64,
+    pub projector: String,
+    pub incarnation: u64,
+    /// Where the present generation starts to read; before the first, where the live chain is to begin.
+    pub restart: u64,
+    /// The highest seqno that anybody may have held when that began.
+    #[serde(default)]
+    pub held: u64,
+    /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
+    #[serde(with = "image::starts")]
+    pub starts: BTreeMap<u64, (u64, Position)>,
+    /// Messages of the present branch as they were read, oldest first, the fewer the older.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bookmarks: Vec<Bookmark>,
+}
+
+impl Vbucket {
+    pub fn vbuuid(&self) -> u64 {
+        self.failover.first().map_or(0, |f| f.vbuuid)
+    }
+    /// Up to which seqno of the branch `vbuuid` the present history is the same; None: the branch is not known.
+    pub fn common(&self, vbuuid: u64) -> Option<u64> {
+        let later = self.failover.iter().take_while(|f| f.vbuuid != vbuuid);
+        let starts: Vec<u64> = later.map(|f| f.start).collect();
+        let known = starts.len() < self.failover.len();
+        known.then(|| starts.into_iter().min().unwrap_or(u64::MAX))
+    }
+    /// Where generation `generation` starts.
+    pub fn start_of(&self, generation: u64) -> Option<Position> {
+        self.starts.get(&generation).map(|(_, x)| *x)
+    }
+}
+
+/// A catchup session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    pub id: u64,
+    pub node: String,
+    pub incarnation: u64,
+    pub slices: Vec<SliceName>,
+    pub vbs: Vec<SessionVb>,
+    /// The topology version it evaluates under.
+    pub topology: u64,
+    #[serde(default)]
+    pub kind: SessionKind,
+}
+
+/// A declared bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bucket {
+    pub definition: BucketDefinition,
+    pub vbuckets: Vec<Vbucket>,
+    /// By number.
+    #[serde(with = "image::indexes")]
+    pub indexes: BTreeMap<u32, Index>,
+    /// The version of the last record that changed who hosts what.
+    pub topology: u64,
+    #[serde(with = "image::sessions")]
+    pub sessions: BTreeMap<u64, Session>,
+    /// ST numbers below this one may have been used.
+    pub numbers_below: u64,
+    /// Topics that people made, and what they subscribed to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, Topic>,
+    /// Oldest first.
+    pub history: Vec<StabilityTimestamp>,
+    /// The one under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
+    /// Past ones, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rollbacks: Vec<Rollback>,
+    /// The version of the record that declared it: tells a bucket from a later one of the same name.
+    pub declared: u64,
+}
+
+impl Bucket {
+    pub fn index_by_name(&self, name: &str) -> Option<&Index> {
+        self.indexes.values().find(|i| i.placed.definition.name == name)
+    }
+    /// Tells the present branches of its vbuckets from others; see [`crate::api::SliceReport::branch`].
+    pub fn branch(&self) -> u64 {
+        branch_of(self.vbuckets.iter().map(Vbucket::vbuuid))
+    }
+    /// The indexes whose slices exist, with their numbers.
+    pub fn live_indexes(&self) -> impl Iterator<Item = (u32, &Index)> {
+        self.indexes.iter().filter(|(_, i)| i.topology > 0).map(|(n, i)| (*n, i))
+    }
+}
+
+/// One number for the branches of all vbuckets.
+pub fn branch_of(vbuuids: impl Iterator<Item = u64>) -> u64 {
+    // Never 0, which says nothing.
+    vbuuids.fold(1, |all: u64, one| all.rotate_left(7) ^ one).max(1)
+}

@@ -1,0 +1,69 @@
+//! A source whose history is not what was indexed: a new branch, and the rollback of its bucket (design section 13).
+//!
+//! The StateContext says how far it is, so that whoever coordinates goes on with it.
+
+use super::{Action, Core, ddl::mix};
+use highwater_schemas::{
+    api::{NodeKind, SliceReport, SliceState},
+    state::{Bucket, Change, IndexState, RollbackPhase, SliceName},
+};
+
+impl Core {
+    /// What projectors found begins a new branch.
+    pub(super) fn start_branches(&mut self, random: u64, out: &mut Vec<Action>) {
+        for suspicion in self.members.take_suspicions() {
+            let vbucket =
+                self.context.buckets.get(&suspicion.bucket).and_then(|b| b.vbuckets.get(usize::from(suspicion.vb)));
+            if vbucket.is_some_and(|v| v.vbuuid() == suspicion.vbuuid) {
+                out.push(Action::Append(Change::BranchStarted {
+                    bucket: suspicion.bucket,
+                    vb: suspicion.vb,
+                    vbuuid: mix(random, u64::from(suspicion.vb)),
+                    start: suspicion.intact,
+                    last: suspicion.last,
+                    broken: suspicion.broken,
+                    reason: suspicion.reason,
+                }));
+            }
+        }
+    }
+
+    /// Takes rollbacks to their next phase.
+    pub(super) fn check_rollbacks(&mut self, out: &mut Vec<Action>) {
+        for (name, bucket) in &self.context.buckets {
+            let Some(rollback) = &bucket.rollback else { continue };
+            let bucket_name = name.clone();
+            match rollback.phase {
+                RollbackPhase::Started if self.all_slices(name, bucket, |_, _| true) => {
+                    out.push(Action::Append(Change::RollbackPrepared { bucket: bucket_name }));
+                }
+                RollbackPhase::Restart if self.all_slices(name, bucket, resumed) => {
+                    out.push(Action::Append(Change::RollbackDone { bucket: bucket_name }));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether every slice of every live indexer is on the present branches, and good.
+    fn all_slices(&self, name: &str, bucket: &Bucket, good: impl Fn(&IndexState, &SliceReport) -> bool) -> bool {
+        let branch = bucket.branch();
+        let alive = |node: &str| {
+            let entry = self.context.nodes.get(&(NodeKind::Indexer, node.to_owned()));
+            entry.is_some_and(|e| !e.gone)
+        };
+        bucket.live_indexes().all(|(number, index)| {
+            index.placed.hosts.iter().enumerate().filter(|(_, host)| alive(host)).all(|(partition, host)| {
+                let slice = SliceName { index: number, partition: partition as u32 };
+                self.members.report(host, name, slice).is_some_and(|report| {
+                    report.state == SliceState::Error || (report.branch == branch && good(&index.state, report))
+                })
+            })
+        })
+    }
+}
+
+/// One that is filled from nothing holds up nobody.
+fn resumed(index: &IndexState, report: &SliceReport) -> bool {
+    report.state == SliceState::Active || *index != IndexState::Active
+}

@@ -1,0 +1,98 @@
+//! Slices whose source's history changed, or that missed removals without a message: they go back, and are compared with the list
+//! of every present document that a session begins with.
+
+use super::{Worker, stores::UNSEALED};
+use crate::{
+    core::{Action, Batch},
+    documents::{self, Present},
+    store::{SliceMark, SliceStore, StoreError},
+};
+use highwater_schemas::state::SliceName;
+use roaring::RoaringTreemap;
+use std::{collections::BTreeMap, time::Instant};
+
+/// Documents removed at once before they are sealed.
+const SWEPT: usize = 16_384;
+
+/// The seqnos that a session's list has named, by vbucket: one seqno is one message.
+pub(super) struct Named {
+    session: u64,
+    vbs: BTreeMap<u16, RoaringTreemap>,
+}
+
+impl Worker {
+    pub(super) fn roll_back(&mut self, slice: SliceName, st: u64) -> Vec<Action> {
+        let Some(name) = self.open.get(&slice).map(|open| self.full_name(&open.stem)) else { return Vec::new() };
+        // A newer mark of a slice without changes would speak of what is taken back now.
+        if let Err(error) = self.outside.marks.forget(&[&name]) {
+            return self.fail(slice, &error);
+        }
+        let Some(open) = self.open.get_mut(&slice) else { return Vec::new() };
+        let began = Instant::now();
+        let kept = open.store.kept().iter().find(|k| k.mark.st == st).map(|k| (k.mark.topic, k.mark.topic_created));
+        match open.store.roll_back(st, kept.unwrap_or_default()) {
+            Ok(()) => {
+                let took = began.elapsed().as_millis();
+                tracing::info!(bucket = self.outside.bucket, ?slice, st, took, "rolled back");
+                open.mark = open.store.durable().clone();
+                let (mark, bulk) = (open.mark.clone(), open.store.in_bulk());
+                let kept: Vec<SliceMark> = open.store.kept().iter().map(|k| k.mark.clone()).collect();
+                self.core.opened(slice, &mark, &kept, bulk)
+            }
+            Err(error) => self.fail(slice, &error),
+        }
+    }
+
+    /// Takes a batch of the list.
+    pub(super) fn compare(
+        &mut self,
+        slice: SliceName,
+        session: u64,
+        batch: &Batch,
+        after: u64,
+        proven: u64,
+    ) -> Result<(), StoreError> {
+        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
+        if open.named.as_ref().is_none_or(|named| named.session != session) {
+            open.named = Some(Named { session, vbs: BTreeMap::new() });
+        }
+        let Some(named) = &mut open.named else { return Ok(()) };
+        let named = named.vbs.entry(batch.vb).or_default();
+        let range = after..=batch.to.seqno;
+        documents::compare(&mut open.store, info, slice, batch, range, &mut Present { named, proven })?;
+        open.unsealed += batch.size();
+        open.collected += batch.size();
+        open.brought = Instant::now();
+        if open.unsealed > UNSEALED {
+            open.unsealed = 0;
+            open.store.seal()?;
+            self.merge_layers(slice);
+        }
+        Ok(())
+    }
+
+    /// The list of a vbucket is complete: what it did not name is gone.
+    pub(super) fn sweep(&mut self, slice: SliceName, session: u64, vb: u16) -> Result<(), StoreError> {
+        let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
+        let named = open.named.as_mut().filter(|named| named.session == session);
+        let named = named.and_then(|named| named.vbs.remove(&vb)).unwrap_or_default();
+        let gone = open.store.unwanted(vb, &|seqno| named.contains(seqno))?;
+        tracing::info!(
+            bucket = self.outside.bucket,
+            ?slice,
+            vb,
+            present = named.len(),
+            gone = gone.len(),
+            "compared with the source"
+        );
+        for some in gone.chunks(SWEPT) {
+            let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
+            for (docid, seqno) in some {
+                open.store.compare(vb, docid, *seqno, &[], None, 0)?;
+            }
+            open.store.seal()?;
+            self.merge_layers(slice);
+        }
+        Ok(())
+    }
+}
