@@ -132,7 +132,7 @@ pub(crate) async fn run(
     }
     let mut marks = assignment.known.bookmarks.clone();
     let mut bookmark = None;
-    if live && marks.last().is_none_or(|last| last.seqno < assignment.from.seqno) {
+    if live && assignment.from.seqno > marks.last().map_or(0, |last| last.seqno) {
         // What sessions read below the live chain is proven by what stands where that begins.
         bookmark = match bus.message_at(&assignment.stream, assignment.from.seqno).await {
             Ok(Some(message)) => Some(verify::bookmark(&message, source)),
