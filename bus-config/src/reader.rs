@@ -216,11 +216,13 @@ impl StreamReader {
         Ok(())
     }
 
-    /// Waits for a message, then takes what is ready, at most `most`.
+    /// Waits for a message, then takes what is ready, at most `most`; none when the reader was opened again on another server,
+    /// or on one that had restarted.
     ///
     /// Cancel safe as far as messages go: one that was taken is returned.
     pub async fn next_ready(&mut self, most: usize, out: &mut Vec<StreamMessage>) -> Result<(), BusError> {
-        while out.is_empty() {
+        let restarts = self.restarts;
+        while out.is_empty() && self.restarts == restarts {
             let Some(pulls) = self.pulls.as_mut() else {
                 self.reopen("it was not open").await?;
                 continue;

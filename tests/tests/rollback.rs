@@ -13,6 +13,9 @@ const BUILT_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than a rollback of so few documents takes on a machine that does much else.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
+/// What a projector logs.
+const COMPARED: &str = "compared with what was read, and is the same";
+
 /// What becomes of the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -39,23 +42,84 @@ async fn a_source_that_was_made_anew_is_indexed_anew() -> Result<()> {
     taken_back(Fate::Recreated, &mut Rng::seeded("made anew")).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<()> {
+    let mut rng = Rng::seeded("restart");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?.patient(BACK_WITHIN);
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 0..4 {
+                // At rest, and while hot documents are overwritten.
+                let hot = round % 2 == 1;
+                let writer = hot.then(|| Writer::start(&source, &mut rng));
+                load::write(&source, 300, &mut rng).await?;
+                if !hot {
+                    for index in &indexes {
+                        ask::whole(&client, &source, index).await?;
+                    }
+                }
+                let before = branches_of(&client).await.map_err(anyhow::Error::msg)?;
+                let compared = cluster.node("projector-1")?.log().matches(COMPARED).count();
+                cluster.nats().kill();
+                cluster.nats().start_again()?;
+                if !hot {
+                    // Before anything is overwritten, the last message proves all of it.
+                    let projector = &*cluster.node("projector-1")?;
+                    until("the source is compared", BACK_WITHIN, async || {
+                        let now = projector.log().matches(COMPARED).count();
+                        if now > compared { Ok(()) } else { Err(now.to_string()) }
+                    })
+                    .await?;
+                }
+                load::write(&source, 300, &mut rng).await?;
+                if let Some(writer) = writer {
+                    load::written(&source, 300).await?;
+                    writer.stop().await?;
+                }
+                until("the bucket is in order", BACK_WITHIN, async || {
+                    let now = branches_of(&client).await?;
+                    if now.rolling_back { Err(format!("{now:?}")) } else { Ok(()) }
+                })
+                .await?;
+                for index in &indexes {
+                    ask::whole(&client, &source, index).await?;
+                }
+                let after = branches_of(&client).await.map_err(anyhow::Error::msg)?;
+                println!("{round}: {before:?}, then {after:?}");
+                ensure!(!after.broken, "an intact history was taken for a broken one: {after:?}");
+                ensure!(hot || after.count == before.count, "a history at rest was not proven: {after:?}");
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Documents, and indexes over them.
+async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
+    load::write(source, FIRST, rng).await?;
+    let indexes = documents::indexes(2);
+    for index in &indexes {
+        client.create_index(&index.definition(BUCKET)).await?;
+    }
+    for index in &indexes {
+        client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
+    }
+    Ok(indexes)
+}
+
 async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
     Cluster::start()
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
             let source = Source::key_value(&client, BUCKET).await?;
-            load::write(&source, FIRST, rng).await?;
-            let indexes = documents::indexes(2);
-            for index in &indexes {
-                client.create_index(&index.definition(BUCKET)).await?;
-            }
-            for index in &indexes {
-                client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
-            }
+            let indexes = indexed(&client, &source, rng).await?;
             let kept = cluster.path().join("kept");
             for round in 0..2 {
-                let branches = branches(&client).await?;
+                let before = branches_of(&client).await.map_err(anyhow::Error::msg)?;
                 cluster.nats().kill();
                 files::copy(&cluster.nats().stream_dir(STREAM), &kept)?;
                 cluster.nats().start_again()?;
@@ -72,7 +136,8 @@ async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
                 let gone = Instant::now();
                 until("a new branch, and everything as it was", BACK_WITHIN, async || {
                     let now = branches_of(&client).await?;
-                    if now.0 > branches && !now.1 { Ok(()) } else { Err(format!("{now:?}, before {branches}")) }
+                    let back = now.count > before.count && !now.rolling_back;
+                    if back { Ok(()) } else { Err(format!("{now:?}, before {before:?}")) }
                 })
                 .await?;
                 println!("{fate:?} {round}: back after {:?}", gone.elapsed());
@@ -119,15 +184,22 @@ async fn change(
 }
 
 /// The branches of the source's history.
-async fn branches(client: &Client) -> Result<u64> {
-    branches_of(client).await.map(|(branches, _)| branches).map_err(anyhow::Error::msg)
+#[derive(Debug)]
+struct Branches {
+    count: usize,
+    /// One of them began with a loss.
+    broken: bool,
+    rolling_back: bool,
 }
 
-/// Those, and whether a rollback is under way.
-async fn branches_of(client: &Client) -> Result<(u64, bool), String> {
+async fn branches_of(client: &Client) -> Result<Branches, String> {
     let asked = client.request("hw.admin.state.get", &json!({"bucket": BUCKET})).await;
     let state = asked.map_err(|refused| refused.to_string())?;
     let bucket = &state["state"]["buckets"][BUCKET];
     let branches = bucket["vbuckets"][0]["failover"].as_array().ok_or_else(|| state.to_string())?;
-    Ok((branches.len() as u64, !bucket["rollback"].is_null()))
+    Ok(Branches {
+        count: branches.len(),
+        broken: branches.iter().any(|branch| branch["broken"] == true),
+        rolling_back: !bucket["rollback"].is_null(),
+    })
 }

@@ -139,6 +139,9 @@ pub struct Suspicion {
     /// Something that was read is certainly gone or replaced; else that cannot be ruled out.
     #[serde(default)]
     pub broken: bool,
+    /// What proves that, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bookmarks: Vec<crate::timestamp::Bookmark>,
 }
 
 /// What an index manager says of its copy of the StateContext.

@@ -17,9 +17,6 @@ use std::collections::BTreeMap;
 /// Persistence timestamps kept per bucket.
 pub const HISTORY_KEPT: usize = 64;
 
-/// Bookmarks kept per vbucket.
-pub const BOOKMARKS_KEPT: usize = 64;
-
 /// A registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEntry {
@@ -219,10 +216,12 @@ impl StateContext {
                 let vbuuid = entry.vbuuid();
                 entry.starts.insert(*generation, (vbuuid, *x));
             }
-            Change::BranchStarted { bucket, vb, vbuuid, start, last, broken, reason } => {
+            Change::BranchStarted { bucket, vb, vbuuid, start, last, broken, bookmarks, reason } => {
                 let (vbuuid, start, broken) = (*vbuuid, *start, *broken);
                 let branch = Failover { vbuuid, start, broken, at: record.at, reason: reason.clone() };
-                self.vbucket(version, bucket, *vb)?.branch(branch, *last);
+                let vbucket = self.vbucket(version, bucket, *vb)?;
+                vbucket.branch(branch, *last);
+                vbucket.bookmark(bookmarks.iter().filter(|b| b.seqno <= start));
                 self.bucket(version, bucket)?.begin_rollback(version, *vb);
             }
             Change::RollbackPrepared { bucket } => {
@@ -312,9 +311,7 @@ impl StateContext {
             Change::NumbersReserved { bucket, below } => self.bucket(version, bucket)?.numbers_below = *below,
             Change::Bookmarked { bucket, bookmarks } => {
                 for (vbucket, new) in self.bucket(version, bucket)?.vbuckets.iter_mut().zip(bookmarks) {
-                    let last = vbucket.bookmarks.last().map_or(0, |b| b.seqno);
-                    vbucket.bookmarks.extend(new.iter().filter(|b| b.seqno > last).cloned());
-                    thin(&mut vbucket.bookmarks, BOOKMARKS_KEPT);
+                    vbucket.bookmark(new.iter());
                 }
             }
             Change::Persisted { bucket, st } => {

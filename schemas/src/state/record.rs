@@ -121,6 +121,9 @@ pub enum Change {
         /// until it has been compared.
         #[serde(default)]
         broken: bool,
+        /// What proves the start, oldest first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        bookmarks: Vec<Bookmark>,
         reason: String,
     },
     /// Every live indexer has gone back: the vbuckets can be read again.

@@ -261,11 +261,12 @@ impl Shell {
                 tracing::info!(bucket, vb, session, why, "the session is over");
                 self.broken.insert((bucket.clone(), session));
             }
-            End::Suspected(Suspected { reason, intact, last, broken }) => {
+            End::Suspected(Suspected { reason, intact, last, broken, bookmarks }) => {
                 let Some(running) = self.running.get(key) else { return };
                 tracing::warn!(bucket, vb, reason, intact, last, broken, "the source is not what was read before");
                 let vbuuid = running.vbuuid;
-                self.suspicions.push(Suspicion { bucket: bucket.clone(), vb, vbuuid, reason, intact, last, broken });
+                let bucket = bucket.clone();
+                self.suspicions.push(Suspicion { bucket, vb, vbuuid, reason, intact, last, broken, bookmarks });
             }
         }
     }

@@ -43,6 +43,8 @@ const POLL: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(5);
 /// Key versions of one chunk, bytes, or an eighth of what the server takes in one message.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// How soon another server is noticed.
+const LOOK: Duration = Duration::from_millis(50);
 /// Messages of the source that a task remembers.
 const MARKS: usize = 64;
 /// A source that cannot be reached is looked at this often.
@@ -98,7 +100,7 @@ pub(crate) async fn run(
     lanes: mpsc::Sender<OpenLane>,
 ) -> End {
     let live = assignment.target == LaneTarget::Mutation;
-    if live && let Some(suspected) = verified(&bus, &assignment.stream, &assignment.known).await {
+    if live && let Err(suspected) = verified(&bus, &assignment.stream, &assignment.known).await {
         return End::Suspected(suspected);
     }
     let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
@@ -130,6 +132,7 @@ pub(crate) async fn run(
     if lanes.send(open).await.is_err() {
         return End::Again;
     }
+    let server = bus.server_id();
     let mut marks = assignment.known.bookmarks.clone();
     let mut bookmark = None;
     if live && assignment.from.seqno > marks.last().map_or(0, |last| last.seqno) {
@@ -156,6 +159,7 @@ pub(crate) async fn run(
         bookmark,
         marks,
         source,
+        server,
         first_seq: 0,
         listing: assignment.lists,
         restarts: 0,
@@ -200,8 +204,9 @@ struct Task {
     bookmark: Option<Bookmark>,
     /// Messages as they were read, oldest first, the fewer the older.
     marks: Vec<Bookmark>,
-    /// The server that the source is read from.
+    /// The server that the source is read from, and the one that we are connected to.
     source: u64,
+    server: String,
     first_seq: u64,
     /// The list that the session begins with is not complete.
     listing: bool,
@@ -228,6 +233,8 @@ impl Task {
         }
         let mut poll = tokio::time::interval_at((Instant::now() + POLL).into(), POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.ask_if_needed();
             let ended: Result<(), End> = tokio::select! {
@@ -256,6 +263,7 @@ impl Task {
                     Some(Pumped::Opened { .. }) => Ok(()),
                     None => Err(End::Again),
                 },
+                _ = look.tick() => self.reconnected().await,
                 _ = poll.tick() => {
                     self.ask();
                     let sessions = plan.borrow().anchor > 0;
@@ -279,20 +287,42 @@ impl Task {
         Err(End::Again)
     }
 
-    /// Compares the source with what was read from it, as long as it takes.
-    async fn verify(&mut self) -> Result<(), End> {
-        let held = self.assignment.held.load(Ordering::Relaxed).max(self.assignment.known.held);
-        let known = Known {
+    /// What is known of the source now.
+    fn known(&self) -> Known {
+        Known {
             created: self.created,
             first_seq: self.first_seq,
             position: self.cover.position(),
-            held,
+            held: self.assignment.held.load(Ordering::Relaxed).max(self.assignment.known.held),
             bookmarks: self.marks.clone(),
-        };
-        match verified(&self.bus, &self.assignment.stream, &known).await {
-            Some(suspected) => Err(End::Suspected(suspected)),
-            None => Ok(()),
         }
+    }
+
+    /// Compares the source with what was read from it, as long as it takes.
+    async fn verify(&mut self) -> Result<(), End> {
+        match verified(&self.bus, &self.assignment.stream, &self.known()).await {
+            Err(suspected) => Err(End::Suspected(suspected)),
+            Ok(source) => {
+                // What was read before this run of the server is proven in it from now on.
+                self.source = source;
+                if let Some(last) = self.marks.last_mut() {
+                    last.source = source;
+                }
+                let Assignment { bucket, vb, .. } = &self.assignment;
+                tracing::info!(bucket, vb, "the source was compared with what was read, and is the same");
+                Ok(())
+            }
+        }
+    }
+
+    /// Another server, or another run of it, is there: the source is compared before much is overwritten.
+    async fn reconnected(&mut self) -> Result<(), End> {
+        let server = self.bus.server_id();
+        if server == self.server || self.assignment.target != LaneTarget::Mutation {
+            return Ok(());
+        }
+        self.server = server;
+        self.verify().await
     }
 
     /// The server restarted, or another one serves: nothing that it brings counts before the source was compared.
@@ -309,6 +339,7 @@ impl Task {
                 intact: self.cover.covered(),
                 last: self.source_last.max(self.cover.position()),
                 broken: false,
+                bookmarks: self.known().proof(self.cover.covered()),
             }));
         }
         Ok(())
@@ -495,7 +526,7 @@ fn is_delete(message: &StreamMessage, kv: bool) -> bool {
 }
 
 /// Compares a source with what is known of it, as long as it takes to reach it.
-async fn verified(bus: &Bus, stream: &str, known: &Known) -> Option<Suspected> {
+async fn verified(bus: &Bus, stream: &str, known: &Known) -> Result<u64, Suspected> {
     let mut said = false;
     loop {
         match verify::check(bus, stream, known).await {

@@ -11,6 +11,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// Bookmarks looked at before the source counts as unproven.
 const MOST_LOOKED_AT: usize = 128;
+/// Bookmarks that a new branch begins with at most.
+const PROOF: usize = 16;
 
 /// What became of a bookmark's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +69,17 @@ pub(crate) struct Suspected {
     pub(crate) intact: u64,
     pub(crate) last: u64,
     pub(crate) broken: bool,
+    /// What proves that, oldest first.
+    pub(crate) bookmarks: Vec<Bookmark>,
 }
 
 impl Known {
+    /// The newest bookmarks up to a seqno.
+    pub(crate) fn proof(&self, intact: u64) -> Vec<Bookmark> {
+        let proof: Vec<Bookmark> = self.bookmarks.iter().filter(|b| b.seqno <= intact).cloned().collect();
+        proof[proof.len().saturating_sub(PROOF)..].to_vec()
+    }
+
     /// What contradicts by the stream's state alone.
     fn contradicted(&self, state: &StreamState) -> Option<String> {
         if self.created != 0 && state.created != self.created {
@@ -88,7 +98,7 @@ impl Known {
         let intact = judged.intact.unwrap_or(0);
         let suspected = |reason: String, broken: bool| {
             let intact = intact.min(state.last_seq);
-            Some(Suspected { reason, intact, last: state.last_seq, broken })
+            Some(Suspected { reason, intact, last: state.last_seq, broken, bookmarks: self.proof(intact) })
         };
         if let Some(why) = self.contradicted(state) {
             return suspected(why, true);
@@ -105,8 +115,8 @@ impl Known {
     }
 }
 
-/// Compares a source with what is known of it.
-pub(crate) async fn check(bus: &Bus, stream: &str, known: &Known) -> Result<Option<Suspected>, BusError> {
+/// Compares a source with what is known of it; where nothing contradicts, answers what it was read from then.
+pub(crate) async fn check(bus: &Bus, stream: &str, known: &Known) -> Result<Result<u64, Suspected>, BusError> {
     let mut judged = Judged::default();
     for mark in known.bookmarks.iter().rev().take(MOST_LOOKED_AT) {
         if judged.take(mark.seqno, look(bus, stream, mark).await?) {
@@ -115,7 +125,8 @@ pub(crate) async fn check(bus: &Bus, stream: &str, known: &Known) -> Result<Opti
     }
     // Asked after the bookmarks: what is written meanwhile makes it no smaller.
     let state = bus.stream_state(stream).await?;
-    Ok(known.decide(&state, judged, source(bus, &state)))
+    let source = source(bus, &state);
+    Ok(known.decide(&state, judged, source).map_or(Ok(source), Err))
 }
 
 async fn look(bus: &Bus, stream: &str, mark: &Bookmark) -> Result<Found, BusError> {

@@ -141,7 +141,8 @@ impl World {
         let Some((bucket, vb, vbuuid)) = self.rng.pick(&owned) else { return };
         let last = self.sources.get(&(bucket.clone(), vb)).copied().unwrap_or(0);
         let (intact, broken) = (self.rng.below(last + 1), self.rng.chance(500));
-        let suspicion = Suspicion { bucket, vb: vb as u16, vbuuid, reason: "simulated".into(), intact, last, broken };
+        let (vb, reason, bookmarks) = (vb as u16, "simulated".into(), Vec::new());
+        let suspicion = Suspicion { bucket, vb, vbuuid, reason, intact, last, broken, bookmarks };
         self.projectors[at].suspicions.push(suspicion);
     }
 

@@ -22,6 +22,7 @@ impl Core {
                     start: suspicion.intact,
                     last: suspicion.last,
                     broken: suspicion.broken,
+                    bookmarks: suspicion.bookmarks,
                     reason: suspicion.reason,
                 }));
             }

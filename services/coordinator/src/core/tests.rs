@@ -335,7 +335,16 @@ fn a_persistence_timestamp_enters_the_history_when_every_live_indexer_confirms_i
 /// A projector says that its source is not what it was.
 fn suspect(d: &mut Driver, intact: u64, broken: bool) -> u64 {
     let old = d.core.context().buckets["b"].vbuckets[0].vbuuid();
-    let suspicion = Suspicion { bucket: "b".into(), vb: 0, vbuuid: old, reason: "r".into(), intact, last: 9, broken };
+    let suspicion = Suspicion {
+        bucket: "b".into(),
+        vb: 0,
+        vbuuid: old,
+        reason: "r".into(),
+        intact,
+        last: 9,
+        broken,
+        bookmarks: vec![],
+    };
     d.event(Event::Join(Join { suspicions: vec![suspicion], ..Join::new(NodeKind::Projector, "p", 1) }));
     d.tick(1);
     assert_ne!(d.core.context().buckets["b"].vbuckets[0].vbuuid(), old);

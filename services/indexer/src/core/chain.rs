@@ -44,6 +44,11 @@ impl Shares {
         (start > 0 || !later.iter().any(|b| b.start == 0 && b.broken)).then_some(start)
     }
 
+    /// What a branch held above that is certainly gone.
+    pub(crate) fn is_broken_since(&self, vbuuid: u64) -> bool {
+        self.branches.iter().take_while(|b| b.vbuuid != vbuuid).any(|b| b.broken)
+    }
+
     /// A seqno up to here names one message, on whichever branch; above it, it may name another one on an earlier branch.
     pub(crate) fn proven(&self) -> u64 {
         if self.branches.len() > 1 { self.branches[0].start } else { u64::MAX }

@@ -234,7 +234,10 @@ impl BucketCore {
                 let vbs = mark.vbs.iter().zip(&self.view.shares);
                 vbs.into_iter().all(|(vb, shares)| shares.common(vb.vbuuid).is_some_and(|c| vb.content <= c))
             };
-            let beyond = slice.vbs.iter().zip(&common).any(|(vb, common)| vb.content > *common);
+            let vbs = slice.vbs.iter().zip(&common).zip(&self.view.shares);
+            // What is not certainly gone stays until it was compared.
+            let beyond =
+                vbs.into_iter().any(|((vb, common), shares)| vb.content > *common && shares.is_broken_since(vb.vbuuid));
             if beyond && let Some(good) = kept.iter().rev().find(|mark| within(mark)) {
                 return vec![Action::RollBack { slice: name, st: good.st }];
             }
