@@ -334,7 +334,7 @@ impl Shell {
             core::Action::EnsureStreams { job, bucket, topic } => self.spawn(async move {
                 let made = match topic {
                     None => topics::ensure(&bus, &bucket, replicas).await,
-                    Some(topic) => bus.ensure_stream(&StreamSpec::topic(&bucket, &topic, replicas)).await,
+                    Some(topic) => bus.ensure_stream(&StreamSpec::topic(&bucket, &topic, replicas)).await.map(|_| ()),
                 };
                 let outcome = made.map_err(|e| e.to_string());
                 Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })

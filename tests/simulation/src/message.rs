@@ -1,11 +1,11 @@
 //! What travels, and what waits to be taken up.
 
 use crate::{log::Payload, node::Node, rng::Rng};
-use highwater_cluster_manager::core::{Seen, Written};
+use highwater_cluster_manager::core::Seen;
 use highwater_coordinator::{core::Ddl, core::Job, manager::Outcome};
 use highwater_schemas::{
     ApiError,
-    api::{Bootstrap, BootstrapReply, ClusterEvent, Join, Lease, Leave},
+    api::{Bootstrap, BootstrapReply, ClusterEvent, Join, Lease, LeaseWritten, Leave},
     wire::{HighWatermark, Stability, Sync},
 };
 use serde_json::Value;
@@ -93,7 +93,7 @@ pub enum Answer {
     Found(Option<Payload>),
     Contents(u64, Vec<Payload>),
     Seen(Seen),
-    Written(Written),
+    Written(LeaseWritten),
     Made(bool),
     Registered(bool),
     Names(Option<Vec<String>>),
