@@ -149,6 +149,9 @@ pub struct ManagerReport {
     /// It was nominated for this term and does not lead in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declined: Option<u64>,
+    /// It declined this term because its copy does not tell whether the log lost its tail, and no term was opened since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<u64>,
     /// Why it cannot lead, or what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,

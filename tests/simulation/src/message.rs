@@ -57,6 +57,7 @@ pub enum Purpose {
     Assign { job: Job, node: String },
     Probe { token: u64, ddl: Ddl },
     Streams { job: Job },
+    Deletion { job: Job },
     Topics { term: u64 },
     Ddl,
 }
