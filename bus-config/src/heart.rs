@@ -6,18 +6,16 @@
 use crate::{connect::Bus, error::BusError};
 use futures_util::StreamExt;
 use highwater_schemas::{
-    api::{Join, JoinReply, Leave},
+    api::{Join, JoinReply, Leave, heartbeat},
     subjects::{CLUSTER_JOIN, CLUSTER_LEAVE},
 };
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 use tokio::{
     sync::watch,
     task::AbortHandle,
     time::{Instant, sleep_until, timeout},
 };
 
-/// What a cluster manager may tell, milliseconds.
-const INTERVAL_MS: RangeInclusive<u64> = 50..=10_000;
 /// How long a heartbeat or a goodbye may take: a lost connection takes messages until its buffer is full.
 const SENT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -41,8 +39,7 @@ impl Heart {
             while let Some(answer) = answers.next().await {
                 // Empty when no cluster manager is there.
                 if let Ok(reply) = serde_json::from_slice::<JoinReply>(&answer.payload) {
-                    let (least, most) = (*INTERVAL_MS.start(), *INTERVAL_MS.end());
-                    let interval = Duration::from_millis(reply.heartbeat_ms.clamp(least, most));
+                    let interval = heartbeat(reply.heartbeat_ms);
                     told.send_if_modified(|every| std::mem::replace(every, interval) != interval);
                 }
             }
@@ -81,18 +78,22 @@ impl Heart {
         }
     }
 
-    /// Says goodbye for the node of this heartbeat, so that nobody waits for the next one.
+    /// Says goodbye for the node of this heartbeat.
     pub async fn leave(&self, join: &Join) {
-        let leave = Leave { node: join.node.clone(), kind: join.kind, incarnation: join.incarnation };
-        let said = async {
-            self.bus.publish(CLUSTER_LEAVE, serde_json::to_vec(&leave).unwrap_or_default()).await?;
-            self.bus.flush().await
-        };
-        match timeout(SENT_WITHIN, said).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "cannot say goodbye"),
-            Err(_) => tracing::debug!("cannot say goodbye in time"),
-        }
+        leave(&self.bus, &Leave { node: join.node.clone(), kind: join.kind, incarnation: join.incarnation }).await;
+    }
+}
+
+/// Says goodbye for a node, so that nobody waits for its next heartbeat.
+pub async fn leave(bus: &Bus, leave: &Leave) {
+    let said = async {
+        bus.publish(CLUSTER_LEAVE, serde_json::to_vec(leave).unwrap_or_default()).await?;
+        bus.flush().await
+    };
+    match timeout(SENT_WITHIN, said).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "cannot say goodbye"),
+        Err(_) => tracing::debug!("cannot say goodbye in time"),
     }
 }
 

@@ -3,43 +3,28 @@
 //! A key-value bucket by its layout, but made as a stream: the client's own helper ties the lifetime of messages to delete
 //! markers, and cannot renew a message that has one.
 
-use crate::{connect::Bus, error::BusError};
+use crate::{
+    codes::{no_message, no_stream, wrong_sequence},
+    connect::Bus,
+    error::BusError,
+    streams::StreamSpec,
+};
 use async_nats::{
     HeaderMap, header,
-    jetstream::{
-        context::{GetStreamErrorKind, PublishErrorKind},
-        stream::{Config, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream},
-    },
+    jetstream::{context::PublishErrorKind, stream::Stream},
 };
 use futures_util::StreamExt;
 use highwater_schemas::{
-    api::Lease,
+    api::{Lease, LeaseWritten},
     names,
     subjects::{self, CLUSTER_LEASE, CLUSTER_STREAM},
 };
 use std::{error::Error, time::Duration};
 use tokio::time::timeout;
 
-const NO_STREAM: u64 = 10_059;
-const NO_MESSAGE: u64 = 10_037;
-/// The expected sequence is not the last: on one replica, and with several.
-const WRONG_SEQUENCE: [&str; 2] = ["10071", "10164"];
 const API_TIMEOUT: Duration = Duration::from_secs(2);
 /// Index managers that are read from the bucket, at most.
 const MOST_REGISTERED: usize = 1_024;
-
-/// How a write of the lease ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseWritten {
-    Done {
-        revision: u64,
-    },
-    /// The expected revision is not the last.
-    Conflict,
-    NoBucket,
-    /// It may have been written, or be written yet.
-    Unknown,
-}
 
 /// The bucket `hw_cluster`.
 #[derive(Debug, Clone)]
@@ -53,43 +38,9 @@ impl ClusterBucket {
         Self { bus, replicas }
     }
 
-    fn config(&self) -> Config {
-        Config {
-            name: CLUSTER_STREAM.into(),
-            subjects: vec![subjects::kv_prefix("hw_cluster") + ">"],
-            max_messages_per_subject: 1,
-            discard: DiscardPolicy::New,
-            storage: StorageType::File,
-            allow_rollup: true,
-            allow_direct: true,
-            allow_message_ttl: true,
-            num_replicas: self.replicas,
-            ..Config::default()
-        }
-    }
-
     /// Makes the bucket, or brings it to its definition. True when it was made.
     pub async fn ensure(&self) -> Result<bool, BusError> {
-        let wanted = self.config();
-        let differs = |why: String| BusError::StreamDiffers { stream: CLUSTER_STREAM.into(), why };
-        match self.bus.js.get_stream(CLUSTER_STREAM).await {
-            Ok(stream) => {
-                let found = &stream.cached_info().config;
-                let same = found.subjects == wanted.subjects
-                    && found.max_messages_per_subject == wanted.max_messages_per_subject
-                    && found.allow_message_ttl
-                    && found.num_replicas == wanted.num_replicas;
-                if !same {
-                    self.bus.js.update_stream(wanted).await.map_err(|e| differs(e.to_string()))?;
-                }
-                Ok(false)
-            }
-            Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(j) if j.error_code().0 == NO_STREAM) => {
-                let made = self.bus.js.create_stream(wanted).await;
-                made.map(|_| true).map_err(|e| BusError::other("create stream", format!("{CLUSTER_STREAM}: {e}")))
-            }
-            Err(e) => Err(BusError::other("stream info", format!("{CLUSTER_STREAM}: {e}"))),
-        }
+        self.bus.ensure_stream(&StreamSpec::cluster(self.replicas)).await
     }
 
     async fn stream(&self) -> Result<Stream<()>, BusError> {
@@ -107,14 +58,9 @@ impl ClusterBucket {
             timeout(API_TIMEOUT, read).await.map_err(|_| BusError::Timeout { subject: CLUSTER_LEASE.into() })?;
         match found {
             Ok(message) => Ok(Some((message.sequence, serde_json::from_slice(&message.payload).ok()))),
-            Err(e) => match e.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(j) if j.error_code().0 == NO_MESSAGE => Ok(None),
-                LastRawMessageErrorKind::JetStream(j) if j.error_code().0 == NO_STREAM => {
-                    Err(BusError::NoStream(CLUSTER_STREAM.into()))
-                }
-                _ => Err(BusError::other("read the lease", e)),
-            },
+            Err(e) if no_message(&e) => Ok(None),
+            Err(e) if no_stream(&e) => Err(BusError::NoStream(CLUSTER_STREAM.into())),
+            Err(e) => Err(BusError::other("read the lease", e)),
         }
     }
 
@@ -134,19 +80,13 @@ impl ClusterBucket {
         match timeout(patience, write).await {
             Ok(Ok(ack)) if ack.stream == CLUSTER_STREAM => LeaseWritten::Done { revision: ack.sequence },
             Ok(Ok(_)) => LeaseWritten::NoBucket,
-            Ok(Err(e)) => match e.kind() {
-                PublishErrorKind::WrongLastSequence => LeaseWritten::Conflict,
-                PublishErrorKind::StreamNotFound => LeaseWritten::NoBucket,
-                _ => {
-                    let why = e.source().map_or_else(|| e.to_string(), ToString::to_string);
-                    tracing::debug!(why, "the lease was not acknowledged");
-                    if WRONG_SEQUENCE.iter().any(|code| why.contains(code)) {
-                        LeaseWritten::Conflict
-                    } else {
-                        LeaseWritten::Unknown
-                    }
-                }
-            },
+            Ok(Err(e)) if wrong_sequence(&e) => LeaseWritten::Conflict,
+            Ok(Err(e)) if e.kind() == PublishErrorKind::StreamNotFound => LeaseWritten::NoBucket,
+            Ok(Err(e)) => {
+                let why = e.source().map_or_else(|| e.to_string(), ToString::to_string);
+                tracing::debug!(why, "the lease was not acknowledged");
+                LeaseWritten::Unknown
+            }
             Err(_) => LeaseWritten::Unknown,
         }
     }

@@ -5,13 +5,15 @@
 //! - [`StreamSpec`]: stream definitions as data, applied idempotently; stream state
 //! - [`StreamReader`]: gap-checked, re-opening reader of one stream, `AckPolicy::None`
 //! - [`Publisher`]: acknowledged publishing
-//! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`; [`StateView`]: what it adds up to
+//! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`; [`StateTail`]: reads it again when it cannot be followed;
+//!   [`StateView`]: what it adds up to
 //! - [`ClusterBucket`]: the cluster managers' lease, and the registered index managers
-//! - [`Heart`]: a node's heartbeats, as often as the active cluster manager asks for
+//! - [`Heart`]: a node's heartbeats, as often as the active cluster manager asks for; [`leave`]: its goodbye
 //! - [`Endpoints`]: ADR-32 services with coded errors
 //!
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
 
+mod codes;
 mod connect;
 mod error;
 mod forward;
@@ -27,13 +29,13 @@ mod streams;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Incoming, Reply, Subscription};
 pub use error::BusError;
-pub use heart::Heart;
-pub use lease::{ClusterBucket, LeaseWritten};
+pub use heart::{Heart, leave};
+pub use lease::ClusterBucket;
 pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{List, ReadFrom, StreamMessage, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
-pub use state_view::StateView;
+pub use state_view::{StateTail, StateView};
 pub use streams::{Looked, StreamSpec, StreamState};
 
 pub use bytes::Bytes;

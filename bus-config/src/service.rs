@@ -53,44 +53,53 @@ pub struct ServiceRequest {
 impl ServiceRequest {
     /// Answers with a whole reply body, or with an error.
     pub async fn respond(self, answer: Result<Vec<u8>, ApiError>) {
-        let (body, headers) = match answer {
-            Ok(body) => (body, HeaderMap::new()),
-            Err(error) => {
-                *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(self.subject.clone()).or_default() +=
-                    1;
-                let mut headers = HeaderMap::new();
-                headers.insert("Nats-Service-Error", error.code.as_str());
-                headers.insert("Nats-Service-Error-Code", error.code.number().to_string().as_str());
-                (api::failure(&error), headers)
-            }
-        };
-        self.send(body, headers).await;
+        let (body, code) = reply(answer, self.max_payload);
+        let mut headers = HeaderMap::new();
+        if let Some(code) = code {
+            *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(self.subject.clone()).or_default() += 1;
+            headers.insert("Nats-Service-Error", code.as_str());
+            headers.insert("Nats-Service-Error-Code", code.number().to_string().as_str());
+        }
+        self.send(body.into(), headers).await;
     }
 
     /// Passes on another service's answer with its error headers.
     pub async fn pass_on(self, reply: crate::Reply) {
+        if too_large(reply.payload.len(), self.max_payload) {
+            return self.respond(Ok(reply.payload.to_vec())).await;
+        }
         let mut headers = HeaderMap::new();
         if let Some((code, number)) = &reply.error {
             headers.insert("Nats-Service-Error", code.as_str());
             headers.insert("Nats-Service-Error-Code", number.to_string().as_str());
         }
-        self.send(reply.payload.to_vec(), headers).await;
+        self.send(reply.payload, headers).await;
     }
 
-    async fn send(self, body: Vec<u8>, mut headers: HeaderMap) {
-        // The server ends the connection of who sends more than it takes.
-        let body = if body.len() + HEADROOM > self.max_payload {
-            let message = format!("the reply has {} bytes, more than NATS takes in one message", body.len());
-            headers.insert("Nats-Service-Error", ErrorCode::ReplyTooLarge.as_str());
-            headers.insert("Nats-Service-Error-Code", ErrorCode::ReplyTooLarge.number().to_string().as_str());
-            api::failure(&ApiError::new(ErrorCode::ReplyTooLarge, message))
-        } else {
-            body
-        };
-        if let Err(error) = self.inner.respond_with_headers(Ok(body.into()), headers).await {
+    async fn send(self, body: Bytes, headers: HeaderMap) {
+        if let Err(error) = self.inner.respond_with_headers(Ok(body), headers).await {
             tracing::debug!(subject = self.subject, %error, "the requester is gone");
         }
     }
+}
+
+/// The server ends the connection of who sends more than it takes.
+fn too_large(body: usize, max_payload: usize) -> bool {
+    body + HEADROOM > max_payload
+}
+
+/// The body of an answer, and the code if it is an error.
+fn reply(answer: Result<Vec<u8>, ApiError>, max_payload: usize) -> (Vec<u8>, Option<ErrorCode>) {
+    let (body, code) = match answer {
+        Ok(body) => (body, None),
+        Err(error) => (api::failure(&error), Some(error.code)),
+    };
+    if too_large(body.len(), max_payload) {
+        let message = format!("the reply has {} bytes, more than NATS takes in one message", body.len());
+        let error = ApiError::new(ErrorCode::ReplyTooLarge, message);
+        return (api::failure(&error), Some(error.code));
+    }
+    (body, code)
 }
 
 impl Bus {
@@ -130,5 +139,22 @@ impl Endpoints {
             errors: Arc::clone(&self.errors),
             max_payload: self.bus.max_payload(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_an_error() {
+        assert_eq!(reply(Ok(vec![b'x'; 1_000]), 4_096), (vec![b'x'; 1_000], None));
+        let long = ApiError::new(ErrorCode::BadName, "x".repeat(4_000));
+        for answer in [Ok(vec![b'x'; 4_000]), Err(long)] {
+            let (body, code) = reply(answer, 4_096);
+            assert_eq!(code, Some(ErrorCode::ReplyTooLarge));
+            assert_eq!(api::reply(&body).unwrap_err().code, ErrorCode::ReplyTooLarge);
+            assert!(!too_large(body.len(), 4_096));
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! What an append came to is for the caller to find out: [`StateLog`] does one thing at a time and says what the server said.
 
 use crate::{
+    codes::{no_message, no_stream, wrong_sequence},
     connect::Bus,
     error::BusError,
     reader::{ReadFrom, StreamMessage, StreamReader},
@@ -27,7 +28,7 @@ pub struct LogContents {
     pub records: Vec<Bytes>,
 }
 
-/// What an append came to.
+/// What the server said of an append; only [`Self::Acked`] settles what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Appended {
     /// It is in the log at this sequence.
@@ -36,7 +37,7 @@ pub enum Appended {
     Moved,
     /// It may be in the log or not.
     Unknown,
-    /// It is not in the log; why.
+    /// The server did not take it, or said nothing that can be read; why.
     Refused(String),
 }
 
@@ -86,7 +87,7 @@ impl StateLog {
         match outcome {
             Ok(ack) => Appended::Acked(ack.sequence),
             Err(e) => match e.kind() {
-                PublishErrorKind::WrongLastSequence => Appended::Moved,
+                _ if wrong_sequence(&e) => Appended::Moved,
                 PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Appended::Unknown,
                 _ => Appended::Refused(e.to_string()),
             },
@@ -99,10 +100,8 @@ impl StateLog {
         let stream = self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
         match stream.get_raw_message(seq).await {
             Ok(message) => Ok(Some(message.payload)),
-            Err(e) => match e.to_string() {
-                text if text.contains("no message found") || text.contains("stream not found") => Ok(None),
-                text => Err(other(text)),
-            },
+            Err(e) if no_message(&e) || no_stream(&e) => Ok(None),
+            Err(e) => Err(other(e.to_string())),
         }
     }
 }
@@ -212,7 +211,7 @@ async fn last_record(bus: &Bus) -> Result<u64, BusError> {
     let stream = bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
     match stream.get_last_raw_message_by_subject(STATE_SUBJECT).await {
         Ok(message) => Ok(message.sequence),
-        Err(e) if e.to_string().contains("no message found") => Ok(0),
+        Err(e) if no_message(&e) => Ok(0),
         Err(e) => Err(other(e.to_string())),
     }
 }

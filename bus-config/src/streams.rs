@@ -1,10 +1,11 @@
 //! Stream definitions as data, applied idempotently, and the state of a stream.
 
-use crate::{connect::Bus, error::BusError};
-use async_nats::jetstream::{
-    context::GetStreamErrorKind,
-    stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType},
+use crate::{
+    codes::{no_message, no_stream},
+    connect::Bus,
+    error::BusError,
 };
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use futures_util::StreamExt;
 use highwater_schemas::subjects;
 use std::time::Duration;
@@ -27,6 +28,10 @@ pub struct StreamSpec {
     pub max_age: Duration,
     pub discard_new: bool,
     pub rollup: bool,
+    /// Of each subject; -1: no limit.
+    pub max_messages_per_subject: i64,
+    /// Messages may say how long they live.
+    pub message_ttl: bool,
     pub duplicate_window: Duration,
     pub replicas: usize,
 }
@@ -41,6 +46,8 @@ impl StreamSpec {
             max_age: MUTATION_MAX_AGE,
             discard_new: false,
             rollup: false,
+            max_messages_per_subject: -1,
+            message_ttl: false,
             duplicate_window: DUPLICATE_WINDOW,
             replicas,
         }
@@ -73,8 +80,21 @@ impl StreamSpec {
             max_age: Duration::ZERO,
             discard_new: false,
             rollup: true,
+            max_messages_per_subject: -1,
+            message_ttl: false,
             duplicate_window: Duration::from_secs(120),
             replicas,
+        }
+    }
+    /// The cluster managers' bucket, a key-value bucket by its layout: the newest value of each key, and keys that end.
+    pub fn cluster(replicas: usize) -> Self {
+        Self {
+            name: subjects::CLUSTER_STREAM.into(),
+            subject: subjects::kv_prefix("hw_cluster") + ">",
+            discard_new: true,
+            max_messages_per_subject: 1,
+            message_ttl: true,
+            ..Self::state(replicas)
         }
     }
 
@@ -89,6 +109,8 @@ impl StreamSpec {
             storage: StorageType::File,
             allow_rollup: self.rollup,
             allow_direct: true,
+            max_messages_per_subject: self.max_messages_per_subject,
+            allow_message_ttl: self.message_ttl,
             num_replicas: self.replicas,
             duplicate_window: self.duplicate_window,
             ..Config::default()
@@ -125,31 +147,32 @@ pub struct Looked {
 }
 
 impl Bus {
-    /// Creates the stream, or brings it to the definition; a difference that cannot be updated is an error.
-    pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<(), BusError> {
+    /// Creates the stream, or brings it to the definition; true when it was created. A difference that cannot be updated is an
+    /// error, and so is a stream of which nothing can be learned: it may be there.
+    pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<bool, BusError> {
+        let wanted = spec.config();
         match self.js.get_stream(&spec.name).await {
             Ok(stream) => {
                 let found = &stream.cached_info().config;
-                let wanted = spec.config();
                 let same = found.subjects == wanted.subjects
                     && found.max_bytes == wanted.max_bytes
                     && found.max_age == wanted.max_age
+                    && found.max_messages_per_subject == wanted.max_messages_per_subject
                     && found.discard == wanted.discard
                     && found.allow_rollup == wanted.allow_rollup
+                    && found.allow_message_ttl == wanted.allow_message_ttl
                     && found.num_replicas == wanted.num_replicas;
-                if same {
-                    return Ok(());
+                if !same {
+                    let differs = |why: String| BusError::StreamDiffers { stream: spec.name.clone(), why };
+                    self.js.update_stream(wanted).await.map_err(|e| differs(e.to_string()))?;
                 }
-                self.js
-                    .update_stream(wanted)
-                    .await
-                    .map_err(|e| BusError::StreamDiffers { stream: spec.name.clone(), why: e.to_string() })?;
-                Ok(())
+                Ok(false)
             }
-            Err(_) => match self.js.create_stream(spec.config()).await {
-                Ok(_) => Ok(()),
-                Err(e) => Err(BusError::Other { what: "create stream", why: format!("{}: {e}", spec.name) }),
-            },
+            Err(e) if no_stream(&e) => {
+                let made = self.js.create_stream(wanted).await;
+                made.map(|_| true).map_err(|e| BusError::other("create stream", format!("{}: {e}", spec.name)))
+            }
+            Err(e) => Err(BusError::other("stream info", format!("{}: {e}", spec.name))),
         }
     }
 
@@ -179,8 +202,7 @@ impl Bus {
         let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
         match stream.get_first_raw_message_by_subject(">", from).await {
             Ok(message) => Ok(Some(message.sequence)),
-            Err(e) if matches!(e.kind(), RawMessageErrorKind::NoMessageFound) => Ok(None),
-            Err(e) if e.to_string().contains("10037") || e.to_string().contains("no message found") => Ok(None),
+            Err(e) if no_message(&e) => Ok(None),
             Err(e) => Err(BusError::other("next message", format!("{name}: {e}"))),
         }
     }
@@ -188,13 +210,13 @@ impl Bus {
     /// The message at a sequence, if it is there.
     pub async fn message_at(&self, name: &str, seq: u64) -> Result<Option<Looked>, BusError> {
         let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        looked(name, stream.get_raw_message(seq).await.map_err(|e| (e.kind(), e.to_string())))
+        looked(name, stream.get_raw_message(seq).await.map_err(|e| (no_message(&e), e.to_string())))
     }
 
     /// The last message of a subject, if there is one.
     pub async fn last_of(&self, name: &str, subject: &str) -> Result<Option<Looked>, BusError> {
         let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        looked(name, stream.get_last_raw_message_by_subject(subject).await.map_err(|e| (e.kind(), e.to_string())))
+        looked(name, stream.get_last_raw_message_by_subject(subject).await.map_err(|e| (no_message(&e), e.to_string())))
     }
 
     /// The subjects that a stream holds messages of.
@@ -221,9 +243,12 @@ impl Bus {
 
     /// The stream's state now, as its leader sees it.
     pub async fn stream_state(&self, name: &str) -> Result<StreamState, BusError> {
-        let stream = self.js.get_stream(name).await.map_err(|e| match e.kind() {
-            GetStreamErrorKind::JetStream(j) if j.error_code().0 == 10059 => BusError::NoStream(name.into()),
-            _ => BusError::other("stream info", format!("{name}: {e}")),
+        let stream = self.js.get_stream(name).await.map_err(|e| {
+            if no_stream(&e) {
+                BusError::NoStream(name.into())
+            } else {
+                BusError::other("stream info", format!("{name}: {e}"))
+            }
         })?;
         let info = stream.cached_info();
         let nanos = |t: time_nanos::Time| t.unix_timestamp_nanos() as i64;
@@ -244,7 +269,8 @@ impl Bus {
 
 type Raw = async_nats::jetstream::message::StreamMessage;
 
-fn looked(stream: &str, got: Result<Raw, (RawMessageErrorKind, String)>) -> Result<Option<Looked>, BusError> {
+/// An error comes with whether it says that there is no such message.
+fn looked(stream: &str, got: Result<Raw, (bool, String)>) -> Result<Option<Looked>, BusError> {
     match got {
         Ok(raw) => Ok(Some(Looked {
             seq: raw.sequence,
@@ -252,9 +278,8 @@ fn looked(stream: &str, got: Result<Raw, (RawMessageErrorKind, String)>) -> Resu
             time: raw.time.unix_timestamp_nanos() as i64,
             payload: raw.payload,
         })),
-        Err((RawMessageErrorKind::NoMessageFound, _)) => Ok(None),
-        Err((_, why)) if why.contains("10037") || why.contains("no message found") => Ok(None),
-        Err((_, why)) => Err(BusError::other("message", format!("{stream}: {why}"))),
+        Err((true, _)) => Ok(None),
+        Err((false, why)) => Err(BusError::other("message", format!("{stream}: {why}"))),
     }
 }
 

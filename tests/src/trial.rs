@@ -40,8 +40,7 @@ pub const MANAGERS: [&str; 3] = ["coordinator-1", "coordinator-2", "coordinator-
 /// A quick cluster manager, so that the tests are.
 pub const QUICK: [&str; 6] = ["--heartbeat-ms", "250", "--misses", "4", "--lease-ms", "1000"];
 pub const BUCKET: &str = "people";
-/// From a loss until somebody coordinates again: the time limits, NATS's own election where the leader of the log is gone too,
-/// and as much again on a busy machine.
+/// From a loss until somebody coordinates again, while every nats-server is there: many times what it takes.
 pub const ELECTED_WITHIN: Duration = Duration::from_secs(15);
 pub const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 /// After which an answer to DDL is not waited for.

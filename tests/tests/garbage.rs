@@ -26,6 +26,8 @@ fn batch() -> Batch {
         server_time: 1,
         hash: 1,
         attempt: 0,
+        floor: 0,
+        listed: 0,
         removal: None,
         versions: KeyVersions::default(),
     }

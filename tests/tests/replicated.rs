@@ -10,7 +10,7 @@ use highwater_tests::{
 };
 
 const DOCUMENTS: u64 = 2_000;
-/// Far more than the 5 s that the servers take to elect another leader of a stream.
+/// Far more than the servers take to elect another leader of a stream, about 5 s, and then the index managers to follow.
 const LED_WITHIN: Duration = Duration::from_secs(30);
 
 async fn deployed() -> Result<Cluster> {
@@ -80,7 +80,7 @@ async fn one_round(
     cluster.servers().iter_mut().find(|server| server.name() == leader).context("no such server")?.kill();
     if with_master {
         cluster.kill(&master)?;
-        let (next, later) = trial.later_term(term, gone).await?;
+        let (next, later) = trial.client.wait_term(term, LED_WITHIN).await?;
         println!("{next} coordinates in term {later} after {:?}", gone.elapsed());
     }
     load::written(&trial.source, 1).await?;

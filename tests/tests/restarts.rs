@@ -1,6 +1,7 @@
 //! Processes are killed while documents are written: afterwards every index is as if nothing had happened, and none was built
 //! anew.
 
+use highwater_schemas::{api::NodeKind, state::StateContext};
 use highwater_tests::{
     load::{Writer, write, written},
     prelude::*,
@@ -84,6 +85,12 @@ async fn a_process_that_was_given_up_and_comes_back_does_no_harm() -> Result<()>
             for node in &nodes[1..] {
                 alive(&client, node, true).await?;
             }
+            // The coordinator hears of a node a little later. A stream that it moves before anything is read begins at zero again.
+            until("the coordinator knows both projectors", MOVED_WITHIN, async || {
+                let projectors = state(&client).await?.alive(NodeKind::Projector).count();
+                if projectors == 2 { Ok(()) } else { Err(projectors.to_string()) }
+            })
+            .await?;
             let source = Source::keyed_streams(&client, "orders", STREAMS).await?;
             let indexes = documents::indexes(3);
             for index in &indexes {
@@ -155,13 +162,19 @@ async fn streams_move_to_a_projector_that_joins_and_from_one_that_leaves() -> Re
 /// Waits until these projectors, in order, own the streams.
 async fn owners(client: &Client, wanted: &[&str]) -> Result<()> {
     until(&format!("the streams are owned by {wanted:?}"), MOVED_WITHIN, async || {
-        let reply = client.request("hw.admin.state.get", &json!({})).await.map_err(|refused| refused.to_string())?;
-        let vbuckets = reply["state"]["buckets"]["orders"]["vbuckets"].as_array().cloned().unwrap_or_default();
-        let mut owners: Vec<&str> = vbuckets.iter().filter_map(|vbucket| vbucket["projector"].as_str()).collect();
+        let state = state(client).await?;
+        let vbuckets = state.buckets.get("orders").map(|bucket| &*bucket.vbuckets).unwrap_or_default();
+        let mut owners: Vec<&str> = vbuckets.iter().map(|vbucket| &*vbucket.projector).collect();
         owners.sort_unstable();
         if owners == wanted { Ok(()) } else { Err(format!("{owners:?}")) }
     })
     .await
+}
+
+/// The replicated state.
+async fn state(client: &Client) -> Result<StateContext, String> {
+    let mut reply = client.request("hw.admin.state.get", &json!({})).await.map_err(|refused| refused.to_string())?;
+    serde_json::from_value(reply["state"].take()).map_err(|error| error.to_string())
 }
 
 /// Waits until the coordinator takes a node to be alive, or not to be.

@@ -3,6 +3,17 @@
 use crate::state::SliceName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::{ops::RangeInclusive, time::Duration};
+
+/// How often a cluster manager may have nodes report, milliseconds.
+pub const HEARTBEAT_MS: RangeInclusive<u64> = 50..=10_000;
+/// Nodes that are known at once.
+pub const MOST_MEMBERS: usize = 2_048;
+
+/// How often to report, as a cluster manager says it, within [`HEARTBEAT_MS`].
+pub fn heartbeat(told_ms: u64) -> Duration {
+    Duration::from_millis(told_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end()))
+}
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -162,6 +173,9 @@ pub struct ManagerReport {
     /// It was nominated for this term and does not lead in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declined: Option<u64>,
+    /// It declined this term because its copy does not tell whether the log lost its tail, and no term was opened since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<u64>,
     /// Why it cannot lead, or what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
@@ -233,6 +247,19 @@ pub struct Lease {
     pub incarnation: u64,
     /// How long it lasts without a renewal.
     pub lease_ms: u64,
+}
+
+/// How a write of the lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseWritten {
+    Done {
+        revision: u64,
+    },
+    /// The expected revision is not the last.
+    Conflict,
+    NoBucket,
+    /// It may have been written, or be written yet.
+    Unknown,
 }
 
 /// `hw.cluster.leave`: the node ends by itself; nobody need wait for missed heartbeats.

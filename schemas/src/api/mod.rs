@@ -14,9 +14,10 @@ pub use admin::{
     TopicListRequest, TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
-    Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, Join, JoinReply, Lease, Leave,
-    ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus, MembersReply, NodeKind, NodeStatus,
-    NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc, VbStatus,
+    Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, HEARTBEAT_MS, Join, JoinReply,
+    Lease, LeaseWritten, Leave, MOST_MEMBERS, ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus,
+    MembersReply, NodeKind, NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion,
+    UnindexedDoc, VbStatus, heartbeat,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,

@@ -124,11 +124,11 @@ pub struct Bucket {
     pub definition: BucketDefinition,
     pub vbuckets: Vec<Vbucket>,
     /// By number.
-    #[serde(with = "image::indexes")]
+    #[serde(with = "image::listed")]
     pub indexes: BTreeMap<u32, Index>,
     /// The version of the last record that changed who hosts what.
     pub topology: u64,
-    #[serde(with = "image::sessions")]
+    #[serde(with = "image::listed")]
     pub sessions: BTreeMap<u64, Session>,
     /// ST numbers below this one may have been used.
     pub numbers_below: u64,

@@ -51,7 +51,7 @@ impl StateContext {
     pub fn offer(&mut self, payload: &[u8]) -> Result<Offered, StateError> {
         let garbage = |why: String| StateError::Garbage { version: self.version + 1, why };
         let json = packing::unpack(payload).map_err(|e| garbage(e.to_string()))?;
-        let record: Record = serde_json::from_slice(&json).map_err(|e| garbage(e.to_string()))?;
+        let mut record: Record = serde_json::from_slice(&json).map_err(|e| garbage(e.to_string()))?;
         let (version, hash) = (record.version, Record::hash(&json));
         if record.format != FORMAT {
             return Err(StateError::Format { version, found: record.format });
@@ -73,24 +73,24 @@ impl StateContext {
             return Err(StateError::Term { version, found: record.term, current: self.term });
         }
         let next = version == self.version + 1 && record.prev == self.hash;
-        if let Change::Snapshot { context, .. } = &record.change {
+        if let Change::Snapshot { context, .. } = &mut record.change {
             // One of this life is ahead of us or next; a later life takes the place of whatever this one was.
             let ahead = record.incarnation == self.incarnation && version > self.version + 1;
             if !(fresh || next || ahead || record.incarnation > self.incarnation) {
                 return Err(StateError::Chain { version });
             }
-            let image =
-                Self { incarnation: record.incarnation, term: record.term, version, hash, ..(**context).clone() };
-            let same = next
-                && *self
-                    == Self {
-                        incarnation: self.incarnation,
-                        version: self.version,
-                        hash: self.hash.clone(),
-                        ..image.clone()
-                    };
-            *self = image;
-            return Ok(if same { Offered::Applied(Box::new(record)) } else { Offered::Replaced });
+            // Nothing is copied: it may be large. Which version it is of says the record, not the context in it.
+            let mut image = std::mem::take(&mut **context);
+            image.term = record.term;
+            (image.incarnation, image.version) = (self.incarnation, self.version);
+            image.hash.clone_from(&self.hash);
+            let same = next && image == *self;
+            let before = std::mem::replace(self, Self { incarnation: record.incarnation, version, hash, ..image });
+            if !same {
+                return Ok(Offered::Replaced);
+            }
+            **context = before;
+            return Ok(Offered::Applied(Box::new(record)));
         }
         if version != self.version + 1 {
             return Err(StateError::Order { expected: self.version + 1, found: version });
@@ -136,32 +136,27 @@ impl StateContext {
         let Some(name) = change.bucket().filter(|_| !matches!(change, Change::BucketAdded { .. })) else {
             return Ok(());
         };
-        let unknown = |what: String| Err(StateError::Unknown { version, what });
-        let Some(bucket) = self.buckets.get(name) else {
-            // Removing what is gone changes nothing.
-            let removed = matches!(change, Change::BucketRemoved { .. });
-            return if removed { Ok(()) } else { unknown(format!("bucket {name}")) };
-        };
+        // Removing what is gone changes nothing.
+        if matches!(change, Change::BucketRemoved { .. }) {
+            return Ok(());
+        }
+        let bucket = known(self.buckets.get(name), version, What::Bucket(name))?;
         match change {
-            Change::VbucketAssigned { vb, .. } | Change::BranchStarted { vb, .. }
-                if usize::from(*vb) >= bucket.vbuckets.len() =>
-            {
-                unknown(format!("vbucket {vb} of {name}"))
+            Change::VbucketAssigned { vb, .. } | Change::BranchStarted { vb, .. } => {
+                known(bucket.vbuckets.get(usize::from(*vb)), version, What::Vbucket(name, *vb)).map(|_| ())
             }
             Change::IndexPrepared { index, .. }
             | Change::IndexActive { index, .. }
-            | Change::IndexFailed { index, .. }
-                if !bucket.indexes.contains_key(index) =>
-            {
-                unknown(format!("index {index} of {name}"))
+            | Change::IndexFailed { index, .. } => {
+                known(bucket.indexes.get(index), version, What::Index(name, *index)).map(|_| ())
             }
             _ => Ok(()),
         }
     }
 
+    /// Changes nothing when it fails: what a change speaks of is looked up before anything is touched.
     fn apply(&mut self, record: &Record) -> Result<(), StateError> {
         let version = record.version;
-        self.check(&record.change)?;
         match &record.change {
             Change::TermStarted { coordinator } => self.coordinator.clone_from(coordinator),
             Change::NodeJoined { node, kind, incarnation } => {
@@ -324,27 +319,42 @@ impl StateContext {
     }
 
     fn bucket(&mut self, version: u64, name: &str) -> Result<&mut Bucket, StateError> {
-        self.buckets.get_mut(name).ok_or_else(|| StateError::Unknown { version, what: format!("bucket {name}") })
+        known(self.buckets.get_mut(name), version, What::Bucket(name))
     }
 
     fn vbucket(&mut self, version: u64, bucket: &str, vb: u16) -> Result<&mut Vbucket, StateError> {
-        self.bucket(version, bucket)?
-            .vbuckets
-            .get_mut(usize::from(vb))
-            .ok_or_else(|| StateError::Unknown { version, what: format!("vbucket {vb} of {bucket}") })
+        let vbuckets = &mut self.bucket(version, bucket)?.vbuckets;
+        known(vbuckets.get_mut(usize::from(vb)), version, What::Vbucket(bucket, vb))
     }
 
     fn index(&mut self, version: u64, bucket: &str, number: u32) -> Result<&mut Index, StateError> {
-        self.bucket(version, bucket)?
-            .indexes
-            .get_mut(&number)
-            .ok_or_else(|| StateError::Unknown { version, what: format!("index {number} of {bucket}") })
+        let indexes = &mut self.bucket(version, bucket)?.indexes;
+        known(indexes.get_mut(&number), version, What::Index(bucket, number))
     }
 
     /// The nodes of a kind that are there.
     pub fn alive(&self, kind: NodeKind) -> impl Iterator<Item = (&str, &NodeEntry)> {
         self.nodes.iter().filter(move |((k, _), e)| *k == kind && !e.gone).map(|((_, n), e)| (n.as_str(), e))
     }
+}
+
+/// What a change speaks of.
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Bucket(&'a str),
+    Vbucket(&'a str, u16),
+    Index(&'a str, u32),
+}
+
+fn known<T>(found: Option<T>, version: u64, what: What<'_>) -> Result<T, StateError> {
+    found.ok_or_else(|| {
+        let what = match what {
+            What::Bucket(bucket) => format!("bucket {bucket}"),
+            What::Vbucket(bucket, vb) => format!("vbucket {vb} of {bucket}"),
+            What::Index(bucket, number) => format!("index {number} of {bucket}"),
+        };
+        StateError::Unknown { version, what }
+    })
 }
 
 /// Keeps the newest half, of the older half every second one, and always the oldest.

@@ -1,8 +1,8 @@
-//! How the StateContext is written: maps whose values name their keys are lists.
+//! How the StateContext is written: maps whose values name their keys are lists; and how a part of it is.
 
 use super::{
     bucket::{Index, IndexState, Session},
-    context::NodeEntry,
+    context::{NodeEntry, StateContext},
     record::PlacedIndex,
 };
 use crate::{api::NodeKind, timestamp::Position};
@@ -33,25 +33,61 @@ impl TryFrom<IndexImage> for Index {
     }
 }
 
-pub mod indexes {
-    use super::{BTreeMap, Deserialize, Deserializer, Index, Serializer};
-
-    pub fn serialize<S: Serializer>(map: &BTreeMap<u32, Index>, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(map.values())
-    }
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u32, Index>, D::Error> {
-        Ok(Vec::<Index>::deserialize(d)?.into_iter().map(|i| (i.placed.number, i)).collect())
+impl StateContext {
+    /// The same without what it says of other buckets.
+    #[must_use]
+    pub fn only(&self, bucket: &str) -> Self {
+        let found = self.buckets.get_key_value(bucket);
+        Self {
+            incarnation: self.incarnation,
+            term: self.term,
+            version: self.version,
+            hash: self.hash.clone(),
+            coordinator: self.coordinator.clone(),
+            nodes: self.nodes.clone(),
+            buckets: found.into_iter().map(|(name, bucket)| (name.clone(), bucket.clone())).collect(),
+            next_index: self.next_index,
+            next_session: self.next_session,
+        }
     }
 }
 
-pub mod sessions {
-    use super::{BTreeMap, Deserialize, Deserializer, Serializer, Session};
+/// What names its own key.
+pub trait Named {
+    type Key: Ord;
+    fn key(&self) -> Self::Key;
+}
 
-    pub fn serialize<S: Serializer>(map: &BTreeMap<u64, Session>, s: S) -> Result<S::Ok, S::Error> {
+impl Named for Index {
+    type Key = u32;
+    fn key(&self) -> u32 {
+        self.placed.number
+    }
+}
+
+impl Named for Session {
+    type Key = u64;
+    fn key(&self) -> u64 {
+        self.id
+    }
+}
+
+pub mod listed {
+    use super::{BTreeMap, Deserialize, Deserializer, Named, Serialize, Serializer};
+
+    pub fn serialize<T, S>(map: &BTreeMap<T::Key, T>, s: S) -> Result<S::Ok, S::Error>
+    where
+        T: Named + Serialize,
+        S: Serializer,
+    {
         s.collect_seq(map.values())
     }
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u64, Session>, D::Error> {
-        Ok(Vec::<Session>::deserialize(d)?.into_iter().map(|s| (s.id, s)).collect())
+    pub fn deserialize<'de, T, D>(d: D) -> Result<BTreeMap<T::Key, T>, D::Error>
+    where
+        T: Named + Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<T>::deserialize(d)?.into_iter().map(|entry| (entry.key(), entry)).collect())
     }
 }
 

@@ -30,7 +30,7 @@ pub use offered::{Concerns, Offered, StateError};
 pub use packing::{pack, unpack};
 pub use record::{Change, PlacedIndex, Record, SessionKind, SessionVb, SliceName, vbuuid_text};
 pub use rollback::{Rollback, RollbackPhase};
-pub use topic::{MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, Subscription, SubscriptionView, Topic};
+pub use topic::{MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, Subscription, SubscriptionView, Topic, place};
 
 /// The format of records that this version writes and reads.
 pub const FORMAT: u32 = 2;

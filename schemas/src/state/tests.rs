@@ -65,6 +65,7 @@ fn changes() -> Vec<Change> {
             start: 0,
             last: 8,
             broken: true,
+            bookmarks: Vec::new(),
             reason: "r".into(),
         },
         Change::IndexFailed { bucket: bucket(), index: 1, reason: "r".into() },
@@ -193,6 +194,7 @@ fn bookmarks_and_history_are_thinned_with_age_and_reach_back() {
             start: 4_000,
             last: 5_000,
             broken: true,
+            bookmarks: Vec::new(),
             reason: "r".into(),
         },
     )

@@ -10,6 +10,7 @@ use crate::{
     error::{ApiError, ErrorCode},
     expr::{self, CompiledCondition, Path, Scratch, Truth},
     lane::Routes,
+    subjects,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,6 +47,15 @@ pub struct SubscriptionView {
     pub predicate: String,
     /// Follows from indexes and sessions; cannot be changed by itself.
     pub builtin: bool,
+}
+
+/// The stream and the subject where a subscriber of a topic reads.
+pub fn place(bucket: &str, topic: &str, subscriber: &str) -> (String, String) {
+    if topic == MUTATION {
+        (subjects::mutation_stream(bucket), subjects::mutation(bucket, subscriber))
+    } else {
+        (subjects::topic_stream(bucket, topic), subjects::topic(bucket, topic, subscriber))
+    }
 }
 
 /// A predicate that was read.
@@ -146,7 +156,7 @@ impl Bucket {
             all.push(SubscriptionView {
                 topic: MUTATION.into(),
                 subscriber: host.into(),
-                subject: crate::subjects::mutation(bucket, host),
+                subject: subjects::mutation(bucket, host),
                 predicate: hosted.collect::<Vec<_>>().join(" OR "),
                 builtin: true,
             });
@@ -159,20 +169,16 @@ impl Bucket {
             all.push(SubscriptionView {
                 topic: format!("catchup-{}", session.id),
                 subscriber: session.node.clone(),
-                subject: crate::subjects::catchup(bucket, session.id),
+                subject: subjects::catchup(bucket, session.id),
                 predicate: slices.collect::<Vec<_>>().join(" OR "),
                 builtin: true,
             });
         }
         for (topic, subscriber, subscription) in self.subscriptions() {
-            let subject = match topic {
-                MUTATION => crate::subjects::mutation(bucket, subscriber),
-                _ => crate::subjects::topic(bucket, topic, subscriber),
-            };
             all.push(SubscriptionView {
                 topic: topic.into(),
                 subscriber: subscriber.into(),
-                subject,
+                subject: place(bucket, topic, subscriber).1,
                 predicate: subscription.predicate.clone(),
                 builtin: false,
             });

@@ -19,7 +19,7 @@
 //! | task | does | ends |
 //! |---|---|---|
 //! | the caller's, in [`run`] | takes requests, refuses above [`Config::in_flight`]; sends heartbeats | at `stop`, after up to 5 s for those in flight |
-//! | follower | applies `HW_STATE` to the core | with `run`; an error of the log ends `run` |
+//! | follower | applies `HW_STATE` to the core; a log that cannot be followed is read again, every second | with `run` |
 //! | listener | takes stability timestamps and nodes' reports | with `run` |
 //! | one per request, at most [`Config::in_flight`] (256) | answers it | by its own deadline |
 //!
@@ -52,9 +52,6 @@ pub enum CatalogError {
     Config(String),
     #[error(transparent)]
     Bus(#[from] highwater_bus::BusError),
-    /// The log is damaged, or another one than was followed so far.
-    #[error("the log: {0}")]
-    State(#[from] highwater_schemas::state::StateError),
     /// We got something wrong.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),

@@ -2,7 +2,7 @@
 
 use crate::{CatalogError, Config, core::Core, list, scan, stats::Highest};
 use futures_util::FutureExt as _;
-use highwater_bus::{Bus, Followed, Heart, ServiceRequest, ServiceSpec, Subscription};
+use highwater_bus::{Bus, Followed, Heart, ServiceRequest, ServiceSpec, StateTail, Subscription};
 use highwater_schemas::{
     ApiError, ErrorCode, api,
     api::{Join, Master, NodeKind},
@@ -17,15 +17,13 @@ use std::{
 use tokio::{
     sync::{Semaphore, oneshot, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 /// Requests in flight get this long at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often to join until a cluster manager says otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// A log that cannot be read is read again after this.
-const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 
 /// Answers that nodes may have on the way to this catalog, KiB. The server drops a connection that is 64 MiB behind.
 pub const EXPECTED_KIB: usize = 24 * 1_024;
@@ -203,20 +201,17 @@ async fn query(shared: &Arc<Shared>, subject: &str, payload: &[u8]) -> Result<Ve
 }
 
 async fn follow(shared: Arc<Shared>, read: oneshot::Sender<()>) -> Result<(), CatalogError> {
-    let mut follower = shared.bus.follow_state();
+    let mut tail = StateTail::new(&shared.bus);
     let mut read = Some(read);
-    let mut said = false;
     loop {
-        let followed = follower.next().await?;
-        let all = follower.caught_up();
-        let taken = {
+        let taken = tail.next(|followed, all| {
             let mut core = shared.core();
             let taken = match &followed {
                 Followed::Opened { .. } => {
                     core.opened(all);
-                    Ok(())
+                    Ok(all)
                 }
-                Followed::Record(_, record) => core.record(record, all),
+                Followed::Record(_, record) => core.record(record, all).map(|()| all),
             };
             let context = core.context();
             let master = Master { node: context.coordinator.clone(), term: context.term };
@@ -228,15 +223,8 @@ async fn follow(shared: Arc<Shared>, read: oneshot::Sender<()>) -> Result<(), Ca
                 changed
             });
             taken
-        };
-        if let Err(error) = taken {
-            if !std::mem::replace(&mut said, true) {
-                tracing::warn!(%error, "the state log cannot be followed: reading it again until it can be");
-            }
-            sleep(FOLLOW_AGAIN).await;
-            follower = shared.bus.follow_state();
-        } else if all {
-            said = false;
+        });
+        if taken.await? == Some(true) {
             shared.changed.send_replace(());
             if let Some(read) = read.take() {
                 // `run` waits for it unless it is ending.

@@ -5,8 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 /// What the settings may be.
 pub mod allowed {
     use super::RangeInclusive;
+    pub use highwater_schemas::api::HEARTBEAT_MS;
 
-    pub const HEARTBEAT_MS: RangeInclusive<u64> = 50..=10_000;
     pub const MISSES: RangeInclusive<u64> = 2..=20;
     /// NATS keeps a message no shorter than a second.
     pub const LEASE_MS: RangeInclusive<u64> = 1_000..=60_000;

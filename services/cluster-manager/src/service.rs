@@ -4,9 +4,9 @@
 
 use crate::{
     config::Config,
-    core::{Action, Core, Event, Seen, Written},
+    core::{Action, Core, Event, Seen},
 };
-use highwater_bus::{Bus, BusError, ClusterBucket, Endpoints, LeaseWritten, Reply, ServiceRequest, ServiceSpec};
+use highwater_bus::{Bus, BusError, ClusterBucket, Endpoints, Reply, ServiceRequest, ServiceSpec};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
@@ -26,7 +26,8 @@ use tokio::{
 /// Tasks that wait for the bucket or for index managers. At this many, what can be asked again at the next heartbeat is not
 /// asked; looks at the lease and writes of it are one at a time anyway.
 const MOST_TASKS: usize = 1_024;
-/// Replies that wait for the master; further ones leave out what only the master knows.
+/// Replies that wait for the master or for the active instance; further ones leave out what only the master knows, or are
+/// refused.
 const MOST_ASKING: usize = 64;
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
 /// A master that does not answer in this time is not waited for.
@@ -158,7 +159,10 @@ pub async fn run(
         }
     }
     drop((cluster, own));
-    shell.leave().await;
+    // Standbys look at the lease when they hear it.
+    let kind = NodeKind::ClusterManager;
+    let leave = Leave { node: shell.config.node.clone(), kind, incarnation: shell.config.incarnation };
+    highwater_bus::leave(&shell.bus, &leave).await;
     Ok(())
 }
 
@@ -276,12 +280,7 @@ impl Shell {
             Action::WriteLease { lease, expected } => {
                 let (sent_at, patience) = (self.now(), self.config.lease / 3);
                 self.tasks.spawn(async move {
-                    let outcome = match bucket.write(&lease, expected, patience).await {
-                        LeaseWritten::Done { revision } => Written::Done { revision },
-                        LeaseWritten::Conflict => Written::Conflict,
-                        LeaseWritten::NoBucket => Written::NoBucket,
-                        LeaseWritten::Unknown => Written::Unknown,
-                    };
+                    let outcome = bucket.write(&lease, expected, patience).await;
                     Some(Event::LeaseWritten { sent_at, outcome })
                 });
             }
@@ -354,6 +353,8 @@ impl Shell {
                     let active = self.core.status(now).cluster_manager;
                     if active.is_empty() || request.subject.starts_with("hw.node.") {
                         Err(ApiError::new(ErrorCode::NoCoordinator, "no cluster manager is active at the moment"))
+                    } else if self.asking.len() >= MOST_ASKING {
+                        Err(ApiError::new(ErrorCode::TooManyRequests, "too many requests are being passed on"))
                     } else {
                         let (bus, payload) = (self.bus.clone(), request.payload.to_vec());
                         self.asking.spawn(async move {
@@ -425,19 +426,6 @@ impl Shell {
     /// Nothing waits for an answer.
     fn idle(&self) -> bool {
         self.tasks.is_empty() && self.asking.is_empty()
-    }
-
-    /// Says goodbye: standbys look at the lease when they hear it.
-    async fn leave(&mut self) {
-        let leave = Leave {
-            node: self.config.node.clone(),
-            kind: NodeKind::ClusterManager,
-            incarnation: self.config.incarnation,
-        };
-        self.publish(subjects::CLUSTER_LEAVE, serde_json::to_vec(&leave).unwrap_or_default()).await;
-        if timeout(RELEASE, self.bus.flush()).await.is_err() {
-            tracing::debug!("cannot say goodbye in time");
-        }
     }
 }
 

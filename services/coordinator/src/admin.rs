@@ -92,16 +92,8 @@ pub(crate) async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
     Ok(last)
 }
 
-/// As many of the newest records as fit a reply.
-pub(crate) fn history(records: &[Vec<u8>], max_payload: usize) -> api::StateHistoryReply {
-    let (mut size, mut shown) = (0, Vec::new());
-    for record in records.iter().rev() {
-        size += record.len() + 1;
-        if size > max_payload / 2 {
-            break;
-        }
-        shown.push(serde_json::from_slice(record).unwrap_or_default());
-    }
-    shown.reverse();
-    api::StateHistoryReply { records: shown }
+/// Records as a reply shows them.
+pub(crate) fn history(records: &[Vec<u8>]) -> api::StateHistoryReply {
+    let shown = |record: &Vec<u8>| serde_json::from_slice(record).unwrap_or_default();
+    api::StateHistoryReply { records: records.iter().map(shown).collect() }
 }

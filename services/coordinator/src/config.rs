@@ -44,6 +44,10 @@ impl Config {
 
     /// How long a node may be silent, milliseconds.
     pub fn patience(&self) -> u64 {
-        self.heartbeat.as_millis() as u64 * u64::from(self.misses)
+        self.heartbeat_ms() * u64::from(self.misses)
+    }
+
+    pub(crate) fn heartbeat_ms(&self) -> u64 {
+        self.heartbeat.as_millis() as u64
     }
 }

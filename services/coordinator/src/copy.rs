@@ -12,12 +12,12 @@
 //! Each write is one transaction, synced. A crash leaves what was there before it, or after it. Records before the base stay for
 //! a while, for people.
 
-use crate::manager::chain::{Chain, MOST};
+use crate::manager::chain::{Chain, Linked, MOST, What};
 use heed::{
     CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn, WithoutTls,
     types::{Bytes, Str},
 };
-use highwater_schemas::state::{Change, Record, StateContext, StateError};
+use highwater_schemas::state::{StateContext, StateError};
 use std::{ops::Bound, path::Path};
 
 const FORMAT: u64 = 1;
@@ -103,12 +103,17 @@ impl Copy {
         Ok(Kept { context, chain, term: self.number(&txn, "term")?.unwrap_or(0) })
     }
 
-    /// The newest records, the oldest of them first.
-    pub(crate) fn newest(&self, most: usize) -> Result<Vec<Vec<u8>>, CopyError> {
+    /// The newest records, the oldest of them first: at most so many, and no more bytes than that.
+    pub(crate) fn newest(&self, most: usize, bytes: usize) -> Result<Vec<Vec<u8>>, CopyError> {
         let txn = self.env.read_txn()?;
-        let mut records = Vec::new();
+        let (mut size, mut records) = (0, Vec::new());
         for row in self.log.rev_iter(&txn)?.take(most) {
-            records.push(row?.1.to_vec());
+            let record = row?.1;
+            size += record.len() + 1;
+            if size > bytes {
+                break;
+            }
+            records.push(record.to_vec());
         }
         records.reverse();
         Ok(records)
@@ -122,24 +127,22 @@ impl Copy {
     }
 
     /// Keeps records behind those that are there, or instead of them.
-    pub(crate) fn keep(&self, records: &[Vec<u8>], anew: bool) -> Result<(), CopyError> {
+    pub(crate) fn keep(&self, records: &[Linked], anew: bool) -> Result<(), CopyError> {
         let mut txn = self.env.write_txn()?;
         if anew {
             self.log.clear(&mut txn)?;
             self.chain.clear(&mut txn)?;
             self.set(&mut txn, "base", 0)?;
         }
-        for json in records {
-            let garbage = |e: serde_json::Error| StateError::Garbage { version: 0, why: e.to_string() };
-            let record: Record = serde_json::from_slice(json).map_err(garbage)?;
-            let hash = u128::from_str_radix(&Record::hash(json), 16).unwrap_or_default();
-            self.log.put(&mut txn, &record.version.to_be_bytes(), json)?;
-            self.chain.put(&mut txn, &record.version.to_be_bytes(), &hash.to_be_bytes())?;
-            if matches!(record.change, Change::Snapshot { .. }) {
-                self.set(&mut txn, "base", record.version)?;
-                let old = record.version.saturating_sub(HISTORY).to_be_bytes();
+        for Linked { link, json } in records {
+            let hash = u128::from_str_radix(&link.hash, 16).unwrap_or_default();
+            self.log.put(&mut txn, &link.version.to_be_bytes(), json)?;
+            self.chain.put(&mut txn, &link.version.to_be_bytes(), &hash.to_be_bytes())?;
+            if link.what == What::Snapshot {
+                self.set(&mut txn, "base", link.version)?;
+                let old = link.version.saturating_sub(HISTORY).to_be_bytes();
                 self.log.delete_range(&mut txn, &(Bound::Unbounded, Bound::Excluded(&old[..])))?;
-                let forgotten = record.version.saturating_sub(MOST as u64).to_be_bytes();
+                let forgotten = link.version.saturating_sub(MOST as u64).to_be_bytes();
                 self.chain.delete_range(&mut txn, &(Bound::Unbounded, Bound::Excluded(&forgotten[..])))?;
             }
         }
@@ -159,12 +162,12 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::api::NodeKind;
+    use highwater_schemas::{api::NodeKind, state::Change};
 
-    fn append(context: &mut StateContext, change: Change) -> Vec<u8> {
-        let json = context.record(change, 1, 0).to_json();
-        context.offer(&json).unwrap();
-        json
+    fn append(context: &mut StateContext, change: Change) -> Linked {
+        let record = Linked::from(&context.record(change, 1, 0));
+        context.offer(&record.json).unwrap();
+        record
     }
 
     #[test]
@@ -185,13 +188,18 @@ mod tests {
             assert_eq!((&kept.context, kept.term), (&context, 7));
             let records = [append(&mut context, snapshot), append(&mut context, joined(9))];
             copy.keep(&records, false).unwrap();
-            assert_eq!(copy.newest(10).unwrap().len(), 5, "what is before the snapshot stays for a while");
-            assert_eq!(copy.newest(1).unwrap(), records[1..]);
+            let newest = |most, bytes| copy.newest(most, bytes).unwrap();
+            assert_eq!(newest(10, 1 << 20).len(), 5, "what is before the snapshot stays for a while");
+            let last = &records[1].json;
+            let one = std::slice::from_ref(last);
+            for (most, bytes) in [(1, 1 << 20), (10, last.len() + 1), (usize::MAX, last.len() + 2)] {
+                assert_eq!(newest(most, bytes), *one);
+            }
         }
         let (copy, kept) = Copy::open(dir.path()).unwrap();
         assert_eq!(kept.context, context);
         assert_eq!(kept.chain.agrees(5, &context.hash), Some(true));
-        assert_eq!(kept.chain.iter().count(), 5);
+        assert_eq!(kept.chain.len(), 5);
         let mut other = StateContext::default();
         copy.keep(&[append(&mut other, joined(1))], true).unwrap();
         assert_eq!(copy.read().unwrap().context, other);

@@ -7,8 +7,8 @@
 use crate::{
     copy::{Copy, CopyError},
     core::Action,
+    manager::chain::{Linked, What},
 };
-use highwater_schemas::state::Change;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -20,7 +20,7 @@ type Writing = (u64, JoinHandle<Result<(), CopyError>>);
 
 pub(crate) struct Keeper {
     copy: Arc<Copy>,
-    waiting: Vec<Vec<u8>>,
+    waiting: Vec<Linked>,
     /// Records taken, and those of them that are durable.
     taken: u64,
     durable: u64,
@@ -50,10 +50,10 @@ impl Keeper {
     }
 
     /// Takes records behind those that are there; true when too many wait.
-    pub(crate) fn keep(&mut self, records: Vec<Vec<u8>>) -> bool {
+    pub(crate) fn keep(&mut self, records: Vec<Linked>) -> bool {
         for record in records {
             self.taken += 1;
-            if reserves(&record) {
+            if record.link.what == What::NumbersReserved {
                 self.reserved = self.taken;
             }
             self.waiting.push(record);
@@ -94,9 +94,13 @@ impl Keeper {
     pub(crate) fn hold(&mut self, action: Action) -> Option<Action> {
         let after = match &action {
             Action::Publish(_) => self.reserved,
-            Action::Reply { .. } | Action::DeleteStream { .. } | Action::PurgeSession { .. } => self.taken,
-            // What is only asked, or made, or looked at.
-            Action::Append(_) | Action::EnsureStreams { .. } | Action::Assign { .. } | Action::CheckTopics { .. } => 0,
+            // What makes streams must not overtake what deletes them.
+            Action::Reply { .. }
+            | Action::DeleteStreams { .. }
+            | Action::EnsureStreams { .. }
+            | Action::PurgeSession { .. } => self.taken,
+            // What is only asked, or looked at.
+            Action::Append(_) | Action::Assign { .. } | Action::CheckTopics { .. } => 0,
         };
         if after <= self.durable {
             return Some(action);
@@ -114,26 +118,22 @@ impl Keeper {
     }
 }
 
-/// Whether a record reserves numbers of stability timestamps. Few records are large, and few of those that are not do.
-fn reserves(json: &[u8]) -> bool {
-    const NAME: &[u8] = b"numbers_reserved";
-    let named = json.windows(NAME.len()).any(|part| part == NAME);
-    let record = || serde_json::from_slice::<highwater_schemas::state::Record>(json);
-    named && record().is_ok_and(|r| matches!(r.change, Change::NumbersReserved { .. }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use highwater_schemas::{
-        StabilityTimestamp, api::NodeKind, definition::BucketDefinition, state::StateContext, wire::Stability,
+        StabilityTimestamp,
+        api::NodeKind,
+        definition::BucketDefinition,
+        state::{Change, StateContext},
+        wire::Stability,
     };
     use serde_json::Value;
 
-    fn append(context: &mut StateContext, change: Change) -> Vec<u8> {
-        let json = context.record(change, 1, 0).to_json();
-        context.offer(&json).unwrap();
-        json
+    fn append(context: &mut StateContext, change: Change) -> Linked {
+        let record = Linked::from(&context.record(change, 1, 0));
+        context.offer(&record.json).unwrap();
+        record
     }
 
     fn published(number: u64) -> Action {
@@ -160,14 +160,19 @@ mod tests {
         let joined = Change::NodeJoined { node: "n".into(), kind: NodeKind::Indexer, incarnation: 1 };
         keeper.keep(vec![append(&mut context, joined)]);
         assert_eq!(keeper.hold(reply(3)), None);
+        let (deletes, makes) = (
+            || Action::DeleteStreams { job: 1, streams: vec!["HW_MUTATION_b".into()] },
+            || Action::EnsureStreams { job: 2, bucket: "b".into(), topic: None },
+        );
+        assert_eq!((keeper.hold(deletes()), keeper.hold(makes())), (None, None));
         assert_eq!(keeper.released(), []);
 
         keeper.written().await.unwrap();
         assert_eq!(keeper.released(), [reply(2)]);
         assert_eq!(keeper.hold(published(3)), None, "behind the one before");
         keeper.settle().await.unwrap();
-        assert_eq!(keeper.released(), [published(2), reply(3), published(3)]);
-        assert_eq!(keeper.copy().newest(9).unwrap().len(), 3);
+        assert_eq!(keeper.released(), [published(2), reply(3), deletes(), makes(), published(3)]);
+        assert_eq!(keeper.copy().newest(9, 1 << 20).unwrap().len(), 3);
         drop(keeper);
         assert_eq!(Copy::open(dir.path()).unwrap().1.context, context);
     }

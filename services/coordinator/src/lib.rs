@@ -5,16 +5,20 @@
 //! - [`manager`]: replica, candidate, coordinator: nominations, the log, its loss; a state machine
 //! - [`core`]: what the coordinator does in its term: DDL, members, owners, sessions, timestamps; a state machine
 //! - `service`: the only async part: one task that turns messages into events and actions into messages
-//! - `copy`: the durable copy of the log, `keeper`: writes it beside the loop; `topics`: the streams behind the topics; `admin`: requests of administrators
+//! - `copy`: the durable copy of the log, `keeper`: writes it beside the loop
+//! - `topics`: the streams behind the topics, `turns`: in which order they are made and deleted
+//! - `admin`: requests of administrators; `room`: limits of what messages fill
 //! - [`Config`]: settings with limits
 //!
 //! Both state machines are `(now, event) -> actions` without I/O, clock or randomness; they are public for the simulation.
 //!
 //! # Tasks and channels
-//! One task runs everything in turn. Appends, reads of the log, requests to hosts and looks at streams run beside it in short
-//! tasks, whose outcomes come back through a channel of 1,024; at most 256 requests wait. While an append is not settled,
-//! what is for the coordinator waits in its subscriptions. Records become durable in a task of the blocking kind, one write at a
-//! time, of all that came since the last; answers wait for theirs. All end with the task, or at their own timeouts.
+//! One task runs everything in turn. Appends, reads of the log, requests to hosts and all that is done to streams run beside it
+//! in short tasks, whose outcomes come back through a channel of 1,024; at most 256 requests wait for them, and as many are
+//! being passed on. While an append is not settled, what nodes and administrators publish waits in its subscriptions; what
+//! other index managers pass on is taken, and waits in the state machine. Records become durable in a task of the blocking
+//! kind, one write at a time, of all that came since the last; answers wait for theirs. All end with the task, or at their own
+//! timeouts.
 //!
 //! # Invariants
 //! - The StateContext changes only by records that the log has acknowledged; a DDL reply leaves after that, and after the
@@ -30,8 +34,10 @@ mod copy;
 pub mod core;
 mod keeper;
 pub mod manager;
+mod room;
 mod service;
 mod topics;
+mod turns;
 
 pub use config::Config;
 pub use copy::CopyError;

@@ -3,40 +3,126 @@
 use crate::core::{Found, Wanted};
 use highwater_bus::{Bus, BusError, StreamSpec};
 use highwater_schemas::subjects;
+use tokio::task::JoinSet;
 
-/// Makes the topics of a bucket where they are missing.
-pub(crate) async fn ensure(bus: &Bus, bucket: &str, replicas: usize) -> Result<(), BusError> {
-    let (mutation, catchup) = (StreamSpec::mutation(bucket, replicas), StreamSpec::catchup(bucket, replicas));
-    tokio::try_join!(bus.ensure_stream(&mutation), bus.ensure_stream(&catchup)).map(|_| ())
+/// Streams that are looked at at once.
+const AT_ONCE: usize = 16;
+
+fn specs(bucket: &str, topic: Option<&str>, replicas: usize) -> Vec<StreamSpec> {
+    match topic {
+        None => vec![StreamSpec::mutation(bucket, replicas), StreamSpec::catchup(bucket, replicas)],
+        Some(topic) => vec![StreamSpec::topic(bucket, topic, replicas)],
+    }
+}
+
+/// The streams of a new bucket, or that of a topic that people make.
+pub(crate) fn names(bucket: &str, topic: Option<&str>) -> Vec<String> {
+    specs(bucket, topic, 1).into_iter().map(|spec| spec.name).collect()
+}
+
+/// Makes them where they are missing.
+pub(crate) async fn ensure(bus: &Bus, bucket: &str, topic: Option<&str>, replicas: usize) -> Result<(), String> {
+    let specs = specs(bucket, topic, replicas).into_iter();
+    each(specs.map(|spec| make(bus.clone(), String::new(), spec))).await.into_iter().collect()
+}
+
+async fn make(bus: Bus, what: String, spec: StreamSpec) -> Result<(), String> {
+    bus.ensure_stream(&spec).await.map(|_| ()).map_err(|error| format!("{what}{error}"))
 }
 
 /// Makes the topics that must exist, whatever becomes of the others; what could not be made is named.
 pub(crate) async fn check(bus: &Bus, buckets: &[Wanted], replicas: usize) -> Result<(), String> {
-    let mut failed = Vec::new();
-    for Wanted { bucket, topics, .. } in buckets {
-        if let Err(error) = ensure(bus, bucket, replicas).await {
-            failed.push(format!("bucket {bucket}: {error}"));
-        }
-        for topic in topics {
-            if let Err(error) = bus.ensure_stream(&StreamSpec::topic(bucket, topic, replicas)).await {
-                failed.push(format!("topic {topic} of bucket {bucket}: {error}"));
-            }
-        }
-    }
+    let all = buckets.iter().flat_map(|Wanted { bucket, topics }| {
+        let builtin = specs(bucket, None, replicas).into_iter().map(move |s| (format!("bucket {bucket}: "), s));
+        let made = topics.iter().flat_map(move |topic| {
+            let what = format!("topic {topic} of bucket {bucket}: ");
+            specs(bucket, Some(topic), replicas).into_iter().map(move |spec| (what.clone(), spec))
+        });
+        builtin.chain(made)
+    });
+    let all: Vec<(String, StreamSpec)> = all.collect();
+    let made = each(all.into_iter().map(|(what, spec)| make(bus.clone(), what, spec))).await;
+    let mut failed: Vec<String> = made.into_iter().filter_map(Result::err).collect();
+    // As people compare it with what it was before.
+    failed.sort();
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
 /// What there is of topics and sessions: a crash may have left some that nobody needs.
 pub(crate) async fn found(bus: &Bus, buckets: &[Wanted]) -> Result<Found, BusError> {
-    let mut found = Found::default();
-    for Wanted { bucket, .. } in buckets {
-        for subject in bus.stream_subjects(&subjects::catchup_stream(bucket)).await? {
-            if let Some(session) = subject.rsplit('.').next().and_then(|s| s.parse::<u64>().ok()) {
-                found.sessions.push((bucket.clone(), session));
+    let names: Vec<String> = buckets.iter().map(|wanted| wanted.bucket.clone()).collect();
+    let sessions = names.into_iter().map(|bucket| {
+        let bus = bus.clone();
+        async move {
+            let subjects = bus.stream_subjects(&subjects::catchup_stream(&bucket)).await?;
+            let session = |subject: String| subject.rsplit('.').next().and_then(|s| s.parse::<u64>().ok());
+            Ok(subjects.into_iter().filter_map(session).map(|s| (bucket.clone(), s)).collect::<Vec<_>>())
+        }
+    });
+    let sessions: Result<Vec<_>, BusError> = each(sessions).await.into_iter().collect();
+    let ours = |stream: &String| ["HW_MUTATION_", "HW_CATCHUP_", "HW_TOPIC_"].iter().any(|p| stream.starts_with(p));
+    let streams = bus.stream_names().await?.into_iter().filter(ours).collect();
+    Ok(Found { streams, sessions: sessions?.concat() })
+}
+
+/// Deletes what is there of these streams. What cannot be deleted is found again later.
+pub(crate) async fn delete(bus: &Bus, streams: Vec<String>) {
+    let gone = streams.into_iter().map(|stream| {
+        let bus = bus.clone();
+        async move {
+            tracing::info!(stream, "deleting a topic");
+            if let Err(error) = bus.delete_stream(&stream).await {
+                tracing::warn!(stream, %error, "cannot delete");
             }
         }
+    });
+    each(gone).await;
+}
+
+/// Does a few at once; what they come to is in no order.
+async fn each<F>(all: impl Iterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let (mut all, mut under_way, mut done) = (all.fuse(), JoinSet::new(), Vec::new());
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(next) = all.next()
+        {
+            under_way.spawn(next);
+        }
+        match under_way.join_next().await {
+            None => return done,
+            Some(Ok(output)) => done.push(output),
+            // None is aborted but with all of them.
+            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
-    let ours = |stream: &String| ["HW_MUTATION_", "HW_CATCHUP_", "HW_TOPIC_"].iter().any(|p| stream.starts_with(p));
-    found.streams = bus.stream_names().await?.into_iter().filter(ours).collect();
-    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
+    #[tokio::test]
+    async fn a_few_are_looked_at_at_once() {
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let one = |n: usize| {
+            let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+            async move {
+                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, SeqCst);
+                n
+            }
+        };
+        let mut done = each((0..100).map(one)).await;
+        done.sort_unstable();
+        assert_eq!(done, (0..100).collect::<Vec<_>>());
+        assert_eq!(most.load(SeqCst), AT_ONCE);
+    }
 }

@@ -1,7 +1,7 @@
 //! The bucket `hw_cluster` as the server has it: the lease, and the names that were registered.
 
-use highwater_cluster_manager::core::{Seen, Written};
-use highwater_schemas::api::Lease;
+use highwater_cluster_manager::core::Seen;
+use highwater_schemas::api::{Lease, LeaseWritten};
 use std::collections::BTreeSet;
 
 #[derive(Debug)]
@@ -38,18 +38,18 @@ impl Bucket {
     }
 
     /// `late`: how long after its end the server removes it.
-    pub fn write(&mut self, now: u64, lease: Lease, expected: u64, late: u64) -> Written {
+    pub fn write(&mut self, now: u64, lease: Lease, expected: u64, late: u64) -> LeaseWritten {
         self.expire(now);
         if !self.exists {
-            return Written::NoBucket;
+            return LeaseWritten::NoBucket;
         }
         if self.held.as_ref().map_or(0, |h| h.revision) != expected {
-            return Written::Conflict;
+            return LeaseWritten::Conflict;
         }
         self.last += 1;
         let ends = now + lease.lease_ms.div_ceil(1_000) * 1_000 + late;
         self.held = Some(Held { revision: self.last, lease, ends });
-        Written::Done { revision: self.last }
+        LeaseWritten::Done { revision: self.last }
     }
 
     pub fn release(&mut self, revision: u64) {

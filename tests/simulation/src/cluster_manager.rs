@@ -7,9 +7,9 @@ use crate::{
 };
 use highwater_cluster_manager::{
     Config,
-    core::{Action, Core, Event, Seen, Written},
+    core::{Action, Core, Event, Seen},
 };
-use highwater_schemas::api::{Leave, NodeKind};
+use highwater_schemas::api::{LeaseWritten, Leave, NodeKind};
 use std::rc::Rc;
 
 /// How long the bus waits for the bucket, and for an index manager's answer.
@@ -80,7 +80,7 @@ impl World {
                 (Purpose::Write { sent_at }, Some(Answer::Written(outcome))) => {
                     Event::LeaseWritten { sent_at, outcome }
                 }
-                (Purpose::Write { sent_at }, _) => Event::LeaseWritten { sent_at, outcome: Written::Unknown },
+                (Purpose::Write { sent_at }, _) => Event::LeaseWritten { sent_at, outcome: LeaseWritten::Unknown },
                 (Purpose::MakeBucket, Some(Answer::Made(true))) => Event::BucketMade,
                 (Purpose::Register { .. }, Some(Answer::Registered(true))) => return,
                 (Purpose::Register { node }, _) => Event::NotRegistered { node },

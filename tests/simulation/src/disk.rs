@@ -1,8 +1,8 @@
 //! What an index manager keeps: the highest term, the records, their hashes. It survives crashes, and works as the service's
 //! own copy does: each write is whole or not at all.
 
-use highwater_coordinator::manager::chain::Chain;
-use highwater_schemas::state::{Change, Record, StateContext, StateError};
+use highwater_coordinator::manager::chain::{Chain, Linked, What};
+use highwater_schemas::state::{StateContext, StateError};
 use std::collections::BTreeMap;
 
 /// Records kept before the newest snapshot.
@@ -37,26 +37,23 @@ impl Disk {
         self.term = term;
     }
 
-    pub fn keep(&mut self, records: &[Vec<u8>], anew: bool) -> Result<(), String> {
+    pub fn keep(&mut self, records: Vec<Linked>, anew: bool) {
         if anew {
             self.log.clear();
             self.marks.clear();
             self.base = 0;
         }
-        for json in records {
-            let record: Record =
-                serde_json::from_slice(json).map_err(|e| format!("a record to keep is garbage: {e}"))?;
-            let hash = u128::from_str_radix(&Record::hash(json), 16).unwrap_or_default();
-            self.newest_term = record.term;
-            self.log.insert(record.version, json.clone());
-            self.marks.insert(record.version, (record.incarnation, hash));
-            if matches!(record.change, Change::Snapshot { .. }) {
-                self.base = record.version;
-                let old = record.version.saturating_sub(HISTORY);
+        for Linked { link, json } in records {
+            let hash = u128::from_str_radix(&link.hash, 16).unwrap_or_default();
+            self.newest_term = link.term;
+            self.log.insert(link.version, json);
+            self.marks.insert(link.version, (link.incarnation, hash));
+            if link.what == What::Snapshot {
+                self.base = link.version;
+                let old = link.version.saturating_sub(HISTORY);
                 self.log.retain(|version, _| *version >= old);
             }
         }
-        Ok(())
     }
 
     /// Reads all of it, as a process that starts does.

@@ -16,7 +16,7 @@ use highwater_coordinator::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{Join, Leave, NodeKind},
+    api::{Join, Leave, NodeKind, heartbeat},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -198,7 +198,7 @@ impl World {
                 self.feed_manager(at, Event::Join((*join).clone()));
             }
             Message::Cluster(event) => {
-                self.managers[at].heartbeat = event.heartbeat_ms.clamp(10, 60_000);
+                self.managers[at].heartbeat = heartbeat(event.heartbeat_ms).as_millis() as u64;
                 self.feed_manager(at, Event::Cluster((*event).clone()));
             }
             Message::Sync(sync) => self.feed_manager(at, Event::Lead(core::Event::Sync((*sync).clone()))),
@@ -234,7 +234,7 @@ impl World {
         if unknown.is_some() {
             self.request(Node::manager(at), Purpose::Probe { token, ddl }, Request::Streams, PATIENCE);
         } else {
-            self.feed_manager(at, Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(Vec::new()), random }));
+            self.feed_manager(at, Event::Lead(core::Event::Ddl { token, ddl, probe: core::unprobed(), random }));
         }
     }
 
@@ -265,6 +265,7 @@ impl World {
                 let outcome = answer.map(|_| ()).ok_or_else(late);
                 Event::Lead(core::Event::StreamsEnsured { job, outcome, random: self.rng.next() })
             }
+            (Purpose::Deletion { job }, _) => Event::Lead(core::Event::StreamsDeleted { job }),
             (Purpose::Assign { job, node }, answer) => {
                 let outcome = match answer {
                     Some(Answer::Assigned(outcome)) => outcome,
@@ -340,9 +341,7 @@ impl World {
                 return self.synced(at);
             }
             Action::Keep { records, anew } => {
-                if let Err(why) = node.disk.keep(&records, anew) {
-                    self.fail(why);
-                }
+                node.disk.keep(records, anew);
                 self.observe_disk(at);
                 return self.synced(at);
             }
@@ -411,7 +410,10 @@ impl World {
             core::Action::CheckTopics { term, .. } => {
                 self.request(me, Purpose::Topics { term }, Request::Streams, PATIENCE);
             }
-            core::Action::DeleteStream { .. } | core::Action::PurgeSession { .. } => {}
+            core::Action::DeleteStreams { job, .. } => {
+                self.request(me, Purpose::Deletion { job }, Request::Streams, PATIENCE);
+            }
+            core::Action::PurgeSession { .. } => {}
         }
     }
 }

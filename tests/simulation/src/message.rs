@@ -1,11 +1,11 @@
 //! What travels, and what waits to be taken up.
 
 use crate::{log::Payload, node::Node, rng::Rng};
-use highwater_cluster_manager::core::{Seen, Written};
+use highwater_cluster_manager::core::Seen;
 use highwater_coordinator::{core::Ddl, core::Job, manager::Outcome};
 use highwater_schemas::{
     ApiError,
-    api::{Bootstrap, BootstrapReply, ClusterEvent, Join, Lease, Leave},
+    api::{Bootstrap, BootstrapReply, ClusterEvent, Join, Lease, LeaseWritten, Leave},
     wire::{HighWatermark, Stability, Sync},
 };
 use serde_json::Value;
@@ -57,6 +57,7 @@ pub enum Purpose {
     Assign { job: Job, node: String },
     Probe { token: u64, ddl: Ddl },
     Streams { job: Job },
+    Deletion { job: Job },
     Topics { term: u64 },
     Ddl,
 }
@@ -93,7 +94,7 @@ pub enum Answer {
     Found(Option<Payload>),
     Contents(u64, Vec<Payload>),
     Seen(Seen),
-    Written(Written),
+    Written(LeaseWritten),
     Made(bool),
     Registered(bool),
     Names(Option<Vec<String>>),

@@ -5,7 +5,7 @@
 
 use super::Action;
 use crate::config::{Config, allowed};
-use highwater_schemas::api::Lease;
+use highwater_schemas::api::{Lease, LeaseWritten};
 
 /// What a look at the lease found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,19 +18,6 @@ pub enum Seen {
     NoBucket,
     /// It could not be looked at.
     Failed,
-}
-
-/// How a write of the lease ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    Done {
-        revision: u64,
-    },
-    /// Another revision is there.
-    Conflict,
-    NoBucket,
-    /// It may have been written, or be written yet.
-    Unknown,
 }
 
 /// The lease as this instance holds it, or watches it.
@@ -198,28 +185,28 @@ impl Leasehold {
         self.watched = None;
     }
 
-    pub(super) fn written(&mut self, sent_at: u64, outcome: Written, out: &mut Vec<Action>) {
+    pub(super) fn written(&mut self, sent_at: u64, outcome: LeaseWritten, out: &mut Vec<Action>) {
         self.writing = false;
         match outcome {
-            Written::Done { revision } if self.stopping => {
+            LeaseWritten::Done { revision } if self.stopping => {
                 self.holding = None;
                 out.push(Action::ReleaseLease { revision });
             }
-            Written::Done { revision } => {
+            LeaseWritten::Done { revision } => {
                 self.unresolved = None;
                 self.take(revision, sent_at);
             }
-            Written::Unknown => {
+            LeaseWritten::Unknown => {
                 self.unresolved = Some(self.unresolved.unwrap_or(sent_at));
                 self.look(out);
             }
             // The other revision may be our own, of a write with an unknown outcome.
-            Written::Conflict if self.unresolved.is_some() => self.look(out),
-            Written::Conflict => {
+            LeaseWritten::Conflict if self.unresolved.is_some() => self.look(out),
+            LeaseWritten::Conflict => {
                 self.lose();
                 self.look(out);
             }
-            Written::NoBucket => {
+            LeaseWritten::NoBucket => {
                 if let Some(holding) = &mut self.holding {
                     // Ours until it ends; in a new bucket nothing is there.
                     holding.revision = 0;

@@ -4,11 +4,9 @@
 //! allowed is down. So neither a pause of ours nor a lost connection makes the others seem silent.
 
 use crate::config::Config;
-use highwater_schemas::api::{Join, Leave, ManagerReport, MemberStatus, NodeKind, Presence};
+use highwater_schemas::api::{Join, Leave, MOST_MEMBERS, ManagerReport, MemberStatus, NodeKind, Presence};
 use std::collections::BTreeMap;
 
-/// Nodes that are known at once. Beyond it one that is down is forgotten, or the new one is not taken.
-pub const MOST_MEMBERS: usize = 2_048;
 /// A gap between two events, milliseconds, that is taken for a pause of this process where heartbeats are more frequent.
 const PAUSE: u64 = 250;
 
@@ -151,6 +149,7 @@ impl Members {
         }
     }
 
+    /// Beyond the limit one that is down is forgotten, or the new one is not taken.
     fn make_room(&mut self) -> bool {
         if self.nodes.len() < MOST_MEMBERS {
             return true;

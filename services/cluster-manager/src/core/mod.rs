@@ -10,13 +10,12 @@ mod members;
 mod tests;
 
 pub use election::{FORCED, MOST_REGISTERED, PATIENCE};
-pub use lease::{Seen, Written};
-pub use members::MOST_MEMBERS;
+pub use lease::Seen;
 
 use crate::config::Config;
 use election::Election;
 use highwater_schemas::api::{
-    Bootstrap, BootstrapReply, ClusterEvent, ClusterStatus, Join, Lease, Leave, Master, NodeKind,
+    Bootstrap, BootstrapReply, ClusterEvent, ClusterStatus, Join, Lease, LeaseWritten, Leave, Master, NodeKind,
 };
 use lease::Leasehold;
 use members::Members;
@@ -37,7 +36,7 @@ pub enum Event {
     /// The answer to [`Action::WriteLease`]; there is always one. It was sent at `sent_at`, or later.
     LeaseWritten {
         sent_at: u64,
-        outcome: Written,
+        outcome: LeaseWritten,
     },
     /// The bucket was made, and is empty.
     BucketMade,

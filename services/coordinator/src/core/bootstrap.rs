@@ -106,7 +106,7 @@ impl Core {
             if late.is_empty() { Ok(()) } else { Err(format!("waits for {}", late.join(", "))) }
         };
         // Who was there before is waited for as long as it may be alive, who was not for as long as a heartbeat takes.
-        let settled = now >= self.started + self.config.heartbeat.as_millis() as u64;
+        let settled = now >= self.started + self.config.heartbeat_ms();
         let any = |kind: NodeKind| settled || self.context.alive(kind).next().is_some();
         let none_yet = || Err("waits for the first heartbeats".to_owned());
         match step {
@@ -119,8 +119,7 @@ impl Core {
             9 => follow(NodeKind::Projector, "").map(|()| listed(alive(NodeKind::Projector))),
             10 if !any(NodeKind::Indexer) => none_yet(),
             10 => {
-                let late: Vec<String> =
-                    self.members.waited_for(&self.context, now, self.started, &self.config).collect();
+                let late: Vec<String> = self.members.waited_for(&self.context, self.started, &self.config).collect();
                 if late.is_empty() {
                     Ok(listed(alive(NodeKind::Indexer)))
                 } else {

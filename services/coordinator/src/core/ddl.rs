@@ -1,6 +1,6 @@
 //! DDL: buckets and indexes come and go. Each request is checked whole before the first change is made.
 
-use super::{Action, Core, Token};
+use super::{Action, Core, Token, streams_of};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
@@ -10,7 +10,6 @@ use highwater_schemas::{
     definition::{BucketDefinition, IndexDefinition},
     names,
     state::{Bucket, Change, Index, IndexState, PlacedIndex},
-    subjects,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -47,6 +46,12 @@ impl Ddl {
 /// What the shell found out about the source streams: the last sequence of each, or why the bucket cannot be followed.
 pub type Probe = Result<Vec<u64>, ApiError>;
 
+/// The probe of a request that needed none when it came.
+pub fn unprobed() -> Probe {
+    let message = "the bucket is being removed: try again";
+    Err(ApiError { retry: true, ..ApiError::new(ErrorCode::BucketNotFound, message) })
+}
+
 impl Core {
     pub(super) fn ddl(&mut self, token: Token, ddl: Ddl, probe: &Probe, random: u64, out: &mut Vec<Action>) {
         if let Err(error) = self.begin(token, ddl, probe, random, out) {
@@ -67,12 +72,12 @@ impl Core {
         let answer = match ddl {
             Ddl::BucketAdd(definition) => return self.bucket_add(token, definition, probe, out),
             Ddl::IndexCreate(definition) => return self.index_create(token, definition, probe, random, out),
-            Ddl::BucketRemove(request) => self.bucket_remove(&request, out)?,
+            Ddl::BucketRemove(request) => return self.bucket_remove(token, request, out),
             Ddl::BucketList => json(&self.bucket_list()),
             Ddl::IndexBuild(request) => self.index_build(&request, out)?,
             Ddl::IndexDrop(request) => self.index_drop(&request, out)?,
             Ddl::TopicCreate(request) => return self.topic_create(token, request, out),
-            Ddl::TopicDelete(request) => self.topic_delete(&request, out)?,
+            Ddl::TopicDelete(request) => return self.topic_delete(token, request, out),
             Ddl::TopicSubscribe(request) => self.subscribe(&request, out)?,
             Ddl::TopicUnsubscribe(request) => self.unsubscribe(&request, out)?,
             Ddl::TopicList(request) => self.topic_list(&request)?,
@@ -94,12 +99,12 @@ impl Core {
                 out.push(Action::Reply { token, answer: Ok(json(&Empty {})) });
             }
             Some(_) => return Err(other_source(&definition.name)),
-            None => self.declare(token, definition, probe.clone()?, None, out),
+            None => self.declare(token, definition, probe.clone()?, None, out)?,
         }
         Ok(())
     }
 
-    fn bucket_remove(&self, request: &BucketRemove, out: &mut Vec<Action>) -> Result<Value, ApiError> {
+    fn bucket_remove(&mut self, token: Token, request: BucketRemove, out: &mut Vec<Action>) -> Result<(), ApiError> {
         let bucket = self.bucket(&request.name)?;
         if !bucket.indexes.is_empty() {
             return Err(ApiError::new(
@@ -107,11 +112,10 @@ impl Core {
                 format!("bucket {} still has {} indexes: drop them first", request.name, bucket.indexes.len()),
             ));
         }
-        out.push(Action::Append(Change::BucketRemoved { bucket: request.name.clone() }));
-        let topics = bucket.topics.keys().map(|topic| subjects::topic_stream(&request.name, topic));
-        let streams = [subjects::mutation_stream(&request.name), subjects::catchup_stream(&request.name)];
-        out.extend(streams.into_iter().chain(topics).map(|stream| Action::DeleteStream { stream }));
-        Ok(json(&Empty {}))
+        let streams = streams_of(&request.name, bucket.topics.keys()).collect();
+        out.push(Action::Append(Change::BucketRemoved { bucket: request.name }));
+        self.delete_streams(Some(token), streams, out);
+        Ok(())
     }
 
     fn bucket_list(&self) -> BucketList {
@@ -151,8 +155,7 @@ impl Core {
             ),
             _ => e,
         })?;
-        self.declare(token, BucketDefinition::kv(&definition.bucket), starts, Some(definition), out);
-        Ok(())
+        self.declare(token, BucketDefinition::kv(&definition.bucket), starts, Some(definition), out)
     }
 
     fn check_new(&self, definition: &IndexDefinition) -> Result<(), ApiError> {

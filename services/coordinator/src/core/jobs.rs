@@ -1,10 +1,10 @@
 //! DDL that takes several steps. Each step is in the log before the next one begins, so that whoever coordinates next can go on:
 //! an index is *preparing* until every host has said that it can take it, and is given up when one cannot.
 
-use super::{Action, Core, Token, ddl};
+use super::{Action, Core, Token, ddl, streams_of};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::TopicRequest,
+    api::{Empty, TopicRequest},
     definition::{BucketDefinition, IndexDefinition},
     state::{Change, IndexState},
     subjects,
@@ -24,12 +24,14 @@ enum Stage {
     Streams { definition: BucketDefinition, starts: Vec<u64>, then: Option<IndexDefinition> },
     /// The stream of a topic that is to be created.
     Topic(TopicRequest),
+    /// Streams that are being deleted.
+    Deletion,
     /// The hosts of an index.
     Hosts { bucket: String, index: u32, waiting: BTreeSet<String> },
 }
 
 struct Under {
-    /// None: of an earlier coordinator, nobody here waits for it.
+    /// None: nobody waits for it, as an earlier coordinator was asked, or none.
     token: Option<Token>,
     stage: Stage,
 }
@@ -46,14 +48,14 @@ impl Jobs {
         Self { next: term << 32, open: BTreeMap::new() }
     }
 
-    /// Whether a stream is being made.
-    pub(super) fn makes(&self, stream: &str) -> bool {
-        self.open.values().any(|under| match &under.stage {
+    /// The streams that are being made.
+    pub(super) fn makes(&self) -> impl Iterator<Item = String> {
+        self.open.values().flat_map(|under| match &under.stage {
             Stage::Streams { definition: BucketDefinition { name, .. }, .. } => {
-                stream == subjects::mutation_stream(name) || stream == subjects::catchup_stream(name)
+                streams_of(name, [].iter()).collect::<Vec<_>>()
             }
-            Stage::Topic(TopicRequest { bucket, topic }) => stream == subjects::topic_stream(bucket, topic),
-            Stage::Hosts { .. } => false,
+            Stage::Topic(TopicRequest { bucket, topic }) => vec![subjects::topic_stream(bucket, topic)],
+            Stage::Deletion | Stage::Hosts { .. } => Vec::new(),
         })
     }
 
@@ -68,6 +70,11 @@ impl Jobs {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way"))
+    }
+
+    /// Whether streams are being deleted for which nobody asked.
+    fn sweeps(&self) -> bool {
+        self.open.values().any(|u| u.token.is_none() && matches!(u.stage, Stage::Deletion))
     }
 
     fn prepares(&self, bucket: &str, number: u32) -> bool {
@@ -86,10 +93,32 @@ impl Core {
         starts: Vec<u64>,
         then: Option<IndexDefinition>,
         out: &mut Vec<Action>,
-    ) {
+    ) -> Result<(), ApiError> {
+        if starts.len() != definition.vbuckets().len() {
+            let message = format!("bucket {}: {} source streams were looked at", definition.name, starts.len());
+            return Err(ApiError::new(ErrorCode::Internal, message));
+        }
         let bucket = definition.name.clone();
         let job = self.jobs.begin(Some(token), Stage::Streams { definition, starts, then });
         out.push(Action::EnsureStreams { job, bucket, topic: None });
+        Ok(())
+    }
+
+    /// Deletes streams that nobody needs; who asked for what made them superfluous is answered when they are gone.
+    pub(super) fn delete_streams(&mut self, token: Option<Token>, streams: Vec<String>, out: &mut Vec<Action>) {
+        if token.is_none() && self.jobs.sweeps() {
+            // What is left then is found again.
+            return;
+        }
+        let job = self.jobs.begin(token, Stage::Deletion);
+        out.push(Action::DeleteStreams { job, streams });
+    }
+
+    /// A job ends without anything that follows.
+    pub(super) fn end_job(&mut self, job: Job, outcome: Result<(), ApiError>, out: &mut Vec<Action>) {
+        if let Some(Under { token: Some(token), .. }) = self.jobs.open.remove(&job) {
+            out.push(Action::Reply { token, answer: outcome.map(|()| ddl::json(&Empty {})) });
+        }
     }
 
     /// Creates a topic.
@@ -118,7 +147,7 @@ impl Core {
         self.check_topic(request)?;
         let TopicRequest { bucket, topic } = request.clone();
         out.push(Action::Append(Change::TopicCreated { bucket, topic }));
-        Ok(Value::Object(serde_json::Map::new()))
+        Ok(ddl::json(&Empty {}))
     }
 
     pub(super) fn streams_ensured(

@@ -1,9 +1,12 @@
 //! Who is there, and what they report.
+//!
+//! The cluster manager says who is alive. Where it does not, heartbeats decide, and our own tells whether any can be heard: how
+//! long a node was silent counts up to when our own last came back, and anew after a time in which it did not.
 
 use super::{Action, Core};
-use crate::config::Config;
+use crate::{config::Config, room};
 use highwater_schemas::{
-    api::{ClusterEvent, Join, NodeKind, SliceReport, Suspicion},
+    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, SliceReport, Suspicion},
     state::{Change, NodeEntry, SliceName, StateContext},
     timestamp::StabilityTimestamp,
 };
@@ -23,16 +26,39 @@ struct Member {
 }
 
 /// What nodes and the cluster manager said since this index manager coordinates.
-#[derive(Default)]
 pub(super) struct Members {
     seen: BTreeMap<(NodeKind, String), Member>,
     /// Incarnation and whether it is alive, by the cluster manager's last word.
     cluster: Option<BTreeMap<(NodeKind, String), (u64, bool)>>,
     /// When that was.
     seen_cluster: u64,
+    /// When our own heartbeat last came back.
+    echo: Option<u64>,
+    /// Since when it comes back without a break.
+    since: u64,
 }
 
 impl Members {
+    pub(super) fn new(now: u64) -> Self {
+        Self { seen: BTreeMap::new(), cluster: None, seen_cluster: 0, echo: None, since: now }
+    }
+
+    /// Our own heartbeat came back. After a break everyone is listened to anew.
+    fn echoed(&mut self, now: u64, config: &Config) {
+        let heartbeat = config.heartbeat_ms();
+        // Who was heard just before a shorter one, and is heard soon after it, was not silent for too long.
+        let short = config.patience().saturating_sub(heartbeat).max(heartbeat + heartbeat / 2);
+        if self.echo.is_none_or(|echo| now > echo + short) {
+            self.since = now;
+        }
+        self.echo = Some(now);
+    }
+
+    /// Whether who was heard last at `last` has missed its heartbeats, and not only we.
+    fn silent(&self, last: u64, config: &Config) -> bool {
+        self.echo.is_some_and(|echo| echo >= last.max(self.since) + config.patience())
+    }
+
     pub(super) fn see(&mut self, now: u64, event: ClusterEvent) {
         self.seen_cluster = now;
         let entry = |m: highwater_schemas::api::Presence| ((m.kind, m.node), (m.incarnation, m.alive));
@@ -68,11 +94,10 @@ impl Members {
     pub(super) fn waited_for<'a>(
         &'a self,
         context: &'a StateContext,
-        now: u64,
         started: u64,
         config: &Config,
     ) -> impl Iterator<Item = String> + 'a {
-        let late = now >= started + config.patience();
+        let late = self.silent(started, config);
         context
             .nodes
             .iter()
@@ -115,6 +140,11 @@ impl Members {
         self.seen.get(&(NodeKind::Indexer, node.to_owned()))?.slices.get(bucket)?.get(&slice)
     }
 
+    #[cfg(test)]
+    pub(super) fn nodes(&self) -> usize {
+        self.seen.len()
+    }
+
     pub(super) fn slices(&self) -> impl Iterator<Item = &SliceReport> {
         self.seen.values().flat_map(|m| m.slices.values().flat_map(BTreeMap::values))
     }
@@ -140,6 +170,9 @@ impl Members {
 impl Core {
     pub(super) fn join(&mut self, now: u64, join: Join) {
         let key = (join.kind, join.node);
+        if key.0 == NodeKind::Coordinator && key.1 == self.config.node && join.incarnation == self.config.incarnation {
+            self.members.echoed(now, &self.config);
+        }
         let mut slices: BTreeMap<String, BTreeMap<SliceName, SliceReport>> = BTreeMap::new();
         for slice in join.slices {
             let name = SliceName { index: slice.index, partition: slice.partition };
@@ -162,6 +195,10 @@ impl Core {
         if let Some(only) = &join.only {
             self.members.take(&key, only, member);
             self.urgent = true;
+            return;
+        }
+        let silent_since = now.saturating_sub(self.config.patience());
+        if !room::make(&mut self.members.seen, &key, MOST_MEMBERS, silent_since, |m| m.last) {
             return;
         }
         let before = self.members.seen.get(&key);
@@ -196,7 +233,7 @@ impl Core {
             out.push(Action::Append(Change::NodeJoined { node: node.clone(), kind: *kind, incarnation }));
         }
         for (key, entry) in &self.context.nodes {
-            if !entry.gone && self.is_gone(now, key, entry) {
+            if !entry.gone && self.is_gone(key, entry) {
                 if key.0 == NodeKind::Indexer {
                     self.close_sessions(out, |s| s.node == key.1);
                 }
@@ -205,19 +242,20 @@ impl Core {
         }
     }
 
-    fn is_gone(&self, now: u64, key: &(NodeKind, String), entry: &NodeEntry) -> bool {
+    fn is_gone(&self, key: &(NodeKind, String), entry: &NodeEntry) -> bool {
         if *key == (NodeKind::Coordinator, self.config.node.clone()) {
             return false;
         }
         let member = self.members.seen.get(key);
-        if member.is_some_and(|m| m.incarnation != entry.incarnation) {
+        let silent = self.members.silent(member.map_or(self.started, |m| m.last), &self.config);
+        if !silent && member.is_some_and(|m| m.incarnation != entry.incarnation) {
             // It was started again: it joins, it does not leave.
             return false;
         }
         match self.members.alive(key, entry.incarnation) {
             Some(alive) => !alive,
             // Nobody else says so: its own heartbeats decide.
-            None => now >= member.map_or(self.started, |m| m.last) + self.config.patience(),
+            None => silent,
         }
     }
 }

@@ -23,13 +23,13 @@ mod tests;
 mod topics;
 
 pub use bootstrap::Bootstrapping;
-pub use ddl::{Ddl, Probe};
+pub use ddl::{Ddl, Probe, unprobed};
 pub use jobs::Job;
 
 use crate::config::Config;
 use highwater_schemas::{
     ApiError,
-    api::{ClusterEvent, Join},
+    api::{ClusterEvent, Join, heartbeat},
     state::{Change, MUTATION, Offered, StateContext, StateError},
     subjects,
     wire::{HighWatermark, Stability, Sync},
@@ -38,7 +38,7 @@ use jobs::Jobs;
 use members::Members;
 use serde_json::Value;
 use stability::BucketStability;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Members, owners, sessions and idle buckets are looked at this often, milliseconds.
 const HOUSEKEEPING: u64 = 50;
@@ -67,6 +67,15 @@ pub enum Event {
         job: Job,
         outcome: Result<(), String>,
         random: u64,
+    },
+    /// What [`Action::DeleteStreams`] came to.
+    StreamsDeleted {
+        job: Job,
+    },
+    /// A change before it could not be made, so what a job waits for is not done.
+    GivenUp {
+        job: Job,
+        why: ApiError,
     },
     /// What [`Action::Assign`] came to.
     Assigned {
@@ -120,8 +129,10 @@ pub enum Action {
         /// Look for what nobody needs too.
         sweep: bool,
     },
-    DeleteStream {
-        stream: String,
+    /// Nobody needs these streams any more; some may not be there.
+    DeleteStreams {
+        job: Job,
+        streams: Vec<String>,
     },
     /// A session is over: its messages can go.
     PurgeSession {
@@ -134,8 +145,6 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     pub bucket: String,
-    /// Open sessions.
-    pub sessions: Vec<u64>,
     /// Topics that people made.
     pub topics: Vec<String>,
 }
@@ -175,7 +184,7 @@ impl Core {
     pub fn new(config: Config, context: StateContext, boot: Bootstrapping, now: u64) -> Self {
         Self {
             config,
-            members: Members::default(),
+            members: Members::new(now),
             stability: BTreeMap::new(),
             jobs: Jobs::new(context.term),
             boot,
@@ -230,10 +239,15 @@ impl Core {
         match event {
             Event::Ddl { token, ddl, probe, random } => self.ddl(token, ddl, &probe, random, &mut out),
             Event::Join(join) => self.join(now, join),
-            Event::Cluster(event) => self.members.see(now, event),
+            Event::Cluster(event) => {
+                self.config.heartbeat = heartbeat(event.heartbeat_ms);
+                self.members.see(now, event);
+            }
             Event::Sync(sync) => self.sync(now, &sync, &mut out),
             Event::HighWatermark(hwt) => self.high_watermark(&hwt, &mut out),
             Event::StreamsEnsured { job, outcome, random } => self.streams_ensured(job, outcome, random, &mut out),
+            Event::StreamsDeleted { job } => self.end_job(job, Ok(()), &mut out),
+            Event::GivenUp { job, why } => self.end_job(job, Err(why), &mut out),
             Event::Assigned { job, node, outcome } => self.assigned(job, &node, outcome, &mut out),
             Event::TopicsChecked { term, made, found } => {
                 if term == self.context.term {
@@ -250,7 +264,7 @@ impl Core {
         self.urgent = false;
         self.check_members(now, out);
         self.check_topics(now, out);
-        if self.ready(now) {
+        if self.ready() {
             self.recover_stability();
             self.start_branches(random, out);
             self.check_rollbacks(out);
@@ -266,8 +280,8 @@ impl Core {
     }
 
     /// Every live indexer follows this term, and has said what it has applied.
-    fn ready(&self, now: u64) -> bool {
-        self.members.waited_for(&self.context, now, self.started, &self.config).next().is_none()
+    fn ready(&self) -> bool {
+        self.members.waited_for(&self.context, self.started, &self.config).next().is_none()
     }
 
     fn check_topics(&mut self, now: u64, out: &mut Vec<Action>) {
@@ -275,7 +289,6 @@ impl Core {
             self.topics_due = None;
             let wanted = self.context.buckets.iter().map(|(name, b)| Wanted {
                 bucket: name.clone(),
-                sessions: b.sessions.keys().copied().collect(),
                 topics: b.topics.keys().filter(|t| *t != MUTATION).cloned().collect(),
             });
             let (term, buckets, sweep) = (self.context.term, wanted.collect(), now >= self.sweep_due);
@@ -292,15 +305,11 @@ impl Core {
         let Some(found) = found else { return };
         self.sweep_due = now + SWEEP;
         // By what is known now: while it was looked for, others may have been made.
-        for stream in &found.streams {
-            let wanted = |(name, bucket): (&String, &highwater_schemas::state::Bucket)| {
-                *stream == subjects::mutation_stream(name)
-                    || *stream == subjects::catchup_stream(name)
-                    || bucket.topics.keys().any(|topic| *stream == subjects::topic_stream(name, topic))
-            };
-            if !self.context.buckets.iter().any(wanted) && !self.jobs.makes(stream) {
-                out.push(Action::DeleteStream { stream: stream.clone() });
-            }
+        let declared = self.context.buckets.iter().flat_map(|(name, bucket)| streams_of(name, bucket.topics.keys()));
+        let needed: BTreeSet<String> = declared.chain(self.jobs.makes()).collect();
+        let strays: Vec<String> = found.streams.iter().filter(|stream| !needed.contains(*stream)).cloned().collect();
+        if !strays.is_empty() {
+            self.delete_streams(None, strays, out);
         }
         for (bucket, session) in &found.sessions {
             let open = self.context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(session));
@@ -319,4 +328,10 @@ impl Core {
         // From the last tick on, not from now: a busy bus must not push it away.
         due.clamp(self.ticked + 1, self.ticked + HOUSEKEEPING).max(now)
     }
+}
+
+/// The streams behind the topics of a bucket: the built-in ones, and those that people made.
+fn streams_of<'a>(bucket: &str, topics: impl Iterator<Item = &'a String>) -> impl Iterator<Item = String> {
+    let made = topics.filter(|topic| *topic != MUTATION).map(move |topic| subjects::topic_stream(bucket, topic));
+    [subjects::mutation_stream(bucket), subjects::catchup_stream(bucket)].into_iter().chain(made)
 }

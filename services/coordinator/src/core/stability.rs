@@ -4,7 +4,7 @@ use super::{Action, Core};
 use crate::config::{Config, NUMBER_BLOCK};
 use highwater_schemas::{
     StVb, StabilityTimestamp,
-    api::NodeKind,
+    api::{MOST_MEMBERS, NodeKind},
     state::{Change, Vbucket},
     timestamp::Bookmark,
     wire::{HighWatermark, Stability, Sync},
@@ -104,8 +104,10 @@ impl Core {
             let applied = self.members.newest_applied(name);
             let durable = bucket.history.last();
             // Void ones have used up their numbers too. After a copy that missed a reservation, some more may be unheard of.
-            let used = [applied, durable].into_iter().flatten().map(|st| st.number + 1).max().unwrap_or(0);
-            let next = if used > bucket.numbers_below { used + NUMBER_BLOCK } else { bucket.numbers_below };
+            let used =
+                [applied, durable].into_iter().flatten().map(|st| st.number.saturating_add(1)).max().unwrap_or(0);
+            let next =
+                if used > bucket.numbers_below { used.saturating_add(NUMBER_BLOCK) } else { bucket.numbers_below };
             let last = [applied, durable]
                 .into_iter()
                 .flatten()
@@ -201,8 +203,10 @@ impl Core {
             // A new generation that has not yet reached X.
             return;
         }
+        // A number is never used twice, not even the last one there is.
+        let Some(next) = entry.next.checked_add(1) else { return };
         if entry.next >= bucket.numbers_below {
-            let below = entry.next + NUMBER_BLOCK;
+            let below = entry.next.saturating_add(NUMBER_BLOCK);
             out.push(Action::Append(Change::NumbersReserved { bucket: name.into(), below }));
         }
         let st = StabilityTimestamp {
@@ -212,7 +216,7 @@ impl Core {
             persist: persist_due,
             vbs,
         };
-        entry.next += 1;
+        entry.next = next;
         entry.dirty = false;
         entry.wanted = false;
         entry.issued_at = now;
@@ -248,11 +252,17 @@ impl Core {
         else {
             return;
         };
+        let nodes = &self.context.nodes;
+        let alive = |node: &str| nodes.get(&(NodeKind::Indexer, node.to_owned())).is_some_and(|e| !e.gone);
+        if entry.durable.len() >= MOST_MEMBERS && !entry.durable.contains_key(&hwt.node) {
+            entry.durable.retain(|node, _| alive(node));
+            if entry.durable.len() >= MOST_MEMBERS {
+                return;
+            }
+        }
         entry.durable.insert(hwt.node.clone(), hwt.durable);
         let Some(marked) = &entry.unconfirmed else { return };
-        let alive =
-            |node: &&str| self.context.nodes.get(&(NodeKind::Indexer, (*node).to_owned())).is_some_and(|e| !e.gone);
-        let live: Vec<&str> = bucket.hosts().into_iter().filter(alive).collect();
+        let live: Vec<&str> = bucket.hosts().into_iter().filter(|node| alive(node)).collect();
         if !live.is_empty() && live.iter().all(|node| entry.durable.get(*node).is_some_and(|n| *n >= marked.number)) {
             out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.clone() }));
             entry.unconfirmed = None;

@@ -1,6 +1,6 @@
 //! Topics and subscriptions: requests of administrators.
 
-use super::{Action, Core, ddl::json};
+use super::{Action, Core, Token, ddl::json};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
@@ -8,7 +8,7 @@ use highwater_schemas::{
         Unsubscribe,
     },
     names,
-    state::{Bucket, Change, MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate},
+    state::{Bucket, Change, MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, place},
     subjects,
 };
 use serde_json::Value;
@@ -30,15 +30,20 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn topic_delete(&self, request: &TopicRequest, out: &mut Vec<Action>) -> Result<Value, ApiError> {
-        let (bucket, topic) = (self.bucket(&request.bucket)?, request.topic.clone());
-        if topic == MUTATION || !bucket.topics.contains_key(&topic) {
-            return Err(no_topic(&request.bucket, &topic));
+    pub(super) fn topic_delete(
+        &mut self,
+        token: Token,
+        request: TopicRequest,
+        out: &mut Vec<Action>,
+    ) -> Result<(), ApiError> {
+        let TopicRequest { bucket, topic } = request;
+        if topic == MUTATION || !self.bucket(&bucket)?.topics.contains_key(&topic) {
+            return Err(no_topic(&bucket, &topic));
         }
-        let stream = subjects::topic_stream(&request.bucket, &topic);
-        out.push(Action::Append(Change::TopicDeleted { bucket: request.bucket.clone(), topic }));
-        out.push(Action::DeleteStream { stream });
-        Ok(json(&Empty {}))
+        let stream = subjects::topic_stream(&bucket, &topic);
+        out.push(Action::Append(Change::TopicDeleted { bucket, topic }));
+        self.delete_streams(Some(token), vec![stream], out);
+        Ok(())
     }
 
     pub(super) fn subscribe(&self, request: &Subscribe, out: &mut Vec<Action>) -> Result<Value, ApiError> {
@@ -93,15 +98,6 @@ impl Core {
 
 fn no_topic(bucket: &str, topic: &str) -> ApiError {
     ApiError::new(ErrorCode::TopicNotFound, format!("there is no topic {topic} to change on bucket {bucket}"))
-}
-
-/// The stream and the subject where a subscriber reads.
-fn place(bucket: &str, topic: &str, subscriber: &str) -> (String, String) {
-    if topic == MUTATION {
-        (subjects::mutation_stream(bucket), subjects::mutation(bucket, subscriber))
-    } else {
-        (subjects::topic_stream(bucket, topic), subjects::topic(bucket, topic, subscriber))
-    }
 }
 
 fn summaries(name: &str, bucket: &Bucket) -> Vec<TopicSummary> {

@@ -1,6 +1,6 @@
 //! One append until it is settled.
 
-use super::Action;
+use super::{Action, chain::Linked};
 use highwater_schemas::state::{Record, unpack};
 
 /// Milliseconds until a failed read or a refused append is tried again.
@@ -17,7 +17,7 @@ pub enum Outcome {
     Moved,
     /// It may be in the log or not.
     Unknown,
-    /// It is not in the log; why.
+    /// The server did not take it, or said nothing that can be read; why.
     Refused(String),
 }
 
@@ -42,7 +42,7 @@ pub struct Append {
     pub expected: u64,
     /// Hash of that record; empty: there is none, or it does not matter.
     before: String,
-    pub json: Vec<u8>,
+    pub record: Linked,
     pub payload: Vec<u8>,
     pub rollup: bool,
     stage: Stage,
@@ -62,8 +62,8 @@ pub enum Settled {
 }
 
 impl Append {
-    pub fn new(id: u64, expected: u64, before: String, json: Vec<u8>, payload: Vec<u8>, rollup: bool) -> Self {
-        Self { id, expected, before, json, payload, rollup, stage: Stage::Sent, moved: 0 }
+    pub fn new(id: u64, expected: u64, before: String, record: Linked, payload: Vec<u8>, rollup: bool) -> Self {
+        Self { id, expected, before, record, payload, rollup, stage: Stage::Sent, moved: 0 }
     }
 
     pub fn send(&self) -> Action {

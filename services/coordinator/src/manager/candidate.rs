@@ -3,13 +3,13 @@
 use super::{
     Action, Manager, Now, Role,
     append::{Append, Settled},
-    chain::{Chain, link},
+    chain::{Chain, Linked},
     compare::{Comparison, compare},
 };
 use crate::{config::NUMBER_BLOCK, core::Bootstrapping};
 use highwater_schemas::{
     api::Bootstrap,
-    state::{Change, Record, pack, unpack},
+    state::{Change, Record, pack},
 };
 use std::collections::BTreeSet;
 
@@ -34,10 +34,20 @@ enum Phase {
     /// The log is not whole: who else has a copy?
     Gathering {
         last_seq: u64,
-        gone: bool,
+        loss: Loss,
         why: String,
     },
     Opening(Append),
+}
+
+/// What the log lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// What the copy has behind the log's end.
+    Tail,
+    All,
+    /// Its tail, or nothing.
+    Unknown,
 }
 
 impl Candidate {
@@ -82,7 +92,20 @@ impl Manager {
             self.peers.iter().map(|(node, p)| format!("{node} has version {}", p.report.version)).collect();
         candidate.boot.done(now.ms, 3, if versions.is_empty() { "no others".into() } else { versions.join(", ") });
         let compared = compare(&records, &self.context, &self.chain);
-        let gather = |gone, why| Phase::Gathering { last_seq, gone, why };
+        let gather = |loss, why| Phase::Gathering { last_seq, loss, why };
+        // Who holds no more than the log does not see what it lost.
+        let end = match &compared {
+            Ok(Comparison::Ahead { context, .. }) => Some(context.version),
+            Ok(Comparison::Other { context, .. }) if self.context.version == 0 => Some(context.version),
+            _ => None,
+        };
+        let beyond = end.filter(|_| !candidate.force).and_then(|end| Some((end, self.beyond(now, end)?)));
+        if let Some((end, (node, version))) = beyond {
+            let why = format!("the state log ends at version {end}, and {node} has version {version}");
+            self.decline(why, out);
+            return;
+        }
+        let Role::Candidate(candidate) = &mut self.role else { return };
         match compared {
             Ok(Comparison::Ahead { context, news }) => {
                 let note = format!("the log, version {}", context.version);
@@ -97,15 +120,24 @@ impl Manager {
                 self.open_behind(now, last_seq, note, out);
             }
             Ok(Comparison::LostTail { version }) => {
-                candidate.phase = gather(false, format!("the state log lost its tail: it ends at version {version}"));
+                candidate.phase =
+                    gather(Loss::Tail, format!("the state log lost its tail: it ends at version {version}"));
+                self.gather(now, out);
+            }
+            Ok(Comparison::Unknown { version }) => {
+                let copy = self.context.version;
+                let why = format!(
+                    "the state log ends at version {version}, and the local copy, version {copy}, does not tell whether it goes on from there"
+                );
+                candidate.phase = gather(Loss::Unknown, why);
                 self.gather(now, out);
             }
             Ok(Comparison::Gone(why)) => {
-                candidate.phase = gather(true, format!("the state log is lost: {why}"));
+                candidate.phase = gather(Loss::All, format!("the state log is lost: {why}"));
                 self.gather(now, out);
             }
             Err(error) if candidate.force => {
-                candidate.phase = gather(true, format!("the state log cannot be used: {error}"));
+                candidate.phase = gather(Loss::All, format!("the state log cannot be used: {error}"));
                 self.gather(now, out);
             }
             Err(error) => self.decline(
@@ -126,13 +158,13 @@ impl Manager {
         if anew {
             self.chain = Chain::default();
         }
-        for link in records.iter().filter_map(|r| link(r)) {
+        let records: Vec<Linked> = records.iter().filter_map(|r| Linked::read(r)).collect();
+        for Linked { link, .. } in &records {
             self.chain.push(link.version, &link.hash);
         }
         self.context = context;
         self.term = self.term.max(self.context.term);
         if anew || !records.is_empty() {
-            let records = records.iter().filter_map(|r| Some(unpack(r).ok()?.into_owned())).collect();
             out.push(Action::Keep { records, anew });
         }
     }
@@ -140,16 +172,25 @@ impl Manager {
     /// A lost log is published anew from the latest copy, once it is known which that is.
     pub(super) fn gather(&mut self, now: Now, out: &mut Vec<Action>) {
         let Role::Candidate(candidate) = &self.role else { return };
-        let Phase::Gathering { last_seq, gone, why } = &candidate.phase else { return };
-        let (last_seq, gone, why) = (*last_seq, *gone, why.clone());
+        let Phase::Gathering { last_seq, loss, why } = &candidate.phase else { return };
+        let (last_seq, loss, why) = (*last_seq, *loss, why.clone());
         if let Some((node, version)) = self.later(now) {
             let note = format!("{why}, and {node} has version {version} of it");
             self.decline(note, out);
             return;
         }
+        if loss == Loss::Unknown && !candidate.force {
+            if self.others_may_tell(now) {
+                self.undecided = Some(candidate.term);
+                self.decline(why, out);
+            } else {
+                self.waiting = Some(format!("{why}: `highwater state recover --force` publishes the copy"));
+            }
+            return;
+        }
         let missing = self.missing(now, &candidate.registered);
         let patient = now.ms < candidate.since + self.config.patience();
-        if !missing.is_empty() && !candidate.force && (gone || patient) {
+        if !missing.is_empty() && !candidate.force && (loss == Loss::All || patient) {
             let missing = missing.join(", ");
             self.waiting = Some(format!(
                 "{why}, and {missing} may have a later copy: start it, or give it up with `highwater state recover --force`"
@@ -209,8 +250,8 @@ impl Manager {
     ) {
         let id = self.next_id();
         let before = if rollup { String::new() } else { self.context.hash.clone() };
-        let json = record.to_json();
-        let payload = pack(json.clone());
+        let record = Linked::from(record);
+        let payload = pack(record.json.clone());
         if payload.len() > self.max_record {
             let size = payload.len();
             self.decline(format!("the state does not fit one NATS message: {size} bytes; raise max_payload"), out);
@@ -218,7 +259,7 @@ impl Manager {
         }
         let Role::Candidate(candidate) = &mut self.role else { return };
         candidate.boot.done(now.ms, 4, note);
-        let append = Append::new(id, last_seq, before, json, payload, rollup);
+        let append = Append::new(id, last_seq, before, record, payload, rollup);
         out.push(append.send());
         candidate.phase = Phase::Opening(append);
     }
@@ -249,15 +290,15 @@ impl Manager {
                 let Phase::Opening(append) = candidate.phase else { return };
                 let mut boot = candidate.boot;
                 let version = self.context.version;
-                if let Err(error) = self.context.offer(&append.json) {
+                if let Err(error) = self.context.offer(&append.record.json) {
                     // It was made from this context.
                     self.decline(format!("the opened term cannot be applied: {error}"), out);
                     return;
                 }
-                let anew = self.context.version != version + 1;
-                debug_assert!(!anew, "a term follows the copy");
+                debug_assert_eq!(self.context.version, version + 1, "a term follows the copy");
                 self.chain.push(self.context.version, &self.context.hash);
-                out.push(Action::Keep { records: vec![append.json], anew });
+                // A copy that was given up is on the disk until something takes its place.
+                out.push(Action::Keep { records: vec![append.record], anew: version == 0 });
                 boot.done(now.ms, 5, format!("term {}, version {}", candidate.term, self.context.version));
                 self.waiting = None;
                 let records = if append.rollup { 1 } else { candidate.records + 1 };

@@ -1,6 +1,6 @@
 //! The hashes of the records in a copy: what tells one log from another.
 
-use highwater_schemas::state::{Record, unpack};
+use highwater_schemas::state::{Change, Record, unpack};
 use std::collections::VecDeque;
 
 /// Hashes that are kept; a log that lost more than so many records at once cannot be told from another one.
@@ -39,38 +39,95 @@ impl Chain {
         Some(u128::from_str_radix(hash, 16).is_ok_and(|hash| hash == *known))
     }
 
-    /// Versions and hashes, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
-        (self.first..).zip(self.hashes.iter().copied())
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.hashes.len()
     }
 }
 
-/// Version, incarnation and hash of a record as it travelled.
+/// What a record does, as far as it must be known before it is applied or without applying it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    Snapshot,
+    NumbersReserved,
+    #[serde(other)]
+    Else,
+}
+
+/// Where a record belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     pub incarnation: u64,
+    pub term: u64,
     pub version: u64,
     pub hash: String,
     /// Hash of the record before.
     pub prev: String,
+    pub what: What,
 }
 
-/// Reads no more of a record than tells it from others; None: it is garbage.
+/// A record's JSON, and where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linked {
+    pub link: Link,
+    pub json: Vec<u8>,
+}
+
+impl Linked {
+    /// Of a record as it travelled: reads no more of it than tells it from others. None: it is garbage.
+    pub fn read(payload: &[u8]) -> Option<Self> {
+        let json = unpack(payload).ok()?;
+        Some(Self { link: link_of(&json)?, json: json.into_owned() })
+    }
+}
+
+impl From<&Record> for Linked {
+    fn from(record: &Record) -> Self {
+        let json = record.to_json();
+        let link = Link {
+            incarnation: record.incarnation,
+            term: record.term,
+            version: record.version,
+            hash: Record::hash(&json),
+            prev: record.prev.clone(),
+            what: match &record.change {
+                Change::Snapshot { .. } => What::Snapshot,
+                Change::NumbersReserved { .. } => What::NumbersReserved,
+                _ => What::Else,
+            },
+        };
+        Self { link, json }
+    }
+}
+
+/// Where a record belongs, as it travelled; None: it is garbage.
 pub fn link(payload: &[u8]) -> Option<Link> {
+    link_of(&unpack(payload).ok()?)
+}
+
+fn link_of(json: &[u8]) -> Option<Link> {
     #[derive(serde::Deserialize)]
     struct Head {
         incarnation: u64,
+        term: u64,
         version: u64,
         prev: String,
+        change: Tag,
     }
-    let json = unpack(payload).ok()?;
-    let head: Head = serde_json::from_slice(&json).ok()?;
-    Some(Link { incarnation: head.incarnation, version: head.version, hash: Record::hash(&json), prev: head.prev })
+    #[derive(serde::Deserialize)]
+    struct Tag {
+        what: What,
+    }
+    let Head { incarnation, term, version, prev, change } = serde_json::from_slice(json).ok()?;
+    Some(Link { incarnation, term, version, hash: Record::hash(json), prev, what: change.what })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use highwater_schemas::state::{StateContext, pack};
 
     #[test]
     fn what_is_not_known_is_neither_right_nor_wrong() {
@@ -85,6 +142,22 @@ mod tests {
         for version in 21..21 + MOST as u64 {
             chain.push(version, "e");
         }
-        assert_eq!((chain.agrees(20, "d"), chain.iter().count()), (None, MOST));
+        assert_eq!((chain.agrees(20, "d"), chain.len()), (None, MOST));
+    }
+
+    #[test]
+    fn a_record_is_linked_alike_before_and_after_its_way() {
+        let context = StateContext::default();
+        for (change, what) in [
+            (Change::TermStarted { coordinator: "c".into() }, What::Else),
+            (Change::NumbersReserved { bucket: "b".into(), below: 7 }, What::NumbersReserved),
+            (Change::Snapshot { context: Box::default(), reason: String::new() }, What::Snapshot),
+        ] {
+            let linked = Linked::from(&context.record(change, 3, 0));
+            assert_eq!((linked.link.term, linked.link.version, linked.link.what), (3, 1, what));
+            assert_eq!(link(&linked.json).as_ref(), Some(&linked.link));
+            assert_eq!(Linked::read(&pack(linked.json.clone())), Some(linked));
+        }
+        assert_eq!(Linked::read(b"{}"), None);
     }
 }

@@ -12,6 +12,9 @@ pub enum Comparison {
     Other { context: Box<StateContext>, records: Vec<Vec<u8>> },
     /// The log ends before the copy, and the copy goes on where it ends.
     LostTail { version: u64 },
+    /// The log ends before the copy, and before the first record of which the copy knows the hash: it may be a beginning of the
+    /// copy or another log.
+    Unknown { version: u64 },
     /// There is nothing in the log that can be used: no record, or not from its beginning.
     Gone(String),
 }
@@ -53,10 +56,11 @@ pub fn compare(records: &[Vec<u8>], copy: &StateContext, chain: &Chain) -> Resul
     }
     if read.version < copy.version {
         // Only what is certainly the beginning of the copy is completed from it.
-        return Ok(if chain.agrees(read.version, &read.hash) == Some(true) && read.incarnation <= copy.incarnation {
-            Comparison::LostTail { version: read.version }
-        } else {
-            Comparison::Other { context: Box::new(read), records: records.to_vec() }
+        let before = read.incarnation <= copy.incarnation && read.term <= copy.term;
+        return Ok(match chain.agrees(read.version, &read.hash) {
+            Some(true) if before => Comparison::LostTail { version: read.version },
+            None if before => Comparison::Unknown { version: read.version },
+            _ => Comparison::Other { context: Box::new(read), records: records.to_vec() },
         });
     }
     // The copy may end before the log begins, or be of an earlier life: offering decides.
@@ -135,6 +139,23 @@ mod tests {
         let compacted = three().snapshot();
         assert_eq!(compared(&compacted, &compacted.clone().node("x")), Comparison::LostTail { version: 4 });
         assert_eq!(compared(&three(), &three().snapshot().node("x")), Comparison::LostTail { version: 3 });
+    }
+
+    #[test]
+    fn a_log_that_ends_before_what_the_copy_knows_may_be_any() {
+        // Who begins with a snapshot knows no hash before it.
+        let mut late = three().node("c").snapshot().node("d");
+        late.chain = Chain::default();
+        late.chain.push(5, "5");
+        late.chain.push(6, &late.context.hash);
+        assert_eq!(compared(&three(), &late), Comparison::Unknown { version: 3 });
+        let mut later = three().node("x");
+        let json = later.context.record(Change::TermStarted { coordinator: "z".into() }, 9, 0).to_json();
+        later.context.offer(&json).unwrap();
+        later.records.push(json);
+        later.records.truncate(5);
+        late = late.node("e");
+        assert!(matches!(compared(&later, &late), Comparison::Other { .. }), "a later term is another log");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{
     Action, Manager, Now, Role,
     append::{Append, Outcome, Settled},
-    chain::link,
+    chain::{Linked, link},
 };
 use crate::core::{self, Bootstrapping, Core};
 use highwater_schemas::{
@@ -25,7 +25,8 @@ pub(super) struct Leading {
     pub(super) queue: VecDeque<core::Action>,
     pub(super) append: Option<Append>,
     /// Events that came while an append was not settled: the core must not look at what is about to change. They are outcomes
-    /// of what it asked for, so no more than it has under way.
+    /// of what it asked for, requests that others passed on, of both no more than the shell has under way, and the newest
+    /// word of the cluster manager.
     held: VecDeque<core::Event>,
     /// Something was appended: the core has not looked at it yet.
     news: bool,
@@ -208,14 +209,14 @@ impl Manager {
                     leading.compact_above = self.config.compact_above;
                 }
                 leading.records += 1;
-                if let Err(error) = leading.core.applied(&append.json) {
+                if let Err(error) = leading.core.applied(&append.record.json) {
                     // It was made from this context, and checked before it was sent.
                     self.step_down(format!("an acknowledged record cannot be applied: {error}"), out);
                     return;
                 }
                 let context = leading.core.context();
                 self.chain.push(context.version, &context.hash);
-                out.push(Action::Keep { records: vec![append.json], anew: false });
+                out.push(Action::Keep { records: vec![append.record], anew: false });
                 self.drive(now, out);
             }
             Settled::Deposed => self.step_down("another index manager has appended to the log".into(), out),
@@ -229,7 +230,9 @@ impl Manager {
         let Some(link) = link(payload) else { return };
         let context = leading.core.context();
         let foreign = if link.version <= context.version {
-            link.incarnation == context.incarnation && self.chain.agrees(link.version, &link.hash) == Some(false)
+            link.incarnation > context.incarnation
+                || (link.incarnation == context.incarnation
+                    && self.chain.agrees(link.version, &link.hash) == Some(false))
         } else {
             leading.append.as_ref().is_none_or(|a| a.payload != payload)
         };
@@ -281,25 +284,35 @@ impl Leading {
         let context = self.core.context();
         // A record that nobody could apply must not get in.
         context.check(&change).map_err(|e| e.to_string())?;
-        let json = context.record(change, self.term, now.wall).to_json();
-        let payload = pack(json.clone());
+        let record = Linked::from(&context.record(change, self.term, now.wall));
+        let payload = pack(record.json.clone());
         if payload.len() > max_record {
             return Err(format!(
                 "a record of {} bytes does not fit one NATS message; raise max_payload",
                 payload.len()
             ));
         }
-        Ok(Append::new(id, self.last_seq, context.hash.clone(), json, payload, rollup))
+        Ok(Append::new(id, self.last_seq, context.hash.clone(), record, payload, rollup))
     }
 
-    /// What followed from a change that cannot be made is not done; who waits for it hears why.
+    /// What followed from a change that cannot be made is not done; who waits for it hears why, the core too.
     fn give_up(&mut self, why: &str) {
-        self.queue.retain_mut(|action| match action {
-            core::Action::Reply { answer, .. } => {
-                *answer = Err(ApiError::new(ErrorCode::Internal, why));
-                true
+        let error = || ApiError::new(ErrorCode::Internal, why);
+        for action in std::mem::take(&mut self.queue) {
+            match action {
+                core::Action::Reply { token, .. } => {
+                    self.queue.push_back(core::Action::Reply { token, answer: Err(error()) });
+                }
+                core::Action::EnsureStreams { job, .. }
+                | core::Action::Assign { job, .. }
+                | core::Action::DeleteStreams { job, .. } => {
+                    self.held.push_back(core::Event::GivenUp { job, why: error() });
+                }
+                core::Action::CheckTopics { term, .. } => {
+                    self.held.push_back(core::Event::TopicsChecked { term, made: Err(why.into()), found: None });
+                }
+                core::Action::Append(_) | core::Action::Publish(_) | core::Action::PurgeSession { .. } => {}
             }
-            _ => false,
-        });
+        }
     }
 }

@@ -29,12 +29,15 @@ pub use append::Outcome;
 use crate::{
     config::Config,
     core::{self, Core},
+    room,
 };
 use candidate::Candidate;
-use chain::{Chain, link};
+use chain::{Chain, Linked};
 use highwater_schemas::{
-    api::{Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, ManagerReport, NodeKind},
-    state::{Offered, StateContext, StateError, unpack},
+    api::{
+        Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, MOST_MEMBERS, ManagerReport, NodeKind, heartbeat,
+    },
+    state::{Offered, StateContext, StateError},
 };
 use leading::Leading;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,10 +90,10 @@ pub enum Event {
 pub enum Action {
     /// Durable before anything that follows.
     KeepTerm(u64),
-    /// Records as JSON, durable before any answer that follows, and before a timestamp whose number one of them reserves;
+    /// Records, durable before any answer that follows, and before a timestamp whose number one of them reserves;
     /// `anew`: instead of all that was there, and durable before anything that follows.
     Keep {
-        records: Vec<Vec<u8>>,
+        records: Vec<Linked>,
         anew: bool,
     },
     Answer {
@@ -149,6 +152,8 @@ pub struct Manager {
     waiting: Option<String>,
     /// The last term that it was nominated for and did not open.
     declined: Option<u64>,
+    /// The last term that it declined because others may tell what its copy does not.
+    undecided: Option<u64>,
     /// The copy was given up since the log was opened, and nothing has taken its place.
     gave_up: bool,
     /// A log with a hole is read again no earlier.
@@ -175,6 +180,7 @@ impl Manager {
             peers: BTreeMap::new(),
             waiting: None,
             declined: None,
+            undecided: None,
             gave_up: false,
             follow_due: 0,
             last_id: 0,
@@ -190,10 +196,6 @@ impl Manager {
             Role::Leading(leading) => leading.core.context(),
             _ => &self.context,
         }
-    }
-
-    pub fn chain(&self) -> &Chain {
-        &self.chain
     }
 
     /// The term in which it coordinates.
@@ -226,6 +228,7 @@ impl Manager {
             leading: self.leading(),
             registered: context.registered().map(str::to_owned).collect(),
             declined: self.declined,
+            undecided: self.undecided(),
             waiting: self.waiting.clone(),
         }
     }
@@ -302,14 +305,17 @@ impl Manager {
         if let (NodeKind::Coordinator, Some(report)) = (join.kind, &join.manager)
             && join.node != self.config.node
         {
-            self.peers.insert(join.node.clone(), Peer { report: report.clone(), last: now.ms });
+            let silent_since = now.ms.saturating_sub(self.config.patience());
+            if room::make(&mut self.peers, &join.node, MOST_MEMBERS, silent_since, |p| p.last) {
+                self.peers.insert(join.node.clone(), Peer { report: report.clone(), last: now.ms });
+            }
             self.gather(now, out);
         }
         self.lead(now, core::Event::Join(join), out);
     }
 
     fn cluster(&mut self, now: Now, event: ClusterEvent, out: &mut Vec<Action>) {
-        self.config.heartbeat = std::time::Duration::from_millis(event.heartbeat_ms.clamp(10, 60_000));
+        self.config.heartbeat = heartbeat(event.heartbeat_ms);
         if let Some(master) = &event.master
             && master.node != self.config.node
             && self.leading().is_some_and(|term| term < master.term)
@@ -335,26 +341,30 @@ impl Manager {
 
     /// A replica applies the log to its copy; a copy that contradicts it loses.
     fn follow(&mut self, now: Now, payload: &[u8], out: &mut Vec<Action>) {
-        let (Some(link), Ok(json)) = (link(payload), unpack(payload)) else {
+        let Some(record) = Linked::read(payload) else {
             self.waiting = Some("a record of the state log cannot be read".into());
             return;
         };
+        let link = &record.link;
         let (agrees, before) = (self.chain.agrees(link.version, &link.hash), self.context.version);
         let next = link.version == before + 1 && link.prev == self.context.hash;
         let old = link.incarnation <= self.context.incarnation && link.version <= before;
-        let contradicts = match self.context.offer(payload) {
-            _ if agrees == Some(false) && old => true,
+        // What the copy has of this version is not of a later term than all of it.
+        let later = link.incarnation == self.context.incarnation && link.term > self.context.term;
+        let contradicts = match self.context.offer(&record.json) {
+            _ if old && (agrees == Some(false) || later) => true,
             // Beyond the copy only what is of an earlier life is known.
             Ok(Offered::Known) => link.version > before,
             Ok(taken) => {
-                let anew = taken == Offered::Replaced && !next;
+                // Where there is no copy, one that was given up may be on the disk.
+                let anew = before == 0 || (taken == Offered::Replaced && !next);
                 if anew {
                     self.chain = Chain::default();
                 }
                 self.chain.push(link.version, &link.hash);
                 self.term = self.term.max(self.context.term);
                 self.waiting = None;
-                out.push(Action::Keep { records: vec![json.into_owned()], anew });
+                out.push(Action::Keep { records: vec![record], anew });
                 false
             }
             // Read before what is missing was published anew.
@@ -366,7 +376,7 @@ impl Manager {
                 }
                 false
             }
-            Err(_) if old => agrees == Some(false),
+            Err(_) if old => false,
             Err(StateError::Chain { .. } | StateError::Term { .. }) => true,
             Err(error) => {
                 self.waiting = Some(format!("the state log cannot be used: {error}"));
@@ -376,7 +386,8 @@ impl Manager {
         if contradicts && !self.gave_up {
             // The log is right. The copy on disk stays until there is something to put in its place.
             (self.context, self.chain, self.gave_up) = (StateContext::default(), Chain::default(), true);
-            out.push(Action::Follow);
+            // Its term may be durable by its records alone, and those of the log may be of lower ones.
+            out.extend([Action::KeepTerm(self.term), Action::Follow]);
         }
     }
 
@@ -390,13 +401,33 @@ impl Manager {
         all.into_iter().collect()
     }
 
+    fn live(&self, now: Now) -> impl Iterator<Item = (&String, &ManagerReport)> {
+        let live = self.peers.iter().filter(move |(_, p)| now.ms < p.last + self.config.patience());
+        live.map(|(node, p)| (node, &p.report))
+    }
+
     /// A live index manager with a later copy.
     fn later(&self, now: Now) -> Option<(&String, u64)> {
-        self.peers
-            .iter()
-            .filter(|(_, p)| now.ms < p.last + self.config.patience() && p.report.version > self.context.version)
-            .map(|(node, p)| (node, p.report.version))
-            .max_by_key(|(_, version)| *version)
+        let later = self.live(now).filter(|(_, r)| r.version > self.context.version);
+        later.map(|(node, r)| (node, r.version)).max_by_key(|(_, version)| *version)
+    }
+
+    /// If a term was opened since, that was another time.
+    fn undecided(&self) -> Option<u64> {
+        self.undecided.filter(|term| *term > self.context().term)
+    }
+
+    /// A live index manager with a copy may tell what ours does not: it was not nominated since we declined for that.
+    fn others_may_tell(&self, now: Now) -> bool {
+        let since = self.undecided();
+        let asked = |r: &ManagerReport| since.is_some_and(|since| r.declined.is_some_and(|term| term > since));
+        self.live(now).any(|(_, r)| r.version > 0 && !asked(r))
+    }
+
+    /// A live index manager with a copy that goes beyond the log, unless it cannot tell whether it does.
+    fn beyond(&self, now: Now, log: u64) -> Option<(&String, u64)> {
+        let mut beyond = self.live(now).filter(|(_, r)| r.version > log && r.undecided.is_none());
+        beyond.next().map(|(node, r)| (node, r.version))
     }
 
     /// Ends whatever it was.

@@ -95,18 +95,18 @@ impl Races {
             Step::Written { by, sent_at, lease, expected } => {
                 let there = self.lease.as_ref().map_or(0, |(revision, ..)| *revision);
                 let lost = self.faulty() && self.random(10) == 0;
-                let mut outcome = Written::Conflict;
+                let mut outcome = LeaseWritten::Conflict;
                 if there == expected {
                     self.revision += 1;
                     let removed = self.now + lease.lease_ms;
                     self.lease = Some((self.revision, lease, removed));
-                    outcome = Written::Done { revision: self.revision };
+                    outcome = LeaseWritten::Done { revision: self.revision };
                 }
                 let under_way = self.now + self.ahead[by] - sent_at;
                 let mut delay = self.delay();
                 if lost || under_way + delay >= PATIENCE {
                     delay = PATIENCE.saturating_sub(under_way);
-                    outcome = Written::Unknown;
+                    outcome = LeaseWritten::Unknown;
                 }
                 self.plan(delay, Step::Happens(by, Event::LeaseWritten { sent_at, outcome }));
             }

@@ -5,7 +5,7 @@ mod holding;
 mod lease_races;
 
 use super::*;
-use highwater_schemas::api::{ManagerReport, Presence};
+use highwater_schemas::api::{MOST_MEMBERS, ManagerReport, Presence};
 use std::time::Duration;
 
 const HEARTBEAT: u64 = 500;
@@ -75,13 +75,13 @@ impl World {
                 let sent_at = self.now;
                 let there = self.lease.as_ref().map_or(0, |(revision, _)| *revision);
                 let outcome = if self.cut {
-                    Written::Unknown
+                    LeaseWritten::Unknown
                 } else if there != expected {
-                    Written::Conflict
+                    LeaseWritten::Conflict
                 } else {
                     self.revision += 1;
                     self.lease = Some((self.revision, lease));
-                    if self.silent { Written::Unknown } else { Written::Done { revision: self.revision } }
+                    if self.silent { LeaseWritten::Unknown } else { LeaseWritten::Done { revision: self.revision } }
                 };
                 self.handle(Event::LeaseWritten { sent_at, outcome });
             }

@@ -1,33 +1,36 @@
-//! Messages in, actions out.
+//! Messages in, actions out; `requests`: what is asked of an index manager.
+
+mod requests;
 
 use crate::{
-    CoordinatorError,
-    admin::{self, Admin},
+    CoordinatorError, admin,
     config::Config,
     copy::{Copy, Kept},
     core::{self, Token},
     keeper::Keeper,
     manager::{Action, Event, Manager, Now, Outcome},
     topics,
+    turns::Turns,
 };
 use highwater_bus::{
     Appended, Bus, BusError, Endpoints, Followed, Heart, ServiceRequest, ServiceSpec, StateFollower, StateLog,
-    StreamSpec,
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, Assign, ClusterEvent, Empty, Join, ManagerStatus, Master, NodeKind, StateReply},
-    subjects, wire,
+    api::{self, Assign, ClusterEvent, Join, Master, NodeKind},
+    names, subjects, wire,
 };
 use std::{
     collections::HashMap,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-/// Outcomes that may wait for the loop, and requests that may wait for theirs.
+/// Outcomes that may wait for the loop.
 const OUTCOMES: usize = 1_024;
+/// Requests that may wait for their outcomes, and those that may be passed on at once.
 const MOST_WAITING: usize = 256;
 /// How long a host may take to say whether it has room.
 const ASSIGN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +49,9 @@ struct Shell {
     /// DDL whose reply is owed.
     waiting: HashMap<Token, ServiceRequest>,
     nominations: HashMap<u64, ServiceRequest>,
+    /// Room for requests that are passed on.
+    passing: Arc<Semaphore>,
+    turns: Turns,
     outcomes: mpsc::Sender<Event>,
     /// Whom requests are passed on to.
     master: watch::Sender<Option<Master>>,
@@ -85,6 +91,8 @@ pub async fn run(
         next_token: 0,
         waiting: HashMap::new(),
         nominations: HashMap::new(),
+        passing: Arc::new(Semaphore::new(MOST_WAITING)),
+        turns: Turns::default(),
         outcomes,
         master: watch::Sender::new(None),
         nominated: None,
@@ -125,7 +133,10 @@ pub async fn run(
             }
             message = joins.next(), if free => {
                 if let Some(join) = shell.decoded::<Join>(&need(message)?.payload) {
-                    shell.handle(Event::Join(join)).await?;
+                    match names::check("node", &join.node) {
+                        Ok(()) => shell.handle(Event::Join(join)).await?,
+                        Err(error) => shell.refuse(&error),
+                    }
                 }
             }
             message = syncs.next(), if free => match wire::decode::<wire::Sync>(&need(message)?.payload) {
@@ -141,6 +152,7 @@ pub async fn run(
             () = tokio::time::sleep(Duration::from_millis(due - now.ms)) => {}
             _ = stop.changed() => {
                 shell.settle().await?;
+                shell.dismiss("the index manager ends", true).await;
                 let join = shell.join();
                 shell.heart.leave(&join).await;
                 return Ok(());
@@ -192,6 +204,11 @@ impl Shell {
     }
 
     fn decoded<T: serde::de::DeserializeOwned>(&mut self, payload: &[u8]) -> Option<T> {
+        if payload.first() != Some(&b'{') {
+            // A list would be taken for an object's fields in order.
+            self.refuse(&"it is not a JSON object");
+            return None;
+        }
         serde_json::from_slice(payload).inspect_err(|error| self.refuse(error)).ok()
     }
 
@@ -290,10 +307,7 @@ impl Shell {
             Action::SteppedDown(why) => {
                 tracing::warn!(why, "this index manager coordinates no more");
                 self.settle().await?;
-                for (_, request) in std::mem::take(&mut self.waiting) {
-                    let message = format!("the coordinator stepped down: {why}; look whether it did what was asked");
-                    request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
-                }
+                self.dismiss(&format!("the coordinator stepped down: {why}"), false).await;
             }
             Action::Lead(action) => {
                 if let Some(action) = self.keeper.hold(action) {
@@ -308,6 +322,18 @@ impl Shell {
     async fn settle(&mut self) -> Result<(), CoordinatorError> {
         self.keeper.settle().await?;
         self.release().await
+    }
+
+    /// Refuses what waits for an outcome that nobody here will hear of; at the end nominations too.
+    async fn dismiss(&mut self, why: &str, end: bool) {
+        let mut waiting: Vec<ServiceRequest> = self.waiting.drain().map(|(_, request)| request).collect();
+        if end {
+            waiting.extend(self.nominations.drain().map(|(_, request)| request));
+        }
+        for request in waiting {
+            let message = format!("{why}; look whether it did what was asked");
+            request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
+        }
     }
 
     async fn release(&mut self) -> Result<(), CoordinatorError> {
@@ -331,14 +357,14 @@ impl Shell {
                 let subject = subjects::stability(&stability.bucket);
                 self.bus.publish(&subject, wire::encode(&stability)).await?;
             }
-            core::Action::EnsureStreams { job, bucket, topic } => self.spawn(async move {
-                let made = match topic {
-                    None => topics::ensure(&bus, &bucket, replicas).await,
-                    Some(topic) => bus.ensure_stream(&StreamSpec::topic(&bucket, &topic, replicas)).await,
-                };
-                let outcome = made.map_err(|e| e.to_string());
-                Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
-            }),
+            core::Action::EnsureStreams { job, bucket, topic } => {
+                let mut turn = self.turns.take(&topics::names(&bucket, topic.as_deref()));
+                self.spawn(async move {
+                    turn.come().await;
+                    let outcome = topics::ensure(&bus, &bucket, topic.as_deref(), replicas).await;
+                    Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
+                });
+            }
             core::Action::Assign { job, node, bucket, index, partitions } => self.spawn(async move {
                 let outcome = assign(&bus, &node, &Assign { bucket, index, partitions }).await;
                 Event::Lead(core::Event::Assigned { job, node, outcome })
@@ -351,11 +377,13 @@ impl Shell {
                 let found = if sweep && made.is_ok() { topics::found(&bus, &buckets).await.ok() } else { None };
                 Event::Lead(core::Event::TopicsChecked { term, made, found })
             }),
-            core::Action::DeleteStream { stream } => {
-                tracing::info!(stream, "deleting a topic");
-                if let Err(error) = self.bus.delete_stream(&stream).await {
-                    tracing::warn!(stream, %error, "cannot delete");
-                }
+            core::Action::DeleteStreams { job, streams } => {
+                let mut turn = self.turns.take(&streams);
+                self.spawn(async move {
+                    turn.come().await;
+                    topics::delete(&bus, streams).await;
+                    Event::Lead(core::Event::StreamsDeleted { job })
+                });
             }
             core::Action::PurgeSession { bucket, session } => {
                 tokio::spawn(async move {
@@ -389,103 +417,6 @@ impl Shell {
     async fn beat(&mut self) {
         let join = self.join();
         self.heart.beat(&join).await;
-    }
-
-    async fn node_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {
-        match request.subject.rsplit('.').next().unwrap_or_default() {
-            "bootstrap" => match api::parse(&request.payload) {
-                Ok(bootstrap) => {
-                    self.next_token += 1;
-                    let token = self.next_token;
-                    self.nominations.insert(token, request);
-                    self.handle(Event::Nominated { token, bootstrap }).await?;
-                }
-                Err(error) => request.respond(Err(error)).await,
-            },
-            "status" => {
-                let now = self.now().ms;
-                let status = ManagerStatus {
-                    node: self.config.node.clone(),
-                    report: self.manager.report(),
-                    bootstrap: self.manager.bootstrap(now),
-                    buckets: self.manager.core().map(core::Core::buckets).unwrap_or_default(),
-                };
-                request.respond(Ok(api::ok(&status))).await;
-            }
-            "ping" => request.respond(Ok(api::ok(&Empty {}))).await,
-            _ => self.admin_request(request).await?,
-        }
-        Ok(())
-    }
-
-    /// `hw.admin.<noun>.<verb>`, or `hw.node.<id>.admin.<noun>.<verb>` from whoever passed it on.
-    async fn admin_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {
-        let noun_verb = request.subject.split_once("admin.").map_or("", |(_, rest)| rest).to_owned();
-        let passed_on = request.subject.starts_with("hw.node.");
-        let parsed = match admin::parse(&noun_verb, &request.payload) {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                request.respond(Err(error)).await;
-                return Ok(());
-            }
-        };
-        let ddl = match parsed {
-            Admin::StateGet(wanted) => {
-                let mut state = serde_json::to_value(self.manager.context()).unwrap_or_default();
-                if let (Some(bucket), Some(buckets)) = (&wanted.bucket, state["buckets"].as_object_mut()) {
-                    buckets.retain(|name, _| name == bucket);
-                }
-                request.respond(Ok(api::ok(&StateReply { node: self.config.node.clone(), state }))).await;
-                return Ok(());
-            }
-            Admin::StateHistory(limit) => {
-                self.settle().await?;
-                let newest = self.keeper.copy().newest(limit);
-                let answer = newest.map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()));
-                request.respond(answer.map(|records| api::ok(&admin::history(&records, self.bus.max_payload())))).await;
-                return Ok(());
-            }
-            Admin::Ddl(ddl) => ddl,
-        };
-        if self.manager.leading().is_none() {
-            self.pass_on(request, noun_verb, passed_on).await;
-            return Ok(());
-        }
-        if self.waiting.len() >= MOST_WAITING {
-            let error = ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way");
-            request.respond(Err(error)).await;
-            return Ok(());
-        }
-        self.next_token += 1;
-        let token = self.next_token;
-        self.waiting.insert(token, request);
-        let known = |name: &str| self.manager.context().buckets.contains_key(name);
-        if let Some(definition) = ddl.probes().filter(|definition| !known(&definition.name)) {
-            let bus = self.bus.clone();
-            self.spawn(async move {
-                let probe = admin::probe(&bus, &definition).await;
-                Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
-            });
-            return Ok(());
-        }
-        let event = core::Event::Ddl { token, ddl, probe: Ok(Vec::new()), random: random() };
-        self.handle(Event::Lead(event)).await
-    }
-
-    /// To the coordinator; what was passed on once is not passed on again.
-    async fn pass_on(&self, request: ServiceRequest, noun_verb: String, passed_on: bool) {
-        if passed_on {
-            let message = format!("index manager {} does not coordinate any more", self.config.node);
-            request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
-            return;
-        }
-        let (bus, mut master) = (self.bus.clone(), self.master.subscribe());
-        tokio::spawn(async move {
-            match bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await {
-                Ok(reply) => request.pass_on(reply).await,
-                Err(error) => request.respond(Err(error)).await,
-            }
-        });
     }
 }
 

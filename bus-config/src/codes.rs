@@ -1,0 +1,87 @@
+//! What the server's error codes say, for every place that must tell one from another.
+
+use async_nats::{
+    error::Error as ClientError,
+    jetstream::{
+        self, ErrorCode,
+        context::{GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind},
+        stream::{RawMessageError, RawMessageErrorKind},
+    },
+};
+use std::{
+    error::Error,
+    fmt::{Debug, Display},
+};
+
+/// An error of the client that may carry the server's code.
+pub(crate) trait Coded {
+    fn code(&self) -> Option<ErrorCode>;
+}
+
+impl Coded for GetStreamError {
+    fn code(&self) -> Option<ErrorCode> {
+        match self.kind() {
+            GetStreamErrorKind::JetStream(error) => Some(error.error_code()),
+            _ => source(self),
+        }
+    }
+}
+
+impl Coded for RawMessageError {
+    fn code(&self) -> Option<ErrorCode> {
+        match self.kind() {
+            RawMessageErrorKind::JetStream(error) => Some(error.error_code()),
+            RawMessageErrorKind::NoMessageFound => Some(ErrorCode::NO_MESSAGE_FOUND),
+            _ => source(self),
+        }
+    }
+}
+
+fn source<Kind>(error: &ClientError<Kind>) -> Option<ErrorCode>
+where
+    Kind: Clone + Debug + Display + PartialEq,
+{
+    error.source()?.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code)
+}
+
+/// The expected sequence is not the last: one code on one replica, another with several, and the client knows the first alone.
+pub(crate) fn wrong_sequence(error: &PublishError) -> bool {
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || source(error) == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
+}
+
+/// There is no such message in the stream.
+pub(crate) fn no_message(error: &RawMessageError) -> bool {
+    error.code() == Some(ErrorCode::NO_MESSAGE_FOUND)
+}
+
+/// There is no such stream.
+pub(crate) fn no_stream(error: &impl Coded) -> bool {
+    error.code() == Some(ErrorCode::STREAM_NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(code: u64) -> jetstream::Error {
+        serde_json::from_value(serde_json::json!({"code": 400, "err_code": code, "description": "d"})).unwrap()
+    }
+
+    fn refused(code: u64) -> PublishError {
+        PublishError::with_source(PublishErrorKind::Other, told(code))
+    }
+
+    #[test]
+    fn codes_are_found_wherever_the_client_keeps_them() {
+        assert!(wrong_sequence(&refused(10_164)));
+        assert!(wrong_sequence(&PublishError::with_source(PublishErrorKind::WrongLastSequence, told(10_071))));
+        assert!(!wrong_sequence(&refused(10_077)));
+        assert!(no_message(&RawMessageError::new(RawMessageErrorKind::NoMessageFound)));
+        assert!(no_message(&RawMessageError::new(RawMessageErrorKind::JetStream(told(10_037)))));
+        assert!(no_stream(&RawMessageError::new(RawMessageErrorKind::JetStream(told(10_059)))));
+        assert!(no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_059)))));
+        assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::Request)));
+        assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_008)))));
+    }
+}

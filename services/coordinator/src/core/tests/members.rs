@@ -1,0 +1,105 @@
+//! Who is there.
+
+use super::*;
+use highwater_schemas::api::{MOST_MEMBERS, Presence};
+
+const P: (NodeKind, &str) = (NodeKind::Projector, "p");
+const I: (NodeKind, &str) = (NodeKind::Indexer, "i");
+
+fn cluster(heartbeat_ms: u64, members: Vec<Presence>) -> Event {
+    Event::Cluster(ClusterEvent { cluster_manager: "cm".into(), lease: 1, heartbeat_ms, master: None, members })
+}
+
+#[test]
+fn nodes_that_miss_their_heartbeats_are_gone_and_their_vbuckets_move() {
+    let mut d = Driver::with_index();
+    d.pass(2_400, &[(NodeKind::Projector, "q"), I]);
+    assert!(d.gone(P.0, P.1) && !d.gone(I.0, I.1));
+    assert_eq!(d.core.context().buckets["b"].vbuckets[0].projector, "q");
+}
+
+#[test]
+fn nobody_is_gone_because_we_hear_nothing() {
+    let mut d = Driver::with_index();
+    d.pass(2_000, &[P, I]);
+    // Nothing comes through for a while, and then our own heartbeat first.
+    for _ in 0..40 {
+        d.now += 300;
+        d.event(Event::Tick { random: 5 });
+    }
+    d.echo();
+    d.event(Event::Tick { random: 5 });
+    assert!(!d.gone(P.0, P.1) && !d.gone(I.0, I.1));
+    d.pass(1_200, &[I]);
+    assert!(!d.gone(P.0, P.1), "it has its time to be heard again");
+    d.pass(800, &[I]);
+    assert!(d.gone(P.0, P.1) && !d.gone(I.0, I.1));
+}
+
+#[test]
+fn a_short_break_does_not_add_to_the_silence_before_it() {
+    let mut d = Driver::with_index();
+    d.pass(2_000, &[P, I]);
+    d.now += 400;
+    d.echo();
+    d.now += 1_200;
+    d.echo();
+    d.event(Event::Tick { random: 5 });
+    assert!(!d.gone(P.0, P.1) && !d.gone(I.0, I.1));
+}
+
+#[test]
+fn who_was_started_again_and_died_again_is_gone() {
+    let mut d = Driver::with_index();
+    d.pass(2_000, &[P, I]);
+    // It dies before it could be entered.
+    let dead = |alive| Presence { node: "p".into(), kind: NodeKind::Projector, incarnation: 2, alive };
+    d.core.handle(d.now, Event::Join(Join::new(NodeKind::Projector, "p", 2)));
+    d.core.handle(d.now, cluster(500, vec![dead(false)]));
+    for _ in 0..6 {
+        d.event(cluster(500, vec![dead(false)]));
+        d.pass(400, &[I]);
+    }
+    assert!(d.gone(P.0, P.1));
+}
+
+#[test]
+fn the_cluster_manager_says_how_often_nodes_report() {
+    let mut d = Driver::with_index();
+    d.pass(2_000, &[P, I]);
+    d.event(cluster(2_000, Vec::new()));
+    d.pass(5_000, &[I]);
+    assert!(!d.gone(P.0, P.1), "three heartbeats are six seconds");
+    d.pass(2_000, &[I]);
+    assert!(d.gone(P.0, P.1));
+}
+
+#[test]
+fn there_is_room_for_so_many_nodes() {
+    let mut d = Driver::with_index();
+    let known = d.core.members.nodes();
+    for n in 0..MOST_MEMBERS {
+        d.core.handle(d.now, Event::Join(Join::new(NodeKind::Catalog, &format!("c{n}"), 1)));
+    }
+    assert_eq!(d.core.members.nodes(), MOST_MEMBERS);
+    let last = |d: &Driver| d.core.members.follows(NodeKind::Catalog, &format!("c{}", MOST_MEMBERS - 1), 0);
+    assert!(known > 0 && !last(&d), "those that are there stay");
+    d.now += 10_000;
+    d.core.handle(d.now, Event::Join(Join::new(NodeKind::Catalog, &format!("c{}", MOST_MEMBERS - 1), 1)));
+    assert!(last(&d) && d.core.members.nodes() == MOST_MEMBERS);
+}
+
+#[test]
+fn numbers_that_cannot_rise_are_not_given() {
+    let d = Driver::with_index();
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    let vbuuid = next.core.context().buckets["b"].vbuckets[0].vbuuid();
+    let vbs = vec![StVb { vbuuid, generation: 1, ..StVb::default() }];
+    let applied = StabilityTimestamp { number: u64::MAX, vbs, ..StabilityTimestamp::default() };
+    next.join(NodeKind::Projector, "p", 1, Vec::new(), None);
+    next.join(NodeKind::Indexer, "i", 1, Vec::new(), Some(applied));
+    next.tick(20);
+    next.sync(1, 9, 1);
+    next.tick(20);
+    assert!(next.published.is_empty());
+}

@@ -1,0 +1,127 @@
+//! What is asked of an index manager: by the cluster manager, by administrators, and by others that pass on.
+
+use super::{MOST_WAITING, Shell, random};
+use crate::{
+    CoordinatorError,
+    admin::{self, Admin},
+    core,
+    manager::Event,
+};
+use highwater_bus::ServiceRequest;
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{self, Empty, ManagerStatus, StateGet, StateReply},
+    subjects,
+};
+use std::sync::Arc;
+
+impl Shell {
+    /// `hw.node.<id>.<verb>`.
+    pub(super) async fn node_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {
+        match request.subject.strip_prefix(&subjects::node(&self.config.node, "")) {
+            Some("bootstrap") => match api::parse(&request.payload) {
+                Ok(bootstrap) => {
+                    self.next_token += 1;
+                    let token = self.next_token;
+                    self.nominations.insert(token, request);
+                    self.handle(Event::Nominated { token, bootstrap }).await?;
+                }
+                Err(error) => request.respond(Err(error)).await,
+            },
+            Some("status") => {
+                let now = self.now().ms;
+                let status = ManagerStatus {
+                    node: self.config.node.clone(),
+                    report: self.manager.report(),
+                    bootstrap: self.manager.bootstrap(now),
+                    buckets: self.manager.core().map(core::Core::buckets).unwrap_or_default(),
+                };
+                request.respond(Ok(api::ok(&status))).await;
+            }
+            Some("ping") => request.respond(Ok(api::ok(&Empty {}))).await,
+            _ => self.admin_request(request).await?,
+        }
+        Ok(())
+    }
+
+    /// `hw.admin.<noun>.<verb>`, or `hw.node.<id>.admin.<noun>.<verb>` from whoever passed it on.
+    pub(super) async fn admin_request(&mut self, request: ServiceRequest) -> Result<(), CoordinatorError> {
+        let passed_on = request.subject.strip_prefix(&subjects::node(&self.config.node, "admin."));
+        let noun_verb = passed_on.or_else(|| request.subject.strip_prefix(&subjects::admin("")));
+        let (passed_on, noun_verb) = (passed_on.is_some(), noun_verb.unwrap_or_default().to_owned());
+        let ddl = match admin::parse(&noun_verb, &request.payload) {
+            Ok(Admin::Ddl(ddl)) => ddl,
+            Ok(Admin::StateGet(wanted)) => {
+                request.respond(Ok(api::ok(&self.state(&wanted)))).await;
+                return Ok(());
+            }
+            Ok(Admin::StateHistory(limit)) => {
+                self.settle().await?;
+                let newest = self.keeper.copy().newest(limit, self.bus.max_payload() / 2);
+                let answer = newest.map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()));
+                request.respond(answer.map(|records| api::ok(&admin::history(&records)))).await;
+                return Ok(());
+            }
+            Err(error) => {
+                request.respond(Err(error)).await;
+                return Ok(());
+            }
+        };
+        if self.manager.leading().is_none() {
+            self.pass_on(request, noun_verb, passed_on).await;
+            return Ok(());
+        }
+        if self.waiting.len() >= MOST_WAITING {
+            request.respond(Err(too_many())).await;
+            return Ok(());
+        }
+        self.next_token += 1;
+        let token = self.next_token;
+        self.waiting.insert(token, request);
+        let known = |name: &str| self.manager.context().buckets.contains_key(name);
+        if let Some(definition) = ddl.probes().filter(|definition| !known(&definition.name)) {
+            let bus = self.bus.clone();
+            self.spawn(async move {
+                let probe = admin::probe(&bus, &definition).await;
+                Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
+            });
+            return Ok(());
+        }
+        let event = core::Event::Ddl { token, ddl, probe: core::unprobed(), random: random() };
+        self.handle(Event::Lead(event)).await
+    }
+
+    fn state(&self, wanted: &StateGet) -> StateReply {
+        let context = self.manager.context();
+        let state = match &wanted.bucket {
+            Some(bucket) => serde_json::to_value(context.only(bucket)),
+            None => serde_json::to_value(context),
+        };
+        StateReply { node: self.config.node.clone(), state: state.unwrap_or_default() }
+    }
+
+    /// To the coordinator; what was passed on once is not passed on again.
+    async fn pass_on(&self, request: ServiceRequest, noun_verb: String, passed_on: bool) {
+        if passed_on {
+            let message = format!("index manager {} does not coordinate any more", self.config.node);
+            request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
+            return;
+        }
+        let Ok(room) = Arc::clone(&self.passing).try_acquire_owned() else {
+            request.respond(Err(too_many())).await;
+            return;
+        };
+        let (bus, mut master) = (self.bus.clone(), self.master.subscribe());
+        tokio::spawn(async move {
+            match bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await {
+                Ok(reply) => request.pass_on(reply).await,
+                Err(error) => request.respond(Err(error)).await,
+            }
+            drop(room);
+        });
+    }
+}
+
+fn too_many() -> ApiError {
+    ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way")
+}
