@@ -68,6 +68,8 @@ fn types() -> Vec<(&'static str, &'static str, schemars::Schema)> {
         ("error", "error of a refused or failed request", of::<ApiError>()),
         ("admin.bucket.add.request", "hw.admin.bucket.add", of::<api::BucketAdd>()),
         ("admin.bucket.remove.request", "hw.admin.bucket.remove", of::<api::BucketRemove>()),
+        ("admin.bucket.history.request", "hw.admin.bucket.history", of::<api::BucketHistory>()),
+        ("admin.bucket.history.reply", "reply of hw.admin.bucket.history", of::<api::BucketHistoryReply>()),
         ("admin.bucket.list.reply", "reply of hw.admin.bucket.list", of::<api::BucketList>()),
         ("admin.index.create.request", "hw.admin.index.create", of::<highwater_schemas::definition::IndexDefinition>()),
         ("admin.index.build.request", "hw.admin.index.build", of::<api::IndexBuild>()),

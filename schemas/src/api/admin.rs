@@ -1,6 +1,9 @@
 //! `hw.admin.*`.
 
-use crate::definition::{BucketDefinition, Source};
+use crate::{
+    definition::{BucketDefinition, Source},
+    state::RollbackPhase,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +36,57 @@ pub struct BucketSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketList {
     pub buckets: Vec<BucketSummary>,
+}
+
+/// `hw.admin.bucket.history`: the branches of a bucket's sources, and what was rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketHistory {
+    pub name: String,
+}
+
+/// A branch of a source's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Branch {
+    /// Hexadecimal.
+    pub vbuuid: String,
+    /// The sequence number up to which it is the branch before.
+    pub start: u64,
+    /// What that one held above is certainly gone; else it could not be proven to be the same.
+    pub broken: bool,
+    /// When it was found, milliseconds since the epoch.
+    pub at: u64,
+    /// Why it began; empty for the first.
+    pub reason: String,
+}
+
+/// The failover log of one source stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamHistory {
+    pub stream: String,
+    /// Newest first.
+    pub failover: Vec<Branch>,
+}
+
+/// A rollback of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RollbackSummary {
+    pub phase: RollbackPhase,
+    /// The streams with a new branch.
+    pub streams: Vec<String>,
+    pub broken: bool,
+    /// Milliseconds since the epoch; `ended` is 0 while it goes on.
+    pub began: u64,
+    pub ended: u64,
+    pub reason: String,
+}
+
+/// Reply of `hw.admin.bucket.history`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BucketHistoryReply {
+    pub streams: Vec<StreamHistory>,
+    /// Oldest first; the one under way is the last.
+    pub rollbacks: Vec<RollbackSummary>,
 }
 
 /// `hw.admin.index.build`: builds deferred indexes of a bucket in one pass.

@@ -9,10 +9,11 @@ use highwater_schemas::{
 };
 
 /// What administrators may ask.
-pub(crate) const NOUN_VERBS: [&str; 13] = [
+pub(crate) const NOUN_VERBS: [&str; 14] = [
     "bucket.add",
     "bucket.remove",
     "bucket.list",
+    "bucket.history",
     "index.create",
     "index.build",
     "index.drop",
@@ -43,6 +44,7 @@ pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> 
             api::parse::<api::Empty>(payload)?;
             Ddl::BucketList
         }
+        "bucket.history" => Ddl::BucketHistory(api::parse(payload)?),
         "index.create" => Ddl::IndexCreate(api::parse(payload)?),
         "index.build" => Ddl::IndexBuild(api::parse(payload)?),
         "index.drop" => Ddl::IndexDrop(api::parse(payload)?),

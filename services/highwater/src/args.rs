@@ -195,6 +195,12 @@ pub(crate) enum Bucket {
         #[command(flatten)]
         client: Client,
     },
+    /// Show the branches of a bucket's sources, and what was rolled back.
+    History {
+        name: String,
+        #[command(flatten)]
+        client: Client,
+    },
     /// Remove a declaration; the documents stay.
     Remove {
         name: String,

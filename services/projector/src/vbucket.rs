@@ -6,6 +6,8 @@
 //! the last ones were removed and the position rises over them. (A consumer's own count of pending messages may lag behind an
 //! acknowledged write: it proves nothing.)
 
+mod trust;
+
 use crate::{
     cover::{Cover, Question},
     evaluate::Evaluator,
@@ -47,8 +49,6 @@ const CHUNK_BYTES: usize = 128 * 1024;
 const LOOK: Duration = Duration::from_millis(50);
 /// Messages of the source that a task remembers.
 const MARKS: usize = 64;
-/// A source that cannot be reached is looked at this often.
-const VERIFY_RETRY: Duration = Duration::from_millis(200);
 
 /// What to evaluate and for whom; changes with the topology.
 #[derive(Debug, PartialEq)]
@@ -100,7 +100,7 @@ pub(crate) async fn run(
     lanes: mpsc::Sender<OpenLane>,
 ) -> End {
     let live = assignment.target == LaneTarget::Mutation;
-    if live && let Err(suspected) = verified(&bus, &assignment.stream, &assignment.known).await {
+    if live && let Err(suspected) = trust::verified(&bus, &assignment.stream, &assignment.known).await {
         return End::Suspected(suspected);
     }
     let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
@@ -277,74 +277,6 @@ impl Task {
         }
     }
 
-    /// The reader cannot go on.
-    async fn changed(&mut self, why: String) -> Result<(), End> {
-        if self.assignment.target != LaneTarget::Mutation {
-            return Err(End::Broken(why));
-        }
-        self.verify().await?;
-        // It was another reason: from the beginning.
-        Err(End::Again)
-    }
-
-    /// What is known of the source now.
-    fn known(&self) -> Known {
-        Known {
-            created: self.created,
-            first_seq: self.first_seq,
-            position: self.cover.position(),
-            held: self.assignment.held.load(Ordering::Relaxed).max(self.assignment.known.held),
-            bookmarks: self.marks.clone(),
-        }
-    }
-
-    /// Compares the source with what was read from it, as long as it takes.
-    async fn verify(&mut self) -> Result<(), End> {
-        match verified(&self.bus, &self.assignment.stream, &self.known()).await {
-            Err(suspected) => Err(End::Suspected(suspected)),
-            Ok(source) => {
-                // What was read before this run of the server is proven in it from now on.
-                self.source = source;
-                if let Some(last) = self.marks.last_mut() {
-                    last.source = source;
-                }
-                let Assignment { bucket, vb, .. } = &self.assignment;
-                tracing::info!(bucket, vb, "the source was compared with what was read, and is the same");
-                Ok(())
-            }
-        }
-    }
-
-    /// Another server, or another run of it, is there: the source is compared before much is overwritten.
-    async fn reconnected(&mut self) -> Result<(), End> {
-        let server = self.bus.server_id();
-        if server == self.server || self.assignment.target != LaneTarget::Mutation {
-            return Ok(());
-        }
-        self.server = server;
-        self.verify().await
-    }
-
-    /// The server restarted, or another one serves: nothing that it brings counts before the source was compared.
-    async fn restarted(&mut self) -> Result<(), End> {
-        let hidden = self.cover.covered() < self.cover.position();
-        if self.assignment.target != LaneTarget::Mutation {
-            let why = "the server restarted while revisions were hidden";
-            return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
-        }
-        self.verify().await?;
-        if hidden {
-            return Err(End::Suspected(Suspected {
-                reason: "the server restarted while revisions were hidden".into(),
-                intact: self.cover.covered(),
-                last: self.source_last.max(self.cover.position()),
-                broken: false,
-                bookmarks: self.known().proof(self.cover.covered()),
-            }));
-        }
-        Ok(())
-    }
-
     /// The session's list is complete.
     async fn listed(&mut self, upto: u64) -> Result<(), End> {
         self.listing = false;
@@ -359,9 +291,8 @@ impl Task {
             self.restarted().await?;
         }
         let mut versions = KeyVersions::default();
-        if messages.first().is_some_and(|m| m.seq <= self.cover.position()) {
-            // Never to be packed behind a position that claims to hold it.
-            self.changed("the source brought a message that its state had denied".into()).await?;
+        if let Some(first) = messages.first().filter(|m| m.seq <= self.cover.position()) {
+            self.denied(first.seq).await?;
         }
         if let Some(last) = messages.last() {
             self.assignment.held.fetch_max(last.seq, Ordering::Relaxed);
@@ -523,21 +454,4 @@ fn is_delete(message: &StreamMessage, kv: bool) -> bool {
         return true;
     }
     if kv { matches!(message.operation.as_deref(), Some("DEL" | "PURGE")) } else { message.payload.is_empty() }
-}
-
-/// Compares a source with what is known of it, as long as it takes to reach it.
-async fn verified(bus: &Bus, stream: &str, known: &Known) -> Result<u64, Suspected> {
-    let mut said = false;
-    loop {
-        match verify::check(bus, stream, known).await {
-            Ok(verdict) => return verdict,
-            Err(error) => {
-                if !said {
-                    tracing::warn!(stream, %error, "the source cannot be compared yet; trying again until it can be");
-                    said = true;
-                }
-                tokio::time::sleep(VERIFY_RETRY).await;
-            }
-        }
-    }
 }

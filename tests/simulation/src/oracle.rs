@@ -50,6 +50,7 @@ impl Oracle {
             }
             // Topics have tests of their own.
             Ddl::BucketList
+            | Ddl::BucketHistory(_)
             | Ddl::IndexBuild(_)
             | Ddl::TopicCreate(_)
             | Ddl::TopicDelete(_)

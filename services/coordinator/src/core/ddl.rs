@@ -1,11 +1,11 @@
 //! DDL: buckets and indexes come and go. Each request is checked whole before the first change is made.
 
-use super::{Action, Core, Token, streams_of};
+use super::{Action, Core, Token, rollback::history, streams_of};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
-        BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply,
-        NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
+        BucketHistory, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
+        IndexesReply, NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
     },
     definition::{BucketDefinition, IndexDefinition},
     names,
@@ -22,6 +22,7 @@ pub enum Ddl {
     BucketAdd(BucketDefinition),
     BucketRemove(BucketRemove),
     BucketList,
+    BucketHistory(BucketHistory),
     IndexCreate(IndexDefinition),
     IndexBuild(IndexBuild),
     IndexDrop(IndexDrop),
@@ -74,6 +75,7 @@ impl Core {
             Ddl::IndexCreate(definition) => return self.index_create(token, definition, probe, random, out),
             Ddl::BucketRemove(request) => return self.bucket_remove(token, request, out),
             Ddl::BucketList => json(&self.bucket_list()),
+            Ddl::BucketHistory(request) => json(&history(self.bucket(&request.name)?)),
             Ddl::IndexBuild(request) => self.index_build(&request, out)?,
             Ddl::IndexDrop(request) => self.index_drop(&request, out)?,
             Ddl::TopicCreate(request) => return self.topic_create(token, request, out),

@@ -4,8 +4,8 @@
 
 use super::{Action, Core, ddl::mix};
 use highwater_schemas::{
-    api::{NodeKind, SliceReport, SliceState},
-    state::{Bucket, Change, IndexState, RollbackPhase, SliceName},
+    api::{Branch, BucketHistoryReply, NodeKind, RollbackSummary, SliceReport, SliceState, StreamHistory},
+    state::{Bucket, Change, Failover, IndexState, RollbackPhase, SliceName, vbuuid_text},
 };
 
 impl Core {
@@ -62,6 +62,31 @@ impl Core {
             })
         })
     }
+}
+
+/// The branches of a bucket's sources, and its rollbacks, as people see them.
+pub(super) fn history(bucket: &Bucket) -> BucketHistoryReply {
+    let names: Vec<String> = bucket.definition.vbuckets().into_iter().map(|s| s.name).collect();
+    let branch = |f: &Failover| Branch {
+        vbuuid: vbuuid_text(f.vbuuid),
+        start: f.start,
+        broken: f.broken,
+        at: f.at,
+        reason: f.reason.clone(),
+    };
+    let streams = names.iter().zip(&bucket.vbuckets).map(|(stream, vbucket)| StreamHistory {
+        stream: stream.clone(),
+        failover: vbucket.failover.iter().map(branch).collect(),
+    });
+    let rollbacks = bucket.rollbacks.iter().chain(&bucket.rollback).map(|r| RollbackSummary {
+        phase: r.phase,
+        streams: r.vbs.iter().filter_map(|vb| names.get(usize::from(*vb)).cloned()).collect(),
+        broken: r.broken,
+        began: r.began,
+        ended: r.ended,
+        reason: r.reason.clone(),
+    });
+    BucketHistoryReply { streams: streams.collect(), rollbacks: rollbacks.collect() }
 }
 
 /// One that is filled from nothing holds up nobody.

@@ -5,8 +5,8 @@ use crate::args::{Bucket, Index};
 use anyhow::{Result, bail};
 use highwater_schemas::{
     api::{
-        self, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply, IndexStats, IndexesReply,
-        ListReply, ListRequest,
+        self, BucketHistoryReply, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply,
+        IndexStats, IndexesReply, ListReply, ListRequest,
     },
     definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
     subjects,
@@ -49,6 +49,13 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
                 show::table(&["BUCKET", "SOURCE", "INDEXES"], &[2], rows)
             });
         }
+        Bucket::History { name, client } => {
+            let session = Session::open(&client).await?;
+            let request = api::BucketHistory { name };
+            let (reply, history): (Value, BucketHistoryReply) =
+                session.typed(&subjects::admin("bucket.history"), &request).await?;
+            print(session.json, &reply, || show_history(&history));
+        }
         Bucket::Remove { name, client } => {
             let session = Session::open(&client).await?;
             let reply =
@@ -59,6 +66,35 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn show_history(history: &BucketHistoryReply) -> String {
+    let kind = |broken| if broken { "broken" } else { "unproven" };
+    let branches = history.streams.iter().flat_map(|s| {
+        s.failover.iter().map(|b| {
+            let kind = if b.reason.is_empty() { "first" } else { kind(b.broken) };
+            vec![
+                s.stream.clone(),
+                b.vbuuid.clone(),
+                show::thousands(b.start),
+                kind.into(),
+                show::ago(b.at as i64),
+                b.reason.clone(),
+            ]
+        })
+    });
+    let branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
+    if history.rollbacks.is_empty() {
+        return format!("{branches}\n\nnothing was ever rolled back");
+    }
+    let rollbacks = history.rollbacks.iter().map(|r| {
+        let took = match r.ended {
+            0 => format!("{:?}", r.phase).to_lowercase(),
+            ended => format!("{} ms", show::thousands(ended.saturating_sub(r.began))),
+        };
+        vec![show::ago(r.began as i64), took, r.streams.join(", "), kind(r.broken).into(), r.reason.clone()]
+    });
+    format!("{branches}\n\n{}", show::table(&["ROLLED BACK", "TOOK", "STREAMS", "", "WHY"], &[1], rollbacks))
 }
 
 fn source_stream(text: &str) -> SourceStream {

@@ -13,11 +13,7 @@ use highwater_schemas::{
     subjects,
 };
 use serde_json::{Value, json};
-use std::{
-    fmt::Write as _,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt::Write as _, path::Path, time::Duration};
 
 pub(super) async fn verify(session: &Session, bucket: &str, names: &[String], within: Duration) -> Result<()> {
     let (_, indexes) = ddl::list(session, Some(bucket.to_owned())).await?;
@@ -220,7 +216,7 @@ fn dump(slice: &SliceDump) -> String {
     }
     let newest = slice.newer_mark.as_ref().unwrap_or(&slice.mark);
     let vbs = newest.vbs.iter().enumerate().map(|(number, vb)| {
-        let time = if vb.server_time == 0 { String::new() } else { ago(vb.server_time / 1_000_000) };
+        let time = if vb.server_time == 0 { String::new() } else { show::ago(vb.server_time / 1_000_000) };
         let numbers = [vb.seqno, vb.round, vb.covered, vb.content].map(|n| n.to_string());
         let mut row = vec![number.to_string(), vb.vbuuid.clone()];
         row.extend(numbers);
@@ -234,7 +230,7 @@ fn dump(slice: &SliceDump) -> String {
             let numbers = [k.entries, k.unindexed].map(show::thousands);
             vec![
                 k.mark.st.to_string(),
-                ago(k.at as i64),
+                show::ago(k.at as i64),
                 numbers[0].clone(),
                 numbers[1].clone(),
                 show::bytes(k.undo_bytes),
@@ -275,12 +271,6 @@ fn mark(mark: &MarkDump) -> String {
         "ST {} of term {}{building}, topic position {}, {} documents read",
         mark.st, mark.term, mark.topic, mark.docs_done
     )
-}
-
-/// How long ago a time was, given in milliseconds since the epoch.
-fn ago(at: i64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
-    format!("{:.1} s ago", (now - at) as f64 / 1_000.0)
 }
 
 #[cfg(test)]

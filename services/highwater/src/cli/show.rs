@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A table with a header; the columns in `right` are numbers.
 pub(super) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -47,6 +48,12 @@ pub(super) fn cell(value: &Value) -> String {
         Value::String(s) => s.clone(),
         other => other.to_string(),
     }
+}
+
+/// How long ago a time was, given in milliseconds since the epoch.
+pub(crate) fn ago(at: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+    format!("{:.1} s ago", (now - at) as f64 / 1_000.0)
 }
 
 #[cfg(test)]

@@ -1,0 +1,67 @@
+//! Slices whose stores were opened, closed, or failed.
+
+use super::{Action, BucketCore, Mode, Slice};
+use crate::store::SliceMark;
+use highwater_schemas::state::SliceName;
+
+impl BucketCore {
+    /// Whether what a slice holds is of the branches in force.
+    pub(crate) fn on_branch(&self, mark: &SliceMark) -> bool {
+        let vbs = mark.vbs.iter().zip(&self.view.shares);
+        mark.vbs.len() == self.view.shares.len() && vbs.into_iter().all(|(vb, s)| vb.vbuuid == s.vbuuid)
+    }
+
+    /// A slice's store is open, or has gone back: what it holds, what it can go back to, oldest first, and whether it is empty
+    /// and takes documents without looking them up (`bulk`).
+    ///
+    /// One of an earlier branch goes back as far as it must, or begins again; what is left is compared with the source.
+    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark, kept: &[SliceMark], bulk: bool) -> Vec<Action> {
+        let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
+        let vbuuids: Vec<u64> = self.view.shares.iter().map(|s| s.vbuuid).collect();
+        let mut slice = Slice::opened(name, *topology, mark, bulk, &vbuuids);
+        if !slice.on_branch(&self.view.shares) {
+            let common: Option<Vec<u64>> =
+                slice.vbs.iter().zip(&self.view.shares).map(|(vb, shares)| shares.common(vb.vbuuid)).collect();
+            let (Some(common), false) = (common, bulk || slice.vbs.len() != self.view.shares.len()) else {
+                return vec![Action::Open { slice: name, reset: true }];
+            };
+            let within = |mark: &SliceMark| {
+                let vbs = mark.vbs.iter().zip(&self.view.shares);
+                vbs.into_iter().all(|(vb, shares)| shares.common(vb.vbuuid).is_some_and(|c| vb.content <= c))
+            };
+            let vbs = slice.vbs.iter().zip(&common).zip(&self.view.shares);
+            // What is not certainly gone stays until it was compared.
+            let beyond =
+                vbs.into_iter().any(|((vb, common), shares)| vb.content > *common && shares.is_broken_since(vb.vbuuid));
+            if beyond && let Some(good) = kept.iter().rev().find(|mark| within(mark)) {
+                return vec![Action::RollBack { slice: name, st: good.st }];
+            }
+            slice.adopt(&vbuuids);
+        }
+        self.slices.insert(name, slice);
+        let mut out = vec![Action::Report];
+        self.attach_sessions(&mut out);
+        out
+    }
+
+    /// A slice's store is closed, and about to be opened again.
+    pub(crate) fn closed(&mut self, name: SliceName) {
+        self.slices.remove(&name);
+    }
+
+    /// A slice cannot go on.
+    pub(crate) fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
+        let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
+        let slice = self
+            .slices
+            .entry(name)
+            .or_insert_with(|| Slice::opened(name, *topology, &SliceMark::default(), false, &[]));
+        slice.mode = Mode::Failed(why);
+        slice.readable = false;
+        // Nothing that was under way for it counts any more.
+        slice.following = None;
+        slice.persisting = false;
+        slice.ending = false;
+        vec![Action::Report]
+    }
+}

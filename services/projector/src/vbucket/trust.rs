@@ -1,0 +1,112 @@
+//! Whether what a task has read may still be trusted: after a restart of the server, or when the source contradicts.
+
+use super::{End, Task};
+use crate::verify::{self, Known, Suspected};
+use highwater_bus::Bus;
+use highwater_schemas::lane::LaneTarget;
+use std::{sync::atomic::Ordering, time::Duration};
+
+/// A source that cannot be reached is looked at this often.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Task {
+    /// The reader cannot go on.
+    pub(super) async fn changed(&mut self, why: String) -> Result<(), End> {
+        if self.assignment.target != LaneTarget::Mutation {
+            return Err(End::Broken(why));
+        }
+        self.verify().await?;
+        // It was another reason: from the beginning.
+        Err(End::Again)
+    }
+
+    /// What is known of the source now.
+    fn known(&self) -> Known {
+        Known {
+            created: self.created,
+            first_seq: self.first_seq,
+            position: self.cover.position(),
+            held: self.assignment.held.load(Ordering::Relaxed).max(self.assignment.known.held),
+            bookmarks: self.marks.clone(),
+        }
+    }
+
+    /// Compares the source with what was read from it, as long as it takes.
+    pub(super) async fn verify(&mut self) -> Result<(), End> {
+        match verified(&self.bus, &self.assignment.stream, &self.known()).await {
+            Err(suspected) => Err(End::Suspected(suspected)),
+            Ok(source) => {
+                // What was read before this run of the server is proven in it from now on.
+                self.source = source;
+                if let Some(last) = self.marks.last_mut() {
+                    last.source = source;
+                }
+                let Assignment { bucket, vb, .. } = &self.assignment;
+                tracing::info!(bucket, vb, "the source was compared with what was read, and is the same");
+                Ok(())
+            }
+        }
+    }
+
+    /// Another server, or another run of it, is there: the source is compared before much is overwritten.
+    pub(super) async fn reconnected(&mut self) -> Result<(), End> {
+        let server = self.bus.server_id();
+        if server == self.server || self.assignment.target != LaneTarget::Mutation {
+            return Ok(());
+        }
+        self.server = server;
+        self.verify().await
+    }
+
+    /// The server restarted, or another one serves: nothing that it brings counts before the source was compared.
+    pub(super) async fn restarted(&mut self) -> Result<(), End> {
+        let hidden = self.cover.covered() < self.cover.position();
+        if self.assignment.target != LaneTarget::Mutation {
+            let why = "the server restarted while revisions were hidden";
+            return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
+        }
+        self.verify().await?;
+        if hidden {
+            return Err(self.unproven("the server restarted while revisions were hidden", self.cover.covered()));
+        }
+        Ok(())
+    }
+
+    /// The source brought a message that its state had denied: it must never be packed behind a position that claims to hold it.
+    pub(super) async fn denied(&mut self, seq: u64) -> Result<(), End> {
+        let why = "the source brought a message that its state had denied";
+        if self.assignment.target != LaneTarget::Mutation {
+            return Err(End::Broken(why.into()));
+        }
+        self.verify().await?;
+        Err(self.unproven(why, seq - 1))
+    }
+
+    /// Nothing contradicts, and above `intact` something may be missing.
+    fn unproven(&self, reason: &str, intact: u64) -> End {
+        End::Suspected(Suspected {
+            reason: reason.into(),
+            intact,
+            last: self.source_last.max(self.cover.position()),
+            broken: false,
+            bookmarks: self.known().proof(intact),
+        })
+    }
+}
+
+/// Compares a source with what is known of it, as long as it takes to reach it.
+pub(super) async fn verified(bus: &Bus, stream: &str, known: &Known) -> Result<u64, Suspected> {
+    let mut said = false;
+    loop {
+        match verify::check(bus, stream, known).await {
+            Ok(verdict) => return verdict,
+            Err(error) => {
+                if !said {
+                    tracing::warn!(stream, %error, "the source cannot be compared yet; trying again until it can be");
+                    said = true;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
