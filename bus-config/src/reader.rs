@@ -145,10 +145,11 @@ impl StreamReader {
     /// The pulls count as open once the stream was checked after it.
     async fn subscribe(&mut self) -> Result<Pulls, BusError> {
         let listing = self.is_listing();
-        let (deliver_policy, all) = match listing {
+        let (deliver_policy, all) = if listing {
             // The server wants to be told of which subjects.
-            true => (DeliverPolicy::LastPerSubject, ">"),
-            false => (DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 }, ""),
+            (DeliverPolicy::LastPerSubject, ">")
+        } else {
+            (DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 }, "")
         };
         let config = pull::Config {
             deliver_policy,
@@ -180,7 +181,7 @@ impl StreamReader {
 
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
     async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
-        if self.is_listing() && self.pulls.is_some() | (self.place.after > 0) {
+        if self.is_listing() && (self.pulls.is_some() || self.place.after > 0) {
             let why = format!("the list was interrupted: {why}");
             return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         }

@@ -123,7 +123,7 @@ impl World {
         let lease_ms = self.cluster_managers[at].lease;
         match action {
             Action::Beat(join) => {
-                let message = Message::Join(Rc::new(join));
+                let message = Message::Join(Rc::new(*join));
                 self.publish(me, &[NodeKind::Coordinator, NodeKind::ClusterManager], &message);
             }
             Action::Publish(event) => {

@@ -64,7 +64,7 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Publish our own heartbeat.
-    Beat(Join),
+    Beat(Box<Join>),
     ReadLease,
     /// Write it if its revision is this one; 0: if there is none.
     WriteLease {
@@ -204,7 +204,7 @@ impl Core {
         let heartbeat = self.config.heartbeat_ms();
         self.beat_at = if now < self.beat_at + heartbeat { self.beat_at + heartbeat } else { now + heartbeat };
         let own = Join::new(NodeKind::ClusterManager, &self.config.node, self.config.incarnation);
-        out.push(Action::Beat(own));
+        out.push(Action::Beat(Box::new(own)));
         if self.active {
             self.say = true;
             self.election.register(out);

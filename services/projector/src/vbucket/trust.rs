@@ -1,6 +1,6 @@
 //! Whether what a task has read may still be trusted: after a restart of the server, or when the source contradicts.
 
-use super::{End, Task};
+use super::{Assignment, End, Task};
 use crate::verify::{self, Known, Suspected};
 use highwater_bus::Bus;
 use highwater_schemas::lane::LaneTarget;

@@ -63,7 +63,7 @@ impl Races {
         for action in actions {
             let delay = self.delay();
             match action {
-                Action::Beat(join) => self.plan(delay, Step::Happens(i, Event::Join(join))),
+                Action::Beat(join) => self.plan(delay, Step::Happens(i, Event::Join(*join))),
                 Action::ReadLease => self.plan(delay, Step::Read(i)),
                 Action::WriteLease { lease, expected } => {
                     let sent_at = self.now + self.ahead[i];

@@ -58,7 +58,7 @@ impl World {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Beat(_) | Action::Publish(_) if self.cut => {}
-            Action::Beat(join) => self.handle(Event::Join(join)),
+            Action::Beat(join) => self.handle(Event::Join(*join)),
             Action::Publish(event) => {
                 assert!(self.core.is_active(self.now), "only the active one publishes");
                 self.published.push(event);
