@@ -76,7 +76,6 @@ async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<
                 }
                 load::write(&source, 300, &mut rng).await?;
                 if let Some(writer) = writer {
-                    load::written(&source, 300).await?;
                     writer.stop().await?;
                 }
                 until("the bucket is in order", BACK_WITHIN, async || {

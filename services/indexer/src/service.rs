@@ -4,10 +4,11 @@
 
 mod diagnosis;
 mod reports;
+mod view;
 
 use crate::{
     config::{Config, MOST_SCANS},
-    core::{Branch, BucketView, OpenSession, Shares},
+    core::BucketView,
     feeds::{self, Feed, Refused},
     files::SliceFiles,
     held::Held,
@@ -16,14 +17,14 @@ use crate::{
     marks::Marks,
     report::BucketReport,
     scan,
-    store::{SliceIdentity, StoreError},
+    store::StoreError,
     worker::{self, EVENTS, Event, Outside, SliceInfo, Worker},
 };
 use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceRequest, ServiceSpec, StateView};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, NodeKind, NodeStatus, UnindexedDoc},
-    state::{Bucket, Concerns, SliceName, StateContext},
+    state::{Concerns, SliceName},
     subjects,
     wire::{self, ScanReply, ScanRequest},
 };
@@ -37,6 +38,7 @@ use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
 };
+use view::{hosted_slices, infos, view};
 
 /// Purges of catchup topics that may wait.
 const PURGES: usize = 64;
@@ -448,58 +450,4 @@ impl Shell {
             tracing::warn!("not everything could be made durable in time");
         }
     }
-}
-
-fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
-    let shares = bucket
-        .vbuckets
-        .iter()
-        .map(|v| Shares {
-            vbuuid: v.vbuuid(),
-            generation: v.generation,
-            starts: v.starts.iter().filter(|(_, (u, _))| *u == v.vbuuid()).map(|(g, (_, x))| (*g, *x)).collect(),
-            branches: v
-                .failover
-                .iter()
-                .map(|f| Branch { vbuuid: f.vbuuid, start: f.start, broken: f.broken })
-                .collect(),
-        })
-        .collect();
-    let slices = hosted(&config.node, bucket).map(|(name, topology, _)| (name, topology)).collect();
-    let sessions = bucket
-        .sessions
-        .values()
-        .filter(|s| s.node == config.node && s.incarnation == config.incarnation)
-        .map(|s| {
-            let from = s.vbs.iter().map(|v| v.from).collect();
-            (s.id, OpenSession { slices: s.slices.clone(), from, lists: s.kind.lists() })
-        })
-        .collect();
-    BucketView { term, topology: bucket.topology, shares, slices, sessions }
-}
-
-fn hosted<'a>(node: &'a str, bucket: &'a Bucket) -> impl Iterator<Item = (SliceName, u64, SliceInfo)> + 'a {
-    bucket.live_indexes().flat_map(move |(number, index)| {
-        let partitions = index.placed.hosts.len() as u32;
-        index.placed.hosts.iter().enumerate().filter(move |(_, host)| *host == node).map(move |(partition, _)| {
-            let name = SliceName { index: number, partition: partition as u32 };
-            let identity = SliceIdentity {
-                bucket: bucket.definition.name.clone(),
-                declared: bucket.declared,
-                index_id: index.placed.id.clone(),
-                index: number,
-                partition: partition as u32,
-            };
-            (name, index.topology, SliceInfo { identity, partitions, directions: index.compiled.directions() })
-        })
-    })
-}
-
-/// Slices of all buckets on this node.
-fn hosted_slices(node: &str, context: &StateContext) -> usize {
-    context.buckets.values().map(|bucket| hosted(node, bucket).count()).sum()
-}
-
-fn infos(node: &str, bucket: &Bucket) -> BTreeMap<SliceName, SliceInfo> {
-    hosted(node, bucket).map(|(name, _, info)| (name, info)).collect()
 }

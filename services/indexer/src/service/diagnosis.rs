@@ -1,6 +1,6 @@
 //! `hw.node.<id>.verify` and `.dump`: looking into the slices of this node while they go on.
 
-use super::{Shell, hosted};
+use super::{Shell, view::hosted};
 use crate::{
     dumps,
     store::{self, StoreError},

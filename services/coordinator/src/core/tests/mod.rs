@@ -1,6 +1,7 @@
 //! The coordinator's core, event by event, with a log that acknowledges everything.
 
 mod members;
+mod rollback;
 mod streams;
 
 use super::*;
@@ -8,7 +9,7 @@ use highwater_schemas::{
     ErrorCode, Position, StVb, StabilityTimestamp,
     api::{NodeKind, SliceReport, SliceState, Suspicion},
     definition::IndexDefinition,
-    state::{Bucket, IndexState, RollbackPhase, SessionKind, SliceName},
+    state::{Bucket, IndexState, SliceName},
     wire::SyncVb,
 };
 use std::collections::VecDeque;
@@ -355,64 +356,6 @@ fn a_persistence_timestamp_enters_the_history_when_every_live_indexer_confirms_i
     assert!(d.core.context().buckets["b"].history.is_empty());
     d.event(hwt(marked));
     assert_eq!(d.core.context().buckets["b"].history[0].number, marked);
-}
-
-/// A projector says that its source is not what it was.
-fn suspect(d: &mut Driver, intact: u64, broken: bool) -> u64 {
-    let old = d.core.context().buckets["b"].vbuckets[0].vbuuid();
-    let suspicion = Suspicion {
-        bucket: "b".into(),
-        vb: 0,
-        vbuuid: old,
-        reason: "r".into(),
-        intact,
-        last: 9,
-        broken,
-        bookmarks: vec![],
-    };
-    d.event(Event::Join(Join { suspicions: vec![suspicion], ..Join::new(NodeKind::Projector, "p", 1) }));
-    d.tick(1);
-    assert_ne!(d.core.context().buckets["b"].vbuckets[0].vbuuid(), old);
-    old
-}
-
-#[test]
-fn a_source_of_which_nothing_is_left_has_everything_built_again() {
-    let mut d = Driver::with_index();
-    d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
-    suspect(&mut d, 0, true);
-    assert_eq!(d.core.context().buckets["b"].indexes[&1].state, IndexState::Building);
-}
-
-#[test]
-fn a_rollback_waits_for_every_slice_then_for_the_comparison() {
-    let mut d = Driver::with_index();
-    d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
-    let branch = d.core.context().buckets["b"].branch();
-    let before = SliceReport { branch, ..report(SliceState::Active, 1) };
-    suspect(&mut d, 5, true);
-    let phase = |d: &Driver| d.core.context().buckets["b"].rollback.as_ref().map(|r| r.phase);
-    let vbucket = |d: &Driver| d.core.context().buckets["b"].vbuckets[0].clone();
-    d.join(NodeKind::Indexer, "i", 1, vec![before], None);
-    d.tick(1);
-    assert_eq!(phase(&d), Some(RollbackPhase::Started), "what it says is of the branch before");
-    assert!(vbucket(&d).start_of(vbucket(&d).generation).is_none(), "nobody reads it meanwhile");
-    let branch = d.core.context().buckets["b"].branch();
-    let on_it = |state, compare| SliceReport { branch, compare, content: vec![5], ..report(state, 1) };
-    d.join(NodeKind::Indexer, "i", 1, vec![on_it(SliceState::Catchup, true)], None);
-    d.tick(1);
-    d.tick(1);
-    assert_eq!(phase(&d), Some(RollbackPhase::Restart));
-    assert_eq!((vbucket(&d).restart, vbucket(&d).held), (9, 5), "the live chain goes on at the source's end");
-    let sessions: Vec<_> = d.core.context().buckets["b"].sessions.values().cloned().collect();
-    assert_eq!(sessions.iter().map(|s| (s.kind, s.vbs[0].from)).collect::<Vec<_>>(), [(SessionKind::Comparison, 0)]);
-    let merged = SliceReport { done_with: sessions[0].id, ..on_it(SliceState::Active, false) };
-    d.join(NodeKind::Indexer, "i", 1, vec![merged], None);
-    d.tick(1);
-    assert_eq!(phase(&d), None);
-    let bucket = &d.core.context().buckets["b"];
-    assert_eq!(bucket.rollbacks.last().map(|r| (r.phase, r.broken)), Some((RollbackPhase::Resumed, true)));
-    assert_eq!(bucket.indexes[&1].state, IndexState::Active, "it never was anything else");
 }
 
 #[test]
