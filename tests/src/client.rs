@@ -1,6 +1,6 @@
 //! A plain NATS client of Highwater's public subjects.
 
-use crate::wait::until;
+use crate::{oracle::Index, wait::until};
 use anyhow::{Context, Result, ensure};
 use async_nats::{Request, client::RequestErrorKind, jetstream};
 use serde_json::{Value, json};
@@ -178,6 +178,17 @@ impl Client {
     pub async fn create_index(&self, definition: &Value) -> Result<()> {
         let reply = self.insist("hw.admin.index.create", definition, REPLY_WITHIN).await?;
         ensure!(reply["index"]["name"] == definition["name"], "odd reply {reply}");
+        Ok(())
+    }
+
+    /// Creates indexes, and waits until each is active.
+    pub async fn create_indexes(&self, bucket: &str, indexes: &[Index], within: Duration) -> Result<()> {
+        for index in indexes {
+            self.create_index(&index.definition(bucket)).await?;
+        }
+        for index in indexes {
+            self.wait_active(bucket, &index.name, within).await?;
+        }
         Ok(())
     }
 

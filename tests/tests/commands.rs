@@ -74,6 +74,7 @@ fn commands(url: &str, last_step: &str, index: &str) -> Result<()> {
         (&["status", "--bootstrap"], 0, last_step),
         (&["state", "show"], 0, "\"people\""),
         (&["state", "show", "--bucket", "people"], 0, index),
+        (&["state", "show", "--bucket", "nothing"], 1, "bucket_not_found"),
         (&["state", "history", "--limit", "1000"], 0, "term_started"),
         (&["topic", "list"], 0, "indexer-1"),
         (&["topic", "create", "people", "feed"], 0, "topic feed on people is created"),

@@ -70,12 +70,7 @@ async fn all_in_one_process_comes_back_from_sigkill_with_its_data() -> Result<()
     let indexes = documents::indexes(2);
     let some = |rng: &mut Rng| (0..2_000).map(|_| documents::write(rng, 1, 500)).collect::<Vec<_>>();
     source.write(some(&mut rng)).await?;
-    for index in &indexes {
-        client.create_index(&index.definition("people")).await?;
-    }
-    for index in &indexes {
-        client.wait_active("people", &index.name, Duration::from_secs(30)).await?;
-    }
+    client.create_indexes("people", &indexes, Duration::from_secs(30)).await?;
     source.write(some(&mut rng)).await?;
     ask::whole(&client, &source, &indexes[0]).await?;
     dev.kill()?;

@@ -40,12 +40,7 @@ async fn survives(node: &str) -> Result<()> {
             let source = Source::keyed_streams(&client, "orders", STREAMS).await?;
             let indexes = documents::indexes(3);
             write(&source, FIRST, &mut rng).await?;
-            for index in &indexes {
-                client.create_index(&index.definition("orders")).await?;
-            }
-            for index in &indexes {
-                client.wait_active("orders", &index.name, BUILT_WITHIN).await?;
-            }
+            client.create_indexes("orders", &indexes, BUILT_WITHIN).await?;
             durable(&client, &source).await?;
             // What is durable must not be needed again: who began anew would find a gap here.
             client.js.get_stream("HW_MUTATION_orders").await?.purge().await?;
@@ -133,12 +128,7 @@ async fn streams_move_to_a_projector_that_joins_and_from_one_that_leaves() -> Re
             let source = Source::keyed_streams(&client, "orders", MOVED).await?;
             write(&source, FIRST, &mut rng).await?;
             let indexes = documents::indexes(3);
-            for index in &indexes {
-                client.create_index(&index.definition("orders")).await?;
-            }
-            for index in &indexes {
-                client.wait_active("orders", &index.name, BUILT_WITHIN).await?;
-            }
+            client.create_indexes("orders", &indexes, BUILT_WITHIN).await?;
             owners(&client, &["projector-1"; MOVED]).await?;
             let writer = Writer::start(&source, &mut rng);
             cluster.start_node("projector-2").await?;

@@ -53,8 +53,8 @@ struct Lane {
     flushed_at: Instant,
     /// The window is being sent again; said once.
     resending: bool,
-    /// Subscribers of topics that people made, and since when each takes nothing.
-    refuse: BTreeMap<String, Instant>,
+    /// Subscribers of topics that people made, since when each takes nothing, and whether it was said that it is left out.
+    refuse: BTreeMap<String, (Instant, bool)>,
 }
 
 struct LaneInfo {
@@ -294,10 +294,14 @@ impl Lane {
             self.refuse.remove(node);
             return !acked;
         }
-        let since = *self.refuse.entry(node.clone()).or_insert_with(Instant::now);
+        let (since, said) = self.refuse.entry(node.clone()).or_insert_with(|| (Instant::now(), false));
         let left_out = since.elapsed() >= PATIENCE_WITH_TOPICS;
-        if left_out {
-            tracing::warn!(topic = node, bucket = self.open.bucket, "refuses a batch for too long: it is left out");
+        if left_out && !std::mem::replace(said, true) {
+            tracing::warn!(
+                topic = node,
+                bucket = self.open.bucket,
+                "takes nothing: it is left out until it does again"
+            );
         }
         left_out
     }

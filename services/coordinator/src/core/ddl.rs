@@ -53,6 +53,11 @@ pub fn unprobed() -> Probe {
     Err(ApiError { retry: true, ..ApiError::new(ErrorCode::BucketNotFound, message) })
 }
 
+/// What a request names is not declared.
+pub fn no_bucket(name: &str) -> ApiError {
+    ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {name}"))
+}
+
 impl Core {
     pub(super) fn ddl(&mut self, token: Token, ddl: Ddl, probe: &Probe, random: u64, out: &mut Vec<Action>) {
         if let Err(error) = self.begin(token, ddl, probe, random, out) {
@@ -243,10 +248,7 @@ impl Core {
 
     pub(super) fn bucket(&self, name: &str) -> Result<&Bucket, ApiError> {
         names::check("bucket", name)?;
-        self.context
-            .buckets
-            .get(name)
-            .ok_or_else(|| ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {name}")))
+        self.context.buckets.get(name).ok_or_else(|| no_bucket(name))
     }
 }
 

@@ -23,7 +23,7 @@ mod tests;
 mod topics;
 
 pub use bootstrap::Bootstrapping;
-pub use ddl::{Ddl, Probe, unprobed};
+pub use ddl::{Ddl, Probe, no_bucket, unprobed};
 pub use jobs::Job;
 
 use crate::config::Config;

@@ -52,7 +52,7 @@ impl Shell {
         let ddl = match admin::parse(&noun_verb, &request.payload) {
             Ok(Admin::Ddl(ddl)) => ddl,
             Ok(Admin::StateGet(wanted)) => {
-                request.respond(Ok(api::ok(&self.state(&wanted)))).await;
+                request.respond(self.state(&wanted).map(|state| api::ok(&state))).await;
                 return Ok(());
             }
             Ok(Admin::StateHistory(limit)) => {
@@ -91,13 +91,14 @@ impl Shell {
         self.handle(Event::Lead(event)).await
     }
 
-    fn state(&self, wanted: &StateGet) -> StateReply {
+    fn state(&self, wanted: &StateGet) -> Result<StateReply, ApiError> {
         let context = self.manager.context();
         let state = match &wanted.bucket {
+            Some(bucket) if !context.buckets.contains_key(bucket) => return Err(core::no_bucket(bucket)),
             Some(bucket) => serde_json::to_value(context.only(bucket)),
             None => serde_json::to_value(context),
         };
-        StateReply { node: self.config.node.clone(), state: state.unwrap_or_default() }
+        Ok(StateReply { node: self.config.node.clone(), state: state.unwrap_or_default() })
     }
 
     /// To the coordinator; what was passed on once is not passed on again.

@@ -340,8 +340,8 @@ fn a_mark_never_points_beyond_a_batch_that_is_not_wholly_applied() {
     assert_eq!(core.mark(SLICE).unwrap().topic, 5);
 }
 
-#[test]
-fn a_slice_that_failed_stays_so_when_its_session_ends() {
+/// A slice whose session has read enough: the last step of its build is running.
+fn in_its_last_step() -> (BucketCore, BucketView) {
     let mut core = BucketCore::new();
     let mut seen = view(&[(1, 0)]);
     seen.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
@@ -349,6 +349,12 @@ fn a_slice_that_failed_stays_so_when_its_session_ends() {
     core.opened(SLICE, &SliceMark::default(), &[], true);
     core.live(1, batch(1, 1, 0, 20, 22, 22));
     core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
+    (core, seen)
+}
+
+#[test]
+fn a_slice_that_failed_stays_so_when_its_session_ends() {
+    let (mut core, mut seen) = in_its_last_step();
     core.failed(SLICE, "the disk is gone".into());
     assert!(core.slices().all(|s| !s.persisting), "nothing is waited for");
     seen.sessions = BTreeMap::from([(10, open_session(&[SLICE]))]);
@@ -368,13 +374,7 @@ fn a_slice_that_could_not_be_opened_is_tried_again_and_not_wiped() {
 
 #[test]
 fn a_session_that_will_be_followed_waits_for_the_last_step_of_a_build() {
-    let mut core = BucketCore::new();
-    let mut seen = view(&[(1, 0)]);
-    seen.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
-    core.state(seen.clone());
-    core.opened(SLICE, &SliceMark::default(), &[], true);
-    core.live(1, batch(1, 1, 0, 20, 22, 22));
-    core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
+    let (mut core, mut seen) = in_its_last_step();
     seen.sessions = BTreeMap::from([(10, open_session(&[SLICE]))]);
     core.state(seen);
     assert!(core.session_paused(10));
