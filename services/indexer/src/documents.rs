@@ -10,14 +10,41 @@ use highwater_schemas::{
     wire::{DocOp, Unindexable, partition_of},
 };
 use roaring::RoaringTreemap;
-use std::ops::RangeInclusive;
+use std::{collections::HashSet, ops::RangeInclusive};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// What a list of present documents tells.
-pub(crate) struct Present<'a> {
-    /// The seqnos that it named.
-    pub(crate) named: &'a mut RoaringTreemap,
-    /// A seqno up to here names one message.
+/// What a list of present documents has named so far.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    /// Up to here a seqno names one message, whichever branch it was read from.
     pub(crate) proven: u64,
+    seqnos: RoaringTreemap,
+    /// Above that, a document of an abandoned branch may have the seqno of another one: hashes of document ids.
+    docids: HashSet<u64>,
+}
+
+impl Named {
+    pub(crate) fn new(proven: u64) -> Self {
+        Self { proven, ..Self::default() }
+    }
+
+    fn insert(&mut self, docid: &str, seqno: u64) {
+        if seqno <= self.proven {
+            self.seqnos.insert(seqno);
+        } else {
+            self.docids.insert(xxh3_64(docid.as_bytes()));
+        }
+    }
+
+    /// Whether a document that is there with this seqno was named, after what differed was replaced.
+    pub(crate) fn contains(&self, docid: &str, seqno: u64) -> bool {
+        if seqno <= self.proven { self.seqnos.contains(seqno) } else { self.docids.contains(&xxh3_64(docid.as_bytes())) }
+    }
+
+    /// How many documents.
+    pub(crate) fn len(&self) -> u64 {
+        self.seqnos.len() + self.docids.len() as u64
+    }
 }
 
 /// Puts the documents of a batch above the start of `range` and up to its end into a slice.
@@ -45,11 +72,11 @@ pub(crate) fn compare(
     slice: SliceName,
     batch: &Batch,
     range: RangeInclusive<u64>,
-    present: &mut Present<'_>,
+    named: &mut Named,
 ) -> Result<(), StoreError> {
     each(info, slice, batch, range, |doc| {
-        present.named.insert(doc.seqno);
-        store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason, present.proven)
+        named.insert(doc.docid, doc.seqno);
+        store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason, named.proven)
     })
 }
 
@@ -94,4 +121,20 @@ fn each(
         take(Taken { docid: doc.docid, seqno: doc.seqno, entries: &entries, reason })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn above_what_is_proven_a_seqno_does_not_tell_a_document_from_one_that_is_gone() {
+        let mut named = Named::new(10);
+        named.insert("kept", 10);
+        named.insert("new", 11);
+        assert!(named.contains("kept", 10) && named.contains("new", 11));
+        assert!(!named.contains("gone", 11), "another document has its seqno now");
+        assert!(!named.contains("gone", 9));
+        assert_eq!(named.len(), 2);
+    }
 }

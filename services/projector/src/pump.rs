@@ -1,7 +1,7 @@
 //! Takes messages off a source stream, so that re-opening it never holds up the vbucket's task.
 
 use highwater_bus::{Bus, BusError, List, ReadFrom, StreamMessage, StreamReader};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Chunks that may wait for the vbucket task.
@@ -11,6 +11,8 @@ const CHUNK: usize = 512;
 const RETRY: Duration = Duration::from_millis(200);
 /// A list of which nothing comes for so long may be complete.
 const SILENCE: Duration = Duration::from_millis(300);
+/// One of which nothing comes for so long, though it is not complete, is begun again.
+const STALLED: Duration = Duration::from_secs(5);
 
 /// What a pump yields.
 #[derive(Debug)]
@@ -54,6 +56,7 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
         return;
     }
     let mut list = reader.list();
+    let mut listed_at = Instant::now();
     if let Some(done) = list.take_if(|list| list.messages == 0)
         && out.send(Pumped::Listed { upto: done.upto }).await.is_err()
     {
@@ -70,9 +73,16 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
             // The rest of the list may have been removed meanwhile.
             Err(_) => match reader.pending().await {
                 Ok(0) => Vec::new(),
+                pending if listed_at.elapsed() >= STALLED => {
+                    let _ = out.send(Pumped::Changed(format!("the list stopped, with {pending:?} to come"))).await;
+                    return;
+                }
                 _ => continue,
             },
-            Ok(Ok(())) => split(messages, list, reader.restarts()),
+            Ok(Ok(())) => {
+                listed_at = Instant::now();
+                split(messages, list, reader.restarts())
+            }
             Ok(Err(BusError::StreamChanged { why, .. })) => {
                 let _ = out.send(Pumped::Changed(why)).await;
                 return;

@@ -49,11 +49,6 @@ impl Shares {
         self.branches.iter().take_while(|b| b.vbuuid != vbuuid).any(|b| b.broken)
     }
 
-    /// A seqno up to here names one message, on whichever branch; above it, it may name another one on an earlier branch.
-    pub(crate) fn proven(&self) -> u64 {
-        if self.branches.len() > 1 { self.branches[0].start } else { u64::MAX }
-    }
-
     /// The part of a batch's interval that counts.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
         let lo = batch.from.max(*self.starts.get(&batch.generation)?);

@@ -36,7 +36,7 @@ impl BucketCore {
             if beyond && let Some(good) = kept.iter().rev().find(|mark| within(mark)) {
                 return vec![Action::RollBack { slice: name, st: good.st }];
             }
-            slice.adopt(&vbuuids);
+            slice.adopt(&vbuuids, &common);
         }
         self.slices.insert(name, slice);
         let mut out = vec![Action::Report];

@@ -2,7 +2,7 @@
 //! (design section 9).
 
 use super::{
-    Action, Batch, BucketCore, Mode, Shares, Why,
+    Action, Batch, BucketCore, Mode, Why,
     slice::{FollowedVb, Following},
 };
 use highwater_schemas::{Position, state::SliceName, wire::Removal};
@@ -80,7 +80,7 @@ impl BucketCore {
                         out.push(Action::Sweep { slice: name, session, vb: batch.vb });
                     }
                     _ if batch.to.seqno > after => {
-                        let proven = self.view.shares.get(vb).map_or(0, Shares::proven);
+                        let proven = state.proven;
                         out.push(Action::Compare { slice: name, session, batch: Arc::clone(batch), after, proven });
                         continue;
                     }

@@ -134,8 +134,11 @@ impl Slice {
     }
 
     /// It is what these branches have in common with what it was, or has yet to find out what of it is not.
-    pub(crate) fn adopt(&mut self, vbuuids: &[u64]) {
-        for (vb, vbuuid) in self.vbs.iter_mut().zip(vbuuids) {
+    ///
+    /// `common`: up to which seqno each branch has the messages of the slice's own.
+    pub(crate) fn adopt(&mut self, vbuuids: &[u64], common: &[u64]) {
+        for ((vb, vbuuid), common) in self.vbs.iter_mut().zip(vbuuids).zip(common) {
+            vb.proven = if self.compare { vb.proven.min(*common) } else { *common };
             vb.vbuuid = *vbuuid;
             vb.position = Position::ZERO;
             vb.covered = 0;

@@ -224,7 +224,7 @@ impl SliceStore for LmdbStore {
         self.replace_if((vb, docid), seqno, entries, reason, |old| seqno != old || seqno > proven)
     }
 
-    fn unwanted(&self, vb: u16, wanted: &dyn Fn(u64) -> bool) -> Result<Vec<(String, u64)>, StoreError> {
+    fn unwanted(&self, vb: u16, wanted: &dyn Fn(&str, u64) -> bool) -> Result<Vec<(String, u64)>, StoreError> {
         let live = self.live()?;
         let newer = [Some(&self.open.rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)];
         let newer: Vec<&Rows> = newer.into_iter().flatten().collect();

@@ -73,13 +73,14 @@ pub(super) fn unwanted(
     reader: &ReadTxn,
     newer: &[&Rows],
     vb: u16,
-    wanted: &dyn Fn(u64) -> bool,
+    wanted: &dyn Fn(&str, u64) -> bool,
 ) -> Result<Vec<(String, u64)>, StoreError> {
     let mut found = Vec::new();
     let mut look = |key: &[u8], row: &[u8]| -> Result<(), StoreError> {
         let seqno = value::decode(row)?.seqno;
-        if !wanted(seqno) {
-            found.push((decode_row_key(key)?.1.to_owned(), seqno));
+        let (_, docid) = decode_row_key(key)?;
+        if !wanted(docid, seqno) {
+            found.push((docid.to_owned(), seqno));
         }
         Ok(())
     };

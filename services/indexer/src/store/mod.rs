@@ -255,8 +255,8 @@ pub trait SliceStore: Send {
         proven: u64,
     ) -> Result<(), StoreError>;
 
-    /// The documents of a vbucket, as they are now, whose seqno is not wanted.
-    fn unwanted(&self, vb: u16, wanted: &dyn Fn(u64) -> bool) -> Result<Vec<(String, u64)>, StoreError>;
+    /// The documents of a vbucket, as they are now, that are not wanted with their seqno.
+    fn unwanted(&self, vb: u16, wanted: &dyn Fn(&str, u64) -> bool) -> Result<Vec<(String, u64)>, StoreError>;
 
     /// Seals the open layer and answers the snapshot of everything replaced so far; cheap when nothing changed.
     fn seal(&mut self) -> Result<Snapshot, StoreError>;

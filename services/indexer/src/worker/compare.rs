@@ -4,20 +4,19 @@
 use super::{Worker, stores::UNSEALED};
 use crate::{
     core::{Action, Batch},
-    documents::{self, Present},
+    documents::{self, Named},
     store::{SliceMark, SliceStore, StoreError},
 };
 use highwater_schemas::state::SliceName;
-use roaring::RoaringTreemap;
 use std::{collections::BTreeMap, time::Instant};
 
 /// Documents removed at once before they are sealed.
 const SWEPT: usize = 16_384;
 
-/// The seqnos that a session's list has named, by vbucket: one seqno is one message.
-pub(super) struct Named {
+/// What a session's list has named, by vbucket.
+pub(super) struct Listed {
     session: u64,
-    vbs: BTreeMap<u16, RoaringTreemap>,
+    vbs: BTreeMap<u16, Named>,
 }
 
 impl Worker {
@@ -53,13 +52,13 @@ impl Worker {
         proven: u64,
     ) -> Result<(), StoreError> {
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
-        if open.named.as_ref().is_none_or(|named| named.session != session) {
-            open.named = Some(Named { session, vbs: BTreeMap::new() });
+        if open.listed.as_ref().is_none_or(|listed| listed.session != session) {
+            open.listed = Some(Listed { session, vbs: BTreeMap::new() });
         }
-        let Some(named) = &mut open.named else { return Ok(()) };
-        let named = named.vbs.entry(batch.vb).or_default();
+        let Some(listed) = &mut open.listed else { return Ok(()) };
+        let named = listed.vbs.entry(batch.vb).or_insert_with(|| Named::new(proven));
         let range = after..=batch.to.seqno;
-        documents::compare(&mut open.store, info, slice, batch, range, &mut Present { named, proven })?;
+        documents::compare(&mut open.store, info, slice, batch, range, named)?;
         open.unsealed += batch.size();
         open.collected += batch.size();
         open.brought = Instant::now();
@@ -74,9 +73,9 @@ impl Worker {
     /// The list of a vbucket is complete: what it did not name is gone.
     pub(super) fn sweep(&mut self, slice: SliceName, session: u64, vb: u16) -> Result<(), StoreError> {
         let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
-        let named = open.named.as_mut().filter(|named| named.session == session);
-        let named = named.and_then(|named| named.vbs.remove(&vb)).unwrap_or_default();
-        let gone = open.store.unwanted(vb, &|seqno| named.contains(seqno))?;
+        let listed = open.listed.as_mut().filter(|listed| listed.session == session);
+        let named = listed.and_then(|listed| listed.vbs.remove(&vb)).unwrap_or_default();
+        let gone = open.store.unwanted(vb, &|docid, seqno| named.contains(docid, seqno))?;
         tracing::info!(
             bucket = self.outside.bucket,
             ?slice,

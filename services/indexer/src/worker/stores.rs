@@ -1,6 +1,6 @@
 //! The stores of a bucket's slices: opening, filling, reopening, closing.
 
-use super::{Look, SliceInfo, VerifyAnswer, Worker, compare::Named, stem};
+use super::{Look, SliceInfo, VerifyAnswer, Worker, compare::Listed, stem};
 use crate::{
     core::{Action, Batch, Step},
     documents::replace,
@@ -32,7 +32,7 @@ pub(super) struct Open {
     /// Nothing becomes durable out of turn before, after a failure.
     pub(super) rests_until: Option<Instant>,
     /// What the list of a session has named so far.
-    pub(super) named: Option<Named>,
+    pub(super) listed: Option<Listed>,
 }
 
 impl Open {
@@ -105,7 +105,7 @@ impl Worker {
                         collected: 0,
                         brought: Instant::now(),
                         rests_until: None,
-                        named: None,
+                        listed: None,
                     },
                 );
                 actions
