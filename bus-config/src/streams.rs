@@ -119,7 +119,7 @@ impl StreamSpec {
 }
 
 /// What a stream holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamState {
     /// Nanoseconds since the epoch.
     pub created: i64,
@@ -134,6 +134,8 @@ pub struct StreamState {
     pub leader: String,
     /// Its limits remove messages by age, bytes or number.
     pub expires: bool,
+    /// How long a delete marker that the server writes stays; None: it writes none.
+    pub marker_life: Option<std::time::Duration>,
 }
 
 /// A message of a stream, looked up.
@@ -263,6 +265,7 @@ impl Bus {
             max_messages_per_subject: info.config.max_messages_per_subject,
             leader: info.cluster.as_ref().and_then(|c| c.leader.clone()).unwrap_or_default(),
             expires: !info.config.max_age.is_zero() || info.config.max_bytes > 0 || info.config.max_messages > 0,
+            marker_life: info.config.subject_delete_marker_ttl,
         })
     }
 }

@@ -4,8 +4,8 @@
 //! session. The projector opens a lane by handing its receiving end to the router.
 
 use crate::{
-    timestamp::{Asked, Bookmark, Position},
-    wire::KeyVersions,
+    timestamp::{Asked, Bookmark, Dropped, Position},
+    wire::{KeyVersions, Removal},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
@@ -42,6 +42,8 @@ pub struct OpenLane {
     pub target: LaneTarget,
     /// Where the chain starts.
     pub from: Position,
+    /// What the rounds up to there have dropped.
+    pub dropped: Dropped,
     /// Creation time of the source stream, nanoseconds since the epoch.
     pub created: i64,
     pub input: mpsc::Receiver<Chunk>,
@@ -67,6 +69,8 @@ pub enum Chunk {
     },
     /// The list of present documents, up to this seqno, is complete. Sessions only.
     Listed { to: Position },
+    /// Documents vanished without a message: the next round. Never in a session.
+    Removed { round: u64, removal: Removal },
     /// `covered` rose, or a want was answered, without new messages.
     Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64 },
 }

@@ -68,6 +68,15 @@ pub struct Asked {
     pub seq: u64,
 }
 
+/// What the rounds of a chain have dropped.
+#[derive(SerdeSerialize, SerdeDeserialize, schemars::JsonSchema, Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// Every document below this seqno.
+    pub floor: u64,
+    /// What this reconcile, and those before it, found to be gone.
+    pub reconciled: u64,
+}
+
 /// A message of a source as it was read: what tells later whether the source's history is still the same.
 #[derive(
     Archive,
@@ -121,6 +130,12 @@ pub struct StVb {
     /// The source stream's creation time, nanoseconds since the epoch.
     pub created: i64,
     pub asked: Vec<Asked>,
+    /// The seqno below which the rounds so far have dropped every document; 0 where none did.
+    #[serde(default)]
+    pub floor: u64,
+    /// The newest reconcile that a round was; 0 where none was.
+    #[serde(default)]
+    pub reconciled: u64,
 }
 
 /// Chosen by the coordinator per bucket; every indexer applies exactly the mutations at or below it.

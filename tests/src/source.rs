@@ -129,8 +129,24 @@ impl Source {
     /// As [`Self::key_value`] with some replicas.
     pub async fn key_value_replicated(client: &Client, bucket: &str, replicas: usize) -> Result<Self> {
         let config = kv::Config { bucket: bucket.into(), history: 1, num_replicas: replicas, ..kv::Config::default() };
+        Self::key_value_configured(client, config).await
+    }
+
+    /// A new key-value bucket with this configuration.
+    pub async fn key_value_configured(client: &Client, config: kv::Config) -> Result<Self> {
+        let bucket = &config.bucket.clone();
         client.js.create_key_value(config).await.context("no key-value bucket")?;
         Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
+    }
+
+    /// One stream made with this configuration, declared as a bucket; its name and subjects are filled in.
+    pub async fn configured(client: &Client, bucket: &str, config: Config) -> Result<Self> {
+        let (name, prefix) = (format!("{bucket}_0"), format!("{bucket}.0."));
+        let subjects = vec![format!("{prefix}>")];
+        client.js.create_stream(Config { name: name.clone(), subjects, ..config }).await.context("no stream")?;
+        let request = json!({"name": bucket, "source": {"streams": [{"name": name, "strip_prefix": prefix}]}});
+        client.insist("hw.admin.bucket.add", &request, Duration::from_secs(20)).await?;
+        Ok(Self::new(client, bucket, false, vec![(name, prefix)]))
     }
 
     /// New streams, declared as one bucket; every other one keeps only the newest revision of each document.
@@ -267,7 +283,10 @@ impl Source {
                 let Ok(message) = stream.get_first_raw_message_by_subject(">", next).await else { break };
                 next = message.sequence + 1;
                 let operation = message.headers.get("KV-Operation").map(|o| o.as_str().to_owned());
-                let deleted = if self.kv {
+                let marker = message.headers.get("Nats-Marker-Reason").is_some();
+                let deleted = if marker {
+                    true
+                } else if self.kv {
                     matches!(operation.as_deref(), Some("DEL" | "PURGE"))
                 } else {
                     message.payload.is_empty()

@@ -70,6 +70,8 @@ fn types() -> Vec<(&'static str, &'static str, schemars::Schema)> {
         ("admin.bucket.remove.request", "hw.admin.bucket.remove", of::<api::BucketRemove>()),
         ("admin.bucket.history.request", "hw.admin.bucket.history", of::<api::BucketHistory>()),
         ("admin.bucket.history.reply", "reply of hw.admin.bucket.history", of::<api::BucketHistoryReply>()),
+        ("admin.bucket.reconcile.request", "hw.admin.bucket.reconcile", of::<api::BucketReconcile>()),
+        ("admin.bucket.reconcile.reply", "reply of hw.admin.bucket.reconcile", of::<api::ReconcileReply>()),
         ("admin.bucket.list.reply", "reply of hw.admin.bucket.list", of::<api::BucketList>()),
         ("admin.index.create.request", "hw.admin.index.create", of::<highwater_schemas::definition::IndexDefinition>()),
         ("admin.index.build.request", "hw.admin.index.build", of::<api::IndexBuild>()),

@@ -87,6 +87,35 @@ pub struct BucketHistoryReply {
     pub streams: Vec<StreamHistory>,
     /// Oldest first; the one under way is the last.
     pub rollbacks: Vec<RollbackSummary>,
+    /// The reconcile under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<ReconcileSummary>,
+    /// The last one that ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconciled: Option<ReconcileSummary>,
+}
+
+/// A comparison of a bucket's indexes with the present documents of its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReconcileSummary {
+    pub id: u64,
+    /// When it began and, if it is over, ended, milliseconds since the epoch; 0: it is not over.
+    pub began: u64,
+    pub ended: u64,
+}
+
+/// `hw.admin.bucket.reconcile`: compares the indexes with the source now, for what vanished from it without a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketReconcile {
+    pub name: String,
+}
+
+/// Reply of `hw.admin.bucket.reconcile`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReconcileReply {
+    /// Done when `hw.admin.bucket.history` shows one with a higher number than this that ended.
+    pub after: u64,
 }
 
 /// `hw.admin.index.build`: builds deferred indexes of a bucket in one pass.

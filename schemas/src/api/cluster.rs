@@ -106,6 +106,12 @@ pub struct SliceReport {
     /// Per vbucket the highest seqno that it may hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub content: Vec<u64>,
+    /// The newest reconcile that it has compared for.
+    #[serde(default)]
+    pub staged: u64,
+    /// The newest session of a reconcile that it could not compare with.
+    #[serde(default)]
+    pub unstaged: u64,
 }
 
 impl SliceReport {
@@ -129,6 +135,8 @@ impl SliceReport {
             compare: false,
             branch: 0,
             content: Vec::new(),
+            staged: 0,
+            unstaged: 0,
         }
     }
 }
@@ -205,6 +213,9 @@ pub struct Join {
     /// Sessions that cannot go on, by bucket; projectors only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broken_sessions: Vec<(String, u64)>,
+    /// Buckets of which a reconcile with a higher number than this is asked for; projectors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reconciles: Vec<(String, u64)>,
     /// It speaks of these buckets alone: of the others nothing new is said. Indexers only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<Vec<String>>,
@@ -228,6 +239,7 @@ impl Join {
             only: None,
             suspicions: Vec::new(),
             broken_sessions: Vec::new(),
+            reconciles: Vec::new(),
         }
     }
 }

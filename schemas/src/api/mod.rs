@@ -9,10 +9,10 @@ mod diagnosis;
 mod query;
 
 pub use admin::{
-    Assign, Branch, BucketAdd, BucketHistory, BucketHistoryReply, BucketList, BucketRemove, BucketSummary, Empty,
-    IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply, RollbackSummary, StateGet, StateHistory,
-    StateHistoryReply, StateReply, StreamHistory, Subscribe, SubscribeReply, TopicList, TopicListRequest, TopicRequest,
-    TopicSummary, Unsubscribe,
+    Assign, Branch, BucketAdd, BucketHistory, BucketHistoryReply, BucketList, BucketReconcile, BucketRemove,
+    BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply, ReconcileReply,
+    ReconcileSummary, RollbackSummary, StateGet, StateHistory, StateHistoryReply, StateReply, StreamHistory, Subscribe,
+    SubscribeReply, TopicList, TopicListRequest, TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
     Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, HEARTBEAT_MS, Join, JoinReply,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     definition::{BucketDefinition, CompiledIndex},
-    timestamp::{Bookmark, Position, StabilityTimestamp},
+    timestamp::{Bookmark, Dropped, Position, StabilityTimestamp},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -79,6 +79,9 @@ pub struct Vbucket {
     /// The highest seqno that anybody may have held when that began.
     #[serde(default)]
     pub held: u64,
+    /// What the rounds before it have dropped.
+    #[serde(default)]
+    pub dropped: Dropped,
     /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
     #[serde(with = "image::starts")]
     pub starts: BTreeMap<u64, (u64, Position)>,
@@ -118,6 +121,19 @@ pub struct Session {
     pub kind: SessionKind,
 }
 
+/// A search for what vanished from a bucket's sources without a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    pub id: u64,
+    /// When it began and, if it is over, ended, milliseconds since the epoch.
+    pub began: u64,
+    #[serde(default)]
+    pub ended: u64,
+    /// The slices have compared: it can be put into the chains.
+    #[serde(default)]
+    pub staged: bool,
+}
+
 /// A declared bucket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bucket {
@@ -143,6 +159,12 @@ pub struct Bucket {
     /// Past ones, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rollbacks: Vec<Rollback>,
+    /// The reconcile under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<Reconcile>,
+    /// The last one that ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconciled: Option<Reconcile>,
     /// The version of the record that declared it: tells a bucket from a later one of the same name.
     pub declared: u64,
 }
@@ -154,6 +176,16 @@ impl Bucket {
     /// Tells the present branches of its vbuckets from others; see [`crate::api::SliceReport::branch`].
     pub fn branch(&self) -> u64 {
         branch_of(self.vbuckets.iter().map(Vbucket::vbuuid))
+    }
+    pub(super) fn reconcile_staged(&mut self) {
+        if let Some(reconcile) = &mut self.reconcile {
+            reconcile.staged = true;
+        }
+        self.sessions.retain(|_, s| s.kind != SessionKind::Reconcile);
+    }
+    /// The newest reconcile that was begun.
+    pub fn newest_reconcile(&self) -> u64 {
+        self.reconcile.as_ref().or(self.reconciled.as_ref()).map_or(0, |r| r.id)
     }
     /// The indexes whose slices exist, with their numbers.
     pub fn live_indexes(&self) -> impl Iterator<Item = (u32, &Index)> {

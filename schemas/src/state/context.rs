@@ -2,7 +2,7 @@
 
 use super::{
     FORMAT,
-    bucket::{Bucket, Failover, Index, IndexState, Session, Vbucket},
+    bucket::{Bucket, Failover, Index, IndexState, Reconcile, Session, Vbucket},
     image,
     offered::{Offered, StateError},
     packing,
@@ -10,7 +10,7 @@ use super::{
     rollback::RollbackPhase,
     topic::Subscription,
 };
-use crate::api::NodeKind;
+use crate::{api::NodeKind, timestamp::Dropped};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -179,6 +179,7 @@ impl StateContext {
                         incarnation: 0,
                         restart: starts.get(vb).copied().unwrap_or(0),
                         held: 0,
+                        dropped: Dropped::default(),
                         starts: BTreeMap::new(),
                         bookmarks: Vec::new(),
                     })
@@ -194,6 +195,8 @@ impl StateContext {
                     history: Vec::new(),
                     rollback: None,
                     rollbacks: Vec::new(),
+                    reconcile: None,
+                    reconciled: None,
                     declared: version,
                 };
                 self.buckets.insert(definition.name.clone(), bucket);
@@ -201,13 +204,14 @@ impl StateContext {
             Change::BucketRemoved { bucket } => {
                 self.buckets.remove(bucket);
             }
-            Change::VbucketAssigned { bucket, vb, generation, projector, incarnation, x, restart, held } => {
+            Change::VbucketAssigned { bucket, vb, generation, projector, incarnation, x, restart, held, dropped } => {
                 let entry = self.vbucket(version, bucket, *vb)?;
                 entry.generation = *generation;
                 entry.projector.clone_from(projector);
                 entry.incarnation = *incarnation;
                 entry.restart = *restart;
                 entry.held = *held;
+                entry.dropped = *dropped;
                 let vbuuid = entry.vbuuid();
                 entry.starts.insert(*generation, (vbuuid, *x));
             }
@@ -225,6 +229,17 @@ impl StateContext {
                 }
             }
             Change::RollbackDone { bucket } => self.bucket(version, bucket)?.end_rollback(record.at),
+            Change::ReconcileStarted { bucket, id } => {
+                self.bucket(version, bucket)?.reconcile =
+                    Some(Reconcile { id: *id, began: record.at, ended: 0, staged: false });
+                self.next_session = self.next_session.max(*id);
+            }
+            Change::ReconcileStaged { bucket } => self.bucket(version, bucket)?.reconcile_staged(),
+            Change::ReconcileDone { bucket } => {
+                let entry = self.bucket(version, bucket)?;
+                let done = entry.reconcile.take().map(|r| Reconcile { ended: record.at, ..r });
+                entry.reconciled = done.or(entry.reconciled.take());
+            }
             Change::IndexCreated { index } => {
                 let compiled = index.definition.compile().map_err(|e| StateError::Garbage {
                     version,

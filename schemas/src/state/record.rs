@@ -4,7 +4,7 @@ use super::context::StateContext;
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
-    timestamp::{Bookmark, Position, StabilityTimestamp},
+    timestamp::{Bookmark, Dropped, Position, StabilityTimestamp},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,9 @@ pub struct SessionVb {
     pub generation: u64,
     /// Exclusive.
     pub from: u64,
+    /// The newest reconcile that had been applied before it was opened.
+    #[serde(default)]
+    pub reconciled: u64,
 }
 
 /// What a session is for.
@@ -49,18 +52,21 @@ pub enum SessionKind {
     Recovery,
     /// Compares slices that are not in step with every present document, then brings them up.
     Comparison,
+    /// Compares slices in step with every present document; what differs is staged until the chain says when to apply it.
+    Reconcile,
 }
 
 impl SessionKind {
     /// It begins with every present document, once.
     pub fn lists(self) -> bool {
-        self == Self::Comparison
+        matches!(self, Self::Comparison | Self::Reconcile)
     }
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Build => "build",
             Self::Recovery => "recovery",
             Self::Comparison => "comparison",
+            Self::Reconcile => "reconcile",
         }
     }
 }
@@ -106,6 +112,9 @@ pub enum Change {
         /// The highest seqno that anybody may hold.
         #[serde(default)]
         held: u64,
+        /// What the rounds up to X have dropped.
+        #[serde(default)]
+        dropped: Dropped,
     },
     /// The source's history is not, or not certainly, the one that was indexed: a new branch, and the bucket's rollback begins.
     BranchStarted {
@@ -132,6 +141,20 @@ pub enum Change {
     },
     /// Every slice of a live indexer is in step again.
     RollbackDone {
+        bucket: String,
+    },
+    /// Every slice in step is to be compared with the present documents, for what vanished without a message.
+    ReconcileStarted {
+        bucket: String,
+        /// Of the numbers of the sessions.
+        id: u64,
+    },
+    /// Every slice in step on a live indexer has staged what differs: the projectors put it into the chain.
+    ReconcileStaged {
+        bucket: String,
+    },
+    /// It is in an issued ST in every vbucket.
+    ReconcileDone {
         bucket: String,
     },
     IndexCreated {
@@ -256,6 +279,9 @@ impl Change {
             | Self::BranchStarted { bucket, .. }
             | Self::RollbackPrepared { bucket }
             | Self::RollbackDone { bucket }
+            | Self::ReconcileStarted { bucket, .. }
+            | Self::ReconcileStaged { bucket }
+            | Self::ReconcileDone { bucket }
             | Self::IndexPrepared { bucket, .. }
             | Self::IndexBuilding { bucket, .. }
             | Self::IndexActive { bucket, .. }

@@ -10,7 +10,7 @@ use super::{
     bucket::{Bucket, Failover, IndexState, Vbucket},
     context::thin,
 };
-use crate::timestamp::Bookmark;
+use crate::timestamp::{Bookmark, Dropped};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,7 @@ impl Vbucket {
     pub(super) fn branch(&mut self, branch: Failover, last: u64) {
         self.restart = last;
         self.held = branch.start;
+        self.dropped = Dropped::default();
         self.bookmarks.retain(|b| b.seqno <= branch.start);
         // Generations go on counting, but only those of the branch in force have a share in its chain.
         self.starts.clear();
@@ -86,6 +87,8 @@ impl Bucket {
             held.is_some_and(|h| vbucket.common(h.vbuuid).is_some_and(|common| h.position.seqno <= common))
         });
         self.sessions.clear();
+        // Every slice is compared, or is of the branch that goes on: then whoever asked asks again.
+        self.reconcile = None;
         let fresh = Rollback {
             version,
             phase: RollbackPhase::Started,

@@ -9,8 +9,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 pub enum Removal {
     /// Drop documents whose seqno is below this one, the source's first.
     Below(u64),
-    /// In a mutation topic: apply what reconcile `session` has staged. In a session: its list of the present documents, which
-    /// goes up to seqno `upto`, is complete.
+    /// In a mutation topic: apply what was staged for reconcile `session`. In a session: its list of the present documents,
+    /// which goes up to seqno `upto`, is complete.
     Listed { session: u64, upto: u64 },
 }
 
@@ -36,10 +36,10 @@ pub struct Batch {
     pub hash: u64,
     /// Rises when a router sends its window again.
     pub attempt: u32,
-    /// The seqno below which the rounds so far have dropped every document; 0 where none did.
+    /// The seqno below which the rounds before this batch have dropped every document; 0 where none did.
     pub floor: u64,
-    /// The newest round that was a list; 0 where none was.
-    pub listed: u64,
+    /// The newest reconcile that a round before this batch was; 0 where none was.
+    pub reconciled: u64,
     pub removal: Option<Removal>,
     pub versions: KeyVersions,
 }
@@ -67,7 +67,7 @@ pub struct BatchView<B> {
     pub server_time: i64,
     pub hash: u64,
     pub floor: u64,
-    pub listed: u64,
+    pub reconciled: u64,
     pub removal: Option<Removal>,
     /// Number of documents.
     pub docs: usize,
@@ -105,7 +105,7 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             (a.vb.to_native(), a.vbuuid.to_native(), a.generation.to_native(), a.topology.to_native());
         let (session, server_time, hash) = (a.session.to_native(), a.server_time.to_native(), a.hash.to_native());
         let docs = a.versions.view().len();
-        let (floor, listed) = (a.floor.to_native(), a.listed.to_native());
+        let (floor, reconciled) = (a.floor.to_native(), a.reconciled.to_native());
         Ok(Self {
             bytes,
             vb,
@@ -119,7 +119,7 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             server_time,
             hash,
             floor,
-            listed,
+            reconciled,
             removal,
             docs,
         })

@@ -9,11 +9,12 @@ use highwater_schemas::{
 };
 
 /// What administrators may ask.
-pub(crate) const NOUN_VERBS: [&str; 14] = [
+pub(crate) const NOUN_VERBS: [&str; 15] = [
     "bucket.add",
     "bucket.remove",
     "bucket.list",
     "bucket.history",
+    "bucket.reconcile",
     "index.create",
     "index.build",
     "index.drop",
@@ -45,6 +46,7 @@ pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> 
             Ddl::BucketList
         }
         "bucket.history" => Ddl::BucketHistory(api::parse(payload)?),
+        "bucket.reconcile" => Ddl::BucketReconcile(api::parse(payload)?),
         "index.create" => Ddl::IndexCreate(api::parse(payload)?),
         "index.build" => Ddl::IndexBuild(api::parse(payload)?),
         "index.drop" => Ddl::IndexDrop(api::parse(payload)?),

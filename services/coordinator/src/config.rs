@@ -1,6 +1,6 @@
 //! Settings of an index manager.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// Settings with their defaults.
 #[derive(Debug, Clone)]
@@ -12,6 +12,8 @@ pub struct Config {
     pub stability_interval: Duration,
     /// How often an ST is marked to be made durable, if anything changed.
     pub persistence_interval: Duration,
+    /// How often the slices of a bucket are compared with its source though nobody asks for it.
+    pub reconcile_interval: Duration,
     /// How often nodes report, until the cluster manager says otherwise.
     pub heartbeat: Duration,
     /// Heartbeats that a node may miss.
@@ -24,6 +26,8 @@ pub struct Config {
     pub stream_replicas: usize,
 }
 
+/// What [`Config::reconcile_interval`] may be, seconds.
+pub const RECONCILE_INTERVAL_S: RangeInclusive<u64> = 1..=31_536_000;
 /// ST numbers reserved at once.
 pub const NUMBER_BLOCK: u64 = 10_000;
 
@@ -34,6 +38,7 @@ impl Config {
             incarnation,
             stability_interval: Duration::from_millis(10),
             persistence_interval: Duration::from_secs(5),
+            reconcile_interval: Duration::from_secs(3_600),
             heartbeat: Duration::from_millis(500),
             misses: 3,
             topic_check: Duration::from_secs(5),

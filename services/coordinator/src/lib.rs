@@ -39,7 +39,7 @@ mod service;
 mod topics;
 mod turns;
 
-pub use config::Config;
+pub use config::{Config, RECONCILE_INTERVAL_S};
 pub use copy::CopyError;
 pub use service::run;
 

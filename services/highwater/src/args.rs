@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::limits::{CatalogLimits, ClusterLimits, IndexerLimits, Limits, Replicas};
+use crate::limits::{CatalogLimits, ClusterLimits, CoordinatorLimits, IndexerLimits, Limits};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub(crate) enum Command {
     /// Run a cluster manager: who is there, and which index manager coordinates.
     ClusterManager(With<ClusterLimits>),
     /// Run the index coordinator.
-    Coordinator(With<Replicas>),
+    Coordinator(With<CoordinatorLimits>),
     /// Run a projector with its router.
     Projector(Service),
     /// Run an indexer.
@@ -198,6 +198,18 @@ pub(crate) enum Bucket {
     /// Show the branches of a bucket's sources, and what was rolled back.
     History {
         name: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Compare a bucket's indexes with its source now, for documents that vanished from it without a message.
+    Reconcile {
+        name: String,
+        /// Do not wait until it is done.
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait until it is done, seconds.
+        #[arg(long, default_value_t = 600, conflicts_with = "no_wait")]
+        within_s: u64,
         #[command(flatten)]
         client: Client,
     },

@@ -4,6 +4,7 @@
 use clap::{Args as ClapArgs, value_parser};
 use highwater_catalog::{Deadlines, MAX_IN_FLIGHT, PAGE_BYTES, TIMEOUT_MS};
 use highwater_cluster_manager as cluster;
+use highwater_coordinator::RECONCILE_INTERVAL_S;
 use highwater_indexer::config::allowed;
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -15,6 +16,8 @@ const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 <
 pub(crate) struct Limits {
     #[command(flatten)]
     pub(crate) cluster: ClusterLimits,
+    #[command(flatten)]
+    pub(crate) reconciles: Reconciles,
     #[command(flatten)]
     pub(crate) indexer: IndexerLimits,
     #[command(flatten)]
@@ -92,6 +95,24 @@ pub(crate) struct ClusterLimits {
     pub(crate) replicas: Replicas,
 }
 
+/// What can be set of an index manager.
+#[derive(ClapArgs, Clone, Default)]
+pub(crate) struct CoordinatorLimits {
+    #[command(flatten)]
+    pub(crate) replicas: Replicas,
+    #[command(flatten)]
+    pub(crate) reconciles: Reconciles,
+}
+
+/// When indexes are compared with their source.
+#[derive(ClapArgs, Clone)]
+#[command(next_help_heading = "Timing of the coordinator")]
+pub(crate) struct Reconciles {
+    /// How often every index is compared with its source, for documents that vanished from it without a message, seconds.
+    #[arg(long, env = "HIGHWATER_RECONCILE_INTERVAL_S", value_name = "S", default_value_t = 3_600, value_parser = value_parser!(u64).range(RECONCILE_INTERVAL_S))]
+    reconcile_interval_s: u64,
+}
+
 /// How safe the streams are that hold state.
 #[derive(ClapArgs, Clone)]
 #[command(next_help_heading = "Streams")]
@@ -107,9 +128,10 @@ impl From<ClusterLimits> for Limits {
     }
 }
 
-impl From<Replicas> for Limits {
-    fn from(replicas: Replicas) -> Self {
-        ClusterLimits { replicas, ..ClusterLimits::default() }.into()
+impl From<CoordinatorLimits> for Limits {
+    fn from(CoordinatorLimits { replicas, reconciles }: CoordinatorLimits) -> Self {
+        let cluster = ClusterLimits { replicas, ..ClusterLimits::default() };
+        Self { cluster, reconciles, ..Self::default() }
     }
 }
 
@@ -143,6 +165,18 @@ impl Default for ClusterLimits {
             lease_ms: config.lease.as_millis() as u64,
             replicas: Replicas::default(),
         }
+    }
+}
+
+impl Reconciles {
+    pub(crate) fn interval(&self) -> Duration {
+        Duration::from_secs(self.reconcile_interval_s)
+    }
+}
+
+impl Default for Reconciles {
+    fn default() -> Self {
+        Self { reconcile_interval_s: highwater_coordinator::Config::new("", 0).reconcile_interval.as_secs() }
     }
 }
 
@@ -324,6 +358,7 @@ mod tests {
             ("--misses", "1"),
             ("--lease-ms", "999"),
             ("--stream-replicas", "2"),
+            ("--reconcile-interval-s", "0"),
         ] {
             let error = parsed(&[flag, value]).err().expect(flag).to_string();
             assert!(error.contains(flag), "{error}");

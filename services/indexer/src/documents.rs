@@ -1,5 +1,9 @@
 //! Where a batch meets a store.
 
+mod staged;
+
+pub(crate) use staged::Staged;
+
 use crate::{
     core::Batch,
     store::{Entry, LmdbStore, SliceStore, StoreError},
@@ -38,7 +42,11 @@ impl Named {
 
     /// Whether a document that is there with this seqno was named, after what differed was replaced.
     pub(crate) fn contains(&self, docid: &str, seqno: u64) -> bool {
-        if seqno <= self.proven { self.seqnos.contains(seqno) } else { self.docids.contains(&xxh3_64(docid.as_bytes())) }
+        if seqno <= self.proven {
+            self.seqnos.contains(seqno)
+        } else {
+            self.docids.contains(&xxh3_64(docid.as_bytes()))
+        }
     }
 
     /// How many documents.
@@ -62,6 +70,39 @@ pub(crate) fn replace(
         } else {
             store.replace(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
         }
+    })
+}
+
+/// As [`replace`], of a slice that is being compared with a list meanwhile.
+pub(crate) fn replace_beside(
+    store: &mut LmdbStore,
+    info: &SliceInfo,
+    slice: SliceName,
+    batch: &Batch,
+    range: RangeInclusive<u64>,
+    staged: &mut Staged,
+) -> Result<(), StoreError> {
+    each(info, slice, batch, range, |doc| {
+        if doc.entries.is_empty() && doc.reason.is_none() {
+            staged.removed(doc.docid, doc.seqno);
+        }
+        store.replace(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
+    })
+}
+
+/// Stages what differs from documents that are present in the source.
+pub(crate) fn stage(
+    store: &LmdbStore,
+    info: &SliceInfo,
+    slice: SliceName,
+    batch: &Batch,
+    range: RangeInclusive<u64>,
+    staged: &mut Staged,
+) -> Result<(), StoreError> {
+    each(info, slice, batch, range, |doc| {
+        let found = store.seqno(batch.vb, doc.docid)?;
+        staged.present((doc.docid, doc.seqno), doc.entries, doc.reason, found);
+        Ok(())
     })
 }
 

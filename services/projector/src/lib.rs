@@ -20,6 +20,7 @@ mod config;
 mod cover;
 pub mod evaluate;
 mod pump;
+mod removals;
 mod service;
 mod vbucket;
 mod verify;

@@ -2,7 +2,7 @@
 
 use crate::{
     config::Config,
-    vbucket::{self, Assignment, End, Plan, WANTS},
+    vbucket::{self, Assignment, End, KnownToAll, Plan, WANTS},
     verify::{Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
@@ -10,7 +10,7 @@ use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
-    state::{Bucket, Concerns, Session},
+    state::{Bucket, Concerns, Session, SessionKind},
     subjects,
     timestamp::Asked,
     wire,
@@ -18,7 +18,8 @@ use highwater_schemas::{
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -47,7 +48,7 @@ struct Running {
     wants: mpsc::Sender<Asked>,
     plan: watch::Sender<Arc<Plan>>,
     vbuuid: u64,
-    held: Arc<AtomicU64>,
+    known_to_all: Arc<KnownToAll>,
 }
 
 struct Shell {
@@ -217,7 +218,7 @@ impl Shell {
         let lists = session.is_some_and(|session| session.kind.lists());
         let vbuuid = vbucket.vbuuid();
         let live = Key { session: 0, ..key.clone() };
-        let held = self.running.get(&live).map_or_else(Arc::default, |running| Arc::clone(&running.held));
+        let known_to_all = self.running.get(&live).map_or_else(Arc::default, |r| Arc::clone(&r.known_to_all));
         let assignment = Assignment {
             bucket: key.bucket.clone(),
             stream: stream.name,
@@ -228,9 +229,11 @@ impl Shell {
             generation: key.generation,
             target,
             from: Position::new(if lists { 0 } else { from }, round),
+            dropped: vbucket.dropped,
             lists,
+            ends_listed: session.is_some_and(|session| session.kind == SessionKind::Reconcile),
             known: known(bucket, vb),
-            held: Arc::clone(&held),
+            known_to_all: Arc::clone(&known_to_all),
             max_document: self.config.max_document,
         };
         tracing::info!(
@@ -246,7 +249,7 @@ impl Shell {
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
         let abort =
             self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
-        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, held });
+        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, known_to_all });
     }
 
     /// A task ended by itself.
@@ -271,6 +274,20 @@ impl Shell {
         }
     }
 
+    /// Buckets of which a reconcile is asked for that the log does not show yet, with the newest that does not count.
+    fn reconciles(&self) -> Vec<(String, u64)> {
+        let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
+        for (key, running) in self.running.iter().filter(|(key, _)| key.session == 0) {
+            let wanted = running.known_to_all.reconcile_after.load(Ordering::Relaxed);
+            let bucket = self.state.context().buckets.get(&key.bucket);
+            if wanted > bucket.map_or(0, Bucket::newest_reconcile) {
+                let after = asked.entry(&key.bucket).or_default();
+                *after = (*after).max(wanted - 1);
+            }
+        }
+        asked.into_iter().map(|(bucket, after)| (bucket.to_owned(), after)).collect()
+    }
+
     fn report(&mut self) -> Join {
         // A suspicion is repeated until the log shows another branch.
         let context = self.state.context();
@@ -284,6 +301,7 @@ impl Shell {
         self.broken.retain(|(bucket, id)| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
         Join {
             term: self.state.context().term,
+            reconciles: self.reconciles(),
             suspicions: self.suspicions.clone(),
             broken_sessions: self.broken.iter().cloned().collect(),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
@@ -310,7 +328,12 @@ fn live_plan(bucket: &Bucket, vb: usize) -> Arc<Plan> {
         routes: Arc::new(bucket.routes(vb)),
         indexes: bucket.live_indexes().map(|(n, i)| (n, i.compiled.clone())).collect(),
         // Every session needs a place in the live chain to merge at.
-        anchor: bucket.sessions.keys().next_back().copied().unwrap_or(0),
+        anchor: bucket.sessions.values().filter(|s| s.kind != SessionKind::Reconcile).map(|s| s.id).max().unwrap_or(0),
+        newest_reconcile: bucket.newest_reconcile(),
+        staged: bucket.reconcile.as_ref().filter(|r| r.staged).map(|r| r.id),
+        reconcile_took: Duration::from_millis(
+            bucket.reconciled.as_ref().map_or(0, |r| r.ended.saturating_sub(r.began)),
+        ),
     })
 }
 
@@ -325,5 +348,5 @@ fn session_plan(bucket: &Bucket, session: &Session) -> Arc<Plan> {
             indexes.insert(slice.index, index.compiled.clone());
         }
     }
-    Arc::new(Plan { routes: Arc::new(routes), indexes: indexes.into_iter().collect(), anchor: 0 })
+    Arc::new(Plan { routes: Arc::new(routes), indexes: indexes.into_iter().collect(), ..Plan::default() })
 }

@@ -6,12 +6,14 @@
 //! the last ones were removed and the position rises over them. (A consumer's own count of pending messages may lag behind an
 //! acknowledged write: it proves nothing.)
 
+mod removed;
 mod trust;
 
 use crate::{
     cover::{Cover, Question},
     evaluate::Evaluator,
     pump::{self, Pumped},
+    removals::Removals,
     verify::{self, Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamState};
@@ -19,10 +21,10 @@ use highwater_schemas::{
     Position,
     definition::CompiledIndex,
     lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
-    state::thin,
-    timestamp::{Asked, Bookmark},
+    timestamp::{Asked, Bookmark, Dropped},
     wire::KeyVersions,
 };
+use removed::{Frozen, Hinted};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -45,18 +47,32 @@ const POLL: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(5);
 /// Key versions of one chunk, bytes, or an eighth of what the server takes in one message.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// Slices in step have taken up a session after this time, mostly; those that have not give it up.
+const LIST_AFTER: Duration = Duration::from_millis(250);
 /// How soon another server is noticed.
 const LOOK: Duration = Duration::from_millis(50);
-/// Messages of the source that a task remembers.
-const MARKS: usize = 64;
 
 /// What to evaluate and for whom; changes with the topology.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) routes: Arc<Routes>,
     pub(crate) indexes: Vec<(u32, CompiledIndex)>,
     /// Rises when a chain must get a place to start from though nothing changed.
     pub(crate) anchor: u64,
+    /// The newest reconcile that was begun, and the one that is to be put into the chain.
+    pub(crate) newest_reconcile: u64,
+    pub(crate) staged: Option<u64>,
+    /// How long the last one took.
+    pub(crate) reconcile_took: Duration,
+}
+
+/// What the tasks of a vbucket know together.
+#[derive(Debug, Default)]
+pub(crate) struct KnownToAll {
+    /// The highest seqno that this process has read.
+    pub(crate) held: AtomicU64,
+    /// A reconcile is asked for with this number, or a higher one; 0: none is.
+    pub(crate) reconcile_after: AtomicU64,
 }
 
 /// What the task is told when it starts.
@@ -71,12 +87,14 @@ pub(crate) struct Assignment {
     pub(crate) target: LaneTarget,
     /// Read from here on; the round is that of X.
     pub(crate) from: Position,
-    /// Begin with a list of the present documents. Sessions only.
+    /// What the rounds up to there have dropped.
+    pub(crate) dropped: Dropped,
+    /// Begin with a list of the present documents, or read nothing else. Sessions only.
     pub(crate) lists: bool,
+    pub(crate) ends_listed: bool,
     /// What the source is compared with.
     pub(crate) known: Known,
-    /// The highest seqno that this process has read of the vbucket, in whichever task.
-    pub(crate) held: Arc<AtomicU64>,
+    pub(crate) known_to_all: Arc<KnownToAll>,
     pub(crate) max_document: usize,
 }
 
@@ -103,6 +121,10 @@ pub(crate) async fn run(
     if live && let Err(suspected) = trust::verified(&bus, &assignment.stream, &assignment.known).await {
         return End::Suspected(suspected);
     }
+    if assignment.ends_listed {
+        // The slices must have taken up the session before anything is written that the list does not know.
+        tokio::time::sleep(LIST_AFTER).await;
+    }
     let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
     let from = ReadFrom { after: assignment.from.seqno, lists: assignment.lists, ..ReadFrom::default() };
     let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out));
@@ -126,6 +148,7 @@ pub(crate) async fn run(
         generation: assignment.generation,
         target: assignment.target.clone(),
         from: assignment.from,
+        dropped: assignment.dropped,
         created,
         input,
     };
@@ -148,6 +171,12 @@ pub(crate) async fn run(
     let evaluator = Evaluator::with_max_document(&plan.borrow().indexes, assignment.max_document);
     let task = Task {
         cover: Cover::new(assignment.from.seqno),
+        removals: Removals::new(assignment.dropped, assignment.generation == 1),
+        plan,
+        frozen: None,
+        hinted: None,
+        late: false,
+        marker_life: Duration::MAX,
         round: assignment.from.round,
         created,
         routes,
@@ -171,11 +200,12 @@ pub(crate) async fn run(
         read_at: Instant::now(),
         assignment,
     };
-    task.run(pumped, plan, wants).await
+    task.run(pumped, wants).await
 }
 
 struct Asking {
     question: Question,
+    staged: Option<u64>,
     wants: BTreeMap<u64, u64>,
     answer: oneshot::Receiver<Answer>,
 }
@@ -193,6 +223,13 @@ struct Task {
     bus: Bus,
     lane: mpsc::Sender<Chunk>,
     cover: Cover,
+    plan: watch::Receiver<Arc<Plan>>,
+    removals: Removals,
+    frozen: Option<Frozen>,
+    hinted: Hinted,
+    /// It read messages whose delete markers may be gone.
+    late: bool,
+    marker_life: Duration,
     round: u64,
     created: i64,
     routes: Arc<Routes>,
@@ -221,12 +258,9 @@ struct Task {
 }
 
 impl Task {
-    async fn run(
-        mut self,
-        mut pumped: mpsc::Receiver<Pumped>,
-        mut plan: watch::Receiver<Arc<Plan>>,
-        mut wants: mpsc::Receiver<Asked>,
-    ) -> End {
+    async fn run(mut self, mut pumped: mpsc::Receiver<Pumped>, mut wants: mpsc::Receiver<Asked>) -> End {
+        let staged = self.plan.borrow().staged;
+        self.removals.staged(staged);
         // A new chain begins with an anchor.
         if let Err(ended) = self.send(KeyVersions::default(), true, true).await {
             return ended;
@@ -239,9 +273,10 @@ impl Task {
             self.ask_if_needed();
             let ended: Result<(), End> = tokio::select! {
                 biased;
-                changed = plan.changed() => match changed {
+                changed = self.plan.changed() => match changed {
                     Ok(()) => {
-                        let plan = Arc::clone(&plan.borrow_and_update());
+                        let plan = Arc::clone(&self.plan.borrow_and_update());
+                        self.removals.staged(plan.staged);
                         self.evaluator = Evaluator::with_max_document(&plan.indexes, self.assignment.max_document);
                         self.routes = Arc::clone(&plan.routes);
                         self.send(KeyVersions::default(), true, true).await
@@ -266,7 +301,7 @@ impl Task {
                 _ = look.tick() => self.reconnected().await,
                 _ = poll.tick() => {
                     self.ask();
-                    let sessions = plan.borrow().anchor > 0;
+                    let sessions = self.plan.borrow().anchor > 0;
                     // A slice that merges needs a place in the live chain, also when nothing is written.
                     if sessions { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
                 }
@@ -282,7 +317,12 @@ impl Task {
         self.listing = false;
         self.cover.nothing_more(upto);
         let to = Position::new(self.cover.position(), self.round);
-        self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)
+        self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
+        if self.assignment.ends_listed {
+            // Ended from outside, with its session.
+            std::future::pending::<()>().await;
+        }
+        Ok(())
     }
 
     async fn messages(&mut self, messages: &[StreamMessage], restarts: u64, idle: bool) -> Result<(), End> {
@@ -295,7 +335,7 @@ impl Task {
             self.denied(first.seq).await?;
         }
         if let Some(last) = messages.last() {
-            self.assignment.held.fetch_max(last.seq, Ordering::Relaxed);
+            self.assignment.known_to_all.held.fetch_max(last.seq, Ordering::Relaxed);
         }
         for (i, message) in messages.iter().enumerate() {
             if self.listing {
@@ -319,24 +359,10 @@ impl Task {
             }
         }
         self.read_at = Instant::now();
-        Ok(())
-    }
-
-    /// Remembers a message.
-    fn mark(&mut self, message: &StreamMessage) {
-        if self.assignment.target != LaneTarget::Mutation {
-            return;
+        if let Some(last) = messages.last() {
+            self.look_for_lateness(last.time);
         }
-        let mark = Bookmark {
-            seqno: message.seq,
-            subject: message.subject.to_string(),
-            time: message.time,
-            hash: self.last_message.1,
-            source: self.source,
-        };
-        self.marks.push(mark.clone());
-        thin(&mut self.marks, MARKS);
-        self.bookmark = Some(mark);
+        self.put_removals().await
     }
 
     async fn send(&mut self, versions: KeyVersions, idle: bool, anchor: bool) -> Result<(), End> {
@@ -344,7 +370,7 @@ impl Task {
             routes: Arc::clone(&self.routes),
             versions,
             to: Position::new(self.cover.position(), self.round),
-            covered: if self.listing { 0 } else { self.cover.covered() },
+            covered: self.covered(),
             server_time: self.last_message.0,
             hash: self.last_message.1,
             bookmark: self.bookmark.take(),
@@ -358,7 +384,7 @@ impl Task {
     fn ask_if_needed(&mut self) {
         let open = self.cover.needs_answer()
             && (self.pending < NEAR || self.asked_at.is_none_or(|at| at.elapsed() >= ASK_FAR));
-        if open || !self.waiting.is_empty() {
+        if open || !self.waiting.is_empty() || self.removals.needs_answer() {
             self.ask();
         }
     }
@@ -370,8 +396,12 @@ impl Task {
         let (done, answer) = oneshot::channel();
         let (bus, stream) = (self.bus.clone(), self.assignment.stream.clone());
         let (position, silent) = (self.cover.position(), self.read_at.elapsed() >= SILENCE);
-        self.asking =
-            Some(Asking { question: self.cover.question(), wants: std::mem::take(&mut self.waiting), answer });
+        self.asking = Some(Asking {
+            question: self.cover.question(),
+            staged: self.removals.question(),
+            wants: std::mem::take(&mut self.waiting),
+            answer,
+        });
         self.asked_at = Some(Instant::now());
         tokio::spawn(async move {
             let state = bus.stream_state(&stream).await;
@@ -410,6 +440,7 @@ impl Task {
             return Ok(());
         }
         self.source_last = state.last_seq;
+        self.look_for_removals(&state, asking.staged);
         self.cover.answer(asking.question, state.last_seq);
         if nothing_above && position == self.cover.position() && state.last_seq > position {
             // What lay above was removed.
@@ -427,11 +458,12 @@ impl Task {
         }
         let chunk = Chunk::Covered {
             to: Position::new(self.cover.position(), self.round),
-            covered: self.cover.covered(),
+            covered: self.covered(),
             asked: self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect(),
             source_last: self.source_last,
         };
-        self.lane.send(chunk).await.map_err(|_| End::Again)
+        self.lane.send(chunk).await.map_err(|_| End::Again)?;
+        self.put_removals().await
     }
 }
 

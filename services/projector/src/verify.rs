@@ -182,17 +182,7 @@ mod tests {
     }
 
     fn state(created: i64, first_seq: u64, last_seq: u64) -> StreamState {
-        StreamState {
-            created,
-            first_seq,
-            last_seq,
-            last_time: 0,
-            messages: 0,
-            subjects: Vec::new(),
-            max_messages_per_subject: 1,
-            leader: String::new(),
-            expires: false,
-        }
+        StreamState { created, first_seq, last_seq, ..StreamState::default() }
     }
 
     fn known(held: u64, bookmarks: Vec<Bookmark>) -> Known {

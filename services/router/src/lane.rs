@@ -70,7 +70,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
     let mut input = open.input;
     let mut lane = Lane {
         publisher: Publisher::new(bus.clone()),
-        packer: Packer::new(open.from, Limits::new(bus.max_payload())),
+        packer: Packer::new(open.from, open.dropped, Limits::new(bus.max_payload())),
         bus,
         window: Window::default(),
         acks: JoinSet::new(),
@@ -80,6 +80,8 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
             position: open.from,
             covered: open.from.seqno,
             created: open.created,
+            floor: open.dropped.floor,
+            reconciled: open.dropped.reconciled,
             ..StVb::default()
         },
         open: LaneInfo {
@@ -140,6 +142,10 @@ impl Lane {
                 }
             }
             Chunk::Listed { to } => self.listed(to).await,
+            Chunk::Removed { round, removal } => {
+                self.flush().await;
+                self.alone(self.packer.removal(round, removal)).await;
+            }
             Chunk::Covered { to, covered, asked, source_last } => {
                 self.flush().await;
                 self.source_last = source_last;
@@ -259,8 +265,8 @@ impl Lane {
             server_time: packed.server_time,
             hash: packed.hash,
             attempt: part.attempt,
-            floor: 0,
-            listed: 0,
+            floor: packed.dropped_before.floor,
+            reconciled: packed.dropped_before.reconciled,
             removal: packed.removal.clone(),
             // Lent: the window keeps it, to be sent again if that must be.
             versions: std::mem::take(versions),
@@ -342,6 +348,7 @@ impl Lane {
             self.sync.covered = self.sync.covered.max(packed.covered);
             self.sync.server_time = packed.server_time;
             self.sync.hash = packed.hash;
+            (self.sync.floor, self.sync.reconciled) = (packed.dropped.floor, packed.dropped.reconciled);
             self.changed = true;
             self.bookmark = packed.bookmark.or(self.bookmark.take());
         }

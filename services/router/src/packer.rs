@@ -3,7 +3,7 @@
 use highwater_schemas::{
     Position,
     lane::Routes,
-    timestamp::Bookmark,
+    timestamp::{Bookmark, Dropped},
     wire::{DocOp, KeyVersions, Removal, Unindexable, partition_of},
 };
 use std::sync::Arc;
@@ -39,6 +39,9 @@ pub(crate) struct Packed {
     /// The last message in it.
     pub(crate) bookmark: Option<Bookmark>,
     pub(crate) removal: Option<Removal>,
+    /// What the rounds before it have dropped, and it too.
+    pub(crate) dropped_before: Dropped,
+    pub(crate) dropped: Dropped,
     /// Per subscriber what is routed to it.
     pub(crate) nodes: Vec<(String, KeyVersions)>,
 }
@@ -68,12 +71,13 @@ pub(crate) struct Packer {
     last: Option<(Position, u64, i64, u64)>,
     bookmark: Option<Bookmark>,
     removal: Option<Removal>,
+    dropped: Dropped,
     anchor: bool,
     limits: Limits,
 }
 
 impl Packer {
-    pub(crate) fn new(from: Position, limits: Limits) -> Self {
+    pub(crate) fn new(from: Position, dropped: Dropped, limits: Limits) -> Self {
         Self {
             limits,
             from,
@@ -83,6 +87,7 @@ impl Packer {
             last: None,
             bookmark: None,
             removal: None,
+            dropped,
             anchor: false,
         }
     }
@@ -119,6 +124,22 @@ impl Packer {
         closed
     }
 
+    /// The step that puts a removal behind everything so far, as a round of its own.
+    pub(crate) fn removal(&self, round: u64, removal: Removal) -> Step {
+        let (at, covered, server_time, hash) = self.last.unwrap_or((self.from, self.from.seqno, 0, 0));
+        Step {
+            routes: self.routes(),
+            versions: KeyVersions::default(),
+            to: Position::new(at.seqno, round),
+            covered,
+            server_time,
+            hash,
+            bookmark: None,
+            removal: Some(removal),
+            anchor: true,
+        }
+    }
+
     pub(crate) fn routes(&self) -> Arc<Routes> {
         Arc::clone(&self.routes)
     }
@@ -145,7 +166,25 @@ impl Packer {
         let bookmark = self.bookmark.take();
         let topology = self.routes.topology;
         let removal = self.removal.take();
-        let packed = Packed { topology, from: self.from, to, covered, server_time, hash, bookmark, removal, nodes };
+        let dropped_before = self.dropped;
+        match removal {
+            Some(Removal::Below(floor)) => self.dropped.floor = self.dropped.floor.max(floor),
+            Some(Removal::Listed { session, .. }) => self.dropped.reconciled = session,
+            None => {}
+        }
+        let packed = Packed {
+            topology,
+            from: self.from,
+            to,
+            covered,
+            server_time,
+            hash,
+            bookmark,
+            removal,
+            dropped_before,
+            dropped: self.dropped,
+            nodes,
+        };
         self.from = to;
         self.size = 0;
         self.anchor = false;

@@ -4,8 +4,8 @@ use super::{Action, Core, Token, rollback::history, streams_of};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
-        BucketHistory, BucketList, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary,
-        IndexesReply, NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
+        BucketHistory, BucketList, BucketReconcile, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop,
+        IndexReply, IndexSummary, IndexesReply, NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
     },
     definition::{BucketDefinition, IndexDefinition},
     names,
@@ -23,6 +23,7 @@ pub enum Ddl {
     BucketRemove(BucketRemove),
     BucketList,
     BucketHistory(BucketHistory),
+    BucketReconcile(BucketReconcile),
     IndexCreate(IndexDefinition),
     IndexBuild(IndexBuild),
     IndexDrop(IndexDrop),
@@ -81,6 +82,7 @@ impl Core {
             Ddl::BucketRemove(request) => return self.bucket_remove(token, request, out),
             Ddl::BucketList => json(&self.bucket_list()),
             Ddl::BucketHistory(request) => json(&history(self.bucket(&request.name)?)),
+            Ddl::BucketReconcile(request) => self.reconcile(&request)?,
             Ddl::IndexBuild(request) => self.index_build(&request, out)?,
             Ddl::IndexDrop(request) => self.index_drop(&request, out)?,
             Ddl::TopicCreate(request) => return self.topic_create(token, request, out),

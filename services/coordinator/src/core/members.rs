@@ -23,6 +23,8 @@ struct Member {
     suspicions: Vec<Suspicion>,
     /// Sessions that cannot go on.
     broken: Vec<(String, u64)>,
+    /// Buckets of which a reconcile with a higher number is asked for.
+    reconciles: Vec<(String, u64)>,
 }
 
 /// What nodes and the cluster manager said since this index manager coordinates.
@@ -161,6 +163,11 @@ impl Members {
         self.seen.values().flat_map(|m| &m.broken).any(|(b, s)| b == bucket && *s == session)
     }
 
+    /// The newest reconcile of a bucket that is not enough for a projector that asks for one.
+    pub(super) fn reconcile_after(&self, bucket: &str) -> Option<u64> {
+        self.seen.values().flat_map(|m| &m.reconciles).filter(|(b, _)| b == bucket).map(|(_, after)| *after).max()
+    }
+
     /// What projectors found to contradict, once.
     pub(super) fn take_suspicions(&mut self) -> Vec<Suspicion> {
         self.seen.values_mut().flat_map(|m| std::mem::take(&mut m.suspicions)).collect()
@@ -191,6 +198,7 @@ impl Core {
             applied: join.applied,
             suspicions: join.suspicions,
             broken: join.broken_sessions,
+            reconciles: join.reconciles,
         };
         if let Some(only) = &join.only {
             self.members.take(&key, only, member);
@@ -208,6 +216,7 @@ impl Core {
                 || b.slices != member.slices
                 || !member.suspicions.is_empty()
                 || b.broken != member.broken
+                || b.reconciles != member.reconciles
         });
         self.members.seen.insert(key, member);
     }

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - `ddl`: requests are checked; `jobs`: those that take several steps
-//! - `rollback`: sources whose history changed
+//! - `rollback`: sources whose history changed; `reconcile`: documents that vanished without a message
 //! - `members`: who is there, and what they report; `owners`: who reads which vbucket; `sessions`: catchups and builds
 //! - `stability`: stability and persistence timestamps
 //! - `topics`: topics that people make and subscribe to
@@ -14,6 +14,7 @@ mod ddl;
 mod jobs;
 mod members;
 mod owners;
+mod reconcile;
 mod rollback;
 mod sessions;
 mod stability;
@@ -30,7 +31,7 @@ use crate::config::Config;
 use highwater_schemas::{
     ApiError,
     api::{ClusterEvent, Join, heartbeat},
-    state::{Change, MUTATION, Offered, StateContext, StateError},
+    state::{Change, MUTATION, Offered, SliceName, StateContext, StateError},
     subjects,
     wire::{HighWatermark, Stability, Sync},
 };
@@ -163,6 +164,10 @@ pub struct Core {
     context: StateContext,
     members: Members,
     stability: BTreeMap<String, BucketStability>,
+    /// By bucket.
+    reconciles: BTreeMap<String, reconcile::Due>,
+    /// Slices whose session could not go on: what they missed may be gone from the source.
+    interrupted: BTreeSet<(String, String, SliceName)>,
     jobs: Jobs,
     boot: Bootstrapping,
     started: u64,
@@ -186,6 +191,8 @@ impl Core {
             config,
             members: Members::new(now),
             stability: BTreeMap::new(),
+            reconciles: BTreeMap::new(),
+            interrupted: BTreeSet::new(),
             jobs: Jobs::new(context.term),
             boot,
             context,
@@ -271,7 +278,9 @@ impl Core {
             if self.topics_checked {
                 self.assign_vbuckets(out);
             }
-            self.check_sessions(out);
+            let mut next = self.context.next_session;
+            self.check_reconciles(now, &mut next, out);
+            self.check_sessions(&mut next, out);
             self.check_indexes(out);
             self.resume_jobs(out);
         }

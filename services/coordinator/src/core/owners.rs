@@ -5,7 +5,7 @@ use highwater_schemas::{
     Position,
     api::NodeKind,
     state::{Bucket, Change, RollbackPhase, Vbucket},
-    timestamp::StabilityTimestamp,
+    timestamp::{Dropped, StabilityTimestamp},
 };
 use std::collections::BTreeMap;
 
@@ -80,12 +80,14 @@ impl Core {
         let settled = self.members.reports(bucket).filter(|(_, _, r)| !r.compare && r.branch == branch);
         let content = settled.filter_map(|(_, _, r)| r.content.get(vb).copied());
         let last = stability.and_then(|s| s.last()).and_then(|l| l.vbs.get(vb));
-        let issued = last.filter(|st| st.vbuuid == vbucket.vbuuid()).map_or(0, |st| st.position.seqno);
+        let last = last.filter(|st| st.vbuuid == vbucket.vbuuid());
+        let issued = last.map_or(0, |st| st.position.seqno);
         let held = content.chain([issued, vbucket.held]).max().unwrap_or(0);
         // The next owner compares the source with what was read of it last.
         let bookmarks = stability.map(BucketStability::bookmarks).unwrap_or_default();
         let known = bookmarks.get(vb).is_some_and(|b| !b.is_empty());
         let bookmarked = known.then(|| Change::Bookmarked { bucket: bucket.into(), bookmarks });
+        let dropped = last.map_or(vbucket.dropped, |st| Dropped { floor: st.floor, reconciled: st.reconciled });
         let assigned = Change::VbucketAssigned {
             bucket: bucket.into(),
             vb: vb as u16,
@@ -95,6 +97,7 @@ impl Core {
             x,
             restart,
             held,
+            dropped,
         };
         bookmarked.into_iter().chain([assigned]).map(Action::Append).collect()
     }

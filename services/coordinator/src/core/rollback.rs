@@ -4,8 +4,10 @@
 
 use super::{Action, Core, ddl::mix};
 use highwater_schemas::{
-    api::{Branch, BucketHistoryReply, NodeKind, RollbackSummary, SliceReport, SliceState, StreamHistory},
-    state::{Bucket, Change, Failover, IndexState, RollbackPhase, SliceName, vbuuid_text},
+    api::{
+        Branch, BucketHistoryReply, NodeKind, ReconcileSummary, RollbackSummary, SliceReport, SliceState, StreamHistory,
+    },
+    state::{Bucket, Change, Failover, IndexState, Reconcile, RollbackPhase, SliceName, vbuuid_text},
 };
 
 impl Core {
@@ -86,7 +88,13 @@ pub(super) fn history(bucket: &Bucket) -> BucketHistoryReply {
         ended: r.ended,
         reason: r.reason.clone(),
     });
-    BucketHistoryReply { streams: streams.collect(), rollbacks: rollbacks.collect() }
+    let summary = |r: &Reconcile| ReconcileSummary { id: r.id, began: r.began, ended: r.ended };
+    BucketHistoryReply {
+        streams: streams.collect(),
+        rollbacks: rollbacks.collect(),
+        reconcile: bucket.reconcile.as_ref().map(summary),
+        reconciled: bucket.reconciled.as_ref().map(summary),
+    }
 }
 
 /// One that is filled from nothing holds up nobody.

@@ -1,6 +1,6 @@
 //! Catchup and build sessions, and the indexes that they make active.
 
-use super::{Action, Core};
+use super::{Action, Core, stability::BucketStability};
 use highwater_schemas::{
     api::{NodeKind, SliceReport, SliceState},
     state::{Bucket, Change, IndexState, Session, SessionKind, SessionVb, SliceName},
@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 impl Core {
     /// Opens sessions for slices that need one, closes those that nobody needs.
-    pub(super) fn check_sessions(&mut self, out: &mut Vec<Action>) {
-        let mut next = self.context.next_session;
+    ///
+    /// `next`: the newest number of a session.
+    pub(super) fn check_sessions(&mut self, next: &mut u64, out: &mut Vec<Action>) {
         for (name, bucket) in &self.context.buckets {
             // One that needs none may have merged before the session was opened for it: it never takes that one up.
             let done = |session: &Session, slice: &SliceName| {
@@ -19,32 +20,33 @@ impl Core {
             };
             for session in bucket.sessions.values() {
                 let current = session.vbs.iter().zip(&bucket.vbuckets).all(|(s, v)| s.generation == v.generation);
-                if !current
-                    || self.members.is_broken(name, session.id)
-                    || session.slices.iter().all(|slice| done(session, slice))
-                {
+                let broken = self.members.is_broken(name, session.id);
+                let over = match session.kind {
+                    SessionKind::Reconcile => !self.reconciles_with(name, bucket, session),
+                    _ => session.slices.iter().all(|slice| done(session, slice)),
+                };
+                if !current || broken || over {
                     close(name, session, out);
+                }
+                if broken && session.kind == SessionKind::Recovery {
+                    let slices = session.slices.iter().map(|slice| (name.clone(), session.node.clone(), *slice));
+                    self.interrupted.extend(slices);
                 }
             }
             if bucket.vbuckets.iter().any(|v| v.start_of(v.generation).is_none()) {
                 continue;
             }
             for (node, kind, incarnation, needing) in self.needing(name, bucket) {
-                next += 1;
+                *next += 1;
                 let from = |vb: usize| match kind {
                     SessionKind::Comparison => 0,
                     _ => needing.iter().map(|s| s.resume.get(vb).copied().unwrap_or(0)).min().unwrap_or(0),
                 };
-                let vbs = bucket
-                    .vbuckets
-                    .iter()
-                    .enumerate()
-                    .map(|(vb, v)| SessionVb { generation: v.generation, from: from(vb) })
-                    .collect();
-                let slices = needing.iter().map(|s| SliceName { index: s.index, partition: s.partition }).collect();
+                let vbs = self.session_vbs(name, bucket, from);
+                let slices = needing.iter().map(|s| name_of(s)).collect();
                 out.push(Action::Append(Change::SessionOpened {
                     bucket: name.clone(),
-                    session: next,
+                    session: *next,
                     node,
                     incarnation,
                     slices,
@@ -52,7 +54,29 @@ impl Core {
                     kind,
                 }));
             }
+            for (node, incarnation, slices) in self.unstaged(name, bucket) {
+                *next += 1;
+                let (bucket_name, vbs) = (name.clone(), self.session_vbs(name, bucket, |_| 0));
+                let (session, kind) = (*next, SessionKind::Reconcile);
+                let opened =
+                    Change::SessionOpened { bucket: bucket_name, session, node, incarnation, slices, vbs, kind };
+                out.push(Action::Append(opened));
+            }
         }
+        // Those that have got what they need, or are gone.
+        let members = &self.members;
+        self.interrupted
+            .retain(|(bucket, node, slice)| members.report(node, bucket, *slice).is_some_and(needs_session));
+    }
+
+    fn session_vbs(&self, name: &str, bucket: &Bucket, from: impl Fn(usize) -> u64) -> Vec<SessionVb> {
+        let issued = self.stability.get(name).and_then(BucketStability::last);
+        let vbs = bucket.vbuckets.iter().enumerate().map(|(vb, v)| {
+            let issued = issued.and_then(|st| st.vbs.get(vb)).filter(|st| st.vbuuid == v.vbuuid());
+            let reconciled = issued.map_or(v.dropped.reconciled, |st| st.reconciled);
+            SessionVb { generation: v.generation, from: from(vb), reconciled }
+        });
+        vbs.collect()
     }
 
     /// Per live node and kind of session the slices of a bucket that need one and are in none.
@@ -76,12 +100,16 @@ impl Core {
             let served = bucket.sessions.values().any(|s| {
                 s.node == node
                     && s.id > report.done_with
-                    && s.slices.contains(&SliceName { index: report.index, partition: report.partition })
+                    && s.kind != SessionKind::Reconcile
+                    && s.slices.contains(&name_of(report))
             });
             if alive && exists && !served {
                 let kind = match report.state {
                     _ if report.compare => SessionKind::Comparison,
                     SliceState::Building => SessionKind::Build,
+                    _ if self.interrupted.contains(&(name.to_owned(), node.to_owned(), name_of(report))) => {
+                        SessionKind::Comparison
+                    }
                     _ => SessionKind::Recovery,
                 };
                 nodes.entry((node, kind)).or_insert((incarnation, Vec::new())).1.push(report);
@@ -132,4 +160,8 @@ fn needs_session(report: &SliceReport) -> bool {
 fn close(bucket: &str, session: &Session, out: &mut Vec<Action>) {
     out.push(Action::Append(Change::SessionClosed { bucket: bucket.into(), session: session.id }));
     out.push(Action::PurgeSession { bucket: bucket.into(), session: session.id });
+}
+
+fn name_of(report: &SliceReport) -> SliceName {
+    SliceName { index: report.index, partition: report.partition }
 }

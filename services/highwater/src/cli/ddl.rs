@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use highwater_schemas::{
     api::{
         self, BucketHistoryReply, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply,
-        IndexStats, IndexesReply, ListReply, ListRequest,
+        IndexStats, IndexesReply, ListReply, ListRequest, ReconcileReply,
     },
     definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
     subjects,
@@ -56,6 +56,10 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
                 session.typed(&subjects::admin("bucket.history"), &request).await?;
             print(session.json, &reply, || show_history(&history));
         }
+        Bucket::Reconcile { name, no_wait, within_s, client } => {
+            let session = Session::open(&client).await?;
+            reconcile(&session, name, (!no_wait).then(|| Duration::from_secs(within_s))).await?;
+        }
         Bucket::Remove { name, client } => {
             let session = Session::open(&client).await?;
             let reply =
@@ -66,6 +70,33 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Begins a reconcile, and waits until one that began afterwards is done.
+async fn reconcile(session: &Session, name: String, within: Option<Duration>) -> Result<()> {
+    let request = api::BucketReconcile { name: name.clone() };
+    let (reply, begun): (Value, ReconcileReply) = session.typed(&subjects::admin("bucket.reconcile"), &request).await?;
+    let Some(within) = within else {
+        print(session.json, &reply, || format!("the indexes of bucket {name} will be compared with its source"));
+        return Ok(());
+    };
+    let until = Instant::now() + within;
+    loop {
+        let request = api::BucketHistory { name: name.clone() };
+        let (reply, history): (Value, BucketHistoryReply) =
+            session.typed(&subjects::admin("bucket.history"), &request).await?;
+        if let Some(done) = history.reconciled.filter(|done| done.id > begun.after) {
+            let took = show::thousands(done.ended.saturating_sub(done.began));
+            print(session.json, &reply, || {
+                format!("the indexes of bucket {name} were compared with its source in {took} ms")
+            });
+            return Ok(());
+        }
+        if Instant::now() > until {
+            bail!("not done within {} s; it goes on", within.as_secs());
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 fn show_history(history: &BucketHistoryReply) -> String {
@@ -83,7 +114,15 @@ fn show_history(history: &BucketHistoryReply) -> String {
             ]
         })
     });
-    let branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
+    let mut branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
+    if let Some(last) = &history.reconciled {
+        let took = show::thousands(last.ended.saturating_sub(last.began));
+        let ended = show::ago(last.ended as i64);
+        branches += &format!("\n\ncompared with the source {ended}, in {took} ms");
+    }
+    if let Some(running) = &history.reconcile {
+        branches += &format!("\n\nbeing compared with the source since {}", show::ago(running.began as i64));
+    }
     if history.rollbacks.is_empty() {
         return format!("{branches}\n\nnothing was ever rolled back");
     }

@@ -53,8 +53,21 @@ impl Shares {
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
         let lo = batch.from.max(*self.starts.get(&batch.generation)?);
         let hi = self.starts.get(&(batch.generation + 1)).map_or(batch.to, |next| batch.to.min(*next));
-        (lo.le(hi) && batch.removal.is_none()).then_some((lo, hi))
+        (lo.le(hi) && whole(batch, hi)).then_some((lo, hi))
     }
+}
+
+/// A removal counts whole or not at all.
+fn whole(batch: &Batch, hi: Position) -> bool {
+    batch.removal.is_none() || hi.round == batch.to.round
+}
+
+/// Where a slice joins a chain, and what the rounds before that have dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Join {
+    pub(crate) at: Position,
+    pub(crate) floor: u64,
+    pub(crate) reconciled: u64,
 }
 
 /// A batch's share in a slice's advance: its documents in `after < seqno ≤ upto`.
@@ -119,7 +132,7 @@ impl Chain {
                 if let Some(limit) = limit {
                     hi = hi.min(limit);
                 }
-                if !lo.le(at) || hi.le(at) || !lo.le(hi) {
+                if !lo.le(at) || hi.le(at) || !lo.le(hi) || !whole(batch, hi) {
                     continue;
                 }
                 steps.push(Step { batch: Arc::clone(batch), after: at.seqno, upto: hi.seqno });
@@ -133,24 +146,25 @@ impl Chain {
 
     /// Where a slice that comes from a session may join: the lowest start from which the chain runs unbroken to the newest
     /// position that is held.
-    pub(crate) fn join_at(&self, shares: &Shares, topology: u64) -> Option<Position> {
-        let starts = self
-            .queue
-            .iter()
-            .filter(|q| q.batch.topology >= topology && q.batch.vbuuid == shares.vbuuid)
-            .filter_map(|q| shares.interval(&q.batch).map(|(lo, _)| lo));
-        let mut best: Option<(Position, Position)> = None;
-        for start in starts {
+    pub(crate) fn join_at(&self, shares: &Shares, topology: u64) -> Option<Join> {
+        let joins = self.queue.iter().map(|q| &q.batch).filter(|b| b.topology >= topology && b.vbuuid == shares.vbuuid);
+        let joins = joins.filter_map(|b| {
+            let (at, _) = shares.interval(b)?;
+            Some(Join { at, floor: b.floor, reconciled: b.reconciled })
+        });
+        let mut best: Option<(Join, Position)> = None;
+        for join in joins {
+            let start = join.at;
             // Starts rise: one that the best chain has passed ends where that one ends.
-            if best.is_some_and(|(lo, end)| lo.le(start) && start.le(end)) {
+            if best.is_some_and(|(lo, end)| lo.at.le(start) && start.le(end)) {
                 continue;
             }
             let (_, end) = self.advance(shares, topology, start, None);
             if best.is_none_or(|(_, newest)| newest != end && newest.le(end)) {
-                best = Some((start, end));
+                best = Some((join, end));
             }
         }
-        best.map(|(lo, _)| lo)
+        best.map(|(join, _)| join)
     }
 
     /// Drops what `needed` does not name; beyond `quota` bytes also what is only `held`, the oldest first.
@@ -167,7 +181,7 @@ impl Chain {
             let keep = batch.vbuuid == shares.vbuuid
                 && match shares.interval(batch) {
                     Some((_, hi)) => needed(batch, hi) || (held(batch) && bytes <= quota),
-                    None => batch.removal.is_some(),
+                    None => false,
                 };
             if !keep {
                 bytes -= batch.size();

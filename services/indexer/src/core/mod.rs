@@ -1,13 +1,16 @@
 //! One bucket on this node: its mutation queue, its slices and the stability timestamps they apply. Pure: no I/O, no clock.
 
+mod action;
 mod chain;
 mod opening;
 mod session;
 mod slice;
+mod staging;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use chain::{Batch, Branch, Shares, Step};
+pub(crate) use action::{Action, Steps, Why};
+pub(crate) use chain::{Batch, Branch, Join, Shares, Step};
 pub(crate) use slice::{Mode, Slice};
 
 use crate::store::SliceMark;
@@ -46,49 +49,12 @@ pub(crate) struct OpenSession {
     pub(crate) slices: Vec<SliceName>,
     /// Per vbucket where it starts.
     pub(crate) from: Vec<u64>,
+    /// Per vbucket the newest reconcile that had been applied when it was opened.
+    pub(crate) reconciled: Vec<u64>,
     /// It begins with every present document.
     pub(crate) lists: bool,
-}
-
-/// What brings a slice from one ST to the next, with the vbucket of each step.
-pub(crate) type Steps = Vec<(u16, Step)>;
-
-/// Why something is made durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// A persistence timestamp.
-    Timestamp,
-    /// Memory is short, a session goes on, or the node ends.
-    Interim,
-    /// A build has read enough to join the live chain.
-    Built,
-}
-
-/// What to do, in this order.
-#[derive(Debug)]
-pub(crate) enum Action {
-    /// Open the store of a slice, from scratch when `reset`, and tell with [`BucketCore::opened`].
-    Open { slice: SliceName, reset: bool },
-    /// The source's history is another one: as [`Action::Open`], and nothing is answered meanwhile.
-    Rewind { slice: SliceName },
-    /// Go back to the kept snapshot of this ST, durably, and tell with [`BucketCore::opened`].
-    RollBack { slice: SliceName, st: u64 },
-    /// The slice is no longer hosted: close its store and remove its files.
-    Remove { slice: SliceName },
-    /// Apply the steps, seal, and offer the snapshot as this ST if `readable`.
-    Apply { slice: SliceName, steps: Steps, st: Arc<StabilityTimestamp>, readable: bool },
-    /// Take a session's batch: its documents above `after`. In bulk while the slice was never readable.
-    Collect { slice: SliceName, batch: Arc<Batch>, after: u64, bulk: bool },
-    /// Take a batch of a session's list: its documents above `after` are present. A seqno up to `proven` names one message.
-    Compare { slice: SliceName, session: u64, batch: Arc<Batch>, after: u64, proven: u64 },
-    /// The list of a vbucket is complete: what it did not name is gone.
-    Sweep { slice: SliceName, session: u64, vb: u16 },
-    /// Write what is there with this mark, then tell with [`BucketCore::persisted`].
-    Persist { slice: SliceName, mark: SliceMark, topic: u64, why: Why },
-    /// The messages of a session below this sequence are durable.
-    Purge { session: u64, below: u64 },
-    /// The states of slices changed: the coordinator should know.
-    Report,
+    /// It is of this reconcile: only for slices in step.
+    pub(crate) stages: Option<u64>,
 }
 
 /// The state machine of one bucket.
@@ -313,9 +279,15 @@ impl BucketCore {
         }
         let Some((st, steps)) = best else { return false };
         let Some(slice) = self.slices.get_mut(&name) else { return false };
+        if Self::lacks_stage(slice, &steps) {
+            slice.to_be_compared();
+            out.push(Action::Report);
+            return false;
+        }
         for (vb, state) in slice.vbs.iter_mut().zip(&st.vbs) {
             vb.position = state.position;
             vb.covered = state.covered;
+            vb.reconciled = vb.reconciled.max(state.reconciled);
             vb.content = vb.content.max(state.position.seqno);
             vb.server_time = state.server_time;
             vb.hash = state.hash;

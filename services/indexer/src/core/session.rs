@@ -2,7 +2,7 @@
 //! (design section 9).
 
 use super::{
-    Action, Batch, BucketCore, Mode, Why,
+    Action, Batch, BucketCore, Join, Mode, Why,
     slice::{FollowedVb, Following},
 };
 use highwater_schemas::{Position, state::SliceName, wire::Removal};
@@ -27,11 +27,20 @@ impl BucketCore {
             if slice.mode != Mode::Waiting || slice.ending {
                 continue;
             }
-            let open =
-                self.view.sessions.iter().rev().find(|(id, s)| {
-                    **id > slice.done_with && s.slices.contains(&slice.name) && s.lists == slice.compare
-                });
+            let open = self.view.sessions.iter().rev().find(|(id, s)| {
+                let fits = s.stages.is_none() && (s.lists || !slice.compare);
+                **id > slice.done_with && s.slices.contains(&slice.name) && fits
+            });
             if let Some((id, session)) = open {
+                if session.lists {
+                    slice.compare_all();
+                }
+                for (vb, reconciled) in slice.vbs.iter_mut().zip(&session.reconciled) {
+                    // What was found to be gone before is not read by it.
+                    if session.lists || vb.content == 0 {
+                        vb.reconciled = vb.reconciled.max(*reconciled);
+                    }
+                }
                 // What lies above the session's start and below the slice's own is read twice and changes nothing.
                 let vbs = slice.resume().into_iter().zip(&session.from).map(|(own, from)| {
                     let at = if session.lists { 0 } else { own.max(*from) };
@@ -43,11 +52,15 @@ impl BucketCore {
             }
         }
         self.purged.retain(|id, _| self.view.sessions.contains_key(id));
+        self.take_up_reconciles(out);
     }
 
     /// A batch of a catchup topic.
     pub(crate) fn session_batch(&mut self, session: u64, topic: u64, batch: &Arc<Batch>) -> Vec<Action> {
         let mut out = Vec::new();
+        if self.staging_batch(session, topic, batch, &mut out) {
+            return out;
+        }
         let vb = usize::from(batch.vb);
         for slice in self.slices.values_mut() {
             let bulk = slice.bulk;
@@ -184,7 +197,7 @@ impl BucketCore {
     }
 
     /// Where a slice may join in every vbucket, if its session has covered that much.
-    fn joins(&self, name: SliceName) -> Option<Vec<Position>> {
+    fn joins(&self, name: SliceName) -> Option<Vec<Join>> {
         let slice = self.slices.get(&name)?;
         let following = slice.following.as_ref()?;
         following
@@ -193,7 +206,7 @@ impl BucketCore {
             .enumerate()
             .map(|(vb, at)| {
                 let join = self.chains[vb].join_at(&self.view.shares[vb], slice.topology)?;
-                (!at.listing && at.covered >= join.seqno).then_some(join)
+                (!at.listing && at.covered >= join.at.seqno).then_some(join)
             })
             .collect()
     }
@@ -201,10 +214,19 @@ impl BucketCore {
     fn join(&mut self, name: SliceName, out: &mut Vec<Action>) {
         let Some(joins) = self.joins(name) else { return };
         let Some(slice) = self.slices.get_mut(&name) else { return };
+        if slice.vbs.iter().zip(&joins).any(|(vb, join)| join.reconciled > vb.reconciled) {
+            // What was found to be gone meanwhile may be among what it holds.
+            slice.to_be_compared();
+            out.push(Action::Report);
+            return;
+        }
         let Some(following) = slice.following.take() else { return };
-        for (vb, join) in slice.vbs.iter_mut().zip(joins) {
-            vb.position = join;
-            vb.covered = vb.covered.min(join.seqno);
+        for (n, (vb, join)) in slice.vbs.iter_mut().zip(joins).enumerate() {
+            vb.position = join.at;
+            vb.covered = vb.covered.min(join.at.seqno);
+            if join.floor > 0 {
+                out.push(Action::Floor { slice: name, vb: n as u16, floor: join.floor });
+            }
         }
         slice.readable_from = slice.vbs.iter().map(|vb| vb.content).collect();
         slice.done_with = slice.done_with.max(following.id);

@@ -1,5 +1,6 @@
 //! Where one slice stands.
 
+use super::staging::Staging;
 use crate::store::{SliceMark, SliceVb};
 use highwater_schemas::{Position, api::SliceState, state::SliceName};
 
@@ -66,6 +67,13 @@ pub(crate) struct Slice {
     pub(crate) ending: bool,
     /// Sequence of the catchup topic up to which the session's batches are durable.
     pub(crate) session_durable: u64,
+    /// The session of a reconcile that it is compared with.
+    pub(crate) staging: Option<Staging>,
+    /// The newest reconcile that it was compared for, the newest for which what differs is at hand, and the newest session that it
+    /// could not be compared with.
+    pub(crate) staged: u64,
+    pub(crate) prepared: u64,
+    pub(crate) unstaged: u64,
     /// Since when an ST is out of reach, and where the chain ended then.
     pub(crate) stuck: Option<(u64, Vec<Position>)>,
 }
@@ -105,6 +113,10 @@ impl Slice {
             retry_flush: None,
             ending: false,
             session_durable: 0,
+            staging: None,
+            staged: 0,
+            prepared: 0,
+            unstaged: 0,
             stuck: None,
         }
     }
@@ -161,6 +173,22 @@ impl Slice {
         self.session_durable = 0;
         self.readable = false;
         self.stuck = None;
+        self.unstage();
+    }
+
+    /// It falls out, and is to be compared with every present document.
+    pub(crate) fn to_be_compared(&mut self) {
+        self.fall_out();
+        self.compare_all();
+    }
+
+    /// As far as it is not known to be of an abandoned branch, it is of the one in force.
+    pub(crate) fn compare_all(&mut self) {
+        if !std::mem::replace(&mut self.compare, true) {
+            for vb in &mut self.vbs {
+                vb.proven = u64::MAX;
+            }
+        }
     }
 
     /// What is stored with its data.

@@ -6,7 +6,7 @@ use crate::{
     core::{Branch, BucketView, OpenSession, Shares},
     store::SliceIdentity,
 };
-use highwater_schemas::state::{Bucket, SliceName, StateContext};
+use highwater_schemas::state::{Bucket, SessionKind, SliceName, StateContext};
 use std::collections::BTreeMap;
 
 pub(super) fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
@@ -30,8 +30,14 @@ pub(super) fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
         .values()
         .filter(|s| s.node == config.node && s.incarnation == config.incarnation)
         .map(|s| {
-            let from = s.vbs.iter().map(|v| v.from).collect();
-            (s.id, OpenSession { slices: s.slices.clone(), from, lists: s.kind.lists() })
+            let open = OpenSession {
+                slices: s.slices.clone(),
+                from: s.vbs.iter().map(|v| v.from).collect(),
+                reconciled: s.vbs.iter().map(|v| v.reconciled).collect(),
+                lists: s.kind.lists(),
+                stages: bucket.reconcile.as_ref().filter(|_| s.kind == SessionKind::Reconcile).map(|r| r.id),
+            };
+            (s.id, open)
         })
         .collect();
     BucketView { term, topology: bucket.topology, shares, slices, sessions }

@@ -6,7 +6,6 @@ use super::{
     build::{self, FRESH, Progress, RUNS, encode_record},
     diff::{check_entries, encode_row_key},
     layer::{Layer, MergeJob, MergeOutcome, Run, merge_layers},
-    look,
     open::Use,
     parts::{Buffers, Building, Live, Open},
     persist::{Committed, Done, Frozen, PersistJob, PersistOutcome, Target, Work},
@@ -224,11 +223,16 @@ impl SliceStore for LmdbStore {
         self.replace_if((vb, docid), seqno, entries, reason, |old| seqno != old || seqno > proven)
     }
 
-    fn unwanted(&self, vb: u16, wanted: &dyn Fn(&str, u64) -> bool) -> Result<Vec<(String, u64)>, StoreError> {
-        let live = self.live()?;
-        let newer = [Some(&self.open.rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)];
-        let newer: Vec<&Rows> = newer.into_iter().flatten().collect();
-        look::unwanted(live.dbs, &live.lookup, &newer, vb, wanted)
+    fn remove(&mut self, vb: u16, docid: &str, seqno: u64) -> Result<(), StoreError> {
+        self.replace_if((vb, docid), seqno, &[], None, |old| old == seqno)
+    }
+
+    fn seqno(&self, vb: u16, docid: &str) -> Result<Option<u64>, StoreError> {
+        self.seqno_of(vb, docid)
+    }
+
+    fn visit(&self, vb: u16, visit: &mut dyn FnMut(&str, u64) -> bool) -> Result<(), StoreError> {
+        self.visit_rows(vb, visit)
     }
 
     fn seal(&mut self) -> Result<Snapshot, StoreError> {

@@ -5,6 +5,7 @@ use super::{
     base::{Base, Databases, ReadTxn},
     build::RUNS,
     diff::{decode_row_key, encode_row_key},
+    parts::present,
     rows::{Rows, hash_key},
     run::{self, RunReader},
     value,
@@ -67,29 +68,23 @@ impl BackIndex {
     }
 }
 
-/// The documents of a vbucket whose seqno is not wanted: those of `newer` rows, the newest first, and below them of the commit.
-pub(super) fn unwanted(
+/// Shows the documents of a vbucket: those of `newer` rows, the newest first, and below them of the commit.
+fn visit(
     dbs: Databases,
     reader: &ReadTxn,
     newer: &[&Rows],
     vb: u16,
-    wanted: &dyn Fn(&str, u64) -> bool,
-) -> Result<Vec<(String, u64)>, StoreError> {
-    let mut found = Vec::new();
-    let mut look = |key: &[u8], row: &[u8]| -> Result<(), StoreError> {
-        let seqno = value::decode(row)?.seqno;
-        let (_, docid) = decode_row_key(key)?;
-        if !wanted(docid, seqno) {
-            found.push((docid.to_owned(), seqno));
-        }
-        Ok(())
+    visit: &mut dyn FnMut(&str, u64) -> bool,
+) -> Result<(), StoreError> {
+    let mut look = |key: &[u8], row: &[u8]| -> Result<bool, StoreError> {
+        Ok(visit(decode_row_key(key)?.1, value::decode(row)?.seqno))
     };
     for (i, rows) in newer.iter().enumerate() {
         for at in 0..rows.len() {
             let (key, row) = (rows.key(at), rows.row(at));
             let shadowed = || newer[..i].iter().any(|above| above.get(hash_key(key), key).is_some());
-            if !row.is_empty() && decode_row_key(key)?.0 == vb && !shadowed() {
-                look(key, row)?;
+            if !row.is_empty() && decode_row_key(key)?.0 == vb && !shadowed() && !look(key, row)? {
+                return Ok(());
             }
         }
     }
@@ -100,14 +95,33 @@ pub(super) fn unwanted(
         if decode_row_key(key)?.0 != vb {
             break;
         }
-        if newer.iter().all(|rows| rows.is_empty() || rows.get(hash_key(key), key).is_none()) {
-            look(key, row)?;
+        let shadowed = newer.iter().any(|rows| !rows.is_empty() && rows.get(hash_key(key), key).is_some());
+        if !shadowed && !look(key, row)? {
+            break;
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 impl LmdbStore {
+    /// The rows that are not in the commit, the newest first.
+    fn newer_rows(&self) -> impl Iterator<Item = &Rows> {
+        [Some(&self.open.rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)].into_iter().flatten()
+    }
+
+    pub(super) fn seqno_of(&self, vb: u16, docid: &str) -> Result<Option<u64>, StoreError> {
+        let mut key = Vec::new();
+        encode_row_key(vb, docid, &mut key);
+        let row = present(self.newer_rows(), self.live()?, &key, hash_key(&key))?;
+        Ok(row.map(|row| row.seqno))
+    }
+
+    pub(super) fn visit_rows(&self, vb: u16, show: &mut dyn FnMut(&str, u64) -> bool) -> Result<(), StoreError> {
+        let live = self.live()?;
+        let newer: Vec<&Rows> = self.newer_rows().collect();
+        visit(live.dbs, &live.lookup, &newer, vb, show)
+    }
+
     /// The documents of the newest commit.
     pub fn back_index(&self) -> Result<BackIndex, StoreError> {
         Ok(BackIndex { base: Arc::clone(&self.live()?.base), dir: self.directory().to_owned() })

@@ -20,7 +20,7 @@ const MAGIC: [u8; 4] = *b"HWSL";
 const SNAPSHOT_MAGIC: [u8; 4] = *b"HWKS";
 const NO_SLOT: u8 = u8::MAX;
 const HEADER: usize = 12;
-const VB_BYTES: usize = 64;
+const VB_BYTES: usize = 72;
 
 /// What a slice is: checked on opening.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct SliceVb {
     pub content: u64,
     /// While it is to be compared: a seqno of the data above this may name a message of an abandoned branch.
     pub proven: u64,
+    /// The newest reconcile that was applied to it.
+    pub reconciled: u64,
     /// Server time of the message at `position`, nanoseconds since the epoch; 0 if there was none.
     pub server_time: i64,
     /// Hash of that message; 0 if there was none.
@@ -175,7 +177,7 @@ fn put_state(out: &mut Vec<u8>, counts: [u64; 2], undo: UndoSlot, mark: &SliceMa
     out.push(u8::from(mark.building) | u8::from(mark.compare) << 1);
     out.extend_from_slice(&(mark.vbs.len() as u32).to_le_bytes());
     for vb in &mark.vbs {
-        for n in [vb.vbuuid, vb.position.seqno, vb.position.round, vb.covered, vb.content, vb.proven] {
+        for n in [vb.vbuuid, vb.position.seqno, vb.position.round, vb.covered, vb.content, vb.proven, vb.reconciled] {
             out.extend_from_slice(&n.to_le_bytes());
         }
         out.extend_from_slice(&vb.server_time.to_le_bytes());
@@ -257,6 +259,7 @@ impl<'a> Reader<'a> {
                 covered: self.u64()?,
                 content: self.u64()?,
                 proven: self.u64()?,
+                reconciled: self.u64()?,
                 server_time: self.i64()?,
                 hash: self.u64()?,
             });

@@ -255,8 +255,14 @@ pub trait SliceStore: Send {
         proven: u64,
     ) -> Result<(), StoreError>;
 
-    /// The documents of a vbucket, as they are now, that are not wanted with their seqno.
-    fn unwanted(&self, vb: u16, wanted: &dyn Fn(&str, u64) -> bool) -> Result<Vec<(String, u64)>, StoreError>;
+    /// Removes a document, if it is there with this seqno.
+    fn remove(&mut self, vb: u16, docid: &str, seqno: u64) -> Result<(), StoreError>;
+
+    /// The seqno that a document is there with.
+    fn seqno(&self, vb: u16, docid: &str) -> Result<Option<u64>, StoreError>;
+
+    /// Shows the documents of a vbucket, as they are now, with their seqnos, until told to stop.
+    fn visit(&self, vb: u16, visit: &mut dyn FnMut(&str, u64) -> bool) -> Result<(), StoreError>;
 
     /// Seals the open layer and answers the snapshot of everything replaced so far; cheap when nothing changed.
     fn seal(&mut self) -> Result<Snapshot, StoreError>;

@@ -75,7 +75,14 @@ impl Worker {
         let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
         let listed = open.listed.as_mut().filter(|listed| listed.session == session);
         let named = listed.and_then(|listed| listed.vbs.remove(&vb)).unwrap_or_default();
-        let gone = open.store.unwanted(vb, &|docid, seqno| named.contains(docid, seqno))?;
+        let mut gone = Vec::new();
+        open.store.visit(vb, &mut |docid, seqno| {
+            if !named.contains(docid, seqno) {
+                gone.push((docid.to_owned(), seqno));
+            }
+            true
+        })?;
+        open.oldest.clear();
         tracing::info!(
             bucket = self.outside.bucket,
             ?slice,
@@ -87,7 +94,7 @@ impl Worker {
         for some in gone.chunks(SWEPT) {
             let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
             for (docid, seqno) in some {
-                open.store.compare(vb, docid, *seqno, &[], None, 0)?;
+                open.store.remove(vb, docid, *seqno)?;
             }
             open.store.seal()?;
             self.merge_layers(slice);

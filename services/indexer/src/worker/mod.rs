@@ -2,6 +2,7 @@
 
 mod compare;
 mod durable;
+mod removed;
 mod report;
 mod stores;
 
@@ -309,24 +310,36 @@ impl Worker {
                 Action::RollBack { slice, st } => todo.extend(self.roll_back(slice, st)),
                 Action::Remove { slice } => self.remove(slice),
                 Action::Apply { slice, steps, st, readable } => {
-                    if let Err(error) = self.apply(slice, &steps, &st, readable) {
-                        todo.extend(self.fail(slice, &error));
-                    }
+                    let applied = self.apply(slice, &steps, &st, readable);
+                    todo.extend(applied.unwrap_or_else(|error| self.fail(slice, &error)));
                 }
                 Action::Collect { slice, batch, after, bulk } => {
-                    if let Err(error) = self.collect(slice, &batch, after, bulk) {
-                        todo.extend(self.fail(slice, &error));
-                    }
+                    let collected = self.collect(slice, &batch, after, bulk);
+                    todo.extend(self.or_fail(slice, collected));
                 }
                 Action::Compare { slice, session, batch, after, proven } => {
-                    if let Err(error) = self.compare(slice, session, &batch, after, proven) {
-                        todo.extend(self.fail(slice, &error));
-                    }
+                    let compared = self.compare(slice, session, &batch, after, proven);
+                    todo.extend(self.or_fail(slice, compared));
                 }
                 Action::Sweep { slice, session, vb } => {
-                    if let Err(error) = self.sweep(slice, session, vb) {
-                        todo.extend(self.fail(slice, &error));
-                    }
+                    let swept = self.sweep(slice, session, vb);
+                    todo.extend(self.or_fail(slice, swept));
+                }
+                Action::BeginStage { slice, reconcile, vbs } => {
+                    self.set_stage(slice, Some(removed::Stage::new(reconcile, vbs)));
+                }
+                Action::DropStage { slice } => self.set_stage(slice, None),
+                Action::Stage { slice, batch, after } => {
+                    let staged = self.stage(slice, &batch, after);
+                    todo.extend(self.or_fail(slice, staged));
+                }
+                Action::EndStage { slice, vb, upto } => {
+                    let ended = self.end_stage(slice, vb, upto);
+                    todo.extend(self.or_fail(slice, ended));
+                }
+                Action::Floor { slice, vb, floor } => {
+                    let dropped = self.floor(slice, vb, floor);
+                    todo.extend(self.or_fail(slice, dropped));
                 }
                 Action::Persist { slice, mark, topic, why } => todo.extend(self.persist(slice, mark, topic, why)),
                 Action::Purge { session, below } => {
@@ -336,6 +349,10 @@ impl Worker {
                 Action::Report => self.notable += 1,
             }
         }
+    }
+
+    fn or_fail(&mut self, slice: SliceName, done: Result<(), StoreError>) -> Vec<Action> {
+        done.err().map_or_else(Vec::new, |error| self.fail(slice, &error))
     }
 
     /// True when everything that was to be made durable before the end is.

@@ -78,6 +78,8 @@ impl Worker {
                     compare: s.compare,
                     branch: branch_of(s.vbs.iter().map(|vb| vb.vbuuid)),
                     content: s.vbs.iter().map(|vb| vb.content).collect(),
+                    staged: s.staged,
+                    unstaged: s.unstaged,
                 }
             })
             .collect();

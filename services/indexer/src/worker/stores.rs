@@ -1,15 +1,20 @@
 //! The stores of a bucket's slices: opening, filling, reopening, closing.
 
-use super::{Look, SliceInfo, VerifyAnswer, Worker, compare::Listed, stem};
+use super::{
+    Look, SliceInfo, VerifyAnswer, Worker,
+    compare::Listed,
+    removed::{self, Oldest, Stage},
+    stem,
+};
 use crate::{
     core::{Action, Batch, Step},
-    documents::replace,
+    documents::{replace, replace_beside},
     held::HeldSlice,
     jobs::Job,
     store::{LmdbStore, SliceMark, SliceStore, StoreError},
 };
 use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
@@ -33,6 +38,10 @@ pub(super) struct Open {
     pub(super) rests_until: Option<Instant>,
     /// What the list of a session has named so far.
     pub(super) listed: Option<Listed>,
+    /// What it has staged for a reconcile.
+    pub(super) stage: Option<Stage>,
+    /// By vbucket its oldest documents.
+    pub(super) oldest: BTreeMap<u16, Oldest>,
 }
 
 impl Open {
@@ -106,6 +115,8 @@ impl Worker {
                         brought: Instant::now(),
                         rests_until: None,
                         listed: None,
+                        stage: None,
+                        oldest: BTreeMap::new(),
                     },
                 );
                 actions
@@ -171,10 +182,26 @@ impl Worker {
         steps: &[(u16, Step)],
         st: &Arc<StabilityTimestamp>,
         readable: bool,
-    ) -> Result<(), StoreError> {
-        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
-        for (_, step) in steps {
-            replace(&mut open.store, info, slice, &step.batch, step.after..=step.upto, false)?;
+    ) -> Result<Vec<Action>, StoreError> {
+        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else {
+            return Ok(Vec::new());
+        };
+        for (vb, step) in steps {
+            let range = step.after..=step.upto;
+            if let Some(removal) = &step.batch.removal {
+                if !removed::carry_out(open, *vb, removal)? {
+                    tracing::info!(
+                        bucket = self.outside.bucket,
+                        ?slice,
+                        "too much vanished: it is compared in a session"
+                    );
+                    return Ok(self.core.compare_again(slice));
+                }
+            } else if let Some(staged) = open.stage.as_mut().and_then(|stage| stage.vb(*vb)) {
+                replace_beside(&mut open.store, info, slice, &step.batch, range, staged)?;
+            } else {
+                replace(&mut open.store, info, slice, &step.batch, range, false)?;
+            }
         }
         let snapshot = open.store.seal()?;
         if readable {
@@ -188,7 +215,7 @@ impl Worker {
             self.newest = Some(Arc::clone(st));
         }
         self.merge_layers(slice);
-        Ok(())
+        Ok(Vec::new())
     }
 
     pub(super) fn collect(
@@ -347,6 +374,7 @@ fn st_of(mark: &SliceMark) -> StabilityTimestamp {
                 covered: vb.covered,
                 server_time: vb.server_time,
                 hash: vb.hash,
+                reconciled: vb.reconciled,
                 ..StVb::default()
             })
             .collect(),

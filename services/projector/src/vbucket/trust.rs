@@ -2,14 +2,33 @@
 
 use super::{Assignment, End, Task};
 use crate::verify::{self, Known, Suspected};
-use highwater_bus::Bus;
-use highwater_schemas::lane::LaneTarget;
+use highwater_bus::{Bus, StreamMessage};
+use highwater_schemas::{lane::LaneTarget, state::thin, timestamp::Bookmark};
 use std::{sync::atomic::Ordering, time::Duration};
 
+/// Messages of the source that a task remembers.
+const MARKS: usize = 64;
 /// A source that cannot be reached is looked at this often.
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Task {
+    /// Remembers a message.
+    pub(super) fn mark(&mut self, message: &StreamMessage) {
+        if self.assignment.target != LaneTarget::Mutation {
+            return;
+        }
+        let mark = Bookmark {
+            seqno: message.seq,
+            subject: message.subject.to_string(),
+            time: message.time,
+            hash: self.last_message.1,
+            source: self.source,
+        };
+        self.marks.push(mark.clone());
+        thin(&mut self.marks, MARKS);
+        self.bookmark = Some(mark);
+    }
+
     /// The reader cannot go on.
     pub(super) async fn changed(&mut self, why: String) -> Result<(), End> {
         if self.assignment.target != LaneTarget::Mutation {
@@ -26,7 +45,7 @@ impl Task {
             created: self.created,
             first_seq: self.first_seq,
             position: self.cover.position(),
-            held: self.assignment.held.load(Ordering::Relaxed).max(self.assignment.known.held),
+            held: self.assignment.known_to_all.held.load(Ordering::Relaxed).max(self.assignment.known.held),
             bookmarks: self.marks.clone(),
         }
     }
@@ -67,7 +86,9 @@ impl Task {
         }
         self.verify().await?;
         if hidden {
-            return Err(self.unproven("the server restarted while revisions were hidden", self.cover.covered()));
+            self.freeze();
+        } else {
+            self.ask_to_reconcile("the server restarted");
         }
         Ok(())
     }

@@ -1,0 +1,132 @@
+//! Reconciles: what vanished from a bucket's sources without a message (design section 4).
+//!
+//! Sessions bring every slice in step the present documents; the slices stage what differs and say so; then the projectors put
+//! it into the chains as a round. A slice that has not staged when it meets that round is compared in a session of its own.
+
+use super::{Action, Core, ddl::json, stability::BucketStability};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{BucketReconcile, NodeKind, ReconcileReply, SliceReport, SliceState},
+    state::{Bucket, Change, Session, SessionKind, SliceName},
+};
+use serde_json::Value;
+
+/// When reconciles of a bucket are due.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// The next one that nobody asks for.
+    at: u64,
+    /// An administrator wants one with a higher number than this.
+    asked_after: Option<u64>,
+}
+
+impl Core {
+    /// Begins, stages and ends reconciles; `next`: the newest number of a session.
+    pub(super) fn check_reconciles(&mut self, now: u64, next: &mut u64, out: &mut Vec<Action>) {
+        let interval = self.config.reconcile_interval.as_millis() as u64;
+        let buckets = &self.context.buckets;
+        self.reconciles.retain(|name, _| buckets.contains_key(name));
+        for (name, bucket) in &self.context.buckets {
+            let due = self.reconciles.entry(name.clone()).or_insert(Due { at: now + interval, asked_after: None });
+            match &bucket.reconcile {
+                None => {
+                    let newest = bucket.newest_reconcile();
+                    let asked = due.asked_after.max(self.members.reconcile_after(name));
+                    let wanted = asked.is_some_and(|after| newest <= after) || now >= due.at;
+                    let read = bucket.vbuckets.iter().all(|v| v.start_of(v.generation).is_some());
+                    if wanted && read && bucket.rollback.is_none() && bucket.live_indexes().next().is_some() {
+                        *next += 1;
+                        *due = Due { at: now + interval, asked_after: None };
+                        out.push(Action::Append(Change::ReconcileStarted { bucket: name.clone(), id: *next }));
+                    }
+                }
+                Some(reconcile) if !reconcile.staged => {
+                    if self.hosted(name, bucket).all(|(_, report)| report.is_some_and(|r| is_settled(r, reconcile.id)))
+                    {
+                        out.push(Action::Append(Change::ReconcileStaged { bucket: name.clone() }));
+                        for session in bucket.sessions.values().filter(|s| s.kind == SessionKind::Reconcile) {
+                            out.push(Action::PurgeSession { bucket: name.clone(), session: session.id });
+                        }
+                    }
+                }
+                Some(reconcile) => {
+                    let issued = self.stability.get(name).and_then(BucketStability::last);
+                    if issued.is_some_and(|st| st.vbs.iter().all(|vb| vb.reconciled >= reconcile.id)) {
+                        due.at = now + interval;
+                        out.push(Action::Append(Change::ReconcileDone { bucket: name.clone() }));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The slices of a bucket on live indexers, with their node, as they were reported.
+    fn hosted<'a>(
+        &'a self,
+        name: &'a str,
+        bucket: &'a Bucket,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a SliceReport>)> + 'a {
+        bucket.live_indexes().flat_map(move |(number, index)| {
+            let hosts = index.placed.hosts.iter().enumerate().filter(|(_, host)| {
+                let entry = self.context.nodes.get(&(NodeKind::Indexer, (*host).clone()));
+                entry.is_some_and(|e| !e.gone)
+            });
+            hosts.map(move |(partition, host)| {
+                let slice = SliceName { index: number, partition: partition as u32 };
+                (host.as_str(), self.members.report(host, name, slice))
+            })
+        })
+    }
+
+    /// Per live node the slices that a session of the reconcile is to be opened for.
+    pub(super) fn unstaged(&self, name: &str, bucket: &Bucket) -> Vec<(String, u64, Vec<SliceName>)> {
+        let Some(reconcile) = bucket.reconcile.as_ref().filter(|r| !r.staged) else { return Vec::new() };
+        let mut nodes: Vec<(String, u64, Vec<SliceName>)> = Vec::new();
+        for (node, report) in self.hosted(name, bucket) {
+            let Some(report) = report.filter(|r| !is_settled(r, reconcile.id)) else { continue };
+            let slice = SliceName { index: report.index, partition: report.partition };
+            let served = |s: &Session| {
+                s.kind == SessionKind::Reconcile
+                    && s.node == node
+                    && s.slices.contains(&slice)
+                    && s.id > report.unstaged
+            };
+            let Some(entry) = self.context.nodes.get(&(NodeKind::Indexer, node.to_owned())) else { continue };
+            if bucket.sessions.values().any(served) {
+                continue;
+            }
+            match nodes.iter_mut().find(|(of, ..)| of == node) {
+                Some((_, _, slices)) => slices.push(slice),
+                None => nodes.push((node.to_owned(), entry.incarnation, vec![slice])),
+            }
+        }
+        nodes
+    }
+
+    /// Whether a session of the reconcile under way still serves somebody.
+    pub(super) fn reconciles_with(&self, name: &str, bucket: &Bucket, session: &Session) -> bool {
+        let Some(reconcile) = &bucket.reconcile else { return false };
+        session.slices.iter().any(|slice| {
+            let report = self.members.report(&session.node, name, *slice);
+            report.is_some_and(|r| !is_settled(r, reconcile.id) && r.unstaged < session.id)
+        })
+    }
+
+    /// `bucket.reconcile`: one that begins after now.
+    pub(super) fn reconcile(&mut self, request: &BucketReconcile) -> Result<Value, ApiError> {
+        let bucket = self.bucket(&request.name)?;
+        if bucket.live_indexes().next().is_none() {
+            let message = format!("bucket {} has no index to compare with its source", request.name);
+            return Err(ApiError::new(ErrorCode::IndexNotFound, message));
+        }
+        let after = bucket.newest_reconcile();
+        self.reconciles.entry(request.name.clone()).or_default().asked_after = Some(after);
+        self.urgent = true;
+        Ok(json(&ReconcileReply { after }))
+    }
+}
+
+/// Nothing is waited for: it has compared, or it is not in step and will be compared when it is to be.
+fn is_settled(report: &SliceReport, id: u64) -> bool {
+    report.staged >= id || !matches!(report.state, SliceState::Active | SliceState::Merged)
+}

@@ -1,0 +1,143 @@
+//! Reconciles: slices in step are compared with the present documents beside what they apply (design section 4).
+//!
+//! A session of its own kind lists the present documents. What differs from them is staged, and applied when the chain says so:
+//! by then the chain has brought everything that was written before the list was complete. A slice that meets that place without
+//! having staged falls out, and is compared in a session.
+
+use super::{Action, Batch, BucketCore, Slice, Steps};
+use highwater_schemas::{state::SliceName, wire::Removal};
+use std::sync::Arc;
+
+/// Messages of the session's topic that are given back together.
+const PURGED: u64 = 32;
+
+/// How far a slice has compared with a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Staging {
+    pub(crate) session: u64,
+    reconcile: u64,
+    vbs: Vec<StagingVb>,
+    /// Sequence in the catchup topic of the last batch taken.
+    topic: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct StagingVb {
+    /// Where the slice stood when it took the session up: a list that ends below may name what was removed before that.
+    position: u64,
+    read: u64,
+    done: bool,
+}
+
+impl Slice {
+    /// What it has staged, or began to, counts no more.
+    pub(super) fn unstage(&mut self) {
+        self.staging = None;
+        (self.staged, self.prepared) = (0, 0);
+    }
+}
+
+impl BucketCore {
+    /// Slices in step take up the session of a reconcile; what belongs to one that is over is dropped.
+    pub(super) fn take_up_reconciles(&mut self, out: &mut Vec<Action>) {
+        for slice in self.slices.values_mut() {
+            if slice.staging.as_ref().is_some_and(|staging| !self.view.sessions.contains_key(&staging.session)) {
+                slice.staging = None;
+                out.push(Action::DropStage { slice: slice.name });
+            }
+            if !slice.in_step() || slice.staging.is_some() {
+                continue;
+            }
+            let open = self.view.sessions.iter().rev().find_map(|(id, session)| {
+                let reconcile = session.stages.filter(|reconcile| slice.staged < *reconcile)?;
+                (slice.unstaged < *id && session.slices.contains(&slice.name)).then_some((*id, reconcile))
+            });
+            if let Some((session, reconcile)) = open {
+                let vb = |vb: &crate::store::SliceVb| StagingVb { position: vb.position.seqno, read: 0, done: false };
+                let vbs: Vec<StagingVb> = slice.vbs.iter().map(vb).collect();
+                out.push(Action::BeginStage { slice: slice.name, reconcile, vbs: vbs.len() as u16 });
+                slice.staging = Some(Staging { session, reconcile, vbs, topic: 0 });
+                (slice.staged, slice.prepared) = (0, 0);
+            }
+        }
+    }
+
+    /// A batch of a reconcile's session; false: of another kind of session.
+    pub(super) fn staging_batch(
+        &mut self,
+        session: u64,
+        topic: u64,
+        batch: &Arc<Batch>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        if self.view.sessions.get(&session).is_none_or(|open| open.stages.is_none()) {
+            return false;
+        }
+        let vb = usize::from(batch.vb);
+        for slice in self.slices.values_mut() {
+            let Some(staging) = slice.staging.as_mut().filter(|s| s.session == session) else { continue };
+            let on_branch = slice.vbs.get(vb).is_some_and(|s| s.vbuuid == batch.vbuuid);
+            let Some(at) = staging.vbs.get_mut(vb).filter(|at| on_branch && !at.done) else { continue };
+            staging.topic = topic;
+            let holds = match batch.removal {
+                _ if batch.from.seqno > at.read => false,
+                Some(Removal::Listed { upto, .. }) => {
+                    at.done = true;
+                    out.push(Action::EndStage { slice: slice.name, vb: batch.vb, upto });
+                    upto >= at.position
+                }
+                _ => {
+                    if batch.to.seqno > at.read {
+                        out.push(Action::Stage { slice: slice.name, batch: Arc::clone(batch), after: at.read });
+                        at.read = batch.to.seqno;
+                    }
+                    true
+                }
+            };
+            if !holds {
+                // Another session brings another list.
+                slice.unstaged = session;
+                slice.unstage();
+                out.extend([Action::DropStage { slice: slice.name }, Action::Report]);
+            } else if staging.vbs.iter().all(|at| at.done) {
+                (slice.staged, slice.prepared) = (staging.reconcile, staging.reconcile);
+                slice.staging = None;
+                out.push(Action::Report);
+            }
+        }
+        let taken = self.slices.values().filter_map(|s| s.staging.as_ref().filter(|s| s.session == session));
+        let below = taken.map(|staging| staging.topic).min().unwrap_or(topic);
+        let purged = self.purged.entry(session).or_default();
+        if below >= *purged + PURGED {
+            *purged = below;
+            out.push(Action::Purge { session, below: below + 1 });
+        }
+        true
+    }
+
+    /// More differs than is staged: the slice is compared in a session when the chain says that the reconcile is to be applied.
+    pub(crate) fn unprepared(&mut self, name: SliceName) {
+        if let Some(slice) = self.slices.get_mut(&name) {
+            slice.prepared = 0;
+        }
+    }
+
+    /// Whether the steps apply a reconcile that a slice has not staged.
+    pub(super) fn lacks_stage(slice: &Slice, steps: &Steps) -> bool {
+        steps.iter().any(|(vb, step)| match step.batch.removal {
+            Some(Removal::Listed { session, .. }) => {
+                slice.vbs[usize::from(*vb)].reconciled < session && slice.prepared != session
+            }
+            _ => false,
+        })
+    }
+
+    /// A slice holds more than it should, and only a list tells what.
+    pub(crate) fn compare_again(&mut self, name: SliceName) -> Vec<Action> {
+        let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
+        slice.to_be_compared();
+        let mut out = vec![Action::DropStage { slice: name }, Action::Report];
+        self.attach_sessions(&mut out);
+        out
+    }
+}

@@ -1,0 +1,107 @@
+//! Removals without a message: what the task puts into its chain, and when it asks for a reconcile.
+
+use super::{End, Task};
+use highwater_bus::StreamState;
+use highwater_schemas::{
+    lane::{Chunk, LaneTarget},
+    wire::{KeyVersions, Removal},
+};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Delete markers live this long where clients purge them; the stream may let them go sooner.
+const MARKER_LIFE: Duration = Duration::from_secs(30 * 60);
+/// What the stream's state hints at is looked into this often at most, and takes a twentieth of the time at most.
+const HINT_EVERY: Duration = Duration::from_secs(5);
+const HINT_SHARE: u32 = 20;
+
+/// Revisions may be hidden that a restarted server had acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frozen {
+    /// Nothing above counts as covered.
+    at: u64,
+    /// Until a reconcile with a higher number is in the chain.
+    after: u64,
+}
+
+/// When what the stream's state hints at was looked into last.
+pub(super) type Hinted = Option<Instant>;
+
+impl Task {
+    fn live(&self) -> bool {
+        self.assignment.target == LaneTarget::Mutation
+    }
+
+    /// Nothing up to here can be hidden.
+    pub(super) fn covered(&self) -> u64 {
+        if self.listing {
+            return 0;
+        }
+        self.frozen.map_or(u64::MAX, |frozen| frozen.at).min(self.cover.covered())
+    }
+
+    /// The stream's state was read, after this question was taken.
+    pub(super) fn look_for_removals(&mut self, state: &StreamState, question: Option<u64>) {
+        if !self.live() {
+            return;
+        }
+        self.removals.answer(question, state.last_seq);
+        self.marker_life = state.marker_life.map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE));
+        let hint = self.removals.state(state);
+        let spacing = HINT_EVERY.max(self.plan.borrow().reconcile_took * HINT_SHARE);
+        if hint && self.hinted.is_none_or(|at| at.elapsed() >= spacing) {
+            self.hinted = Some(Instant::now());
+            self.ask_to_reconcile("messages vanished");
+        }
+    }
+
+    /// A message was read: by now the delete markers of its time may be gone.
+    pub(super) fn look_for_lateness(&mut self, written: i64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i64);
+        let late = now.saturating_sub(written) > self.marker_life.as_nanos() as i64;
+        if late && self.live() && !std::mem::replace(&mut self.late, true) {
+            self.ask_to_reconcile("delete markers may have gone unread");
+        } else if !late {
+            self.late = false;
+        }
+    }
+
+    /// Has the slices compared with the source, after now.
+    pub(super) fn ask_to_reconcile(&mut self, why: &str) {
+        let after = self.plan.borrow().newest_reconcile;
+        let known = &self.assignment.known_to_all;
+        // One more than the number: 0 says that nothing is asked for.
+        if known.reconcile_after.fetch_max(after + 1, Ordering::Relaxed) <= after {
+            let (bucket, vb) = (&self.assignment.bucket, self.assignment.vb);
+            tracing::info!(bucket, vb, why, "asking for a reconcile");
+        }
+    }
+
+    /// What is hidden now may have been lost by the server: it counts as covered once a reconcile that begins after now is in the
+    /// chain.
+    pub(super) fn freeze(&mut self) {
+        let at = self.covered();
+        self.frozen = Some(Frozen { at, after: self.plan.borrow().newest_reconcile });
+        self.ask_to_reconcile("the server restarted while revisions were hidden");
+    }
+
+    /// Puts into the chain what is due.
+    pub(super) async fn put_removals(&mut self) -> Result<(), End> {
+        while let Some(removal) = self.removals.due(self.cover.covered()) {
+            // The round begins where the reader is.
+            self.send(KeyVersions::default(), true, true).await?;
+            self.round += 1;
+            if let Removal::Listed { session, .. } = removal
+                && self.frozen.is_some_and(|frozen| session > frozen.after)
+            {
+                self.frozen = None;
+            }
+            let (bucket, vb, round) = (&self.assignment.bucket, self.assignment.vb, self.round);
+            tracing::debug!(bucket, vb, round, ?removal, "documents vanished without a message");
+            self.lane.send(Chunk::Removed { round, removal }).await.map_err(|_| End::Again)?;
+        }
+        Ok(())
+    }
+}
