@@ -30,15 +30,8 @@ enum Removal {
     Limits,
 }
 
-const REMOVALS: [Removal; 7] = [
-    Removal::UpTo,
-    Removal::Subject,
-    Removal::Message,
-    Removal::Keep,
-    Removal::Limits,
-    Removal::RollUp,
-    Removal::All,
-];
+const REMOVALS: [Removal; 7] =
+    [Removal::UpTo, Removal::Subject, Removal::Message, Removal::Keep, Removal::Limits, Removal::RollUp, Removal::All];
 
 fn kept(revisions: i64) -> stream::Config {
     stream::Config { max_messages_per_subject: revisions, allow_rollup: true, ..stream::Config::default() }
@@ -59,6 +52,8 @@ async fn what_is_purged_deleted_or_rolled_up_goes_from_every_index() -> Result<(
                     remove(removal, &client, &source, &mut rng).await?;
                     follow(&client, &source, &indexes, &format!("{bucket}: {removal:?}")).await?;
                     load::write(&source, 200, &mut rng).await?;
+                    // Once all of that is known, nothing hides how many messages go.
+                    follow(&client, &source, &indexes, "what was written").await?;
                 }
                 ensure_no_rollback(&client, bucket).await?;
             }
@@ -158,7 +153,8 @@ async fn what_expires_by_itself_goes_from_every_index() -> Result<()> {
                     headers.insert("Nats-TTL", "2s");
                     let document = documents::document(&mut rng).to_string();
                     // Some of them write over what stays below.
-                    let subject = format!("{prefix}{}", documents::write(&mut rng, 1, if n % 2 == 0 { 40 } else { 4_000 }).id);
+                    let subject =
+                        format!("{prefix}{}", documents::write(&mut rng, 1, if n % 2 == 0 { 40 } else { 4_000 }).id);
                     client.js.publish_with_headers(subject, headers, document.into()).await?.await?;
                 }
                 let mut stream = client.js.get_stream(&source.streams[0].0).await?;

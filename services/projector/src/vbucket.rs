@@ -24,7 +24,7 @@ use highwater_schemas::{
     timestamp::{Asked, Bookmark, Dropped},
     wire::KeyVersions,
 };
-use removed::{Frozen, Hinted};
+use removed::{Frozen, Hint};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -174,7 +174,7 @@ pub(crate) async fn run(
         removals: Removals::new(assignment.dropped, assignment.generation == 1),
         plan,
         frozen: None,
-        hinted: None,
+        hint: Hint::default(),
         late: false,
         marker_life: Duration::MAX,
         round: assignment.from.round,
@@ -226,7 +226,7 @@ struct Task {
     plan: watch::Receiver<Arc<Plan>>,
     removals: Removals,
     frozen: Option<Frozen>,
-    hinted: Hinted,
+    hint: Hint,
     /// It read messages whose delete markers may be gone.
     late: bool,
     marker_life: Duration,

@@ -26,8 +26,14 @@ pub(super) struct Frozen {
     after: u64,
 }
 
-/// When what the stream's state hints at was looked into last.
-pub(super) type Hinted = Option<Instant>;
+/// What the stream's state hints at.
+#[derive(Debug, Default)]
+pub(super) struct Hint {
+    /// It is yet to be looked into.
+    open: bool,
+    /// When one was looked into last.
+    at: Option<Instant>,
+}
 
 impl Task {
     fn live(&self) -> bool {
@@ -49,10 +55,10 @@ impl Task {
         }
         self.removals.answer(question, state.last_seq);
         self.marker_life = state.marker_life.map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE));
-        let hint = self.removals.state(state);
+        self.hint.open |= self.removals.state(state);
         let spacing = HINT_EVERY.max(self.plan.borrow().reconcile_took * HINT_SHARE);
-        if hint && self.hinted.is_none_or(|at| at.elapsed() >= spacing) {
-            self.hinted = Some(Instant::now());
+        if self.hint.open && self.hint.at.is_none_or(|at| at.elapsed() >= spacing) {
+            self.hint = Hint { open: false, at: Some(Instant::now()) };
             self.ask_to_reconcile("messages vanished");
         }
     }
