@@ -57,7 +57,8 @@ impl Index {
         rows
     }
 
-    fn row(&self, name: &Name, payload: &[u8]) -> Option<Row> {
+    /// The row of one document, if the index has one.
+    pub(crate) fn row(&self, name: &Name, payload: &[u8]) -> Option<Row> {
         let document: Value = serde_json::from_slice(payload).ok()?;
         if let Some((_, holds)) = self.condition
             && holds(&document) != Some(true)
@@ -73,7 +74,7 @@ impl Index {
         Some(Row { document: name.clone(), key, include })
     }
 
-    fn order(&self, a: &Row, b: &Row) -> Ordering {
+    pub(crate) fn order(&self, a: &Row, b: &Row) -> Ordering {
         for (i, (_, descending)) in self.keys.iter().enumerate() {
             let order = compare(a.key[i].as_ref(), b.key[i].as_ref());
             if order.is_ne() {
