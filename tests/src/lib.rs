@@ -43,6 +43,14 @@ pub mod trial;
 pub mod wait;
 pub mod watch;
 
+/// Set to `1`, tests that repeat a round do it more often.
+pub const LONG: &str = "HIGHWATER_LONG";
+
+/// How many rounds a test makes: so many in the usual run, and so many where there is time.
+pub fn rounds(usual: u64, long: u64) -> u64 {
+    if std::env::var(LONG).is_ok_and(|value| value == "1") { long } else { usual }
+}
+
 /// Everything that most tests need.
 pub mod prelude {
     pub use crate::{
