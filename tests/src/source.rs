@@ -347,11 +347,8 @@ impl Source {
     /// The write that is stored as this message.
     fn stored(&self, vb: usize, message: &StreamMessage) -> Result<Write> {
         let operation = message.headers.get("KV-Operation").map(|o| o.as_str().to_owned());
-        let deleted = if self.kv {
-            matches!(operation.as_deref(), Some("DEL" | "PURGE"))
-        } else {
-            message.payload.is_empty()
-        };
+        let deleted =
+            if self.kv { matches!(operation.as_deref(), Some("DEL" | "PURGE")) } else { message.payload.is_empty() };
         let op = if deleted { Op::Delete } else { Op::Put(message.payload.clone()) };
         let id = message.subject.strip_prefix(self.streams[vb].1.as_str()).context("a foreign subject")?.to_owned();
         Ok(Write { vb, id, op })

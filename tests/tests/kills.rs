@@ -51,7 +51,8 @@ async fn whoever_is_killed_every_scan_keeps_its_promise() -> Result<()> {
                 let component = KILLED[round as usize % KILLED.len()];
                 let node = whom(&client, component, &mut rng).await?;
                 let what = || format!("round {round}: {node}");
-                longest = longest.max(one_round(cluster, &client, &source, &indexes, &node, &mut rng).await.with_context(what)?);
+                longest = longest
+                    .max(one_round(cluster, &client, &source, &indexes, &node, &mut rng).await.with_context(what)?);
                 history.read(&client).await.context("the log")?;
                 watch.check()?;
             }

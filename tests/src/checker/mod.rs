@@ -57,9 +57,11 @@ enum Phase {
     After,
 }
 
-/// Requests under way or done.
+/// A request, or two at one `st`.
 struct Made {
     kind: Kind,
+    /// That were asked.
+    indexes: Vec<usize>,
     began: Instant,
     ended: Instant,
     answers: Vec<Answer>,
@@ -92,7 +94,7 @@ pub struct Report {
     counts: BTreeMap<(Kind, Phase), (u64, u64)>,
     /// By code.
     failed: BTreeMap<String, u64>,
-    /// By consistency, the longest time without a success.
+    /// By consistency, the longest time without a success of the index that did worst.
     unavailable: BTreeMap<Kind, Duration>,
 }
 
@@ -151,22 +153,25 @@ impl Checker {
             _ => Phase::Before,
         };
         let mut report = Report::default();
-        let mut last = KINDS.map(|_| self.began);
+        let mut last = BTreeMap::new();
         for made in &made {
             let phase = phase(made);
             let (good, all) = report.counts.entry((made.kind, phase)).or_default();
             *all += 1;
             let Some(refused) = &made.failed else {
                 *good += 1;
-                report.pause(made.kind, made.ended - last[made.kind as usize]);
-                last[made.kind as usize] = made.ended;
+                for index in &made.indexes {
+                    let last = last.entry((made.kind, *index)).or_insert(self.began);
+                    report.pause(made.kind, made.ended.saturating_duration_since(*last));
+                    *last = made.ended;
+                }
                 continue;
             };
             *report.failed.entry(refused.code.clone()).or_default() += 1;
             ensure!(is_proper(refused, phase), "{:?} {phase:?} a fault: {refused:?}", made.kind);
         }
-        for kind in KINDS {
-            report.pause(kind, ended - last[kind as usize]);
+        for ((kind, _), last) in last {
+            report.pause(kind, ended.saturating_duration_since(last));
         }
         let answers: Vec<Answer> = made.into_iter().flat_map(|made| made.answers).collect();
         report.proof = proof::prove(&answers, &self.shared.source.log(), &self.shared.indexes)?;
@@ -246,9 +251,14 @@ impl Shared {
         let mut seen = vec![Vec::new(); self.indexes.len()];
         while !self.over.load(Ordering::Relaxed) {
             let began = Instant::now();
+            let first = rng.below(self.indexes.len() as u64) as usize;
+            let mut indexes = vec![first];
+            if kind == Kind::AtSnapshot {
+                indexes.push((first + 1 + rng.below(self.indexes.len() as u64 - 1) as usize) % self.indexes.len());
+            }
             let mut answers = Vec::new();
-            let failed = self.turn(kind, &mut seen, &mut rng, &mut answers).await.err();
-            self.made().push(Made { kind, began, ended: Instant::now(), answers, failed });
+            let failed = self.turn(kind, &indexes, &mut seen, &mut rng, &mut answers).await.err();
+            self.made().push(Made { kind, indexes, began, ended: Instant::now(), answers, failed });
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -256,11 +266,11 @@ impl Shared {
     async fn turn(
         &self,
         kind: Kind,
+        indexes: &[usize],
         seen: &mut [Vec<Row>],
         rng: &mut Rng,
         answers: &mut Vec<Answer>,
     ) -> Result<(), Refused> {
-        let index = rng.below(self.indexes.len() as u64) as usize;
         let floor = self.source.log().acknowledged();
         let none = vec![0; floor.len()];
         let (consistency, floor) = match kind {
@@ -268,17 +278,15 @@ impl Shared {
             Kind::AtPlus => (self.at_plus(&floor), floor),
             Kind::RequestPlus | Kind::AtSnapshot => (json!("request_plus"), floor),
         };
-        let first = self.one(index, &consistency, floor, seen, rng).await?;
+        let first = self.one(indexes[0], &consistency, floor, seen, rng).await?;
         let st = first.st;
         answers.push(first);
-        if kind == Kind::AtSnapshot {
-            let other = (index + 1 + rng.below(self.indexes.len() as u64 - 1) as usize) % self.indexes.len();
-            answers.push(self.one(other, &json!({"at_snapshot": st}), none, seen, rng).await?);
+        for other in &indexes[1..] {
+            answers.push(self.one(*other, &json!({"at_snapshot": st}), none.clone(), seen, rng).await?);
         }
         Ok(())
     }
 
-    /// By stream name, and for a bucket of one stream also the number alone.
     fn at_plus(&self, floor: &[u64]) -> Value {
         let named = self.source.streams.iter().zip(floor).map(|((name, _), seqno)| (name.clone(), json!(seqno)));
         json!({"at_plus": Value::Object(named.collect())})

@@ -114,7 +114,8 @@ pub(super) fn prove(answers: &[Answer], log: &Log, indexes: &[Index]) -> Result<
     }
     for (name, known) in &log.documents {
         let revisions = revisions(name, known, indexes);
-        let doubts: Vec<Revision> = log.doubts.get(name).into_iter().flatten().map(|d| revision(name, d, indexes)).collect();
+        let doubts: Vec<Revision> =
+            log.doubts.get(name).into_iter().flatten().map(|d| revision(name, d, indexes)).collect();
         for group in groups.values_mut() {
             let seqno = group.answers[0].answer.seqnos[name.0];
             let floor = group.floor[name.0];
@@ -271,7 +272,13 @@ mod tests {
     fn an_exact_answer_is_the_source_at_its_seqno() {
         assert!(holds(&[answer(2, true, 0, &[("x", 1), ("y", 7)])]));
         assert!(holds(&[answer(3, true, 0, &[("x", 2), ("y", 7)])]));
-        for wrong in [&[("x", 2), ("y", 7)][..], &[("y", 7)], &[("x", 1)], &[("x", 1), ("y", 7), ("z", 8)], &[("y", 7), ("x", 1)]] {
+        for wrong in [
+            &[("x", 2), ("y", 7)][..],
+            &[("y", 7)],
+            &[("x", 1)],
+            &[("x", 1), ("y", 7), ("z", 8)],
+            &[("y", 7), ("x", 1)],
+        ] {
             assert!(!holds(&[answer(2, true, 0, wrong)]), "{wrong:?}");
         }
     }
