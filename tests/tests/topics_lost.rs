@@ -78,6 +78,10 @@ impl Deployment<'_> {
         Ok(())
     }
 
+    async fn config(&self, stream: &str) -> Result<Config> {
+        Ok(self.client.js.get_stream(stream).await?.cached_info().config.clone())
+    }
+
     /// Waits until a stream is there, with something in it.
     async fn filled(&self, stream: &str) -> Result<()> {
         until(&format!("{stream} is used"), WITHIN, async || {
@@ -92,13 +96,22 @@ impl Deployment<'_> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mutation_topic_that_loses_its_tail_is_made_good() -> Result<()> {
     Deployment::run("lost tail of a topic", FIRST, async |all| {
-        for _ in 0..ROUNDS {
+        // Also when an indexer is away that has not read it.
+        for away in [None, Some("indexer-1"), None, Some("indexer-2")] {
             all.breaks(async |all| {
+                if let Some(node) = away {
+                    all.cluster.kill(node)?;
+                    load::written(&all.source, 1_000).await?;
+                }
                 let percent = 20 + all.rng.below(75);
                 let nats = all.cluster.nats();
                 nats.kill();
                 files::cut_stream(&nats.stream_dir(MUTATION), percent)?;
-                nats.start_again()
+                nats.start_again()?;
+                match away {
+                    Some(node) => all.cluster.start_node(node).await,
+                    None => Ok(()),
+                }
             })
             .await?;
         }
@@ -152,13 +165,17 @@ async fn an_indexer_for_which_the_topic_does_not_wait_catches_up() -> Result<()>
             all.breaks(async |all| {
                 all.cluster.kill(node)?;
                 load::written(&all.source, 500).await?;
-                // The coordinator soon gives it its limits back; what it dropped is gone.
-                let config = all.client.js.get_stream(MUTATION).await?.cached_info().config.clone();
-                all.client.js.update_stream(Config { max_messages: 2, ..config }).await?;
+                let config = all.config(MUTATION).await?;
+                all.client.js.update_stream(Config { max_messages: 2, ..config.clone() }).await?;
                 let dropped = all.client.js.get_stream(MUTATION).await?.cached_info().state.first_sequence;
                 ensure!(dropped > 1, "the topic dropped nothing");
                 load::written(&all.source, 500).await?;
-                all.cluster.start_node(node).await
+                all.cluster.start_node(node).await?;
+                until("the topic has its limits again", WITHIN, async || {
+                    let now = all.config(MUTATION).await.map_err(|e| e.to_string())?;
+                    if now.max_messages == config.max_messages { Ok(()) } else { Err(now.max_messages.to_string()) }
+                })
+                .await
             })
             .await?;
         }
@@ -195,7 +212,18 @@ async fn a_catchup_topic_that_is_deleted_in_the_middle_of_a_session_is_made_agai
         }
         println!("{met} builds lost their topic");
         ensure!(met > 0, "every build was over before its topic was deleted");
-        all.right().await
+        all.right().await?;
+        // The same to slices that are behind.
+        all.breaks(async |all| {
+            all.cluster.kill("indexer-1")?;
+            load::written(&all.source, 5_000).await?;
+            all.client.js.get_stream(MUTATION).await?.purge().await?;
+            all.cluster.start_node("indexer-1").await?;
+            all.filled(CATCHUP).await?;
+            all.client.js.delete_stream(CATCHUP).await?;
+            Ok(())
+        })
+        .await
     })
     .await
 }
