@@ -67,7 +67,7 @@ pub(crate) struct Slice {
     /// Sequence of the catchup topic up to which the session's batches are durable.
     pub(crate) session_durable: u64,
     /// Since when an ST is out of reach, and where the chain ended then.
-    pub(crate) stuck: Option<(u64, Vec<Position>)>,
+    pub(crate) stuck: Vec<Option<(u64, Position)>>,
 }
 
 impl Slice {
@@ -105,7 +105,7 @@ impl Slice {
             retry_flush: None,
             ending: false,
             session_durable: 0,
-            stuck: None,
+            stuck: Vec::new(),
         }
     }
 
@@ -160,7 +160,7 @@ impl Slice {
         self.mode = Mode::Waiting;
         self.session_durable = 0;
         self.readable = false;
-        self.stuck = None;
+        self.stuck.clear();
     }
 
     /// What is stored with its data.

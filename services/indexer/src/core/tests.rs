@@ -180,6 +180,45 @@ fn a_gap_that_stays_asks_for_a_session_from_what_is_covered() {
 }
 
 #[test]
+fn a_gap_is_none_the_less_one_while_another_vbucket_goes_on() {
+    let mut core = BucketCore::new();
+    let mut two = view(&[(1, 0)]);
+    two.shares.push(two.shares[0].clone());
+    core.state(two);
+    let vb = SliceVb { vbuuid: 7, ..SliceVb::default() };
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb.clone(), vb], ..SliceMark::default() }, &[], false);
+    let at = |n: u64, seqno: u64| st(n, 1, seqno, seqno, true).vbs.swap_remove(0);
+    core.live(1, batch(1, 1, 0, 1, 2, 2));
+    for now in (0..=GAP_AFTER).step_by(100) {
+        let n = now / 100 + 1;
+        let of_other = wire::Batch { vb: 1, ..empty(7, 1, 1, 0, (n - 1, n), n) };
+        core.live(n + 1, parsed(&of_other));
+        core.stability([StabilityTimestamp { vbs: vec![at(n + 1, 2), at(n + 1, n)], ..st(n + 1, 1, 2, 2, true) }]);
+        assert_eq!(state(&core), SliceState::Active, "at {now}");
+        assert!(applied(&core.advance(now)).is_empty());
+    }
+    assert_eq!(state(&core), SliceState::Catchup);
+}
+
+#[test]
+fn a_chain_that_grows_has_no_gap_though_another_vbucket_rests() {
+    let mut core = BucketCore::new();
+    let mut two = view(&[(1, 0)]);
+    two.shares.push(two.shares[0].clone());
+    core.state(two);
+    let vb = SliceVb { vbuuid: 7, ..SliceVb::default() };
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb.clone(), vb], ..SliceMark::default() }, &[], false);
+    let vbs = vec![st(2, 1, 1_000, 1_000, true).vbs[0].clone(), st(2, 1, 0, 0, true).vbs[0].clone()];
+    core.stability([StabilityTimestamp { vbs, ..st(2, 1, 0, 0, true) }]);
+    for now in (0..=3 * GAP_AFTER).step_by(100) {
+        let n = now / 100 + 1;
+        core.live(n, batch(1, 1, 0, n - 1, n, n));
+        core.advance(now);
+        assert_eq!(state(&core), SliceState::Active, "at {now}");
+    }
+}
+
+#[test]
 fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_covered() {
     let mut core = BucketCore::new();
     let mut with_session = view(&[(1, 0)]);
