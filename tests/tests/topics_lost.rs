@@ -212,18 +212,27 @@ async fn a_catchup_topic_that_is_deleted_in_the_middle_of_a_session_is_made_agai
         }
         println!("{met} builds lost their topic");
         ensure!(met > 0, "every build was over before its topic was deleted");
-        all.right().await?;
-        // The same to slices that are behind.
-        all.breaks(async |all| {
-            all.cluster.kill("indexer-1")?;
-            load::written(&all.source, 5_000).await?;
-            all.client.js.get_stream(MUTATION).await?.purge().await?;
-            all.cluster.start_node("indexer-1").await?;
-            all.filled(CATCHUP).await?;
-            all.client.js.delete_stream(CATCHUP).await?;
-            Ok(())
-        })
-        .await
+        all.right().await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catchup_topic_that_is_deleted_does_not_leave_slices_behind() -> Result<()> {
+    Deployment::run("deleted catchup", FIRST, async |all| {
+        for node in ["indexer-1", "indexer-2"] {
+            all.breaks(async |all| {
+                all.cluster.kill(node)?;
+                load::written(&all.source, 5_000).await?;
+                all.client.js.get_stream(MUTATION).await?.purge().await?;
+                all.cluster.start_node(node).await?;
+                all.filled(CATCHUP).await?;
+                all.client.js.delete_stream(CATCHUP).await?;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
     })
     .await
 }

@@ -145,8 +145,10 @@ fn revisions(name: &Name, known: &[(u64, Option<Bytes>)], indexes: &[Index]) -> 
 }
 
 fn revision(name: &Name, (seqno, payload): &(u64, Option<Bytes>), indexes: &[Index]) -> Revision {
-    let row = |index: &Index| index.row(name, payload.as_ref()?);
-    let unindexed = payload.as_ref().is_some_and(|payload| serde_json::from_slice::<Value>(payload).is_err());
+    let document = payload.as_ref().map(|payload| serde_json::from_slice::<Value>(payload));
+    let unindexed = matches!(document, Some(Err(_)));
+    let document = document.and_then(Result::ok);
+    let row = |index: &Index| index.row_of(name, document.as_ref()?);
     Revision { seqno: *seqno, unindexed, rows: indexes.iter().map(row).collect() }
 }
 
