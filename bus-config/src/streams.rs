@@ -102,6 +102,7 @@ impl StreamSpec {
         Config {
             name: self.name.clone(),
             subjects: vec![self.subject.clone()],
+            max_messages: -1,
             max_bytes: self.max_bytes,
             max_age: self.max_age,
             retention: RetentionPolicy::Limits,
@@ -157,6 +158,7 @@ impl Bus {
             Ok(stream) => {
                 let found = &stream.cached_info().config;
                 let same = found.subjects == wanted.subjects
+                    && found.max_messages == wanted.max_messages
                     && found.max_bytes == wanted.max_bytes
                     && found.max_age == wanted.max_age
                     && found.max_messages_per_subject == wanted.max_messages_per_subject

@@ -19,7 +19,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(10);
 
 /// A range of keys in value order.
 #[derive(Debug, Clone, Default)]
-struct Span {
+pub(crate) struct Span {
     low: Option<Vec<Option<Value>>>,
     high: Option<Vec<Option<Value>>>,
     with_low: bool,
@@ -28,7 +28,7 @@ struct Span {
 
 impl Span {
     /// The bounds are taken from rows and differ in their last component at most, so that they are contiguous in any index.
-    fn random(index: &Index, rows: &[Row], rng: &mut Rng) -> Self {
+    pub(crate) fn random(index: &Index, rows: &[Row], rng: &mut Rng) -> Self {
         let mut low = index.components(rng.pick(rows));
         let length = 1 + rng.below(low.len() as u64) as usize;
         low.truncate(length);
@@ -47,14 +47,14 @@ impl Span {
         span
     }
 
-    fn contains(&self, key: &[Option<Value>]) -> bool {
+    pub(crate) fn contains(&self, key: &[Option<Value>]) -> bool {
         let order = |bound: &Vec<Option<Value>>| order(&key[..bound.len()], bound);
         let above = self.low.as_ref().map_or(Ordering::Greater, order);
         let below = self.high.as_ref().map_or(Ordering::Less, order);
         (above.is_gt() || above.is_eq() && self.with_low) && (below.is_lt() || below.is_eq() && self.with_high)
     }
 
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let bound = |bound: &[Option<Value>]| {
             let part = |part: &Option<Value>| part.clone().unwrap_or_else(|| json!({"$missing": true}));
             bound.iter().map(part).collect::<Value>()

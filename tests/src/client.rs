@@ -35,7 +35,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Refused {
-    fn without_reply(code: &str, message: impl Into<String>, retry: bool) -> Self {
+    pub(crate) fn without_reply(code: &str, message: impl Into<String>, retry: bool) -> Self {
         Self { code: code.into(), message: message.into(), retry, headers: (None, None) }
     }
 }
@@ -135,12 +135,17 @@ impl Client {
 
     /// `hw.query.scan` with every page; the reply of the first page with the rows of all.
     pub async fn scan(&self, request: &Value) -> Result<Value, Refused> {
-        let mut first = self.request("hw.query.scan", request).await?;
+        self.scan_within(request, REPLY_WITHIN).await
+    }
+
+    /// As [`Self::scan`] for those who do not wait long for a page.
+    pub async fn scan_within(&self, request: &Value, within: Duration) -> Result<Value, Refused> {
+        let mut first = self.request_within("hw.query.scan", request, within).await?;
         let mut token = first["page_token"].take();
         let mut asked = request.clone();
         while !token.is_null() {
             asked["page_token"] = token;
-            let mut page = self.request("hw.query.scan", &asked).await?;
+            let mut page = self.request_within("hw.query.scan", &asked, within).await?;
             if page["st"] != first["st"] || page["exact"] != first["exact"] || page["timestamp"] != first["timestamp"] {
                 let message = format!("pages of different timestamps: {} and {}", first["st"], page["st"]);
                 return Err(Refused::without_reply("torn_pages", message, false));

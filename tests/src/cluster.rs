@@ -4,6 +4,7 @@
 
 use crate::{binaries, child::Child, client::Client, nats::NatsServer, wait::until};
 use anyhow::{Context, Result, bail, ensure};
+use highwater_schemas::subjects;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -250,8 +251,9 @@ impl Cluster {
     /// Prints what the services say about themselves.
     async fn print_state(&self) {
         let Ok(client) = self.client().await else { return };
-        for subject in ["hw.cluster.members", "hw.query.list"] {
-            match client.request(subject, &json!({})).await {
+        let nodes = self.services.iter().map(|service| subjects::node(service.name(), "status"));
+        for subject in ["hw.cluster.members", "hw.query.list"].map(str::to_owned).into_iter().chain(nodes) {
+            match client.request_within(&subject, &json!({}), ENDED_WITHIN).await {
                 Ok(reply) => eprintln!("--- {subject}: {reply:#}"),
                 Err(refused) => eprintln!("--- {subject}: {refused}"),
             }

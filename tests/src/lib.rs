@@ -14,6 +14,7 @@
 //! - [`source`]: writes documents into a key-value bucket or into keyed streams, and remembers them
 //! - [`order`], [`oracle`]: what an index must hold, computed naively
 //! - [`ask`]: random scans compared with the oracle
+//! - [`checker`]: scans in the background, each proven to keep its promises
 //! - [`documents`]: random documents and the indexes over them
 //! - [`load`]: writes and scans in the background
 //! - [`history`]: the replicated log; [`watch`]: stability timestamps and the membership as they are told
@@ -23,6 +24,7 @@
 
 pub mod ask;
 pub mod binaries;
+pub mod checker;
 pub mod child;
 pub mod cli;
 pub mod client;
@@ -41,10 +43,19 @@ pub mod trial;
 pub mod wait;
 pub mod watch;
 
+/// Set to `1`, tests that repeat a round do it more often.
+pub const LONG: &str = "HIGHWATER_LONG";
+
+/// How many rounds a test makes: so many in the usual run, and so many where there is time.
+pub fn rounds(usual: u64, long: u64) -> u64 {
+    if std::env::var(LONG).is_ok_and(|value| value == "1") { long } else { usual }
+}
+
 /// Everything that most tests need.
 pub mod prelude {
     pub use crate::{
         ask,
+        checker::Checker,
         client::{Client, Refused},
         cluster::Cluster,
         documents,

@@ -58,22 +58,26 @@ impl Index {
     }
 
     fn row(&self, name: &Name, payload: &[u8]) -> Option<Row> {
-        let document: Value = serde_json::from_slice(payload).ok()?;
+        self.row_of(name, &serde_json::from_slice(payload).ok()?)
+    }
+
+    /// The row of one document, if the index has one.
+    pub(crate) fn row_of(&self, name: &Name, document: &Value) -> Option<Row> {
         if let Some((_, holds)) = self.condition
-            && holds(&document) != Some(true)
+            && holds(document) != Some(true)
         {
             return None;
         }
-        let key: Vec<Option<Value>> = self.keys.iter().map(|(path, _)| at(&document, path).cloned()).collect();
+        let key: Vec<Option<Value>> = self.keys.iter().map(|(path, _)| at(document, path).cloned()).collect();
         if key.first().is_some_and(Option::is_none) {
             return None;
         }
-        let field = |path: &&str| Some(((*path).to_owned(), at(&document, path)?.clone()));
+        let field = |path: &&str| Some(((*path).to_owned(), at(document, path)?.clone()));
         let include = (!self.include.is_empty()).then(|| self.include.iter().filter_map(field).collect());
         Some(Row { document: name.clone(), key, include })
     }
 
-    fn order(&self, a: &Row, b: &Row) -> Ordering {
+    pub(crate) fn order(&self, a: &Row, b: &Row) -> Ordering {
         for (i, (_, descending)) in self.keys.iter().enumerate() {
             let order = compare(a.key[i].as_ref(), b.key[i].as_ref());
             if order.is_ne() {

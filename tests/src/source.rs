@@ -4,7 +4,12 @@ use crate::client::Client;
 use anyhow::{Context, Result, ensure};
 use async_nats::{
     HeaderMap, header,
-    jetstream::{context::PublishAckFuture, kv, message::PublishMessage, stream::Config},
+    jetstream::{
+        context::PublishAckFuture,
+        kv,
+        message::{PublishMessage, StreamMessage},
+        stream::{Config, RawMessageErrorKind},
+    },
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -31,6 +36,15 @@ pub enum Op {
     Delete,
     /// Delete, and forget older revisions.
     Purge,
+}
+
+impl Op {
+    fn payload(self) -> Option<Bytes> {
+        match self {
+            Self::Put(payload) => Some(payload),
+            Self::Delete | Self::Purge => None,
+        }
+    }
 }
 
 /// One write.
@@ -60,28 +74,56 @@ pub struct Log {
     pub documents: BTreeMap<Name, Vec<(u64, Option<Bytes>)>>,
     /// Per stream: every write up to here is in the log, and those beyond that are too.
     complete: Vec<(u64, BTreeSet<u64>)>,
+    /// By document: writes that were not acknowledged, and may have been stored above this seqno all the same.
+    pub(crate) doubts: BTreeMap<Name, Vec<(u64, Option<Bytes>)>>,
+    /// Per stream: seqnos of writes that are not known, for they were not acknowledged and are overwritten.
+    pub(crate) unknown: Vec<BTreeSet<u64>>,
 }
 
 impl Log {
     /// An empty one.
     pub fn for_streams(count: usize) -> Self {
-        Self { complete: vec![Default::default(); count], ..Self::default() }
+        Self { complete: vec![Default::default(); count], unknown: vec![BTreeSet::new(); count], ..Self::default() }
     }
 
     /// An acknowledged write.
     pub fn add(&mut self, write: Write, seqno: u64) {
-        let payload = match write.op {
-            Op::Put(payload) => Some(payload),
-            Op::Delete | Op::Purge => None,
-        };
-        let history = self.documents.entry((write.vb, write.id)).or_default();
+        let Write { vb, id, op } = write;
+        let history = self.documents.entry((vb, id)).or_default();
         let at = history.partition_point(|(other, _)| *other < seqno);
-        history.insert(at, (seqno, payload));
-        let (complete, beyond) = &mut self.complete[write.vb];
+        history.insert(at, (seqno, op.payload()));
+        self.cover(vb, seqno);
+    }
+
+    fn cover(&mut self, vb: usize, seqno: u64) {
+        let (complete, beyond) = &mut self.complete[vb];
         beyond.insert(seqno);
         while beyond.remove(&(*complete + 1)) {
             *complete += 1;
         }
+    }
+
+    /// A write that is not acknowledged; it was sent when `above` was.
+    fn doubt(&mut self, write: &Write, above: u64) {
+        let doubts = self.doubts.entry((write.vb, write.id.clone())).or_default();
+        doubts.push((above, write.op.clone().payload()));
+    }
+
+    /// Nobody knows any more what was written there.
+    fn lose(&mut self, vb: usize, seqno: u64) {
+        self.unknown[vb].insert(seqno);
+        self.cover(vb, seqno);
+    }
+
+    /// Per stream the highest seqno that was acknowledged.
+    pub fn acknowledged(&self) -> Vec<u64> {
+        self.complete.iter().map(|(complete, beyond)| beyond.last().copied().unwrap_or(*complete)).collect()
+    }
+
+    /// The seqnos of a stream that are not here, up to `last`.
+    fn missing(&self, vb: usize, last: u64) -> Vec<u64> {
+        let (complete, beyond) = &self.complete[vb];
+        (complete + 1..=last).filter(|seqno| !beyond.contains(seqno)).collect()
     }
 
     /// Per stream the seqno up to which every write is here.
@@ -222,6 +264,8 @@ impl Source {
     async fn write_surely(&self, write: Write) -> Result<()> {
         let id = self.sent.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + self.patience;
+        let above = self.log().acknowledged()[write.vb];
+        let mut doubted = false;
         loop {
             let acknowledged = async { anyhow::Ok(self.send(&write, Some(id)).await?.await?) };
             let refused = match tokio::time::timeout(ACK_WITHIN, acknowledged).await {
@@ -232,6 +276,9 @@ impl Source {
                 Ok(Err(error)) => error.to_string(),
                 Err(late) => late.to_string(),
             };
+            if !std::mem::replace(&mut doubted, true) {
+                self.log().doubt(&write, above);
+            }
             ensure!(Instant::now() < deadline, "a write of {} was not acknowledged: {refused}", write.id);
             tokio::time::sleep(AGAIN_AFTER).await;
         }
@@ -275,30 +322,56 @@ impl Source {
     /// Takes what the streams hold for all that was ever written: their history is another one now.
     pub async fn reread(&self) -> Result<()> {
         let mut log = Log::for_streams(self.streams.len());
-        for (vb, (name, prefix)) in self.streams.iter().enumerate() {
+        for (vb, (name, _)) in self.streams.iter().enumerate() {
             let mut stream = self.client.js.get_stream(name).await.with_context(|| format!("no stream {name}"))?;
             let last = stream.info().await?.state.last_sequence;
             let mut next = 1;
             while next <= last {
                 let Ok(message) = stream.get_first_raw_message_by_subject(">", next).await else { break };
                 next = message.sequence + 1;
-                let operation = message.headers.get("KV-Operation").map(|o| o.as_str().to_owned());
-                let marker = message.headers.get("Nats-Marker-Reason").is_some();
-                let deleted = if marker {
-                    true
-                } else if self.kv {
-                    matches!(operation.as_deref(), Some("DEL" | "PURGE"))
-                } else {
-                    message.payload.is_empty()
-                };
-                let op = if deleted { Op::Delete } else { Op::Put(message.payload.clone()) };
-                let id = message.subject.strip_prefix(prefix.as_str()).context("a foreign subject")?.to_owned();
-                log.add(Write { vb, id, op }, message.sequence);
+                log.add(self.stored(vb, &message)?, message.sequence);
             }
             log.complete[vb].0 = last;
         }
         *self.log() = log;
         Ok(())
+    }
+
+    /// Takes what the streams hold for the writes that were not acknowledged; the history is the same. Nothing may be written
+    /// meanwhile.
+    pub async fn fill(&self) -> Result<()> {
+        for (vb, (name, _)) in self.streams.iter().enumerate() {
+            let mut stream = self.client.js.get_stream(name).await.with_context(|| format!("no stream {name}"))?;
+            let last = stream.info().await?.state.last_sequence;
+            let missing = self.log().missing(vb, last);
+            for seqno in missing {
+                match stream.get_raw_message(seqno).await {
+                    Ok(message) => {
+                        let write = self.stored(vb, &message)?;
+                        self.log().add(write, seqno);
+                    }
+                    Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => self.log().lose(vb, seqno),
+                    Err(error) => return Err(error).with_context(|| format!("message {seqno} of {name}")),
+                }
+            }
+            let acknowledged = self.log().acknowledged()[vb];
+            ensure!(acknowledged <= last, "{name} ends at {last}, and {acknowledged} was acknowledged");
+        }
+        Ok(())
+    }
+
+    /// The write that is stored as this message.
+    fn stored(&self, vb: usize, message: &StreamMessage) -> Result<Write> {
+        let operation = message.headers.get("KV-Operation").map(|o| o.as_str().to_owned());
+        let marker = message.headers.get("Nats-Marker-Reason").is_some();
+        let deleted = match operation.as_deref() {
+            _ if marker => true,
+            operation if self.kv => matches!(operation, Some("DEL" | "PURGE")),
+            _ => message.payload.is_empty(),
+        };
+        let op = if deleted { Op::Delete } else { Op::Put(message.payload.clone()) };
+        let id = message.subject.strip_prefix(self.streams[vb].1.as_str()).context("a foreign subject")?.to_owned();
+        Ok(Write { vb, id, op })
     }
 
     /// The seqnos of a reply's timestamp, in the order of the streams.

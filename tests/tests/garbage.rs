@@ -27,7 +27,7 @@ fn batch() -> Batch {
         hash: 1,
         attempt: 0,
         floor: 0,
-        listed: 0,
+        reconciled: 0,
         removal: None,
         versions: KeyVersions::default(),
     }

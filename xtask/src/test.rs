@@ -18,6 +18,9 @@ use std::{
 const NATS_PY: &str = "nats-py==2.16.0 --hash=sha256:aeb1ff123966c05833d26c7df7e1d54c1c6d32b612428b21677a2e921f1fecae";
 const FOREIGN: &str = "tests/foreign/test_stock_client.py";
 
+/// Tells the tests to repeat their rounds more often.
+const LONG: &str = "HIGHWATER_LONG";
+
 /// What the tests need besides the sources.
 struct Needs {
     binary: PathBuf,
@@ -32,7 +35,7 @@ struct Step {
 }
 
 /// Runs every step; the later ones also when an earlier one fails.
-pub fn run() -> Result<()> {
+pub fn run(long: bool) -> Result<()> {
     let target = target_dir()?;
     let mut steps = Vec::new();
     step(&mut steps, "format", || passes(cargo().args(["fmt", "--all", "--check"]), "cargo fmt changes files"));
@@ -50,7 +53,13 @@ pub fn run() -> Result<()> {
         Ok(())
     });
     if let Some(needs) = &needs {
-        step(&mut steps, "cargo test", || passes(needs.give(cargo().args(["test", "--workspace"])), "tests failed"));
+        step(&mut steps, "cargo test", || {
+            let mut tests = cargo();
+            if long {
+                tests.env(LONG, "1");
+            }
+            passes(needs.give(tests.args(["test", "--workspace"])), "tests failed")
+        });
         step(&mut steps, "foreign client (nats-py)", || foreign(&target, needs));
     }
     summary(&steps)

@@ -148,7 +148,7 @@ fn batch() -> Batch {
         hash: 6,
         attempt: 0,
         floor: 0,
-        listed: 0,
+        reconciled: 0,
         removal: None,
         versions: versions(),
     }
@@ -164,6 +164,8 @@ fn timestamp() -> StabilityTimestamp {
         hash: 6,
         created: 1,
         asked: vec![Asked { catalog: 3, seq: 9 }],
+        floor: 4,
+        reconciled: 2,
     };
     StabilityTimestamp { number: 812, term: 2, wanted: true, persist: false, vbs: vec![vb.clone(), vb] }
 }

@@ -8,7 +8,7 @@ use highwater_schemas::{
     state::{Bucket, Failover, Index, IndexState, PlacedIndex, StateContext, Vbucket},
     wire::{ByteRange, Message, ScanRequest, decode, encode},
 };
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::sync::LazyLock;
 
 const BUCKET: &str = "people";
 /// Indexes that requests may name, with their keys; the last one is primary.
@@ -49,30 +49,10 @@ fn check(ranges: &[ByteRange]) {
 
 /// A bucket of one stream with the indexes above, all of them active.
 fn context() -> StateContext {
-    let vbucket = Vbucket {
-        failover: [(2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() }).to_vec(),
-        generation: 1,
-        projector: String::new(),
-        incarnation: 0,
-        held: 0,
-        restart: 0,
-        starts: BTreeMap::new(),
-        bookmarks: Vec::new(),
-    };
+    let failover = [(2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() });
+    let vbucket = Vbucket { generation: 1, ..Vbucket::new(failover.to_vec(), 0) };
     let indexes = (1..).zip(INDEXES).map(|(number, (name, keys))| (number, index(number, name, keys)));
-    let bucket = Bucket {
-        definition: BucketDefinition::kv(BUCKET),
-        vbuckets: vec![vbucket],
-        indexes: indexes.collect(),
-        topology: 1,
-        sessions: BTreeMap::new(),
-        numbers_below: 1,
-        topics: std::collections::BTreeMap::new(),
-        rollback: None,
-        rollbacks: Vec::new(),
-        history: Vec::new(),
-        declared: 1,
-    };
+    let bucket = Bucket { indexes: indexes.collect(), ..Bucket::new(BucketDefinition::kv(BUCKET), vec![vbucket], 1) };
     let mut context = StateContext::default();
     context.buckets.insert(BUCKET.into(), bucket);
     context

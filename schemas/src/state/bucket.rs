@@ -91,6 +91,20 @@ pub struct Vbucket {
 }
 
 impl Vbucket {
+    /// One that nobody owns yet.
+    pub fn new(failover: Vec<Failover>, restart: u64) -> Self {
+        Self {
+            failover,
+            generation: 0,
+            projector: String::new(),
+            incarnation: 0,
+            restart,
+            held: 0,
+            dropped: Dropped::default(),
+            starts: BTreeMap::new(),
+            bookmarks: Vec::new(),
+        }
+    }
     pub fn vbuuid(&self) -> u64 {
         self.failover.first().map_or(0, |f| f.vbuuid)
     }
@@ -170,6 +184,24 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// Declared by the record of this version.
+    pub fn new(definition: BucketDefinition, vbuckets: Vec<Vbucket>, declared: u64) -> Self {
+        Self {
+            definition,
+            vbuckets,
+            indexes: BTreeMap::new(),
+            topology: declared,
+            sessions: BTreeMap::new(),
+            numbers_below: 1,
+            topics: BTreeMap::new(),
+            history: Vec::new(),
+            rollback: None,
+            rollbacks: Vec::new(),
+            reconcile: None,
+            reconciled: None,
+            declared,
+        }
+    }
     pub fn index_by_name(&self, name: &str) -> Option<&Index> {
         self.indexes.values().find(|i| i.placed.definition.name == name)
     }

@@ -10,7 +10,7 @@ use super::{
     rollback::RollbackPhase,
     topic::Subscription,
 };
-use crate::{api::NodeKind, timestamp::Dropped};
+use crate::api::NodeKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -169,36 +169,11 @@ impl StateContext {
                 }
             }
             Change::BucketAdded { definition, vbuuids, starts } => {
-                let vbuckets = vbuuids
-                    .iter()
-                    .enumerate()
-                    .map(|(vb, vbuuid)| Vbucket {
-                        failover: vec![Failover::first(*vbuuid, record.at)],
-                        generation: 0,
-                        projector: String::new(),
-                        incarnation: 0,
-                        restart: starts.get(vb).copied().unwrap_or(0),
-                        held: 0,
-                        dropped: Dropped::default(),
-                        starts: BTreeMap::new(),
-                        bookmarks: Vec::new(),
-                    })
-                    .collect();
-                let bucket = Bucket {
-                    definition: definition.clone(),
-                    vbuckets,
-                    indexes: BTreeMap::new(),
-                    topology: version,
-                    sessions: BTreeMap::new(),
-                    numbers_below: 1,
-                    topics: BTreeMap::new(),
-                    history: Vec::new(),
-                    rollback: None,
-                    rollbacks: Vec::new(),
-                    reconcile: None,
-                    reconciled: None,
-                    declared: version,
-                };
+                let starts = starts.iter().copied().chain(std::iter::repeat(0));
+                let vbuckets = vbuuids.iter().zip(starts);
+                let vbuckets =
+                    vbuckets.map(|(vbuuid, start)| Vbucket::new(vec![Failover::first(*vbuuid, record.at)], start));
+                let bucket = Bucket::new(definition.clone(), vbuckets.collect(), version);
                 self.buckets.insert(definition.name.clone(), bucket);
             }
             Change::BucketRemoved { bucket } => {

@@ -5,7 +5,7 @@ use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
     state::{PlacedIndex, SessionVb, SliceName},
-    timestamp::{Bookmark, Position, StVb, StabilityTimestamp},
+    timestamp::{Bookmark, Dropped, Position, StVb, StabilityTimestamp},
 };
 
 fn definition() -> IndexDefinition {
@@ -30,7 +30,11 @@ fn changes() -> Vec<Change> {
             x: Position::new(2, 1),
             restart: 1,
             held: 5,
+            dropped: Dropped::default(),
         },
+        Change::ReconcileStarted { bucket: bucket(), id: 3 },
+        Change::ReconcileStaged { bucket: bucket() },
+        Change::ReconcileDone { bucket: bucket() },
         Change::IndexCreated { index: placed },
         Change::IndexPrepared { bucket: bucket(), index: 1 },
         Change::IndexBuilding { bucket: bucket(), indexes: vec![1] },
@@ -41,7 +45,7 @@ fn changes() -> Vec<Change> {
             incarnation: 3,
             slices: vec![SliceName { index: 1, partition: 0 }],
             kind: crate::state::SessionKind::Recovery,
-            vbs: vec![SessionVb { generation: 1, from: 0 }],
+            vbs: vec![SessionVb { generation: 1, from: 0, reconciled: 0 }],
         },
         Change::SessionClosed { bucket: bucket(), session: 1 },
         Change::IndexActive { bucket: bucket(), index: 1 },

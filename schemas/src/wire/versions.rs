@@ -397,7 +397,7 @@ mod tests {
             hash: 0,
             attempt: 0,
             floor: 0,
-            listed: 0,
+            reconciled: 0,
             removal: None,
             versions,
         };

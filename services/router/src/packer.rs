@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn intervals_follow_each_other_without_a_gap() {
         let r = routes(1, &[("a", &[(1, 0, 1), (2, 0, 1)])]);
-        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=3), 3));
         p.add(step(&r, versions(5..=6), 6));
         let first = p.flush().unwrap();
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_new_topology_closes_the_batch_and_starts_its_own() {
         let (one, two) = (routes(1, &[("a", &[(1, 0, 1)])]), routes(2, &[("a", &[(1, 0, 1), (2, 0, 1)])]));
-        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&one, versions(1..=2), 2));
         let closed = p.add(Step { anchor: true, ..step(&two, KeyVersions::default(), 2) }).unwrap();
         assert_eq!((closed.topology, closed.to.seqno), (1, 2));
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn every_subscriber_sees_every_interval_and_only_its_partitions() {
         let r = routes(1, &[("a", &[(1, 0, 2)]), ("b", &[(1, 1, 2), (2, 0, 1)])]);
-        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=40), 40));
         let packed = p.flush().unwrap();
         let [(_, a), (_, b)] = packed.nodes.as_slice() else { panic!("two subscribers") };
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_document_too_large_for_a_message_is_given_up_and_the_rest_goes_on() {
         let r = routes(1, &[("a", &[(1, 0, 1)])]);
-        let mut p = Packer::new(Position::ZERO, Limits::new(64 * 1024));
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(64 * 1024));
         let mut all = versions(1..=3);
         all.push_doc(4, "huge", DocOp::Put);
         all.push_key(1, |_| Ok(()), |b| b.resize(b.len() + 70_000, b' '));
@@ -318,9 +318,24 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_is_a_round_of_its_own_where_the_chain_is() {
+        let r = routes(1, &[("a", &[(1, 0, 1)])]);
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
+        p.add(step(&r, versions(1..=2), 2));
+        let before = p.add(p.removal(1, Removal::Below(2))).unwrap();
+        assert_eq!((before.to, before.removal), (Position::new(2, 0), None));
+        let round = p.flush().unwrap();
+        assert_eq!((round.from, round.to), (Position::new(2, 0), Position::new(2, 1)));
+        assert_eq!((round.dropped_before.floor, round.dropped.floor), (0, 2));
+        p.add(Step { to: Position::new(3, 1), ..step(&r, versions(3..=3), 3) });
+        let after = p.flush().unwrap();
+        assert_eq!((after.from, after.dropped_before.floor, after.removal), (Position::new(2, 1), 2, None));
+    }
+
+    #[test]
     fn without_subscribers_the_chain_still_advances() {
         let r = routes(1, &[]);
-        let mut p = Packer::new(Position::ZERO, Limits::new(1 << 20));
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=2), 2));
         let packed = p.flush().unwrap();
         assert!(packed.nodes.is_empty());

@@ -103,7 +103,11 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::{Position, timestamp::Bookmark, wire::KeyVersions};
+    use highwater_schemas::{
+        Position,
+        timestamp::{Bookmark, Dropped},
+        wire::KeyVersions,
+    };
 
     fn packed(to: u64, nodes: usize) -> Packed {
         Packed {
@@ -115,6 +119,8 @@ mod tests {
             hash: 0,
             bookmark: None,
             removal: None,
+            dropped_before: Dropped::default(),
+            dropped: Dropped::default(),
             nodes: (0..nodes).map(|n| (format!("n{n}"), KeyVersions::default())).collect(),
         }
     }

@@ -51,6 +51,7 @@ impl Oracle {
             // Topics have tests of their own.
             Ddl::BucketList
             | Ddl::BucketHistory(_)
+            | Ddl::BucketReconcile(_)
             | Ddl::IndexBuild(_)
             | Ddl::TopicCreate(_)
             | Ddl::TopicDelete(_)

@@ -32,29 +32,10 @@ fn bucket(streams: &[&str]) -> Bucket {
     let streams =
         streams.iter().map(|s| SourceStream { name: (*s).into(), strip_prefix: String::new() }).collect::<Vec<_>>();
     let failover = [(2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() }).to_vec();
-    let vbucket = Vbucket {
-        failover,
-        generation: 1,
-        projector: String::new(),
-        incarnation: 0,
-        held: 0,
-        restart: 0,
-        starts: BTreeMap::new(),
-        bookmarks: Vec::new(),
-    };
-    Bucket {
-        vbuckets: vec![vbucket; streams.len()],
-        definition: BucketDefinition { name: "users".into(), source: Source { kv: None, streams: Some(streams) } },
-        indexes: BTreeMap::new(),
-        topology: 1,
-        sessions: BTreeMap::new(),
-        numbers_below: 1,
-        topics: std::collections::BTreeMap::new(),
-        rollback: None,
-        rollbacks: Vec::new(),
-        history: Vec::new(),
-        declared: 1,
-    }
+    let vbucket = Vbucket { generation: 1, ..Vbucket::new(failover, 0) };
+    let vbuckets = vec![vbucket; streams.len()];
+    let source = Source { kv: None, streams: Some(streams) };
+    Bucket::new(BucketDefinition { name: "users".into(), source }, vbuckets, 1)
 }
 
 fn context(streams: &[&str], number: u32, state: IndexState) -> StateContext {

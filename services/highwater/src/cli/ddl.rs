@@ -114,15 +114,14 @@ fn show_history(history: &BucketHistoryReply) -> String {
             ]
         })
     });
-    let mut branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
-    if let Some(last) = &history.reconciled {
+    let branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
+    let last = history.reconciled.as_ref().map(|last| {
         let took = show::thousands(last.ended.saturating_sub(last.began));
-        let ended = show::ago(last.ended as i64);
-        branches += &format!("\n\ncompared with the source {ended}, in {took} ms");
-    }
-    if let Some(running) = &history.reconcile {
-        branches += &format!("\n\nbeing compared with the source since {}", show::ago(running.began as i64));
-    }
+        format!("compared with the source {}, in {took} ms", show::ago(last.ended as i64))
+    });
+    let running = history.reconcile.as_ref();
+    let running = running.map(|r| format!("being compared with the source since {}", show::ago(r.began as i64)));
+    let branches = [Some(branches), last, running].into_iter().flatten().collect::<Vec<_>>().join("\n\n");
     if history.rollbacks.is_empty() {
         return format!("{branches}\n\nnothing was ever rolled back");
     }

@@ -13,9 +13,9 @@ pub(crate) use action::{Action, Steps, Why};
 pub(crate) use chain::{Batch, Branch, Join, Shares, Step};
 pub(crate) use slice::{Mode, Slice};
 
-use crate::store::SliceMark;
+use crate::store::{SliceMark, SliceVb};
 use chain::Chain;
-use highwater_schemas::{Position, StabilityTimestamp, state::SliceName};
+use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -280,7 +280,7 @@ impl BucketCore {
         let Some((st, steps)) = best else { return false };
         let Some(slice) = self.slices.get_mut(&name) else { return false };
         if Self::lacks_stage(slice, &steps) {
-            slice.to_be_compared();
+            slice.fall_out_to_compare();
             out.push(Action::Report);
             return false;
         }
@@ -294,7 +294,7 @@ impl BucketCore {
         }
         slice.applied = st.number;
         slice.term = st.term;
-        slice.stuck = None;
+        slice.stuck.clear();
         if !slice.readable && st.vbs.iter().zip(&slice.readable_from).all(|(s, from)| s.covered >= *from) {
             slice.readable = true;
             slice.building = false;
@@ -326,29 +326,42 @@ impl BucketCore {
         Some(all)
     }
 
-    /// A slice with an ST out of reach, whose chain does not grow, has a gap.
+    /// A slice with an ST out of reach, whose chain does not grow in a vbucket that lacks something of it, has a gap; however much
+    /// the others grow.
     fn look_for_gap(&mut self, name: SliceName, now: u64, out: &mut Vec<Action>) {
         let Some(slice) = self.slices.get(&name) else { return };
-        let waiting = self.pending.range(slice.applied + 1..).any(|(_, st)| {
+        let waiting = self.pending.range(slice.applied + 1..).map(|(_, st)| st).find(|st| {
             st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares).all(|((s, vb), shares)| {
                 s.vbuuid == vb.vbuuid && vb.position.le(s.position) && s.generation <= shares.generation
             })
         });
-        let ends = if waiting { self.ends(slice) } else { Vec::new() };
+        let ends = waiting.map(|st| self.short_of(slice, st));
         let Some(slice) = self.slices.get_mut(&name) else { return };
-        if !waiting {
-            slice.stuck = None;
+        let Some(ends) = ends else {
+            slice.stuck.clear();
             return;
+        };
+        slice.stuck.resize(ends.len(), None);
+        for (stuck, end) in slice.stuck.iter_mut().zip(ends) {
+            *stuck = match *stuck {
+                Some((_, before)) if Some(before) == end => *stuck,
+                _ => end.map(|end| (now, end)),
+            };
         }
-        match &slice.stuck {
-            Some((since, before)) if *before == ends => {
-                if now >= since + GAP_AFTER {
-                    slice.fall_out();
-                    out.push(Action::Report);
-                }
-            }
-            _ => slice.stuck = Some((now, ends)),
+        if slice.stuck.iter().flatten().any(|(since, _)| now >= since + GAP_AFTER) {
+            slice.fall_out();
+            out.push(Action::Report);
         }
+    }
+
+    /// Per vbucket where the chain of a slice ends before an ST; None where it reaches it.
+    fn short_of(&self, slice: &Slice, st: &StabilityTimestamp) -> Vec<Option<Position>> {
+        let end = |(vb, (state, at)): (usize, (&StVb, &SliceVb))| {
+            let shares = &self.view.shares[vb];
+            let (_, end) = self.chains[vb].advance(shares, slice.topology, at.position, Some(state.position));
+            (end != state.position).then_some(end)
+        };
+        st.vbs.iter().zip(&slice.vbs).enumerate().map(end).collect()
     }
 
     /// Where the chain of a slice ends in each vbucket.

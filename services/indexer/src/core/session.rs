@@ -216,7 +216,7 @@ impl BucketCore {
         let Some(slice) = self.slices.get_mut(&name) else { return };
         if slice.vbs.iter().zip(&joins).any(|(vb, join)| join.reconciled > vb.reconciled) {
             // What was found to be gone meanwhile may be among what it holds.
-            slice.to_be_compared();
+            slice.fall_out_to_compare();
             out.push(Action::Report);
             return;
         }

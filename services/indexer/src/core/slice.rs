@@ -75,7 +75,7 @@ pub(crate) struct Slice {
     pub(crate) prepared: u64,
     pub(crate) unstaged: u64,
     /// Since when an ST is out of reach, and where the chain ended then.
-    pub(crate) stuck: Option<(u64, Vec<Position>)>,
+    pub(crate) stuck: Vec<Option<(u64, Position)>>,
 }
 
 impl Slice {
@@ -117,7 +117,7 @@ impl Slice {
             staged: 0,
             prepared: 0,
             unstaged: 0,
-            stuck: None,
+            stuck: Vec::new(),
         }
     }
 
@@ -172,12 +172,12 @@ impl Slice {
         self.mode = Mode::Waiting;
         self.session_durable = 0;
         self.readable = false;
-        self.stuck = None;
+        self.stuck.clear();
         self.unstage();
     }
 
     /// It falls out, and is to be compared with every present document.
-    pub(crate) fn to_be_compared(&mut self) {
+    pub(crate) fn fall_out_to_compare(&mut self) {
         self.fall_out();
         self.compare_all();
     }

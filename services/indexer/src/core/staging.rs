@@ -135,7 +135,7 @@ impl BucketCore {
     /// A slice holds more than it should, and only a list tells what.
     pub(crate) fn compare_again(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
-        slice.to_be_compared();
+        slice.fall_out_to_compare();
         let mut out = vec![Action::DropStage { slice: name }, Action::Report];
         self.attach_sessions(&mut out);
         out

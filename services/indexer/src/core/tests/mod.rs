@@ -1,5 +1,7 @@
 //! The core of one bucket, event by event.
 
+mod rounds;
+
 use super::*;
 use crate::{payload::Payload, store::SliceVb};
 use highwater_schemas::{
@@ -41,7 +43,7 @@ fn empty(
         hash: 0,
         attempt: 0,
         floor: 0,
-        listed: 0,
+        reconciled: 0,
         removal: None,
         versions: KeyVersions::default(),
     }
@@ -61,7 +63,7 @@ fn branch(vbuuid: u64, start: u64, broken: bool) -> Branch {
 }
 
 fn open_session(slices: &[SliceName]) -> OpenSession {
-    OpenSession { slices: slices.to_vec(), from: vec![0], lists: false }
+    OpenSession { slices: slices.to_vec(), from: vec![0], ..OpenSession::default() }
 }
 
 fn view(starts: &[(u64, u64)]) -> BucketView {
@@ -177,6 +179,45 @@ fn a_gap_that_stays_asks_for_a_session_from_what_is_covered() {
     core.advance(GAP_AFTER);
     assert_eq!(state(&core), SliceState::Catchup);
     assert_eq!(core.slices().next().unwrap().resume(), [10]);
+}
+
+#[test]
+fn a_gap_is_none_the_less_one_while_another_vbucket_goes_on() {
+    let mut core = BucketCore::new();
+    let mut two = view(&[(1, 0)]);
+    two.shares.push(two.shares[0].clone());
+    core.state(two);
+    let vb = SliceVb { vbuuid: 7, ..SliceVb::default() };
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb.clone(), vb], ..SliceMark::default() }, &[], false);
+    let at = |n: u64, seqno: u64| st(n, 1, seqno, seqno, true).vbs.swap_remove(0);
+    core.live(1, batch(1, 1, 0, 1, 2, 2));
+    for now in (0..=GAP_AFTER).step_by(100) {
+        let n = now / 100 + 1;
+        let of_other = wire::Batch { vb: 1, ..empty(7, 1, 1, 0, (n - 1, n), n) };
+        core.live(n + 1, parsed(&of_other));
+        core.stability([StabilityTimestamp { vbs: vec![at(n + 1, 2), at(n + 1, n)], ..st(n + 1, 1, 2, 2, true) }]);
+        assert_eq!(state(&core), SliceState::Active, "at {now}");
+        assert!(applied(&core.advance(now)).is_empty());
+    }
+    assert_eq!(state(&core), SliceState::Catchup);
+}
+
+#[test]
+fn a_chain_that_grows_has_no_gap_though_another_vbucket_rests() {
+    let mut core = BucketCore::new();
+    let mut two = view(&[(1, 0)]);
+    two.shares.push(two.shares[0].clone());
+    core.state(two);
+    let vb = SliceVb { vbuuid: 7, ..SliceVb::default() };
+    core.opened(SLICE, &SliceMark { st: 1, vbs: vec![vb.clone(), vb], ..SliceMark::default() }, &[], false);
+    let vbs = vec![st(2, 1, 1_000, 1_000, true).vbs[0].clone(), st(2, 1, 0, 0, true).vbs[0].clone()];
+    core.stability([StabilityTimestamp { vbs, ..st(2, 1, 0, 0, true) }]);
+    for now in (0..=3 * GAP_AFTER).step_by(100) {
+        let n = now / 100 + 1;
+        core.live(n, batch(1, 1, 0, n - 1, n, n));
+        core.advance(now);
+        assert_eq!(state(&core), SliceState::Active, "at {now}");
+    }
 }
 
 #[test]
@@ -315,7 +356,7 @@ fn a_list_is_compared_and_swept_before_the_slice_follows_its_session() {
     core.state(seen);
     core.opened(SLICE, &mark(8, 4, 5), &[], false);
     assert!(core.slices().all(|s| s.mode == Mode::InStep), "it is on the branch and needs none");
-    core.opened(SLICE, &SliceMark { compare: true, ..mark(8, 4, 5) }, &[], false);
+    core.opened(SLICE, &mark(7, 4, 5), &[], false);
     core.live(1, parsed(&empty(8, 2, 1, 0, (30, 31), 31)));
     let actions = core.session_batch(9, 1, &parsed(&empty(8, 2, 1, 9, (0, 20), 0)));
     assert!(matches!(actions[..], [Action::Compare { after: 0, proven: 6, .. }]), "{actions:?}");
