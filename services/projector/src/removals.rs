@@ -22,6 +22,8 @@ pub(crate) struct Removals {
     /// Nobody can hold anything from before.
     fresh: bool,
     seen: Option<Seen>,
+    /// Something went since a floor was taken last.
+    vanished: bool,
     /// A first sequence, and the last one that was read with it.
     below: Option<(u64, u64)>,
     /// A reconcile that the slices have staged, and a last sequence that was asked for after that.
@@ -41,11 +43,13 @@ impl Removals {
         // A new message takes away one at most, its document's oldest: the number of messages never falls by itself.
         let fell = before.map_or(0, |b| b.messages.saturating_sub(messages));
         let rose = before.map_or(0, |b| first_seq.saturating_sub(b.first_seq));
-        let vanished = match before {
+        self.vanished |= match before {
             Some(b) => state.expires || fell > 0 || first_seq > b.last_seq,
             None => !self.fresh,
         };
-        if first_seq > self.dropped.floor && vanished && self.below.is_none() {
+        // Nothing is below the first one that there can be.
+        if first_seq > self.dropped.floor.max(1) && self.vanished && self.below.is_none() {
+            self.vanished = false;
             self.below = Some((first_seq, last_seq));
         }
         fell > rose
@@ -113,6 +117,17 @@ mod tests {
         assert_eq!(removals.due(12), None);
         assert!(!seen(&mut removals, (6, 13, 8)));
         assert_eq!(removals.due(13), None, "it did not rise further");
+    }
+
+    #[test]
+    fn what_goes_while_a_round_waits_is_the_next_one() {
+        let mut removals = Removals::new(Dropped::default(), true);
+        seen(&mut removals, (1, 10, 10));
+        seen(&mut removals, (3, 10, 8));
+        seen(&mut removals, (5, 11, 7));
+        assert_eq!(removals.due(11), Some(Removal::Below(3)));
+        seen(&mut removals, (5, 12, 8));
+        assert_eq!(removals.due(12), Some(Removal::Below(5)));
     }
 
     #[test]
