@@ -22,6 +22,8 @@ use std::{
 const WINDOW: usize = 256;
 /// A write that waits longer for its acknowledgement was lost with a server.
 const ACK_WITHIN: Duration = Duration::from_secs(2);
+/// A limit for which the server chooses the smallest message blocks.
+const SMALL: i64 = 127_000;
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What a write does to its document.
@@ -129,6 +131,13 @@ impl Source {
     /// As [`Self::key_value`] with some replicas.
     pub async fn key_value_replicated(client: &Client, bucket: &str, replicas: usize) -> Result<Self> {
         let config = kv::Config { bucket: bucket.into(), history: 1, num_replicas: replicas, ..kv::Config::default() };
+        client.js.create_key_value(config).await.context("no key-value bucket")?;
+        Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
+    }
+
+    /// As [`Self::key_value`], in message blocks of 32 kB; it holds no more than [`SMALL`] bytes.
+    pub async fn key_value_small(client: &Client, bucket: &str) -> Result<Self> {
+        let config = kv::Config { bucket: bucket.into(), history: 1, max_bytes: SMALL, ..kv::Config::default() };
         client.js.create_key_value(config).await.context("no key-value bucket")?;
         Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
     }
