@@ -80,13 +80,25 @@ impl History {
     }
 }
 
-/// Follows the log from now on, until NATS goes.
+/// Follows the log until NATS goes.
 pub struct Follow(pull::Ordered);
 
 impl Follow {
+    /// From now on.
     pub async fn start(client: &Client) -> Result<Self> {
+        Self::after(client, Self::end(client).await?).await
+    }
+
+    /// Where the log ends now.
+    pub async fn end(client: &Client) -> Result<u64> {
+        Ok(client.js.get_stream(STATE_STREAM).await.context("no state log")?.cached_info().state.last_sequence)
+    }
+
+    /// From where it ended then.
+    pub async fn after(client: &Client, end: u64) -> Result<Self> {
         let stream = client.js.get_stream(STATE_STREAM).await.context("no state log")?;
-        let config = pull::OrderedConfig { deliver_policy: DeliverPolicy::New, ..pull::OrderedConfig::default() };
+        let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: end + 1 };
+        let config = pull::OrderedConfig { deliver_policy, ..pull::OrderedConfig::default() };
         Ok(Self(stream.create_consumer(config).await?.messages().await?))
     }
 
