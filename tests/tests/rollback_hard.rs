@@ -96,15 +96,16 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
                 }
                 let build = |c: &Change| matches!(c, Change::SessionOpened { kind: SessionKind::Build, .. });
                 log.until("a build", BACK_WITHIN, build).await?;
-                tokio::time::sleep(Duration::from_millis(rng.below(400))).await;
+                tokio::time::sleep(Duration::from_millis(rng.below(250))).await;
+                let all = client.list(BUCKET).await?;
+                let built = all.iter().filter(|index| index["state"] == "active").count();
+                println!("restored {restored}: {built} of {} are active when it goes back", all.len());
                 if restored {
                     backup.restore(&client).await?;
                 } else {
                     files.put_back(cluster, &client).await?;
                 }
                 source.reread().await?;
-                let built = client.list(BUCKET).await.map(|all| all.iter().filter(|i| i["state"] == "active").count());
-                println!("restored {restored}: {built:?} of {} active when it went back", indexes.len());
                 load::write(&source, rng.below(300), &mut rng).await?;
                 let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
                 ensure!(now.start(0) <= backup.last_seq(), "a branch from {}", now.start(0));
