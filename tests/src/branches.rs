@@ -43,6 +43,15 @@ impl Branches {
         self.0.rollbacks.last().map(|rollback| rollback.phase).filter(|phase| *phase != RollbackPhase::Resumed)
     }
 
+    /// Waits until nothing is rolled back; answers what is there then.
+    pub async fn at_rest(client: &Client, bucket: &str, within: Duration) -> Result<Self> {
+        until("the bucket is in order", within, async || {
+            let now = Self::of(client, bucket).await?;
+            if now.phase().is_none() { Ok(now) } else { Err(format!("{now:?}")) }
+        })
+        .await
+    }
+
     /// Waits until exactly these streams have new branches and nothing is rolled back any more; answers what is there then.
     pub async fn back(&self, client: &Client, bucket: &str, streams: &[usize], within: Duration) -> Result<Self> {
         let now = until("new branches, and the bucket in order", within, async || {

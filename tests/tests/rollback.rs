@@ -81,11 +81,7 @@ async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<
                     // A write whose acknowledgement was lost may be stored twice.
                     source.reread().await?;
                 }
-                until("the bucket is in order", BACK_WITHIN, async || {
-                    let now = Branches::of(&client, BUCKET).await?;
-                    if now.phase().is_some() { Err(format!("{now:?}")) } else { Ok(()) }
-                })
-                .await?;
+                Branches::at_rest(&client, BUCKET, BACK_WITHIN).await?;
                 for index in &indexes {
                     ask::whole(&client, &source, index).await?;
                 }
