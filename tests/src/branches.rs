@@ -28,9 +28,11 @@ impl Branches {
         self.0.streams.get(stream).map_or(0, |s| s.failover.len())
     }
 
-    /// The seqno from which on the newest branch of a stream counts.
-    pub fn start(&self, stream: usize) -> u64 {
-        self.0.streams.get(stream).and_then(|s| s.failover.first()).map_or(0, |branch| branch.start)
+    /// Up to which seqno a stream still has the history that it had `before`.
+    pub fn common(&self, stream: usize, before: &Self) -> u64 {
+        let newer = self.count(stream).saturating_sub(before.count(stream));
+        let branches = self.0.streams.get(stream).into_iter().flat_map(|s| &s.failover);
+        branches.take(newer).map(|branch| branch.start).min().unwrap_or(u64::MAX)
     }
 
     /// Some branch began with a loss.

@@ -109,7 +109,7 @@ async fn restored(
     }
     let now = before.back(client, BUCKET, &[stream], BACK_WITHIN).await?;
     println!("stream {stream}, {how:?}: {lost} lost, back after {:?}", gone.elapsed());
-    ensure!(now.start(stream) <= backup.last_seq(), "a branch from {} in {now:?}", now.start(stream));
+    ensure!(now.common(stream, &before) <= backup.last_seq(), "not before {}: {now:?}", backup.last_seq());
     now.check_shown(cluster.url(), source)?;
     for index in indexes {
         client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
