@@ -94,6 +94,14 @@ pub async fn whole(client: &Client, source: &Source, index: &Index) -> Result<()
     compare_scan(client, source, index, &request, &documents, &index.rows(&documents)).await
 }
 
+/// [`whole`] of every index.
+pub async fn each(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
+    for index in indexes {
+        whole(client, source, index).await?;
+    }
+    Ok(())
+}
+
 /// A random scan and a random count, each compared as in [`whole`].
 pub async fn random(client: &Client, source: &Source, index: &Index, rng: &mut Rng) -> Result<()> {
     let documents = source.log().now();

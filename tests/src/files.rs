@@ -1,6 +1,6 @@
-//! Directories are kept and put back; what a node has on its disk.
+//! Directories are kept and put back; what a node and a stream have on their disks.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -42,19 +42,40 @@ pub fn slices(data: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Cuts the newest message block of a stopped stream to `percent` of its length, and takes the index of the blocks away.
-pub fn cut_stream(directory: &Path, percent: u64) -> Result<()> {
+/// The message blocks of a stopped stream, oldest first.
+pub fn blocks(directory: &Path) -> Result<Vec<PathBuf>> {
     let messages = directory.join("msgs");
     let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
     let entries = fs::read_dir(&messages).with_context(|| format!("no {}", messages.display()))?;
-    let blocks =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "blk"));
-    let newest = blocks.max_by_key(number).with_context(|| format!("no blocks in {}", messages.display()))?;
-    let file = fs::File::options().write(true).open(&newest)?;
-    let length = file.metadata()?.len();
-    ensure!(length > 0, "{} is empty", newest.display());
-    file.set_len(length * percent / 100)?;
-    let index = messages.join("index.db");
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut blocks: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "blk")).collect();
+    blocks.sort_by_key(number);
+    ensure!(!blocks.is_empty(), "no blocks in {}", messages.display());
+    Ok(blocks)
+}
+
+/// Where a stream has the index of its blocks, as of when its server ended well.
+pub fn block_index(directory: &Path) -> PathBuf {
+    directory.join("msgs/index.db")
+}
+
+/// Cuts the newest message block of a stopped stream that holds anything to `percent` of its length.
+pub fn cut_block(directory: &Path, percent: u64) -> Result<()> {
+    for block in blocks(directory)?.iter().rev() {
+        let file = fs::File::options().write(true).open(block)?;
+        let length = file.metadata()?.len();
+        if length > 0 {
+            file.set_len(length * percent / 100)?;
+            return Ok(());
+        }
+    }
+    bail!("the blocks of {} are empty", directory.display())
+}
+
+/// The same, and takes the index of the blocks away.
+pub fn cut_stream(directory: &Path, percent: u64) -> Result<()> {
+    cut_block(directory, percent)?;
+    let index = block_index(directory);
     if index.exists() {
         fs::remove_file(index)?;
     }

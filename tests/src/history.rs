@@ -2,12 +2,13 @@
 
 use crate::client::Client;
 use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use futures_util::{StreamExt, TryStreamExt};
 use highwater_schemas::{
     state::{Change, Record, StateContext, unpack},
     subjects::STATE_STREAM,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Records that are asked for at once.
 const AT_ONCE: usize = 32;
@@ -76,6 +77,44 @@ impl History {
         let opened = self.opened.entry(term).or_insert_with(|| (hash.to_owned(), coordinator.to_owned()));
         ensure!(opened.0 == hash, "term {term} was opened by {} and again by {coordinator}", opened.1);
         Ok(())
+    }
+}
+
+/// Follows the log until NATS goes.
+pub struct Follow(pull::Ordered);
+
+impl Follow {
+    /// From now on.
+    pub async fn start(client: &Client) -> Result<Self> {
+        Self::after(client, Self::end(client).await?).await
+    }
+
+    /// Where the log ends now.
+    pub async fn end(client: &Client) -> Result<u64> {
+        Ok(client.js.get_stream(STATE_STREAM).await.context("no state log")?.cached_info().state.last_sequence)
+    }
+
+    /// From where it ended then.
+    pub async fn after(client: &Client, end: u64) -> Result<Self> {
+        let stream = client.js.get_stream(STATE_STREAM).await.context("no state log")?;
+        let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: end + 1 };
+        let config = pull::OrderedConfig { deliver_policy, ..pull::OrderedConfig::default() };
+        Ok(Self(stream.create_consumer(config).await?.messages().await?))
+    }
+
+    /// Waits for a record of this kind; answers what it changes.
+    pub async fn until(&mut self, what: &str, within: Duration, wanted: impl Fn(&Change) -> bool) -> Result<Change> {
+        let followed = async {
+            loop {
+                let message = self.0.next().await.context("the log ended")??;
+                let record: Record = serde_json::from_slice(&unpack(&message.payload)?).context("no record")?;
+                if wanted(&record.change) {
+                    return Ok(record.change);
+                }
+            }
+        };
+        let followed = tokio::time::timeout(within, followed).await;
+        followed.with_context(|| format!("{what}: no such record within {within:?}"))?
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`nats`]: a nats-server on a free port, or a cluster of them
 //! - [`cluster`]: the services as processes of their own, to be killed and restarted
 //! - [`cli`]: the command line, run to its end
+//! - [`backup`]: a stream's backup, through the JetStream API or as a copy of its files
 //! - [`files`]: directories are kept and put back; what a node has on its disk
 //! - [`client`]: requests to the public subjects
 //! - [`source`]: writes documents into a key-value bucket or into keyed streams, and remembers them
@@ -17,13 +18,16 @@
 //! - [`checker`]: scans in the background, each proven to keep its promises
 //! - [`documents`]: random documents and the indexes over them
 //! - [`load`]: writes and scans in the background
+//! - [`branches`]: the history of a bucket's sources
 //! - [`history`]: the replicated log; [`watch`]: stability timestamps and the membership as they are told
 //! - [`trial`]: a deployment of several of each, and what must hold of it whoever dies
 //! - [`scenarios`]: what is done to such a deployment, on one nats-server and on several
 //! - [`rng`], [`wait`]: seeded randomness, waiting for an event
 
 pub mod ask;
+pub mod backup;
 pub mod binaries;
+pub mod branches;
 pub mod checker;
 pub mod child;
 pub mod cli;

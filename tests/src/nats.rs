@@ -1,7 +1,7 @@
 //! A nats-server of its own on a free port, or several as a cluster.
 
 use crate::{binaries, child::Child};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
     net::{TcpListener, TcpStream},
@@ -90,7 +90,18 @@ impl NatsServer {
         self.child.kill();
     }
 
-    /// The same one again, on its port and its store, after it was killed.
+    /// SIGTERM, and waits for its end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.child.terminate()?;
+        let deadline = Instant::now() + READY_WITHIN;
+        while self.child.exited().is_none() {
+            ensure!(Instant::now() < deadline, "{} does not end\n{}", self.name, self.child.log_tail());
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The same one again, on its port and its store, after it was killed or stopped.
     pub fn start_again(&mut self) -> Result<()> {
         let port = self.port().to_string();
         let again = Self::spawn(&self.name, &self.directory, &port, self.arguments.clone())?;

@@ -27,6 +27,8 @@ use std::{
 const WINDOW: usize = 256;
 /// A write that waits longer for its acknowledgement was lost with a server.
 const ACK_WITHIN: Duration = Duration::from_secs(2);
+/// A limit for which the server chooses the smallest message blocks.
+const SMALL: i64 = 127_000;
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What a write does to its document.
@@ -189,6 +191,12 @@ impl Source {
         let request = json!({"name": bucket, "source": {"streams": [{"name": name, "strip_prefix": prefix}]}});
         client.insist("hw.admin.bucket.add", &request, Duration::from_secs(20)).await?;
         Ok(Self::new(client, bucket, false, vec![(name, prefix)]))
+    }
+
+    /// As [`Self::key_value`], in message blocks of 32 kB; it holds no more than [`SMALL`] bytes.
+    pub async fn key_value_small(client: &Client, bucket: &str) -> Result<Self> {
+        let config = kv::Config { bucket: bucket.into(), history: 1, max_bytes: SMALL, ..kv::Config::default() };
+        Self::key_value_configured(client, config).await
     }
 
     /// New streams, declared as one bucket; every other one keeps only the newest revision of each document.

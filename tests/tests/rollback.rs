@@ -1,6 +1,7 @@
 //! A source whose history is taken back, rewritten or begun again: every index equals what is there then.
 
 use highwater_tests::{
+    branches::Branches,
     files,
     load::{self, Writer},
     prelude::*,
@@ -61,7 +62,7 @@ async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<
                         ask::whole(&client, &source, index).await?;
                     }
                 }
-                let before = branches_of(&client).await.map_err(anyhow::Error::msg)?;
+                let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
                 let compared = cluster.node("projector-1")?.log().matches(COMPARED).count();
                 cluster.nats().kill();
                 cluster.nats().start_again()?;
@@ -80,18 +81,14 @@ async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<
                     // A write whose acknowledgement was lost may be stored twice.
                     source.reread().await?;
                 }
-                until("the bucket is in order", BACK_WITHIN, async || {
-                    let now = branches_of(&client).await?;
-                    if now.rolling_back { Err(format!("{now:?}")) } else { Ok(()) }
-                })
-                .await?;
+                Branches::at_rest(&client, BUCKET, BACK_WITHIN).await?;
                 for index in &indexes {
                     ask::whole(&client, &source, index).await?;
                 }
-                let after = branches_of(&client).await.map_err(anyhow::Error::msg)?;
+                let after = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
                 println!("{round}: {before:?}, then {after:?}");
-                ensure!(!after.broken, "an intact history was taken for a broken one: {after:?}");
-                ensure!(hot || after.count == before.count, "a history at rest was not proven: {after:?}");
+                ensure!(!after.broken(), "an intact history was taken for a broken one: {after:?}");
+                ensure!(hot || after.count(0) == before.count(0), "a history at rest was not proven: {after:?}");
             }
             Ok(())
         })
@@ -120,7 +117,7 @@ async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
             let indexes = indexed(&client, &source, rng).await?;
             let kept = cluster.path().join("kept");
             for round in 0..2 {
-                let before = branches_of(&client).await.map_err(anyhow::Error::msg)?;
+                let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
                 cluster.nats().kill();
                 files::copy(&cluster.nats().stream_dir(STREAM), &kept)?;
                 cluster.nats().start_again()?;
@@ -135,12 +132,8 @@ async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
                 // Others than before, under the same seqnos.
                 load::write(&source, 200 + rng.below(500), rng).await?;
                 let gone = Instant::now();
-                until("a new branch, and everything as it was", BACK_WITHIN, async || {
-                    let now = branches_of(&client).await?;
-                    let back = now.count > before.count && !now.rolling_back;
-                    if back { Ok(()) } else { Err(format!("{now:?}, before {before:?}")) }
-                })
-                .await?;
+                let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
+                now.check_shown(cluster.url(), &source)?;
                 println!("{fate:?} {round}: back after {:?}", gone.elapsed());
                 for index in &indexes {
                     client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
@@ -182,25 +175,4 @@ async fn change(
         }
     }
     Ok(())
-}
-
-/// The branches of the source's history.
-#[derive(Debug)]
-struct Branches {
-    count: usize,
-    /// One of them began with a loss.
-    broken: bool,
-    rolling_back: bool,
-}
-
-async fn branches_of(client: &Client) -> Result<Branches, String> {
-    let asked = client.request("hw.admin.state.get", &json!({"bucket": BUCKET})).await;
-    let state = asked.map_err(|refused| refused.to_string())?;
-    let bucket = &state["state"]["buckets"][BUCKET];
-    let branches = bucket["vbuckets"][0]["failover"].as_array().ok_or_else(|| state.to_string())?;
-    Ok(Branches {
-        count: branches.len(),
-        broken: branches.iter().any(|branch| branch["broken"] == true),
-        rolling_back: !bucket["rollback"].is_null(),
-    })
 }

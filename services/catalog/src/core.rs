@@ -48,6 +48,8 @@ struct Seen {
     hosts: HashMap<String, Held>,
     /// The newest want that was sent, and when.
     want: Option<(u64, Duration)>,
+    /// By source stream, the run of the server that serves it, and the first want that was sent after it had been seen.
+    runs: HashMap<String, (String, u64)>,
 }
 
 /// The stability timestamps that a node holds. It may skip numbers that nobody wants, so only those it named are sure.
@@ -176,6 +178,19 @@ impl Core {
         held.named = held.named.split_off(&oldest);
         while held.named.len() > MAX_HELD {
             held.named.pop_first();
+        }
+    }
+
+    /// A source stream is served by this run of a server. Answers the first want that is sent after it was seen.
+    pub fn run_since(&mut self, bucket: &str, stream: &str, run: String) -> u64 {
+        let next_want = self.next_want();
+        let Some(seen) = self.seen(bucket) else { return next_want };
+        match seen.runs.get(stream) {
+            Some((known, since)) if *known == run => *since,
+            _ => {
+                seen.runs.insert(stream.to_owned(), (run, next_want));
+                next_want
+            }
         }
     }
 

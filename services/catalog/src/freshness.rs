@@ -14,6 +14,8 @@ pub struct SourceNow {
     pub last_seq: u64,
     /// Server time of the last message, nanoseconds since the epoch.
     pub last_time: i64,
+    /// The first want that was sent after this run of the server had been seen.
+    pub run_since: u64,
 }
 
 /// What `at_plus` asks of one vbucket.
@@ -73,8 +75,8 @@ pub fn judge(need: &Need, vbuuids: &[u64], st: &StabilityTimestamp) -> Verdict {
         }
         match need {
             Need::RequestPlus { sources, instance, since } => {
-                let asked = state.asked.iter().any(|a| a.catalog == *instance && a.seq >= *since);
-                sources.get(vb).map_or(Verdict::Contradicts, |source| judge_source(state, source, asked))
+                let asked = state.asked.iter().find(|a| a.catalog == *instance).map_or(0, |a| a.seq);
+                sources.get(vb).map_or(Verdict::Contradicts, |source| judge_source(state, source, asked, *since))
             }
             Need::AtPlus(floors) => {
                 floors.get(vb).map_or(Verdict::Contradicts, |floor| judge_seqno(state, floor.seqno))
@@ -85,15 +87,17 @@ pub fn judge(need: &Need, vbuuids: &[u64], st: &StabilityTimestamp) -> Verdict {
 }
 
 /// A stream that was cut and rewritten looks the same by number, so the number alone proves nothing: either the last message is
-/// the same in time too, or the router compared the stream's state after the request began.
-fn judge_source(state: &StVb, source: &SourceNow, asked: bool) -> Verdict {
+/// the same in time too, and the router compared the stream's state in this run of the server, which may have come back without
+/// messages below the last; or the router compared it after the request began.
+fn judge_source(state: &StVb, source: &SourceNow, asked: u64, since: u64) -> Verdict {
     if state.created != source.created {
         return Verdict::Contradicts;
     }
     let verdict = judge_seqno(state, source.last_seq);
     let seqno = state.position.seqno;
     let same_last = seqno == source.last_seq && (seqno == 0 || state.server_time == source.last_time);
-    if verdict == Verdict::Serves && !same_last && !asked { Verdict::Unproven } else { verdict }
+    let proven = asked >= since || same_last && asked >= source.run_since;
+    if verdict == Verdict::Serves && !proven { Verdict::Unproven } else { verdict }
 }
 
 fn judge_seqno(state: &StVb, seqno: u64) -> Verdict {
@@ -177,10 +181,12 @@ mod tests {
 
     #[test]
     fn request_plus_needs_proof_of_the_same_history() {
-        let source = |last_seq, last_time| SourceNow { created: CREATED, last_seq, last_time };
+        let source = |last_seq, last_time| SourceNow { created: CREATED, last_seq, last_time, run_since: 8 };
         let rows = [
-            // The last message is the same in number and time.
-            (source(10, 77), vb(10, 10, 77, None), Verdict::Serves),
+            // The last message is the same in number and time, and the router has compared since the server started.
+            (source(10, 77), vb(10, 10, 77, Some(8)), Verdict::Serves),
+            (source(10, 77), vb(10, 10, 77, Some(7)), Verdict::Unproven),
+            (source(10, 77), vb(10, 10, 77, None), Verdict::Unproven),
             // The same number at another time: rewritten to the same length, unless the router has compared since.
             (source(10, 77), vb(10, 10, 78, None), Verdict::Unproven),
             (source(10, 77), vb(10, 10, 78, Some(20)), Verdict::Serves),
@@ -196,10 +202,11 @@ mod tests {
             (source(10, 77), vb(10, 9, 77, None), Verdict::Uncovered),
             (source(10, 77), vb(12, 9, 79, None), Verdict::Uncovered),
             // Never written.
-            (source(0, 0), vb(0, 0, 0, None), Verdict::Serves),
+            (source(0, 0), vb(0, 0, 0, Some(8)), Verdict::Serves),
+            (source(0, 0), vb(0, 0, 0, None), Verdict::Unproven),
             (source(0, 0), vb(3, 3, 9, None), Verdict::Unproven),
             // Created anew.
-            (SourceNow { created: 2_000, last_seq: 10, last_time: 77 }, vb(10, 10, 77, Some(20)), Verdict::Contradicts),
+            (SourceNow { created: 2_000, ..source(10, 77) }, vb(10, 10, 77, Some(20)), Verdict::Contradicts),
         ];
         for (i, (source, vb, verdict)) in rows.into_iter().enumerate() {
             assert_eq!(judge(&request_plus(vec![source]), &[BRANCH], &st(vec![vb])), verdict, "row {i}");
@@ -210,7 +217,7 @@ mod tests {
     fn another_catalogs_want_proves_nothing() {
         let mut state = vb(12, 12, 79, Some(30));
         state.asked[0].catalog = 6;
-        let need = request_plus(vec![SourceNow { created: CREATED, last_seq: 10, last_time: 77 }]);
+        let need = request_plus(vec![SourceNow { created: CREATED, last_seq: 10, last_time: 77, run_since: 1 }]);
         assert_eq!(judge(&need, &[BRANCH], &st(vec![state])), Verdict::Unproven);
     }
 

@@ -160,7 +160,9 @@ impl<'a> Run<'a> {
             }
             e => late(&format!("the state of source stream {stream} cannot be read: {e}")),
         })?;
-        Ok(SourceNow { created: state.created, last_seq: state.last_seq, last_time: state.last_time })
+        let run = format!("{} {}", self.shared.bus.server_id(), state.leader);
+        let run_since = self.shared.core().run_since(&self.plan.bucket, stream, run);
+        Ok(SourceNow { created: state.created, last_seq: state.last_seq, last_time: state.last_time, run_since })
     }
 
     /// Waits for a timestamp that serves, and wants one as long as there is none.

@@ -178,3 +178,12 @@ fn missed_wanted_timestamps_come_with_the_next_broadcast() {
     core.stability(ms(0), Stability { bucket: "users".into(), st: st(4, 40, false), wanted: vec![st(2, 20, true)] });
     assert_eq!(used(core.step(&mut waiting(&["a", "b"], at_plus(15)), ms(0))), StChoice::Exactly(2));
 }
+
+#[test]
+fn a_run_of_the_server_counts_from_the_first_want_after_it_was_seen() {
+    let mut core = declared();
+    assert_eq!(core.run_since("users", "KV_users", "one".into()), 1);
+    assert!(matches!(core.step(&mut waiting(&["a"], at_plus(25)), ms(0)), Step::Send(_)));
+    assert_eq!(core.run_since("users", "KV_users", "one".into()), 1);
+    assert_eq!(core.run_since("users", "KV_users", "two".into()), 2);
+}

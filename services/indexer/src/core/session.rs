@@ -90,6 +90,8 @@ impl BucketCore {
                 match batch.removal {
                     Some(Removal::Listed { upto, .. }) => {
                         (at.listing, at.covered) = (false, upto);
+                        // What it held above, on an abandoned branch, is gone.
+                        state.content = at.read;
                         out.push(Action::Sweep { slice: name, session, vb: batch.vb });
                     }
                     _ if batch.to.seqno > after => {

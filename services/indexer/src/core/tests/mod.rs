@@ -356,7 +356,9 @@ fn a_list_is_compared_and_swept_before_the_slice_follows_its_session() {
     core.state(seen);
     core.opened(SLICE, &mark(8, 4, 5), &[], false);
     assert!(core.slices().all(|s| s.mode == Mode::InStep), "it is on the branch and needs none");
-    core.opened(SLICE, &mark(7, 4, 5), &[], false);
+    let mut left = SliceMark { compare: true, ..mark(8, 4, 40) };
+    left.vbs[0].proven = 6;
+    core.opened(SLICE, &left, &[], false);
     core.live(1, parsed(&empty(8, 2, 1, 0, (30, 31), 31)));
     let actions = core.session_batch(9, 1, &parsed(&empty(8, 2, 1, 9, (0, 20), 0)));
     assert!(matches!(actions[..], [Action::Compare { after: 0, proven: 6, .. }]), "{actions:?}");
@@ -364,7 +366,9 @@ fn a_list_is_compared_and_swept_before_the_slice_follows_its_session() {
     let actions = core.session_batch(9, 2, &parsed(&wire::Batch { removal: end, ..empty(8, 2, 1, 9, (20, 30), 30) }));
     assert!(matches!(actions[0], Action::Sweep { vb: 0, .. }), "{actions:?}");
     assert_eq!(state(&core), SliceState::Merged);
-    assert!(!core.slices().next().unwrap().compare);
+    let slice = core.slices().next().unwrap();
+    assert!(!slice.compare);
+    assert_eq!(slice.readable_from, [30], "what it held of another branch is not waited for");
 }
 
 #[test]
