@@ -72,7 +72,7 @@ async fn what_a_disk_lost_is_found_and_built_again() -> Result<()> {
             let shown = json_of(&dump, 0)?;
             let slice = &shown["slices"][0];
             ensure!(
-                slice["state"] == "active" && slice["format_version"] == 2 && slice["mark"]["st"].is_u64(),
+                slice["state"] == "active" && slice["format_version"] == 3 && slice["mark"]["st"].is_u64(),
                 "{shown}"
             );
             ensure!(slice["mark"]["vbs"].as_array().is_some_and(|vbs| vbs.len() == 1), "{shown}");

@@ -232,6 +232,7 @@ impl Shell {
             dropped: vbucket.dropped,
             lists,
             ends_listed: session.is_some_and(|session| session.kind == SessionKind::Reconcile),
+            recovers: session.is_some_and(|session| session.kind == SessionKind::Recovery),
             known: known(bucket, vb),
             known_to_all: Arc::clone(&known_to_all),
             max_document: self.config.max_document,

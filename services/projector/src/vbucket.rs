@@ -92,6 +92,8 @@ pub(crate) struct Assignment {
     /// Begin with a list of the present documents, or read nothing else. Sessions only.
     pub(crate) lists: bool,
     pub(crate) ends_listed: bool,
+    /// It brings what was missed: messages that may be gone must not be.
+    pub(crate) recovers: bool,
     /// What the source is compared with.
     pub(crate) known: Known,
     pub(crate) known_to_all: Arc<KnownToAll>,
@@ -136,10 +138,8 @@ pub(crate) async fn run(
         // Looked at again from the beginning.
         _ => return End::Again,
     };
-    let source = match bus.stream_state(&assignment.stream).await {
-        Ok(state) => verify::source(&bus, &state),
-        Err(_) => 0,
-    };
+    let state = bus.stream_state(&assignment.stream).await.ok();
+    let source = state.as_ref().map_or(0, |state| verify::source(&bus, state));
     let (lane, input) = mpsc::channel(LANE_CAPACITY);
     let open = OpenLane {
         bucket: assignment.bucket.clone(),
@@ -176,7 +176,7 @@ pub(crate) async fn run(
         frozen: None,
         hint: Hint::default(),
         late: false,
-        marker_life: Duration::MAX,
+        marker_life: removed::marker_life(state.as_ref()),
         round: assignment.from.round,
         created,
         routes,
@@ -360,7 +360,7 @@ impl Task {
         }
         self.read_at = Instant::now();
         if let Some(last) = messages.last() {
-            self.look_for_lateness(last.time);
+            self.look_for_lateness(last.time)?;
         }
         self.put_removals().await
     }

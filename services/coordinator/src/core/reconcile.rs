@@ -11,6 +11,9 @@ use highwater_schemas::{
 };
 use serde_json::Value;
 
+/// Reconciles under way at once; each reads every document of its bucket.
+const MOST_AT_ONCE: usize = 4;
+
 /// When reconciles of a bucket are due.
 #[derive(Debug, Default)]
 pub(super) struct Due {
@@ -26,6 +29,7 @@ impl Core {
         let interval = self.config.reconcile_interval.as_millis() as u64;
         let buckets = &self.context.buckets;
         self.reconciles.retain(|name, _| buckets.contains_key(name));
+        let mut running = buckets.values().filter(|bucket| bucket.reconcile.is_some()).count();
         for (name, bucket) in &self.context.buckets {
             let due = self.reconciles.entry(name.clone()).or_insert(Due { at: now + interval, asked_after: None });
             match &bucket.reconcile {
@@ -34,7 +38,9 @@ impl Core {
                     let asked = due.asked_after.max(self.members.reconcile_after(name));
                     let wanted = asked.is_some_and(|after| newest <= after) || now >= due.at;
                     let read = bucket.vbuckets.iter().all(|v| v.start_of(v.generation).is_some());
-                    if wanted && read && bucket.rollback.is_none() && bucket.live_indexes().next().is_some() {
+                    let can = read && bucket.rollback.is_none() && bucket.live_indexes().next().is_some();
+                    if wanted && can && running < MOST_AT_ONCE {
+                        running += 1;
                         *next += 1;
                         *due = Due { at: now + interval, asked_after: None };
                         out.push(Action::Append(Change::ReconcileStarted { bucket: name.clone(), id: *next }));

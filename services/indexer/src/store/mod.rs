@@ -33,7 +33,7 @@
 //!
 //! # On disk
 //! The directory holds `data.mdb` and `lock.mdb`, and during a build `runs/` (`run.rs`) and `fresh/`, an environment in the
-//! making. Format version 2 has these databases:
+//! making. Format version 3 has these databases:
 //!
 //! | database | key | value |
 //! |---|---|---|

@@ -35,6 +35,11 @@ pub(super) struct Hint {
     at: Option<Instant>,
 }
 
+/// How long a delete marker is there to be read at least.
+pub(super) fn marker_life(state: Option<&StreamState>) -> Duration {
+    state.and_then(|state| state.marker_life).map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE))
+}
+
 impl Task {
     fn live(&self) -> bool {
         self.assignment.target == LaneTarget::Mutation
@@ -54,7 +59,7 @@ impl Task {
             return;
         }
         self.removals.answer(question, state.last_seq);
-        self.marker_life = state.marker_life.map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE));
+        self.marker_life = marker_life(Some(state));
         self.hint.open |= self.removals.state(state);
         let spacing = HINT_EVERY.max(self.plan.borrow().reconcile_took * HINT_SHARE);
         if self.hint.open && self.hint.at.is_none_or(|at| at.elapsed() >= spacing) {
@@ -64,14 +69,18 @@ impl Task {
     }
 
     /// A message was read: by now the delete markers of its time may be gone.
-    pub(super) fn look_for_lateness(&mut self, written: i64) {
+    pub(super) fn look_for_lateness(&mut self, written: i64) -> Result<(), End> {
+        const WHY: &str = "delete markers may have gone unread";
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i64);
         let late = now.saturating_sub(written) > self.marker_life.as_nanos() as i64;
-        if late && self.live() && !std::mem::replace(&mut self.late, true) {
-            self.ask_to_reconcile("delete markers may have gone unread");
-        } else if !late {
-            self.late = false;
+        let first = late && !std::mem::replace(&mut self.late, late);
+        if first && self.assignment.recovers {
+            return Err(End::Broken(WHY.into()));
         }
+        if first && self.live() {
+            self.ask_to_reconcile(WHY);
+        }
+        Ok(())
     }
 
     /// Has the slices compared with the source, after now.

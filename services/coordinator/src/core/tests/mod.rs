@@ -1,6 +1,7 @@
 //! The coordinator's core, event by event, with a log that acknowledges everything.
 
 mod members;
+mod reconcile;
 mod rollback;
 mod streams;
 

@@ -1,0 +1,123 @@
+//! What vanished without a message.
+
+use super::*;
+use highwater_schemas::{
+    api::BucketReconcile,
+    state::{Reconcile, Session, SessionKind},
+};
+
+/// With an index in step.
+fn in_step() -> Driver {
+    let mut d = Driver::with_index();
+    d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
+    d.sync(1, 9, 0);
+    d.tick(20);
+    tell(&mut d, active());
+    d.tick(1);
+    assert!(sessions(&d).is_empty(), "{:?}", sessions(&d));
+    d
+}
+
+fn active() -> SliceReport {
+    SliceReport { done_with: 9, ..report(SliceState::Active, 9) }
+}
+
+fn tell(d: &mut Driver, report: SliceReport) {
+    let branch = d.core.context().buckets["b"].branch();
+    d.join(NodeKind::Indexer, "i", 1, vec![SliceReport { branch, ..report }], None);
+    d.tick(1);
+}
+
+fn ask(d: &mut Driver) -> u64 {
+    let ddl = Ddl::BucketReconcile(BucketReconcile { name: "b".into() });
+    d.event(Event::Ddl { token: 2, ddl, probe: Ok(vec![]), random: 3 });
+    let after = d.replies.pop().unwrap().unwrap()["after"].as_u64().unwrap();
+    d.tick(1);
+    after
+}
+
+fn reconcile(d: &Driver) -> Option<Reconcile> {
+    d.core.context().buckets["b"].reconcile.clone()
+}
+
+fn sessions(d: &Driver) -> Vec<Session> {
+    d.core.context().buckets["b"].sessions.values().cloned().collect()
+}
+
+/// The round is in the chain.
+fn in_the_chain(d: &mut Driver, id: u64) {
+    let vbuuid = d.core.context().buckets["b"].vbuckets[0].vbuuid();
+    let state =
+        StVb { vbuuid, generation: 1, position: Position::new(9, 1), covered: 9, reconciled: id, ..StVb::default() };
+    let vb = SyncVb { vb: 0, state, source_last: 9, bookmark: None };
+    d.event(Event::Sync(Sync { bucket: "b".into(), vbs: vec![vb] }));
+    d.tick(20);
+    d.tick(1);
+}
+
+#[test]
+fn slices_stage_then_the_chains_have_it_and_then_it_is_over() {
+    let mut d = in_step();
+    let after = ask(&mut d);
+    let id = reconcile(&d).unwrap().id;
+    assert!(id > after);
+    d.tick(1);
+    let open = sessions(&d);
+    assert_eq!(open.iter().map(|s| (s.kind, s.slices.len())).collect::<Vec<_>>(), [(SessionKind::Reconcile, 1)]);
+    tell(&mut d, active());
+    assert!(!reconcile(&d).unwrap().staged);
+    tell(&mut d, SliceReport { staged: id, ..active() });
+    assert!(reconcile(&d).unwrap().staged && sessions(&d).is_empty());
+    in_the_chain(&mut d, id);
+    let bucket = &d.core.context().buckets["b"];
+    assert_eq!((bucket.reconcile.clone(), bucket.reconciled.as_ref().map(|r| r.id)), (None, Some(id)));
+}
+
+#[test]
+fn a_list_that_told_a_slice_nothing_is_followed_by_another() {
+    let mut d = in_step();
+    ask(&mut d);
+    d.tick(1);
+    let first = sessions(&d)[0].id;
+    tell(&mut d, SliceReport { unstaged: first, ..active() });
+    d.tick(1);
+    let open = sessions(&d);
+    assert!(open.len() == 1 && open[0].id > first, "{open:?}");
+}
+
+#[test]
+fn what_is_not_in_step_is_not_waited_for() {
+    let mut d = in_step();
+    ask(&mut d);
+    tell(&mut d, report(SliceState::Catchup, 0));
+    assert!(reconcile(&d).unwrap().staged, "it is compared when it meets the round");
+}
+
+#[test]
+fn a_projector_asks_until_one_has_begun_after_it_asked() {
+    let mut d = in_step();
+    let asks = |after| Join { reconciles: vec![("b".into(), after)], ..Join::new(NodeKind::Projector, "p", 1) };
+    d.event(Event::Join(asks(0)));
+    d.tick(1);
+    let id = reconcile(&d).unwrap().id;
+    tell(&mut d, SliceReport { staged: id, ..active() });
+    in_the_chain(&mut d, id);
+    assert_eq!(reconcile(&d), None, "that one is enough");
+    d.event(Event::Join(asks(id)));
+    d.tick(1);
+    assert!(reconcile(&d).unwrap().id > id);
+}
+
+#[test]
+fn a_session_that_broke_is_followed_by_a_comparison() {
+    let mut d = in_step();
+    tell(&mut d, report(SliceState::Catchup, 9));
+    d.tick(1);
+    let open = sessions(&d);
+    assert_eq!(open[0].kind, SessionKind::Recovery);
+    let broken = vec![("b".into(), open[0].id)];
+    d.event(Event::Join(Join { broken_sessions: broken, ..Join::new(NodeKind::Projector, "p", 1) }));
+    d.tick(1);
+    d.tick(1);
+    assert_eq!(sessions(&d).iter().map(|s| s.kind).collect::<Vec<_>>(), [SessionKind::Comparison]);
+}
