@@ -284,6 +284,8 @@ async fn durable(client: &Client, source: &Source) -> Result<()> {
 struct Sessions {
     /// Sessions that read a stream of documents from its beginning.
     from_zero: u32,
+    /// Comparisons with what is present, beside the use of the indexes.
+    reconciles: u32,
     /// Others.
     resumed: u32,
     /// Vbuckets given to a projector at a later generation, from zero again.
@@ -304,7 +306,9 @@ async fn sessions(client: &Client) -> Result<Sessions> {
         match change["what"].as_str() {
             Some("session_opened") => {
                 let vbs = change["vbs"].as_array().context("a session without vbuckets")?;
-                if vbs.iter().any(|vb| vb["from"] == 0) {
+                if change["kind"] == "reconcile" {
+                    seen.reconciles += 1;
+                } else if vbs.iter().any(|vb| vb["from"] == 0) {
                     seen.from_zero += 1;
                 } else {
                     seen.resumed += 1;
