@@ -34,6 +34,7 @@ pub mod load;
 pub mod nats;
 pub mod oracle;
 pub mod order;
+pub mod proxy;
 pub mod rng;
 pub mod scenarios;
 pub mod source;

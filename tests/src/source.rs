@@ -4,7 +4,12 @@ use crate::client::Client;
 use anyhow::{Context, Result, ensure};
 use async_nats::{
     HeaderMap, header,
-    jetstream::{context::PublishAckFuture, kv, message::PublishMessage, stream::Config},
+    jetstream::{
+        context::PublishAckFuture,
+        kv,
+        message::PublishMessage,
+        stream::{Config, StorageType},
+    },
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -128,9 +133,24 @@ impl Source {
 
     /// As [`Self::key_value`] with some replicas.
     pub async fn key_value_replicated(client: &Client, bucket: &str, replicas: usize) -> Result<Self> {
-        let config = kv::Config { bucket: bucket.into(), history: 1, num_replicas: replicas, ..kv::Config::default() };
+        Self::key_value_with(
+            client,
+            kv::Config { bucket: bucket.into(), num_replicas: replicas, ..kv::Config::default() },
+        )
+        .await
+    }
+
+    /// As [`Self::key_value`], kept in the server's memory.
+    pub async fn key_value_in_memory(client: &Client, bucket: &str) -> Result<Self> {
+        let storage = StorageType::Memory;
+        Self::key_value_with(client, kv::Config { bucket: bucket.into(), storage, ..kv::Config::default() }).await
+    }
+
+    async fn key_value_with(client: &Client, config: kv::Config) -> Result<Self> {
+        let bucket = config.bucket.clone();
+        let config = kv::Config { history: 1, ..config };
         client.js.create_key_value(config).await.context("no key-value bucket")?;
-        Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
+        Ok(Self::new(client, &bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
     }
 
     /// New streams, declared as one bucket; every other one keeps only the newest revision of each document.

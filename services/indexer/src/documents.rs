@@ -38,7 +38,11 @@ impl Named {
 
     /// Whether a document that is there with this seqno was named, after what differed was replaced.
     pub(crate) fn contains(&self, docid: &str, seqno: u64) -> bool {
-        if seqno <= self.proven { self.seqnos.contains(seqno) } else { self.docids.contains(&xxh3_64(docid.as_bytes())) }
+        if seqno <= self.proven {
+            self.seqnos.contains(seqno)
+        } else {
+            self.docids.contains(&xxh3_64(docid.as_bytes()))
+        }
     }
 
     /// How many documents.

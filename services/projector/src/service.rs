@@ -2,13 +2,13 @@
 
 use crate::{
     config::Config,
-    vbucket::{self, Assignment, End, Plan, WANTS},
+    vbucket::{self, Assignment, End, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
 use highwater_schemas::{
     Position,
-    api::{self, Join, NodeKind, Suspicion},
+    api::{self, Join, NodeKind, SessionReading, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
     state::{Bucket, Concerns, Session},
     subjects,
@@ -18,7 +18,10 @@ use highwater_schemas::{
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -48,6 +51,7 @@ struct Running {
     plan: watch::Sender<Arc<Plan>>,
     vbuuid: u64,
     held: Arc<AtomicU64>,
+    reading: Arc<Reading>,
 }
 
 struct Shell {
@@ -218,6 +222,7 @@ impl Shell {
         let vbuuid = vbucket.vbuuid();
         let live = Key { session: 0, ..key.clone() };
         let held = self.running.get(&live).map_or_else(Arc::default, |running| Arc::clone(&running.held));
+        let reading = Arc::<Reading>::default();
         let assignment = Assignment {
             bucket: key.bucket.clone(),
             stream: stream.name,
@@ -231,6 +236,7 @@ impl Shell {
             lists,
             known: known(bucket, vb),
             held: Arc::clone(&held),
+            reading: Arc::clone(&reading),
             max_document: self.config.max_document,
         };
         tracing::info!(
@@ -246,7 +252,7 @@ impl Shell {
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
         let abort =
             self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
-        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, held });
+        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, held, reading });
     }
 
     /// A task ended by itself.
@@ -282,7 +288,16 @@ impl Shell {
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
         self.broken.retain(|(bucket, id)| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
+        let sessions = self.running.iter().filter(|(key, _)| key.session != 0);
+        let reading = sessions.map(|(key, running)| SessionReading {
+            bucket: key.bucket.clone(),
+            session: key.session,
+            vb: key.vb,
+            read: running.reading.messages.load(Ordering::Relaxed),
+            pending: running.reading.pending.load(Ordering::Relaxed),
+        });
         Join {
+            reading: reading.collect(),
             term: self.state.context().term,
             suspicions: self.suspicions.clone(),
             broken_sessions: self.broken.iter().cloned().collect(),

@@ -77,7 +77,16 @@ pub(crate) struct Assignment {
     pub(crate) known: Known,
     /// The highest seqno that this process has read of the vbucket, in whichever task.
     pub(crate) held: Arc<AtomicU64>,
+    pub(crate) reading: Arc<Reading>,
     pub(crate) max_document: usize,
+}
+
+/// How much a task has read.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) messages: AtomicU64,
+    /// Messages that the server held when it sent the last of these.
+    pub(crate) pending: AtomicU64,
 }
 
 /// How a task ends by itself.
@@ -296,6 +305,9 @@ impl Task {
         }
         if let Some(last) = messages.last() {
             self.assignment.held.fetch_max(last.seq, Ordering::Relaxed);
+            let reading = &self.assignment.reading;
+            reading.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
+            reading.pending.store(last.pending, Ordering::Relaxed);
         }
         for (i, message) in messages.iter().enumerate() {
             if self.listing {

@@ -5,7 +5,7 @@
 use super::{Action, Core, ddl::mix};
 use highwater_schemas::{
     api::{Branch, BucketHistoryReply, NodeKind, RollbackSummary, SliceReport, SliceState, StreamHistory},
-    state::{Bucket, Change, Failover, IndexState, RollbackPhase, SliceName, vbuuid_text},
+    state::{Bucket, Change, Failover, IndexState, Rollback, RollbackPhase, SliceName, vbuuid_text},
 };
 
 impl Core {
@@ -78,15 +78,22 @@ pub(super) fn history(bucket: &Bucket) -> BucketHistoryReply {
         stream: stream.clone(),
         failover: vbucket.failover.iter().map(branch).collect(),
     });
-    let rollbacks = bucket.rollbacks.iter().chain(&bucket.rollback).map(|r| RollbackSummary {
-        phase: r.phase,
-        streams: r.vbs.iter().filter_map(|vb| names.get(usize::from(*vb)).cloned()).collect(),
-        broken: r.broken,
-        began: r.began,
-        ended: r.ended,
-        reason: r.reason.clone(),
-    });
+    let rollbacks = bucket.rollbacks.iter().chain(&bucket.rollback).map(|r| summary(bucket, r));
     BucketHistoryReply { streams: streams.collect(), rollbacks: rollbacks.collect() }
+}
+
+/// A rollback as people see it.
+pub(super) fn summary(bucket: &Bucket, rollback: &Rollback) -> RollbackSummary {
+    let streams = bucket.definition.vbuckets().into_iter().enumerate();
+    let rolled_back = streams.filter(|(vb, _)| rollback.vbs.iter().any(|r| usize::from(*r) == *vb));
+    RollbackSummary {
+        phase: rollback.phase,
+        streams: rolled_back.map(|(_, stream)| stream.name).collect(),
+        broken: rollback.broken,
+        began: rollback.began,
+        ended: rollback.ended,
+        reason: rollback.reason.clone(),
+    }
 }
 
 /// One that is filled from nothing holds up nobody.

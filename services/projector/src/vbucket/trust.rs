@@ -4,10 +4,7 @@ use super::{Assignment, End, Task};
 use crate::verify::{self, Known, Suspected};
 use highwater_bus::Bus;
 use highwater_schemas::lane::LaneTarget;
-use std::{sync::atomic::Ordering, time::Duration};
-
-/// A source that cannot be reached is looked at this often.
-const RETRY: Duration = Duration::from_millis(200);
+use std::sync::atomic::Ordering;
 
 impl Task {
     /// The reader cannot go on.
@@ -96,17 +93,11 @@ impl Task {
 
 /// Compares a source with what is known of it, as long as it takes to reach it.
 pub(super) async fn verified(bus: &Bus, stream: &str, known: &Known) -> Result<u64, Suspected> {
-    let mut said = false;
+    let mut retry = bus.retry(format!("comparing source stream {stream}"));
     loop {
         match verify::check(bus, stream, known).await {
             Ok(verdict) => return verdict,
-            Err(error) => {
-                if !said {
-                    tracing::warn!(stream, %error, "the source cannot be compared yet; trying again until it can be");
-                    said = true;
-                }
-                tokio::time::sleep(RETRY).await;
-            }
+            Err(error) => retry.wait(&error).await,
         }
     }
 }

@@ -35,7 +35,8 @@ fn open(dir: &Path) -> LmdbStore {
 
 fn mark(st: u64) -> SliceMark {
     let position = highwater_schemas::Position::new(st * 10, 2);
-    let vb = SliceVb { vbuuid: 5, position, covered: st * 9, content: st * 10, proven: st * 8, server_time: -4, hash: 6 };
+    let vb =
+        SliceVb { vbuuid: 5, position, covered: st * 9, content: st * 10, proven: st * 8, server_time: -4, hash: 6 };
     SliceMark {
         st,
         term: 2,
