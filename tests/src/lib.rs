@@ -27,6 +27,7 @@ pub mod child;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod deleting;
 pub mod documents;
 pub mod files;
 pub mod history;

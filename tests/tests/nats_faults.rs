@@ -4,15 +4,11 @@
 use highwater_tests::{
     cli,
     cluster::SERVICES,
+    deleting::Deleting,
     load::{self, Writer},
     prelude::*,
     proxy::Proxy,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
-
 const BUCKET: &str = "people";
 const STREAM: &str = "KV_people";
 const CATCHUP: &str = "HW_CATCHUP_people";
@@ -109,14 +105,7 @@ async fn a_catchup_topic_that_is_deleted_during_a_build_holds_it_up_and_no_more(
             let mut indexes = indexed(&client, &source, &mut rng).await?;
             let built = documents::passing("built_meanwhile");
             // Whatever makes it again, it is gone at once.
-            let over = Arc::new(AtomicBool::new(false));
-            let (other, told) = (cluster.client().await?, Arc::clone(&over));
-            let deleting = tokio::spawn(async move {
-                while !told.load(Ordering::Relaxed) {
-                    let _ = other.js.delete_stream(CATCHUP).await;
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            });
+            let deleting = Deleting::start(cluster.url(), CATCHUP).await?;
             client.create_index(&built.definition(BUCKET)).await?;
             let session = until("the session of the build is shown", STATED_WITHIN, async || {
                 let status = client.members().await.map_err(|refused| refused.to_string())?;
@@ -142,8 +131,7 @@ async fn a_catchup_topic_that_is_deleted_during_a_build_holds_it_up_and_no_more(
             for index in &indexes {
                 ask::whole(&client, &source, index).await?;
             }
-            over.store(true, Ordering::Relaxed);
-            deleting.await?;
+            deleting.stop().await?;
             indexes.push(built);
             equal(&client, &source, &indexes).await?;
             all_is_well(&client).await
