@@ -2,7 +2,7 @@
 
 use crate::{
     config::Config,
-    vbucket::{self, Assignment, End, Plan, Reading, WANTS},
+    vbucket::{self, Assignment, Durable, End, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
@@ -10,7 +10,7 @@ use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, SessionReading, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
-    state::{Bucket, Concerns, Session},
+    state::{Bucket, Concerns, Session, StateContext},
     subjects,
     timestamp::Asked,
     wire,
@@ -19,7 +19,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -52,6 +52,20 @@ struct Running {
     vbuuid: u64,
     held: Arc<AtomicU64>,
     reading: Arc<Reading>,
+    durable: Durable,
+}
+
+impl Running {
+    /// Takes up the bookmarks that the log has now.
+    fn remember(&self, context: &StateContext, key: &Key) {
+        let Some(vbucket) = context.buckets.get(&key.bucket).and_then(|b| b.vbuckets.get(usize::from(key.vb))) else {
+            return;
+        };
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if durable.last().map(|mark| mark.seqno) != vbucket.bookmarks.last().map(|mark| mark.seqno) {
+            durable.clone_from(&vbucket.bookmarks);
+        }
+    }
 }
 
 struct Shell {
@@ -192,6 +206,7 @@ impl Shell {
         for (key, plan) in wanted {
             match self.running.get(&key) {
                 Some(running) => {
+                    running.remember(self.state.context(), &key);
                     running.plan.send_if_modified(|old| {
                         let changed = *old != plan;
                         if changed {
@@ -222,7 +237,7 @@ impl Shell {
         let vbuuid = vbucket.vbuuid();
         let live = Key { session: 0, ..key.clone() };
         let held = self.running.get(&live).map_or_else(Arc::default, |running| Arc::clone(&running.held));
-        let reading = Arc::<Reading>::default();
+        let (reading, durable) = (Arc::<Reading>::default(), Durable::default());
         let assignment = Assignment {
             bucket: key.bucket.clone(),
             stream: stream.name,
@@ -236,6 +251,7 @@ impl Shell {
             lists,
             known: known(bucket, vb),
             held: Arc::clone(&held),
+            durable: Arc::clone(&durable),
             reading: Arc::clone(&reading),
             max_document: self.config.max_document,
         };
@@ -252,7 +268,7 @@ impl Shell {
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
         let abort =
             self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
-        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, held, reading });
+        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, held, reading, durable });
     }
 
     /// A task ended by itself.

@@ -26,7 +26,7 @@ use highwater_schemas::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -77,9 +77,13 @@ pub(crate) struct Assignment {
     pub(crate) known: Known,
     /// The highest seqno that this process has read of the vbucket, in whichever task.
     pub(crate) held: Arc<AtomicU64>,
+    pub(crate) durable: Durable,
     pub(crate) reading: Arc<Reading>,
     pub(crate) max_document: usize,
 }
+
+/// The bookmarks that the log has now: those of what indexers can go back to.
+pub(crate) type Durable = Arc<Mutex<Vec<Bookmark>>>;
 
 /// How much a task has read.
 #[derive(Debug, Default)]
