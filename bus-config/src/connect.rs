@@ -1,14 +1,17 @@
 //! A connection, checked, and the core of the bus: publish, request, subscribe.
 
-use crate::error::BusError;
+use crate::{error::BusError, troubles::Troubles};
 use async_nats::{
-    Client, ConnectErrorKind, HeaderMap,
+    Client, ConnectErrorKind, Event, HeaderMap,
     client::RequestErrorKind,
     jetstream::{self, Context},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// A log directive that silences the NATS client: what matters of it is in our own errors.
 pub const CLIENT_LOG_OFF: &str = "async_nats=off";
@@ -42,6 +45,7 @@ pub struct ConnectSettings {
 pub struct Bus {
     pub(crate) client: Client,
     pub(crate) js: Context,
+    pub(crate) troubles: Troubles,
 }
 
 /// The answer to a request.
@@ -82,12 +86,18 @@ impl Bus {
     /// Connects and checks version and JetStream. Later losses of the connection are healed by the client.
     pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
         let url = settings.url.clone();
+        let troubles = Troubles::default();
+        let noted = troubles.clone();
         let mut options = async_nats::ConnectOptions::new()
             .name(&settings.name)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING)
-            .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 20).min(500)));
+            .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 20).min(500)))
+            .event_callback(move |event| {
+                note(&noted, &event);
+                std::future::ready(())
+            });
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
             options = options.user_and_password(user.clone(), password.clone());
         } else if let Some(token) = &settings.token {
@@ -125,7 +135,7 @@ impl Bus {
                 if let Some(why) = info.pointer("/error/description").and_then(|d| d.as_str()) {
                     return Err(BusError::Other { what: "JetStream", why: why.into() });
                 }
-                Ok(Self { client, js })
+                Ok(Self { client, js, troubles })
             }
             Err(e) if e.kind() == RequestErrorKind::NoResponders => Err(BusError::NoJetStream { url }),
             Err(e) => Err(BusError::other("JetStream", e)),
@@ -171,6 +181,20 @@ impl Bus {
         })?;
         let error = message.headers.as_ref().and_then(error_headers);
         Ok(Reply { payload: message.payload, error })
+    }
+}
+
+/// What happens to the connection is stated for a while.
+fn note(troubles: &Troubles, event: &Event) {
+    let now = Instant::now();
+    match event {
+        Event::Disconnected => troubles.happened("connection to NATS", &"it was lost", now),
+        Event::SlowConsumer(_) => {
+            let what = "messages come faster than they are taken: some were dropped (slow consumer)";
+            troubles.happened("subscription", &what, now);
+        }
+        Event::ServerError(error) => troubles.happened("answers of NATS", error, now),
+        _ => {}
     }
 }
 

@@ -67,9 +67,10 @@ impl Heart {
         self.say(join).await;
     }
 
-    /// Sends what is between two heartbeats; the next one is due as before.
+    /// Sends what is between two heartbeats, and what fails here; the next one is due as before.
     pub async fn say(&self, join: &Join) {
-        let payload = serde_json::to_vec(join).unwrap_or_default();
+        let join = Join { troubles: self.bus.troubles(), ..join.clone() };
+        let payload = serde_json::to_vec(&join).unwrap_or_default();
         let sent = self.bus.client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
         match timeout(SENT_WITHIN, sent).await {
             Ok(Ok(())) => {}

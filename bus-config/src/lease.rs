@@ -8,6 +8,7 @@ use crate::{
     connect::Bus,
     error::BusError,
     streams::StreamSpec,
+    troubles::Retry,
 };
 use async_nats::{
     HeaderMap, header,
@@ -19,7 +20,11 @@ use highwater_schemas::{
     names,
     subjects::{self, CLUSTER_LEASE, CLUSTER_STREAM},
 };
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::timeout;
 
 const API_TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,11 +36,14 @@ const MOST_REGISTERED: usize = 1_024;
 pub struct ClusterBucket {
     bus: Bus,
     replicas: usize,
+    /// Writes of the lease, which the holder repeats.
+    retry: Arc<Mutex<Retry>>,
 }
 
 impl ClusterBucket {
     pub fn new(bus: Bus, replicas: usize) -> Self {
-        Self { bus, replicas }
+        let retry = Arc::new(Mutex::new(bus.retry("lease of the cluster managers")));
+        Self { bus, replicas, retry }
     }
 
     /// Makes the bucket, or brings it to its definition. True when it was made.
@@ -77,17 +85,25 @@ impl ClusterBucket {
                 Err(e) => Err(e),
             }
         };
-        match timeout(patience, write).await {
+        let written = timeout(patience, write).await;
+        let failed = match &written {
+            Ok(Ok(_)) => None,
+            Ok(Err(e)) if wrong_sequence(e) => None,
+            Ok(Err(e)) => Some(e.source().map_or_else(|| e.to_string(), ToString::to_string)),
+            Err(_) => Some("no acknowledgement in time".into()),
+        };
+        let mut retry = self.retry.lock().unwrap_or_else(PoisonError::into_inner);
+        match failed {
+            Some(why) => _ = retry.failed(&why),
+            None => retry.over(),
+        }
+        drop(retry);
+        match written {
             Ok(Ok(ack)) if ack.stream == CLUSTER_STREAM => LeaseWritten::Done { revision: ack.sequence },
             Ok(Ok(_)) => LeaseWritten::NoBucket,
             Ok(Err(e)) if wrong_sequence(&e) => LeaseWritten::Conflict,
             Ok(Err(e)) if e.kind() == PublishErrorKind::StreamNotFound => LeaseWritten::NoBucket,
-            Ok(Err(e)) => {
-                let why = e.source().map_or_else(|| e.to_string(), ToString::to_string);
-                tracing::debug!(why, "the lease was not acknowledged");
-                LeaseWritten::Unknown
-            }
-            Err(_) => LeaseWritten::Unknown,
+            Ok(Err(_)) | Err(_) => LeaseWritten::Unknown,
         }
     }
 

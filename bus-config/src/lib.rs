@@ -9,6 +9,7 @@
 //!   [`StateView`]: what it adds up to
 //! - [`ClusterBucket`]: the cluster managers' lease, and the registered index managers
 //! - [`Heart`]: a node's heartbeats, as often as the active cluster manager asks for; [`leave`]: its goodbye
+//! - [`Retry`]: what is tried until it succeeds, and stated in the heartbeats meanwhile
 //! - [`Endpoints`]: ADR-32 services with coded errors
 //!
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
@@ -26,6 +27,7 @@ mod service;
 mod state_log;
 mod state_view;
 mod streams;
+mod troubles;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Incoming, Reply, Subscription};
 pub use error::BusError;
@@ -37,5 +39,6 @@ pub use service::{Endpoints, ServiceRequest, ServiceSpec};
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
 pub use state_view::{StateTail, StateView};
 pub use streams::{Looked, StreamSpec, StreamState};
+pub use troubles::Retry;
 
 pub use bytes::Bytes;

@@ -19,7 +19,8 @@ use bytes::Bytes;
 use std::time::Duration;
 
 const INACTIVE: Duration = Duration::from_secs(30);
-const RETRY: [u64; 6] = [10, 50, 100, 250, 500, 1000];
+/// A stream that cannot be opened again is tried at least this often.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Where to begin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -191,30 +192,31 @@ impl StreamReader {
         // Best effort: the server also removes it when it is inactive.
         let old = std::mem::take(&mut self.consumer);
         let _ = self.bus.js.delete_consumer_from_stream(old, self.stream.as_str()).await;
-        for attempt in 0.. {
-            let wait = RETRY[RETRY.len().min(attempt + 1) - 1];
-            match self.bus.stream_state(&self.stream).await {
+        let mut retry = self.bus.retry(format!("reading stream {}", self.stream)).within(LONGEST);
+        loop {
+            let error = match self.bus.stream_state(&self.stream).await {
                 Ok(state) => {
                     self.check(&state)?;
                     match self.subscribe().await {
-                        Ok(pulls) => {
-                            if let Ok(state) = self.bus.stream_state(&self.stream).await {
+                        Ok(pulls) => match self.bus.stream_state(&self.stream).await {
+                            Ok(state) => {
                                 self.check(&state)?;
                                 self.pulls = Some(pulls);
+                                retry.over();
                                 return Ok(());
                             }
-                        }
-                        Err(error) => tracing::debug!(stream = self.stream, %error, "cannot open yet"),
+                            Err(error) => error,
+                        },
+                        Err(error) => error,
                     }
                 }
                 Err(error @ BusError::NoStream(_)) => {
                     return Err(BusError::StreamChanged { stream: self.stream.clone(), why: error.to_string() });
                 }
-                Err(error) => tracing::debug!(stream = self.stream, %error, "cannot open yet"),
-            }
-            tokio::time::sleep(Duration::from_millis(wait)).await;
+                Err(error) => error,
+            };
+            retry.wait(&error).await;
         }
-        Ok(())
     }
 
     /// Waits for a message, then takes what is ready, at most `most`; none when the reader was opened again on another server,

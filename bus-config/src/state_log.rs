@@ -12,10 +12,11 @@ use crate::{
 use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use highwater_schemas::subjects::{STATE_STREAM, STATE_SUBJECT};
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 use tokio::{sync::mpsc, task::AbortHandle};
 
-const RETRY: Duration = Duration::from_millis(100);
+/// A log that cannot be opened is tried at least this often.
+const LONGEST: Duration = Duration::from_millis(500);
 /// Records taken from the stream at once, and those that may wait for a follower.
 const FOLLOW_BATCH: usize = 256;
 
@@ -89,7 +90,8 @@ impl StateLog {
             Err(e) => match e.kind() {
                 _ if wrong_sequence(&e) => Appended::Moved,
                 PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Appended::Unknown,
-                _ => Appended::Refused(e.to_string()),
+                // The server's own words are behind the client's.
+                _ => Appended::Refused(e.source().map_or_else(|| e.to_string(), ToString::to_string)),
             },
         }
     }
@@ -166,17 +168,18 @@ impl Drop for StateFollower {
 
 /// Reads the log until nobody follows any more; from its beginning whenever it is not what it was.
 async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
+    let mut retry = bus.retry(format!("reading stream {STATE_STREAM}")).within(LONGEST);
     loop {
         let (mut reader, end) = match open(&bus).await {
             Ok(opened) => opened,
             Err(error) => {
-                tracing::debug!(%error, "waiting for the log");
                 tokio::select! {
-                    () = tokio::time::sleep(RETRY) => continue,
+                    () = retry.wait(&error) => continue,
                     () = items.closed() => return,
                 }
             }
         };
+        retry.over();
         if items.send(Followed::Opened { end }).await.is_err() {
             return;
         }

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 /// One of each service, in the order of their start.
 pub const SERVICES: [&str; 5] = [MANAGER, "coordinator-1", "projector-1", "indexer-1", "catalog-1"];
 const MANAGER: &str = "cluster-manager-1";
+const CONFIGURATION: &str = "nats.conf";
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
@@ -33,6 +34,8 @@ pub struct Cluster {
     url: String,
     /// By service, further arguments of every start.
     arguments: BTreeMap<String, Vec<String>>,
+    /// By node, where it finds NATS if not at the server itself.
+    detours: BTreeMap<String, String>,
     directory: TempDir,
 }
 
@@ -78,6 +81,21 @@ impl Cluster {
         Ok(Self::new(vec![nats], directory))
     }
 
+    /// Only a nats-server, with a configuration that enables JetStream.
+    pub fn configured(configuration: &str) -> Result<Self> {
+        let directory = temporary()?;
+        let file = directory.path().join(CONFIGURATION);
+        fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+        let nats = NatsServer::start_with(&directory.path().join("nats"), &["-c", &file.to_string_lossy()])?;
+        Ok(Self::new(vec![nats], directory))
+    }
+
+    /// Has that server take another configuration.
+    pub fn reconfigure(&mut self, configuration: &str) -> Result<()> {
+        fs::write(self.path().join(CONFIGURATION), configuration).context("cannot write the configuration")?;
+        self.nats().child().signal("HUP")
+    }
+
     /// Only nats-servers, three of them, which form a cluster; services will keep three replicas of their streams.
     pub async fn replicated() -> Result<Self> {
         let directory = temporary()?;
@@ -98,7 +116,7 @@ impl Cluster {
     fn new(servers: Vec<NatsServer>, directory: TempDir) -> Self {
         let urls: Vec<&str> = servers.iter().map(NatsServer::url).collect();
         let url = urls.join(",");
-        Self { services: Vec::new(), servers, url, arguments: BTreeMap::new(), directory }
+        Self { services: Vec::new(), servers, url, arguments: BTreeMap::new(), detours: BTreeMap::new(), directory }
     }
 
     /// Every node of this service is started with these arguments too, each time.
@@ -106,6 +124,13 @@ impl Cluster {
     pub fn with_arguments(mut self, service: &str, arguments: &[&str]) -> Self {
         let all = self.arguments.entry(service.into()).or_default();
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// A node finds NATS there.
+    #[must_use]
+    pub fn with_detour(mut self, node: &str, url: &str) -> Self {
+        self.detours.insert(node.into(), url.into());
         self
     }
 
@@ -148,7 +173,8 @@ impl Cluster {
         let data = self.data_dir(node);
         fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut command = Command::new(binaries::highwater()?);
-        command.args([service, "--node-id", node, "--nats-url", self.url(), "--data-dir"]).arg(data);
+        let url = self.detours.get(node).map_or(self.url(), String::as_str);
+        command.args([service, "--node-id", node, "--nats-url", url, "--data-dir"]).arg(data);
         command.args(self.arguments.get(service).into_iter().flatten());
         Ok(command)
     }

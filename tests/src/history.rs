@@ -118,6 +118,12 @@ impl Follow {
     }
 }
 
+/// What the records of the log changed, the oldest first.
+pub async fn changes(client: &Client) -> Result<Vec<Change>> {
+    let change = |json: Vec<u8>| Ok(serde_json::from_slice::<Record>(&json).context("no record")?.change);
+    records(client).await?.into_iter().map(change).collect()
+}
+
 /// The records of the log, as JSON, the oldest first.
 async fn records(client: &Client) -> Result<Vec<Vec<u8>>> {
     let stream = client.js.get_stream(STATE_STREAM).await.context("no state log")?;

@@ -8,7 +8,7 @@ use async_nats::{
         context::PublishAckFuture,
         kv,
         message::{PublishMessage, StreamMessage},
-        stream::{Config, RawMessageErrorKind},
+        stream::{Config, RawMessageErrorKind, StorageType},
     },
 };
 use bytes::Bytes;
@@ -176,11 +176,18 @@ impl Source {
         Self::key_value_configured(client, config).await
     }
 
+    /// As [`Self::key_value`], kept in the server's memory.
+    pub async fn key_value_in_memory(client: &Client, bucket: &str) -> Result<Self> {
+        let storage = StorageType::Memory;
+        let config = kv::Config { bucket: bucket.into(), history: 1, storage, ..kv::Config::default() };
+        Self::key_value_configured(client, config).await
+    }
+
     /// A new key-value bucket with this configuration.
     pub async fn key_value_configured(client: &Client, config: kv::Config) -> Result<Self> {
-        let bucket = &config.bucket.clone();
+        let bucket = config.bucket.clone();
         client.js.create_key_value(config).await.context("no key-value bucket")?;
-        Ok(Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
+        Ok(Self::new(client, &bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
     }
 
     /// One stream made with this configuration, declared as a bucket; its name and subjects are filled in.

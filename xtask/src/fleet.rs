@@ -82,6 +82,14 @@ impl Fleet {
         Ok(Self { services: Vec::new(), nats, directory: Some(directory), path })
     }
 
+    /// Stops the nats-server, has something done meanwhile, and starts it again.
+    pub fn restart_nats(&mut self, server: &NatsServer, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.nats.stop();
+        meanwhile()?;
+        let file = self.path.join("nats.conf");
+        self.nats.start_again(&server.path, &self.path.join("nats"), &["-c", &file.to_string_lossy()])
+    }
+
     /// Starts services of the `highwater` binary and waits until all of them serve.
     pub async fn start_services(&mut self, binary: &Path, size: &Size) -> Result<()> {
         self.start_services_with(binary, size, &[]).await

@@ -1,5 +1,6 @@
 //! Membership and status: nodes ↔ cluster manager ↔ index managers, and what `highwater status` shows.
 
+use super::{BucketStatus, SessionReading, Trouble};
 use crate::state::SliceName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -222,6 +223,12 @@ pub struct Join {
     /// Projectors only.
     #[serde(default)]
     pub suspicions: Vec<Suspicion>,
+    /// How far it has read for sessions; projectors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reading: Vec<SessionReading>,
+    /// What fails.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Trouble>,
 }
 
 impl Join {
@@ -240,6 +247,8 @@ impl Join {
             suspicions: Vec::new(),
             broken_sessions: Vec::new(),
             reconciles: Vec::new(),
+            reading: Vec::new(),
+            troubles: Vec::new(),
         }
     }
 }
@@ -373,33 +382,9 @@ pub struct MemberStatus {
     /// What it waits for, or why it cannot lead.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
-}
-
-/// One bucket as the coordinator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct BucketStatus {
-    pub name: String,
-    /// Newest stability timestamp, 0 when there is none yet.
-    pub st: u64,
-    pub exact: bool,
-    /// Per vbucket: stream, seqno, covered, projector.
-    pub vbuckets: Vec<VbStatus>,
-    /// Newest durable ST.
-    pub durable: u64,
-    /// Open sessions.
-    pub sessions: usize,
-}
-
-/// One vbucket of a bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct VbStatus {
-    pub stream: String,
-    pub vbuuid: String,
-    pub generation: u64,
-    pub projector: String,
-    pub seqno: u64,
-    pub covered: u64,
-    pub source_last: u64,
+    /// What fails there, by its last heartbeat, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Trouble>,
 }
 
 /// Reply of `hw.node.<index manager>.status`; buckets and bootstrap are the master's alone.

@@ -7,6 +7,7 @@ mod admin;
 mod cluster;
 mod diagnosis;
 mod query;
+mod status;
 
 pub use admin::{
     Assign, Branch, BucketAdd, BucketHistory, BucketHistoryReply, BucketList, BucketReconcile, BucketRemove,
@@ -15,10 +16,10 @@ pub use admin::{
     SubscribeReply, TopicList, TopicListRequest, TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
-    Bootstrap, BootstrapReply, BootstrapStep, BucketStatus, ClusterEvent, ClusterStatus, HEARTBEAT_MS, Join, JoinReply,
-    Lease, LeaseWritten, Leave, MOST_MEMBERS, ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus,
-    MembersReply, NodeKind, NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion,
-    UnindexedDoc, VbStatus, heartbeat,
+    Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, ClusterStatus, HEARTBEAT_MS, Join, JoinReply, Lease,
+    LeaseWritten, Leave, MOST_MEMBERS, ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus, MembersReply,
+    NodeKind, NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc,
+    heartbeat,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
@@ -28,6 +29,7 @@ pub use query::{
     AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,
     ScanResult, SnapshotChoice, VbPosition,
 };
+pub use status::{BucketStatus, MOST_TROUBLES, SessionReading, SessionSlice, SessionStatus, Trouble, VbStatus};
 
 use crate::error::{ApiError, ErrorCode};
 use serde::{Serialize, de::DeserializeOwned};

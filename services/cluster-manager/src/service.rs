@@ -269,6 +269,7 @@ impl Shell {
         let crowded = self.tasks.len() >= MOST_TASKS;
         match action {
             Action::Beat(join) => {
+                let join = Join { troubles: bus.troubles(), ..*join };
                 self.publish(subjects::CLUSTER_JOIN, serde_json::to_vec(&join).unwrap_or_default()).await;
             }
             Action::Publish(event) => {

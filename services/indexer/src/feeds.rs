@@ -22,7 +22,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Messages taken at once.
 const TAKE: usize = 64;
-const RETRY: Duration = Duration::from_millis(200);
+/// A topic that cannot be read is tried at least this often.
+const LONGEST: Duration = Duration::from_secs(1);
 /// HWT on progress, no faster than this.
 const HWT_SPACING: Duration = Duration::from_millis(5);
 /// HWT of an idle bucket is repeated this often: broadcasts are lossy.
@@ -45,16 +46,13 @@ impl Feed {
         let stream = subjects::mutation_stream(&self.bucket);
         let subject = subjects::mutation(&self.bucket, &node);
         let share = Arc::new(Semaphore::new(QUEUE_BYTES));
-        let (mut first, mut said) = (true, false);
+        let mut first = true;
+        let mut retry = self.bus.retry(format!("reading stream {stream}")).within(LONGEST);
         loop {
             let state = match self.bus.stream_state(&stream).await {
                 Ok(state) => state,
                 Err(error) => {
-                    if !said {
-                        tracing::warn!(stream, %error, "cannot read the mutation topic yet; trying again until it can be");
-                        said = true;
-                    }
-                    tokio::time::sleep(RETRY).await;
+                    retry.wait(&error).await;
                     continue;
                 }
             };
@@ -69,7 +67,7 @@ impl Feed {
             let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created), lists: false };
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {
-                    said = false;
+                    retry.over();
                     if self.events.send(Event::TopicOpened { after, created: reader.created() }).await.is_err() {
                         return;
                     }
@@ -82,10 +80,7 @@ impl Feed {
                     }
                     resume = None;
                 }
-                Err(error) => {
-                    tracing::warn!(stream, %error, "cannot open the mutation topic");
-                    tokio::time::sleep(RETRY).await;
-                }
+                Err(error) => retry.wait(&error).await,
             }
         }
     }
@@ -95,9 +90,11 @@ impl Feed {
         let stream = subjects::catchup_stream(&self.bucket);
         let from = ReadFrom { after: 0, filter: Some(subjects::catchup(&self.bucket, session)), ..ReadFrom::default() };
         let share = Arc::new(Semaphore::new(SESSION_BYTES));
+        let mut retry = self.bus.retry(format!("reading session {session} of stream {stream}")).within(LONGEST);
         loop {
             match StreamReader::open(&self.bus, &stream, from.clone()).await {
                 Ok(reader) => {
+                    retry.over();
                     if self
                         .pump(reader, &share, SESSION_BYTES, |topic, batch| Event::Session { session, topic, batch })
                         .await
@@ -106,10 +103,7 @@ impl Feed {
                         return;
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(stream, session, %error, "cannot open the session");
-                    tokio::time::sleep(RETRY).await;
-                }
+                Err(error) => retry.wait(&error).await,
             }
         }
     }
@@ -123,17 +117,15 @@ impl Feed {
         event: impl Fn(u64, Arc<Batch>) -> Event,
     ) -> Result<(), ()> {
         let mut messages: Vec<StreamMessage> = Vec::new();
+        let mut retry = self.bus.retry(format!("reading topics of bucket {}", self.bucket)).within(LONGEST);
         loop {
             match reader.next_ready(TAKE, &mut messages).await {
-                Ok(()) => {}
+                Ok(()) => retry.over(),
                 Err(error @ BusError::StreamChanged { .. }) => {
                     tracing::warn!(bucket = self.bucket, %error, "reading the topic from its beginning");
                     return Ok(());
                 }
-                Err(error) => {
-                    tracing::warn!(bucket = self.bucket, %error, "reading the topic");
-                    tokio::time::sleep(RETRY).await;
-                }
+                Err(error) => retry.wait(&error).await,
             }
             for message in messages.drain(..) {
                 let size = message.payload.len().clamp(1, quota) as u32;
@@ -153,11 +145,16 @@ impl Feed {
     /// Hands on the bucket's stability timestamps.
     pub(crate) async fn stability(self) {
         let subject = subjects::stability(&self.bucket);
+        let mut retry = self.bus.retry(format!("subscription to {subject}")).within(LONGEST);
         loop {
-            let Ok(mut subscription) = self.bus.subscribe(&subject).await else {
-                tokio::time::sleep(RETRY).await;
-                continue;
+            let mut subscription = match self.bus.subscribe(&subject).await {
+                Ok(subscription) => subscription,
+                Err(error) => {
+                    retry.wait(&error).await;
+                    continue;
+                }
             };
+            retry.over();
             while let Some(message) = subscription.next().await {
                 match wire::decode::<Stability>(&message.payload) {
                     Ok(stability) if stability.bucket == self.bucket => {

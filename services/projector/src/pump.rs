@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 pub(crate) const CAPACITY: usize = 4;
 /// Messages of one chunk.
 const CHUNK: usize = 512;
-const RETRY: Duration = Duration::from_millis(200);
 /// A list of which nothing comes for so long may be complete.
 const SILENCE: Duration = Duration::from_millis(300);
 /// One of which nothing comes for so long, though it is not complete, is begun again.
@@ -32,7 +31,7 @@ pub(crate) enum Pumped {
 
 /// Runs until the receiver is dropped or the stream contradicts.
 pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
-    let mut said = false;
+    let mut retry = bus.retry(format!("reading source stream {stream}"));
     let mut reader = loop {
         match StreamReader::open(&bus, &stream, from.clone()).await {
             Ok(reader) => break reader,
@@ -41,17 +40,14 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
                 return;
             }
             Err(error) => {
-                if !said {
-                    tracing::warn!(stream, %error, "cannot open the source yet; trying again until it can be");
-                    said = true;
-                }
                 tokio::select! {
-                    () = tokio::time::sleep(RETRY) => {}
+                    () = retry.wait(&error) => {}
                     () = out.closed() => return,
                 }
             }
         }
     };
+    drop(retry);
     if out.send(Pumped::Opened { created: reader.created() }).await.is_err() {
         return;
     }

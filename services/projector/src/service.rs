@@ -2,15 +2,15 @@
 
 use crate::{
     config::Config,
-    vbucket::{self, Assignment, End, KnownToAll, Plan, WANTS},
+    vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
 use highwater_schemas::{
     Position,
-    api::{self, Join, NodeKind, Suspicion},
+    api::{self, Join, NodeKind, SessionReading, Suspicion},
     lane::{LaneTarget, OpenLane, Routes},
-    state::{Bucket, Concerns, Session, SessionKind},
+    state::{Bucket, Concerns, Session, SessionKind, StateContext},
     subjects,
     timestamp::Asked,
     wire,
@@ -18,7 +18,7 @@ use highwater_schemas::{
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -49,6 +49,21 @@ struct Running {
     plan: watch::Sender<Arc<Plan>>,
     vbuuid: u64,
     known_to_all: Arc<KnownToAll>,
+    reading: Arc<Reading>,
+    durable: Durable,
+}
+
+impl Running {
+    /// Takes up the bookmarks that the log has now.
+    fn remember(&self, context: &StateContext, key: &Key) {
+        let Some(vbucket) = context.buckets.get(&key.bucket).and_then(|b| b.vbuckets.get(usize::from(key.vb))) else {
+            return;
+        };
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if durable.last().map(|mark| mark.seqno) != vbucket.bookmarks.last().map(|mark| mark.seqno) {
+            durable.clone_from(&vbucket.bookmarks);
+        }
+    }
 }
 
 struct Shell {
@@ -189,6 +204,7 @@ impl Shell {
         for (key, plan) in wanted {
             match self.running.get(&key) {
                 Some(running) => {
+                    running.remember(self.state.context(), &key);
                     running.plan.send_if_modified(|old| {
                         let changed = *old != plan;
                         if changed {
@@ -219,6 +235,7 @@ impl Shell {
         let vbuuid = vbucket.vbuuid();
         let live = Key { session: 0, ..key.clone() };
         let known_to_all = self.running.get(&live).map_or_else(Arc::default, |r| Arc::clone(&r.known_to_all));
+        let (reading, durable) = (Arc::<Reading>::default(), Durable::default());
         let assignment = Assignment {
             bucket: key.bucket.clone(),
             stream: stream.name,
@@ -235,6 +252,8 @@ impl Shell {
             recovers: session.is_some_and(|session| session.kind == SessionKind::Recovery),
             known: known(bucket, vb),
             known_to_all: Arc::clone(&known_to_all),
+            durable: Arc::clone(&durable),
+            reading: Arc::clone(&reading),
             max_document: self.config.max_document,
         };
         tracing::info!(
@@ -250,7 +269,8 @@ impl Shell {
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
         let abort =
             self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
-        self.running.insert(key, Running { abort, wants: wants_in, plan: plan_in, vbuuid, known_to_all });
+        let running = Running { abort, wants: wants_in, plan: plan_in, vbuuid, known_to_all, reading, durable };
+        self.running.insert(key, running);
     }
 
     /// A task ended by itself.
@@ -300,7 +320,16 @@ impl Shell {
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
         self.broken.retain(|(bucket, id)| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
+        let sessions = self.running.iter().filter(|(key, _)| key.session != 0);
+        let reading = sessions.map(|(key, running)| SessionReading {
+            bucket: key.bucket.clone(),
+            session: key.session,
+            vb: key.vb,
+            read: running.reading.messages.load(Ordering::Relaxed),
+            pending: running.reading.pending.load(Ordering::Relaxed),
+        });
         Join {
+            reading: reading.collect(),
             term: self.state.context().term,
             reconciles: self.reconciles(),
             suspicions: self.suspicions.clone(),

@@ -28,7 +28,7 @@ use removed::{Frozen, Hint};
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -97,7 +97,20 @@ pub(crate) struct Assignment {
     /// What the source is compared with.
     pub(crate) known: Known,
     pub(crate) known_to_all: Arc<KnownToAll>,
+    pub(crate) durable: Durable,
+    pub(crate) reading: Arc<Reading>,
     pub(crate) max_document: usize,
+}
+
+/// The bookmarks that the log has now: those of what indexers can go back to.
+pub(crate) type Durable = Arc<Mutex<Vec<Bookmark>>>;
+
+/// How much a task has read.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) messages: AtomicU64,
+    /// Messages that the server held when it sent the last of these.
+    pub(crate) pending: AtomicU64,
 }
 
 /// How a task ends by itself.
@@ -336,6 +349,9 @@ impl Task {
         }
         if let Some(last) = messages.last() {
             self.assignment.known_to_all.held.fetch_max(last.seq, Ordering::Relaxed);
+            let reading = &self.assignment.reading;
+            reading.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
+            reading.pending.store(last.pending, Ordering::Relaxed);
         }
         for (i, message) in messages.iter().enumerate() {
             if self.listing {

@@ -4,7 +4,7 @@ use crate::{
     packer::{Limits, Packed, Packer, Step},
     window::{Part, Resend, Window},
 };
-use highwater_bus::{Bus, Publisher};
+use highwater_bus::{Bus, Publisher, Retry};
 use highwater_schemas::{
     Position, StVb,
     lane::{Chunk, LaneTarget, OpenLane},
@@ -26,7 +26,8 @@ const LINGER: Duration = Duration::from_millis(2);
 const SYNC_SPACING: Duration = Duration::from_millis(5);
 /// SYNC of an idle vbucket is repeated this often: broadcasts are lossy.
 const SYNC_REPEAT: Duration = Duration::from_millis(500);
-const RETRY: Duration = Duration::from_millis(50);
+/// What is refused is sent again at least this often.
+const LONGEST: Duration = Duration::from_secs(1);
 /// A topic that people made holds up the indexes for so long at most: what it refuses then is left out of it.
 const PATIENCE_WITH_TOPICS: Duration = Duration::from_secs(10);
 /// Claims that may wait for their position to be published; catalogs repeat their wants.
@@ -38,7 +39,8 @@ struct Lane {
     publisher: Publisher,
     packer: Packer,
     window: Window,
-    acks: JoinSet<(Part, bool)>,
+    /// Each with why it was not taken.
+    acks: JoinSet<(Part, Option<String>)>,
     sync: StVb,
     source_last: u64,
     /// What was covered or asked at positions that are not yet published, oldest first.
@@ -51,8 +53,8 @@ struct Lane {
     /// When the open batch is to be sent at the latest.
     due: Option<Instant>,
     flushed_at: Instant,
-    /// The window is being sent again; said once.
-    resending: bool,
+    /// Nothing is taken any more.
+    retry: Retry,
     /// Subscribers of topics that people made, since when each takes nothing, and whether it was said that it is left out.
     refuse: BTreeMap<String, (Instant, bool)>,
 }
@@ -68,6 +70,7 @@ struct LaneInfo {
 /// Runs until its input ends.
 pub(crate) async fn run(bus: Bus, open: OpenLane) {
     let mut input = open.input;
+    let retry = bus.retry(format!("publishing key versions of bucket {}", open.bucket)).within(LONGEST);
     let mut lane = Lane {
         publisher: Publisher::new(bus.clone()),
         packer: Packer::new(open.from, open.dropped, Limits::new(bus.max_payload())),
@@ -99,7 +102,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         synced_at: Instant::now(),
         due: None,
         flushed_at: Instant::now(),
-        resending: false,
+        retry,
         refuse: BTreeMap::new(),
     };
     loop {
@@ -107,8 +110,8 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         let sync_in = if lane.changed { SYNC_SPACING } else { SYNC_REPEAT }.saturating_sub(lane.synced_at.elapsed());
         tokio::select! {
             Some(done) = lane.acks.join_next() => {
-                if let Ok((part, acked)) = done {
-                    lane.settled(part, acked).await;
+                if let Ok((part, refused)) = done {
+                    lane.settled(part, refused).await;
                 }
             }
             chunk = input.recv(), if !lane.window.full() => match chunk {
@@ -312,38 +315,28 @@ impl Lane {
         left_out
     }
 
-    async fn settled(&mut self, part: Part, acked: bool) {
-        let acked = self.left_out(part, acked) || acked;
-        if acked {
-            self.resending = false;
+    async fn settled(&mut self, part: Part, refused: Option<String>) {
+        let left_out = self.left_out(part, refused.is_none());
+        let Some(why) = refused.filter(|_| !left_out) else {
             self.window.acked(part);
             self.advance();
             return;
-        }
+        };
+        let delay = self.retry.failed(&why);
         let again = match self.window.failed(part) {
             Resend::Nothing => Vec::new(),
             Resend::One(part) => vec![part],
-            Resend::All(parts) => {
-                if !self.resending {
-                    tracing::warn!(
-                        bucket = self.open.bucket,
-                        vb = self.open.vb,
-                        messages = parts.len(),
-                        "publishing fails: sending the window again until it succeeds"
-                    );
-                    self.resending = true;
-                }
-                parts
-            }
+            Resend::All(parts) => parts,
         };
         for part in again {
-            self.publish(part, RETRY).await;
+            self.publish(part, delay).await;
         }
     }
 
     /// What is published moves SYNC.
     fn advance(&mut self) {
         if let Some(packed) = self.window.published() {
+            self.retry.over();
             self.sync.position = packed.to;
             self.sync.covered = self.sync.covered.max(packed.covered);
             self.sync.server_time = packed.server_time;
@@ -396,16 +389,10 @@ type Sent = Result<
     highwater_bus::BusError,
 >;
 
-async fn acknowledged(part: Part, subject: String, sent: Sent) -> (Part, bool) {
+async fn acknowledged(part: Part, subject: String, sent: Sent) -> (Part, Option<String>) {
     let outcome = match sent {
         Ok(ack) => ack.await.map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    match outcome {
-        Ok(_) => (part, true),
-        Err(why) => {
-            tracing::debug!(subject, why, "not acknowledged");
-            (part, false)
-        }
-    }
+    (part, outcome.err().map(|why| format!("{subject}: {why}")))
 }

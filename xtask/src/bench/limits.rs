@@ -76,12 +76,7 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     step(&format!("raw acked publish: {} msg/s", group(publish as u64)), since.elapsed());
 
     let since = Instant::now();
-    let mut read = 0.0_f64;
-    for _ in 0..RUNS {
-        let stream = read_with_stream(nats, documents).await?;
-        let pulls = read_with_pulls(nats, documents).await?;
-        read = read.max(stream).max(pulls);
-    }
+    let read = read(nats, documents).await?;
     step(&format!("raw stream read: {} msg/s", group(read as u64)), since.elapsed());
 
     let since = Instant::now();
@@ -99,7 +94,19 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     Ok(Limits { publish, update, read, round_trip, cursor })
 }
 
-async fn publish_all(nats: &Client, documents: u64) -> Result<f64> {
+/// Messages of the stream read in a second, at best.
+pub async fn read(nats: &Client, documents: u64) -> Result<f64> {
+    let mut read = 0.0_f64;
+    for _ in 0..RUNS {
+        let stream = read_with_stream(nats, documents).await?;
+        let pulls = read_with_pulls(nats, documents).await?;
+        read = read.max(stream).max(pulls);
+    }
+    Ok(read)
+}
+
+/// Makes the bucket with its documents; messages in a second.
+pub async fn publish_all(nats: &Client, documents: u64) -> Result<f64> {
     let config = kv::Config { bucket: BUCKET.into(), history: 1, ..Default::default() };
     jetstream::new(nats.clone()).create_key_value(config).await.context("cannot create the key-value bucket")?;
     let writer = Writer::new(nats.clone(), WINDOW).await?;

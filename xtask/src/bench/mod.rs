@@ -9,6 +9,7 @@ mod machine;
 mod pace;
 mod process;
 mod reads;
+mod recovery;
 mod report;
 mod steady;
 mod store;
@@ -68,6 +69,9 @@ pub struct Options {
     /// Measure only coordination: crashes of the master, DDL, many indexes
     #[arg(long, conflicts_with_all = ["limits_only", "store_only"])]
     coordination_only: bool,
+    /// Measure only recovery: restart and catchup of an indexer, a rollback
+    #[arg(long, conflicts_with_all = ["limits_only", "store_only", "coordination_only"])]
+    recovery_only: bool,
     /// Crashes of the master, with each of two settings
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     takeovers: u64,
@@ -122,6 +126,13 @@ pub async fn run(options: Options) -> Result<()> {
         coordination::measure(&sources, &options, &mut report).await?;
         return finish(&report, &options);
     }
+    if let (true, Some(binary)) = (options.recovery_only, &binary) {
+        let mut report = Report::new(machine::describe(&server.version.to_string()), &options);
+        println!("{}", bold(&format!("Highwater bench: recovery, {} documents", group(options.docs))));
+        let sources = Sources { server: &server, binary, directory: &directory };
+        recovery::measure(&sources, &options, &mut report).await?;
+        return finish(&report, &options);
+    }
     let mut fleet = Fleet::start(&server, Some(&directory))?;
     let mut report = Report::new(machine::describe(&server.version.to_string()), &options);
     println!("{}", bold(&format!("Highwater bench: {} documents", group(options.docs))));
@@ -145,6 +156,7 @@ pub async fn run(options: Options) -> Result<()> {
     drop(fleet);
     if let Some(binary) = &binary {
         let sources = Sources { server: &server, binary, directory: &directory };
+        recovery::measure(&sources, &options, &mut report).await?;
         coordination::measure(&sources, &options, &mut report).await?;
     }
     finish(&report, &options)

@@ -108,6 +108,20 @@ pub struct Store {
     pub bytes: f64,
 }
 
+/// What recovery showed.
+pub struct Recovery {
+    pub entries: u64,
+    /// From the start of an indexer until every index has answered, at worst.
+    pub restart: Duration,
+    /// Documents caught up in a second, and those read raw.
+    pub rate: f64,
+    pub read: f64,
+    pub mutations: u64,
+    /// What an indexer spent with rolling them back, and the time until the source as it is then is readable.
+    pub rolled_back: Duration,
+    pub resumed: Duration,
+}
+
 /// What crashes of the master showed.
 pub struct Takeover {
     /// From the crash until DDL was acknowledged.
@@ -157,6 +171,8 @@ impl Report {
                                   "indexes": options.indexes});
         let flags = if options.coordination_only {
             json!({"coordination_only": true, "coordination": coordination})
+        } else if options.recovery_only {
+            json!({"docs": options.docs, "recovery_only": true})
         } else if options.limits_only {
             json!({"docs": options.docs, "limits_only": true})
         } else {
@@ -233,6 +249,18 @@ impl Report {
         let budget = Bound::AtMost(MEMORY_BASE + MEMORY_QUOTA);
         self.add("indexer memory, RssAnon at most", memory.anonymous as f64 / MIB, "MiB", None, None, budget);
         self.plain("indexer memory, VmHWM (with mapped files)", memory.resident as f64 / MIB, "MiB");
+    }
+
+    pub fn recovery(&mut self, recovery: &Recovery) {
+        let name = format!("restart of an indexer with {} entries", group(recovery.entries as f64));
+        self.add(&name, recovery.restart.as_secs_f64(), "s", None, None, Bound::AtMost(2.0));
+        let ratio = Some(recovery.rate / recovery.read);
+        let budget = Bound::AtLeast(0.35);
+        self.add("catchup of two indexes, to raw read", recovery.rate, "docs/s", ratio, None, budget);
+        let name = format!("rollback of {} mutations in two indexes", group(recovery.mutations as f64));
+        let budget = Bound::AtMost(3.0);
+        self.add(&format!("{name}: in the indexer"), recovery.rolled_back.as_secs_f64(), "s", None, None, budget);
+        self.plain(&format!("{name}: until readable"), recovery.resumed.as_secs_f64(), "s");
     }
 
     /// `within` is the budget, seconds.

@@ -23,9 +23,20 @@ pub struct NatsProcess {
 impl NatsProcess {
     /// Starts `binary` with its store in `directory` on a free port of 127.0.0.1 and waits until it serves.
     pub fn start(binary: &Path, directory: &Path, extra: &[&str]) -> Result<Self> {
+        Self::start_at(binary, directory, "-1", extra)
+    }
+
+    /// The same one again on its port, after it was stopped.
+    pub fn start_again(&mut self, binary: &Path, directory: &Path, extra: &[&str]) -> Result<()> {
+        let port = self.url.rsplit(':').next().unwrap_or_default().to_owned();
+        *self = Self::start_at(binary, directory, &port, extra)?;
+        Ok(())
+    }
+
+    fn start_at(binary: &Path, directory: &Path, port: &str, extra: &[&str]) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let mut command = Command::new(binary);
-        command.args(["-js", "-a", "127.0.0.1", "-p", "-1", "-sd"]).arg(directory.join("store"));
+        command.args(["-js", "-a", "127.0.0.1", "-p", port, "-sd"]).arg(directory.join("store"));
         command.arg("--ports_file_dir").arg(directory).args(extra);
         let mut child = Child::start("nats-server", command, directory)?;
         let ports = format!("_{}.ports", child.id());

@@ -4,7 +4,7 @@
 //! allowed is down. So neither a pause of ours nor a lost connection makes the others seem silent.
 
 use crate::config::Config;
-use highwater_schemas::api::{Join, Leave, MOST_MEMBERS, ManagerReport, MemberStatus, NodeKind, Presence};
+use highwater_schemas::api::{Join, Leave, MOST_MEMBERS, ManagerReport, MemberStatus, NodeKind, Presence, Trouble};
 use std::collections::BTreeMap;
 
 /// A gap between two events, milliseconds, that is taken for a pause of this process where heartbeats are more frequent.
@@ -30,6 +30,7 @@ pub(super) struct Member {
     /// Heartbeats of ours since then.
     missed: u32,
     pub(super) manager: Option<ManagerReport>,
+    troubles: Vec<Trouble>,
 }
 
 impl Member {
@@ -107,19 +108,22 @@ impl Members {
                 self.changed |= !member.alive();
                 member.state = State::Alive;
                 member.manager = join.manager;
+                member.troubles = join.troubles;
                 (member.last, member.missed) = (now, 0);
             }
             Some(member) if member.before == Some(join.incarnation) && member.alive() => return,
             Some(member) => {
                 let before = Some(member.incarnation);
-                *member = Member { before, ..Member::new(now, join.incarnation, join.manager) };
+                let fresh = Member::new(now, join.incarnation, join.manager);
+                *member = Member { before, troubles: join.troubles, ..fresh };
                 self.changed = true;
             }
             None => {
                 if !self.make_room() {
                     return;
                 }
-                self.nodes.insert(key, Member::new(now, join.incarnation, join.manager));
+                let fresh = Member::new(now, join.incarnation, join.manager);
+                self.nodes.insert(key, Member { troubles: join.troubles, ..fresh });
                 self.changed = true;
             }
         }
@@ -205,6 +209,8 @@ impl Members {
                 last_heartbeat_ms: now.saturating_sub(m.last),
                 role: role.into(),
                 note: m.manager.as_ref().and_then(|m| m.waiting.clone()).unwrap_or_default(),
+                // Of one that is down nothing is known.
+                troubles: if m.alive() { m.troubles.clone() } else { Vec::new() },
             }
         };
         self.nodes.iter().map(status).collect()
@@ -213,6 +219,6 @@ impl Members {
 
 impl Member {
     fn new(now: u64, incarnation: u64, manager: Option<ManagerReport>) -> Self {
-        Self { incarnation, before: None, state: State::Alive, last: now, missed: 0, manager }
+        Self { incarnation, before: None, state: State::Alive, last: now, missed: 0, manager, troubles: Vec::new() }
     }
 }

@@ -6,7 +6,7 @@
 use super::{Action, Core};
 use crate::{config::Config, room};
 use highwater_schemas::{
-    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, SliceReport, Suspicion},
+    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, SessionReading, SliceReport, Suspicion},
     state::{Change, NodeEntry, SliceName, StateContext},
     timestamp::StabilityTimestamp,
 };
@@ -25,6 +25,8 @@ struct Member {
     broken: Vec<(String, u64)>,
     /// Buckets of which a reconcile with a higher number is asked for.
     reconciles: Vec<(String, u64)>,
+    /// How far it has read for sessions.
+    reading: Vec<SessionReading>,
 }
 
 /// What nodes and the cluster manager said since this index manager coordinates.
@@ -168,6 +170,12 @@ impl Members {
         self.seen.values().flat_map(|m| &m.reconciles).filter(|(b, _)| b == bucket).map(|(_, after)| *after).max()
     }
 
+    /// What projectors have read for a session.
+    pub(super) fn reading(&self, bucket: &str, session: u64) -> impl Iterator<Item = &SessionReading> {
+        let reading = self.seen.values().flat_map(|m| &m.reading);
+        reading.filter(move |r| r.session == session && r.bucket == bucket)
+    }
+
     /// What projectors found to contradict, once.
     pub(super) fn take_suspicions(&mut self) -> Vec<Suspicion> {
         self.seen.values_mut().flat_map(|m| std::mem::take(&mut m.suspicions)).collect()
@@ -199,6 +207,7 @@ impl Core {
             suspicions: join.suspicions,
             broken: join.broken_sessions,
             reconciles: join.reconciles,
+            reading: join.reading,
         };
         if let Some(only) = &join.only {
             self.members.take(&key, only, member);

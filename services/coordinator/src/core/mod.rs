@@ -51,6 +51,7 @@ pub type Token = u64;
 
 /// What happened.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and most are heartbeats")]
 pub enum Event {
     Ddl {
         token: Token,

@@ -7,7 +7,7 @@ use highwater_schemas::{
     api::{
         Branch, BucketHistoryReply, NodeKind, ReconcileSummary, RollbackSummary, SliceReport, SliceState, StreamHistory,
     },
-    state::{Bucket, Change, Failover, IndexState, Reconcile, RollbackPhase, SliceName, vbuuid_text},
+    state::{Bucket, Change, Failover, IndexState, Reconcile, Rollback, RollbackPhase, SliceName, vbuuid_text},
 };
 
 impl Core {
@@ -80,20 +80,27 @@ pub(super) fn history(bucket: &Bucket) -> BucketHistoryReply {
         stream: stream.clone(),
         failover: vbucket.failover.iter().map(branch).collect(),
     });
-    let rollbacks = bucket.rollbacks.iter().chain(&bucket.rollback).map(|r| RollbackSummary {
-        phase: r.phase,
-        streams: r.vbs.iter().filter_map(|vb| names.get(usize::from(*vb)).cloned()).collect(),
-        broken: r.broken,
-        began: r.began,
-        ended: r.ended,
-        reason: r.reason.clone(),
-    });
-    let summary = |r: &Reconcile| ReconcileSummary { id: r.id, began: r.began, ended: r.ended };
+    let rollbacks = bucket.rollbacks.iter().chain(&bucket.rollback).map(|r| summary(bucket, r));
+    let reconciled = |r: &Reconcile| ReconcileSummary { id: r.id, began: r.began, ended: r.ended };
     BucketHistoryReply {
         streams: streams.collect(),
         rollbacks: rollbacks.collect(),
-        reconcile: bucket.reconcile.as_ref().map(summary),
-        reconciled: bucket.reconciled.as_ref().map(summary),
+        reconcile: bucket.reconcile.as_ref().map(reconciled),
+        reconciled: bucket.reconciled.as_ref().map(reconciled),
+    }
+}
+
+/// A rollback as people see it.
+pub(super) fn summary(bucket: &Bucket, rollback: &Rollback) -> RollbackSummary {
+    let streams = bucket.definition.vbuckets().into_iter().enumerate();
+    let rolled_back = streams.filter(|(vb, _)| rollback.vbs.iter().any(|r| usize::from(*r) == *vb));
+    RollbackSummary {
+        phase: rollback.phase,
+        streams: rolled_back.map(|(_, stream)| stream.name).collect(),
+        broken: rollback.broken,
+        began: rollback.began,
+        ended: rollback.ended,
+        reason: rollback.reason.clone(),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What `highwater status` shows of the buckets.
 
-use super::Core;
+use super::{Core, rollback};
 use highwater_schemas::{
     StabilityTimestamp,
-    api::{BootstrapStep, BucketStatus, VbStatus},
-    state::vbuuid_text,
+    api::{BootstrapStep, BucketStatus, SessionSlice, SessionStatus, VbStatus},
+    state::{Bucket, Session, vbuuid_text},
 };
 
 impl Core {
@@ -39,9 +39,35 @@ impl Core {
                 exact: last.is_some_and(StabilityTimestamp::exact),
                 vbuckets,
                 durable: bucket.history.last().map_or(0, |h| h.number),
-                sessions: bucket.sessions.len(),
+                sessions: bucket.sessions.values().map(|s| self.session(name, bucket, s)).collect(),
+                rollback: bucket.rollback.as_ref().map(|r| rollback::summary(bucket, r)),
             }
         });
         buckets.collect()
+    }
+
+    fn session(&self, name: &str, bucket: &Bucket, session: &Session) -> SessionStatus {
+        let slices = session.slices.iter().map(|slice| {
+            let report = self.members.report(&session.node, name, *slice);
+            SessionSlice {
+                index: bucket.indexes.get(&slice.index).map(|i| i.placed.definition.name.clone()).unwrap_or_default(),
+                partition: slice.partition,
+                state: report.map(|r| r.state),
+                built: report.map_or(0, |r| r.built),
+                to_build: report.map_or(0, |r| r.to_build),
+            }
+        });
+        let (read, pending) = self
+            .members
+            .reading(name, session.id)
+            .fold((0, 0), |(read, pending), r| (read + r.read, pending + r.pending));
+        SessionStatus {
+            session: session.id,
+            kind: session.kind,
+            node: session.node.clone(),
+            slices: slices.collect(),
+            read,
+            documents: read + pending,
+        }
     }
 }

@@ -3,8 +3,9 @@
 use super::{Action, chain::Linked};
 use highwater_schemas::state::{Record, unpack};
 
-/// Milliseconds until a failed read or a refused append is tried again.
+/// Milliseconds until a failed read or a refused append is tried again: twice as long each time, so often.
 const RETRY: u64 = 100;
+const MOST_DOUBLED: u32 = 4;
 /// Times that the log is found to be at another place, with nothing at ours, before it is taken to be another log.
 const MOST_MOVED: u32 = 3;
 
@@ -47,6 +48,7 @@ pub struct Append {
     pub rollup: bool,
     stage: Stage,
     moved: u32,
+    failures: u32,
 }
 
 /// What has become of it.
@@ -63,7 +65,7 @@ pub enum Settled {
 
 impl Append {
     pub fn new(id: u64, expected: u64, before: String, record: Linked, payload: Vec<u8>, rollup: bool) -> Self {
-        Self { id, expected, before, record, payload, rollup, stage: Stage::Sent, moved: 0 }
+        Self { id, expected, before, record, payload, rollup, stage: Stage::Sent, moved: 0, failures: 0 }
     }
 
     pub fn send(&self) -> Action {
@@ -90,21 +92,23 @@ impl Append {
     }
 
     pub fn found(&mut self, now: u64, record: Result<Option<Vec<u8>>, String>, out: &mut Vec<Action>) -> Settled {
+        let again = now + (RETRY << self.failures.min(MOST_DOUBLED));
         match (&self.stage, record) {
             (Stage::Place, Ok(Some(record))) if record == self.payload => return Settled::Done(self.expected + 1),
             (Stage::Place, Ok(Some(_))) => return Settled::Deposed,
             (Stage::Place, Ok(None)) if self.moved >= MOST_MOVED => return Settled::Lost,
-            (Stage::Place, Ok(None)) if self.before.is_empty() => self.stage = Stage::Again(now + RETRY),
+            (Stage::Place, Ok(None)) if self.before.is_empty() => self.stage = Stage::Again(again),
             (Stage::Place, Ok(None)) => {
                 self.stage = Stage::Before;
                 out.push(self.read(self.expected));
             }
-            (Stage::Before, Ok(Some(record))) if self.follows(&record) => self.stage = Stage::Again(now + RETRY),
+            (Stage::Before, Ok(Some(record))) if self.follows(&record) => self.stage = Stage::Again(again),
             (Stage::Before, Ok(_)) => return Settled::Lost,
-            (Stage::Place, Err(_)) => self.stage = Stage::ReadAgain(now + RETRY, self.expected + 1),
-            (Stage::Before, Err(_)) => self.stage = Stage::ReadAgain(now + RETRY, self.expected),
+            (Stage::Place, Err(_)) => self.stage = Stage::ReadAgain(again, self.expected + 1),
+            (Stage::Before, Err(_)) => self.stage = Stage::ReadAgain(again, self.expected),
             _ => {}
         }
+        self.failures += u32::from(matches!(self.stage, Stage::Again(_) | Stage::ReadAgain(..)));
         Settled::NotYet
     }
 

@@ -13,8 +13,9 @@ use highwater_schemas::{
 };
 use std::collections::BTreeSet;
 
-/// Milliseconds until the log is read again after it could not be.
+/// Milliseconds until the log is read again after it could not be: twice as long each time, so often.
 const RETRY: u64 = 100;
+const MOST_DOUBLED: u32 = 4;
 
 /// A nomination that is not a term yet.
 pub(super) struct Candidate {
@@ -26,6 +27,8 @@ pub(super) struct Candidate {
     phase: Phase,
     /// Records that the log holds.
     records: usize,
+    /// Times that it could not be read.
+    failures: u32,
 }
 
 enum Phase {
@@ -70,6 +73,7 @@ impl Manager {
             since: now.ms,
             phase: Phase::Reading,
             records: 0,
+            failures: 0,
         }));
         out.push(Action::ReadLog);
     }
@@ -83,7 +87,8 @@ impl Manager {
             Ok(read) => read,
             Err(why) => {
                 self.waiting = Some(format!("the state log cannot be read: {why}"));
-                candidate.phase = Phase::ReadAgain(now.ms + RETRY);
+                candidate.phase = Phase::ReadAgain(now.ms + (RETRY << candidate.failures.min(MOST_DOUBLED)));
+                candidate.failures += 1;
                 return;
             }
         };

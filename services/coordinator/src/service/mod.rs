@@ -13,7 +13,7 @@ use crate::{
     turns::Turns,
 };
 use highwater_bus::{
-    Appended, Bus, BusError, Endpoints, Followed, Heart, ServiceRequest, ServiceSpec, StateFollower, StateLog,
+    Appended, Bus, BusError, Endpoints, Followed, Heart, Retry, ServiceRequest, ServiceSpec, StateFollower, StateLog,
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
@@ -62,6 +62,9 @@ struct Shell {
     refused: u64,
     /// That a change could not be made was said.
     not_appended: bool,
+    /// Reading and writing the log, and making topics.
+    log_retry: Retry,
+    topics_retry: Retry,
 }
 
 /// Runs an index manager until `stop` turns true.
@@ -99,6 +102,8 @@ pub async fn run(
         heart: Heart::new(&bus, config.heartbeat).await?,
         refused: 0,
         not_appended: false,
+        log_retry: bus.retry(format!("stream {}", subjects::STATE_STREAM)),
+        topics_retry: bus.retry("making the streams of topics"),
         bus,
         config,
     };
@@ -217,8 +222,24 @@ impl Shell {
         self.handle(Event::Cluster(event)).await
     }
 
+    /// What fails is stated until it succeeds.
+    fn note(&mut self, event: &Event) {
+        let (retry, failed) = match event {
+            Event::Read(read) => (&mut self.log_retry, read.as_ref().err()),
+            Event::Appended { outcome: Outcome::Acked(_), .. } => (&mut self.log_retry, None),
+            Event::Appended { outcome: Outcome::Refused(why), .. } => (&mut self.log_retry, Some(why)),
+            Event::Lead(core::Event::TopicsChecked { made, .. }) => (&mut self.topics_retry, made.as_ref().err()),
+            _ => return,
+        };
+        match failed {
+            Some(why) => _ = retry.failed(why),
+            None => retry.over(),
+        }
+    }
+
     /// Feeds an event and carries out what follows.
     async fn handle(&mut self, event: Event) -> Result<(), CoordinatorError> {
+        self.note(&event);
         let now = self.now();
         for action in self.manager.handle(now, event) {
             self.carry_out(action).await?;
@@ -371,9 +392,6 @@ impl Shell {
             }),
             core::Action::CheckTopics { term, buckets, sweep } => self.spawn(async move {
                 let made = topics::check(&bus, &buckets, replicas).await;
-                if let Err(error) = &made {
-                    tracing::warn!(error, "cannot look after the topics yet");
-                }
                 let found = if sweep && made.is_ok() { topics::found(&bus, &buckets).await.ok() } else { None };
                 Event::Lead(core::Event::TopicsChecked { term, made, found })
             }),

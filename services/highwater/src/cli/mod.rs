@@ -6,12 +6,14 @@ mod diagnosis;
 mod ping;
 mod query;
 mod show;
+mod status;
 
 pub(crate) use cluster::{state, topic};
 pub(crate) use ddl::{bucket, index};
 pub(crate) use diagnosis::slice;
 pub(crate) use ping::ping;
-pub(crate) use query::{count, scan, status};
+pub(crate) use query::{count, scan};
+pub(crate) use status::status;
 
 use crate::args::Client;
 use anyhow::{Result, anyhow};

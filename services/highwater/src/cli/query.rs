@@ -1,12 +1,9 @@
-//! `highwater scan`, `count` and `status`.
+//! `highwater scan` and `count`.
 
 use super::{Session, print, show};
-use crate::args::{Count, Range, Scan, Status};
+use crate::args::{Count, Range, Scan};
 use anyhow::{Result, anyhow};
-use highwater_schemas::{
-    api::{BootstrapStep, ClusterStatus, Empty, ListReply, ListRequest, ScanResult},
-    subjects,
-};
+use highwater_schemas::{api::ScanResult, subjects};
 use serde_json::{Map, Value, json};
 
 pub(crate) async fn scan(args: Scan) -> Result<()> {
@@ -119,88 +116,4 @@ fn rows(page: &ScanResult) -> String {
         (0..keys).filter(|k| page.rows.iter().all(|r| r.key.get(*k).is_none_or(Value::is_number))).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     show::table(&header, &numbers, lines)
-}
-
-pub(crate) async fn status(args: Status) -> Result<()> {
-    let session = Session::open(&args.client).await?;
-    let (reply, cluster): (Value, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
-    // Without a catalog the rest is still worth seeing.
-    let listed = session.typed::<_, ListReply>(&subjects::query("list"), &ListRequest { bucket: None }).await;
-    let listed = listed.map(|(_, list)| list.indexes);
-    if session.json {
-        let mut reply = reply;
-        match &listed {
-            Ok(indexes) => reply["indexes"] = serde_json::to_value(indexes)?,
-            Err(error) => {
-                reply["indexes"] = Value::Null;
-                reply["indexes_error"] = error.to_string().into();
-            }
-        }
-        println!("{reply}");
-        return Ok(());
-    }
-    let or_none = |name: String| if name.is_empty() { "none".into() } else { name };
-    let (manager, coordinator) = (or_none(cluster.cluster_manager), or_none(cluster.coordinator));
-    println!(
-        "cluster manager {manager}, coordinator {coordinator}, term {}, state version {}\n",
-        cluster.term, cluster.version
-    );
-    let members = cluster.members.iter().map(|m| {
-        let state = if m.alive { "alive" } else { "down" };
-        let heard = format!("{} ms ago", m.last_heartbeat_ms);
-        vec![m.node.clone(), m.kind.as_str().into(), state.into(), m.role.clone(), heard, m.note.clone()]
-    });
-    println!("{}\n", show::table(&["NODE", "KIND", "STATE", "ROLE", "HEARTBEAT", ""], &[4], members));
-    println!("{}\n", bootstrap(&cluster.bootstrap, args.bootstrap));
-    let buckets = cluster.buckets.iter().flat_map(|b| {
-        b.vbuckets.iter().map(|v| {
-            vec![
-                b.name.clone(),
-                v.stream.clone(),
-                show::thousands(v.seqno),
-                show::thousands(v.covered),
-                show::thousands(v.source_last.saturating_sub(v.seqno)),
-                b.st.to_string(),
-                b.durable.to_string(),
-                v.projector.clone(),
-            ]
-        })
-    });
-    let header = ["BUCKET", "STREAM", "SEQNO", "COVERED", "LAG", "ST", "DURABLE ST", "PROJECTOR"];
-    println!("{}\n", show::table(&header, &[2, 3, 4, 5, 6], buckets));
-    let indexes = match listed {
-        Ok(indexes) => indexes,
-        Err(error) => {
-            println!("the indexes cannot be listed: {error}");
-            return Ok(());
-        }
-    };
-    let indexes = indexes.iter().map(|i| {
-        vec![
-            i.bucket.clone(),
-            i.name.clone(),
-            i.state.clone(),
-            format!("{:.0}%", i.progress * 100.0),
-            show::thousands(i.items),
-        ]
-    });
-    println!("{}", show::table(&["BUCKET", "INDEX", "STATE", "DONE", "ITEMS"], &[3, 4], indexes));
-    Ok(())
-}
-
-/// In one line when all is done, unless every step is wanted.
-fn bootstrap(steps: &[BootstrapStep], all: bool) -> String {
-    let done: Vec<&BootstrapStep> = steps.iter().filter(|s| s.done_ms.is_some()).collect();
-    if steps.is_empty() {
-        return "bootstrap: nobody coordinates".into();
-    }
-    if done.len() == steps.len() && !all {
-        let took = done.last().and_then(|s| s.done_ms).unwrap_or_default();
-        return format!("bootstrap: all {} steps done in {took} ms", steps.len());
-    }
-    let rows = steps.iter().map(|s| {
-        let took = s.done_ms.map_or_else(|| "waits".to_owned(), |ms| format!("{ms} ms"));
-        vec![s.step.to_string(), s.name.clone(), took, s.note.clone()]
-    });
-    show::table(&["STEP", "BOOTSTRAP", "AFTER", ""], &[0, 2], rows)
 }

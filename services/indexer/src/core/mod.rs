@@ -302,7 +302,9 @@ impl BucketCore {
         }
         let readable = slice.readable;
         out.push(Action::Apply { slice: name, steps, st: Arc::clone(&st), readable });
-        if st.persist && readable && !slice.persisting {
+        if st.persist && readable && slice.persisting {
+            slice.owed = true;
+        } else if st.persist && readable {
             slice.persisting = true;
             let mark = self.mark(name);
             out.extend(mark.map(|mark| Action::Persist { slice: name, mark, topic: 0, why: Why::Timestamp }));
@@ -443,6 +445,18 @@ impl BucketCore {
             .collect()
     }
 
+    /// A persistence timestamp that came while the slice was becoming durable: at rest no other follows it.
+    fn pay(&mut self, name: SliceName, out: &mut Vec<Action>) {
+        let Some(slice) = self.slices.get_mut(&name).filter(|s| s.in_step() && s.readable && !s.persisting) else {
+            return;
+        };
+        if std::mem::take(&mut slice.owed) && slice.durable < slice.applied {
+            slice.persisting = true;
+            let (topic, why) = (0, Why::Timestamp);
+            out.extend(self.mark(name).map(|mark| Action::Persist { slice: name, mark, topic, why }));
+        }
+    }
+
     /// Outcome of a [`Action::Persist`].
     pub(crate) fn persisted(&mut self, name: SliceName, mark: &SliceMark, topic: u64, good: bool) -> Vec<Action> {
         let mut out = Vec::new();
@@ -457,6 +471,9 @@ impl BucketCore {
             self.collected_durably(name, session, topic, &mut out);
         }
         self.finish_flush(name, good, ended, &mut out);
+        if good {
+            self.pay(name, &mut out);
+        }
         self.attach_sessions(&mut out);
         self.merge_sessions(&mut out);
         out

@@ -57,6 +57,8 @@ pub(crate) struct Slice {
     /// Newest durable ST; 0 when none is.
     pub(crate) durable: u64,
     pub(crate) persisting: bool,
+    /// A persistence timestamp was applied meanwhile.
+    pub(crate) owed: bool,
     /// What it holds must be compared with every present document before it can join the chain.
     pub(crate) compare: bool,
     /// Is empty: what sessions bring is collected without looking anything up.
@@ -108,6 +110,7 @@ impl Slice {
             done_with: 0,
             durable: if building { 0 } else { mark.st },
             persisting: false,
+            owed: false,
             compare: mark.compare,
             bulk: building && bulk,
             retry_flush: None,

@@ -4,12 +4,10 @@ use super::{Assignment, End, Task};
 use crate::verify::{self, Known, Suspected};
 use highwater_bus::{Bus, StreamMessage};
 use highwater_schemas::{lane::LaneTarget, state::thin, timestamp::Bookmark};
-use std::{sync::atomic::Ordering, time::Duration};
+use std::sync::{PoisonError, atomic::Ordering};
 
 /// Messages of the source that a task remembers.
 const MARKS: usize = 64;
-/// A source that cannot be reached is looked at this often.
-const RETRY: Duration = Duration::from_millis(200);
 
 impl Task {
     /// Remembers a message.
@@ -46,7 +44,7 @@ impl Task {
             first_seq: self.first_seq,
             position: self.cover.position(),
             held: self.assignment.known_to_all.held.load(Ordering::Relaxed).max(self.assignment.known.held),
-            bookmarks: self.marks.clone(),
+            bookmarks: merged(&self.marks, &self.assignment.durable.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 
@@ -115,19 +113,35 @@ impl Task {
     }
 }
 
+/// What this task remembers, of which the older is thinned, and what the log does; where both have one it is this task's.
+fn merged(own: &[Bookmark], durable: &[Bookmark]) -> Vec<Bookmark> {
+    let mut all: Vec<Bookmark> = own.iter().chain(durable).cloned().collect();
+    all.sort_by_key(|mark| mark.seqno);
+    all.dedup_by_key(|mark| mark.seqno);
+    all
+}
+
 /// Compares a source with what is known of it, as long as it takes to reach it.
 pub(super) async fn verified(bus: &Bus, stream: &str, known: &Known) -> Result<u64, Suspected> {
-    let mut said = false;
+    let mut retry = bus.retry(format!("comparing source stream {stream}"));
     loop {
         match verify::check(bus, stream, known).await {
             Ok(verdict) => return verdict,
-            Err(error) => {
-                if !said {
-                    tracing::warn!(stream, %error, "the source cannot be compared yet; trying again until it can be");
-                    said = true;
-                }
-                tokio::time::sleep(RETRY).await;
-            }
+            Err(error) => retry.wait(&error).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_durable_is_remembered_though_the_task_has_thinned_it() {
+        let mark = |seqno, source| Bookmark { seqno, source, ..Bookmark::default() };
+        let own = [mark(1, 7), mark(90, 7), mark(100, 7)];
+        let durable = [mark(50, 3), mark(90, 3)];
+        let all: Vec<_> = merged(&own, &durable).iter().map(|m| (m.seqno, m.source)).collect();
+        assert_eq!(all, [(1, 7), (50, 3), (90, 7), (100, 7)]);
     }
 }

@@ -1,7 +1,10 @@
 //! Sources whose history changed.
 
 use super::*;
-use highwater_schemas::state::{RollbackPhase, SessionKind};
+use highwater_schemas::{
+    api::SessionReading,
+    state::{RollbackPhase, SessionKind},
+};
 
 /// A projector says that its source is not what it was.
 fn suspect(d: &mut Driver, intact: u64, broken: bool) -> u64 {
@@ -59,4 +62,31 @@ fn a_rollback_waits_for_every_slice_then_for_the_comparison() {
     let bucket = &d.core.context().buckets["b"];
     assert_eq!(bucket.rollbacks.last().map(|r| (r.phase, r.broken)), Some((RollbackPhase::Resumed, true)));
     assert_eq!(bucket.indexes[&1].state, IndexState::Active, "it never was anything else");
+}
+
+#[test]
+fn status_shows_the_phase_of_a_rollback_and_how_far_its_sessions_are() {
+    let mut d = Driver::with_index();
+    d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
+    let shown = |d: &Driver| d.core.buckets().pop().unwrap();
+    assert_eq!((shown(&d).rollback, shown(&d).sessions), (None, vec![]));
+    suspect(&mut d, 5, true);
+    let rollback = shown(&d).rollback.unwrap();
+    assert_eq!((rollback.phase, rollback.broken, rollback.reason.as_str()), (RollbackPhase::Started, true, "r"));
+    assert_eq!(rollback.streams, [shown(&d).vbuckets[0].stream.clone()]);
+    let branch = d.core.context().buckets["b"].branch();
+    let back = SliceReport { branch, compare: true, content: vec![5], ..report(SliceState::Catchup, 1) };
+    d.join(NodeKind::Indexer, "i", 1, vec![back], None);
+    d.tick(1);
+    d.tick(1);
+    assert_eq!(shown(&d).rollback.map(|r| r.phase), Some(RollbackPhase::Restart));
+    let session = shown(&d).sessions.pop().unwrap();
+    assert_eq!((session.kind, session.node.as_str()), (SessionKind::Comparison, "i"));
+    assert_eq!((session.slices.len(), session.slices[0].state), (1, Some(SliceState::Catchup)));
+    assert_eq!((session.read, session.documents), (0, 0), "nobody has begun");
+    let reading = |session, read| SessionReading { bucket: "b".into(), session, vb: 0, read, pending: 70 };
+    let reading = vec![reading(session.session, 30), reading(session.session + 1, 1)];
+    d.event(Event::Join(Join { reading, ..Join::new(NodeKind::Projector, "p", 1) }));
+    let session = shown(&d).sessions.pop().unwrap();
+    assert_eq!((session.read, session.documents), (30, 100));
 }

@@ -447,3 +447,25 @@ fn what_joins_a_chain_where_nothing_is_written_shows_the_last_st() {
     core.persisted(further, &mark.unwrap(), 1, true);
     assert_eq!(applied(&core.advance(0)), [(2, true, vec![])], "without another broadcast");
 }
+
+#[test]
+fn a_persistence_timestamp_that_finds_the_slice_becoming_durable_is_made_up_for() {
+    let mut core = in_step(10, &[(1, 0)]);
+    core.live(1, batch(1, 1, 0, 10, 15, 15));
+    let persist = |number, seqno| StabilityTimestamp { persist: true, ..st(number, 1, seqno, seqno, true) };
+    let marks = |actions: &[Action]| -> Vec<SliceMark> {
+        let marks = actions.iter().filter_map(|a| match a {
+            Action::Persist { mark, why: Why::Timestamp, .. } => Some(mark.clone()),
+            _ => None,
+        });
+        marks.collect()
+    };
+    core.stability([persist(2, 12)]);
+    let first = marks(&core.advance(0)).pop().unwrap();
+    core.stability([persist(3, 15)]);
+    assert_eq!(marks(&core.advance(0)), [], "one at a time");
+    let second = marks(&core.persisted(SLICE, &first, 0, true)).pop().unwrap();
+    assert_eq!((first.st, second.st, second.vbs[0].position.seqno), (2, 3, 15));
+    assert_eq!(marks(&core.persisted(SLICE, &second, 0, true)), []);
+    assert_eq!(core.durable(), 3);
+}

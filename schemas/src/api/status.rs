@@ -1,0 +1,92 @@
+//! What `highwater status` shows of work under way, and of what fails.
+
+use super::{RollbackSummary, SliceState};
+use crate::state::SessionKind;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Troubles that a node states at once.
+pub const MOST_TROUBLES: usize = 16;
+
+/// Something that a node tries again and again, so far in vain, or that happened to it a short while ago.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Trouble {
+    /// What is tried, such as a stream to read from or to publish to.
+    pub what: String,
+    /// When it failed first, milliseconds since the epoch.
+    pub since: u64,
+    /// How often it failed since then.
+    pub times: u64,
+    /// What was said the last time: the server's words where they are known.
+    pub error: String,
+}
+
+/// How far a projector has read a source stream for a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionReading {
+    pub bucket: String,
+    pub session: u64,
+    pub vb: u16,
+    /// Documents read.
+    pub read: u64,
+    /// Documents that the server held for it when it read the last of these.
+    pub pending: u64,
+}
+
+/// A slice in a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionSlice {
+    /// The index's name.
+    pub index: String,
+    pub partition: u32,
+    /// None: its node has not reported it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<SliceState>,
+    /// Records that the second phase of its build has merged, of so many: 0 of 0 before it.
+    #[serde(default)]
+    pub built: u64,
+    #[serde(default)]
+    pub to_build: u64,
+}
+
+/// A session: slices of one node that are built, brought up or compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionStatus {
+    pub session: u64,
+    pub kind: SessionKind,
+    pub node: String,
+    pub slices: Vec<SessionSlice>,
+    /// Documents read from the source for it, of so many; 0 of 0 before a projector has begun.
+    pub read: u64,
+    pub documents: u64,
+}
+
+/// One vbucket of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VbStatus {
+    pub stream: String,
+    pub vbuuid: String,
+    pub generation: u64,
+    pub projector: String,
+    pub seqno: u64,
+    pub covered: u64,
+    pub source_last: u64,
+}
+
+/// One bucket as the coordinator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BucketStatus {
+    pub name: String,
+    /// Newest stability timestamp, 0 when there is none yet.
+    pub st: u64,
+    pub exact: bool,
+    /// Per vbucket: stream, seqno, covered, projector.
+    pub vbuckets: Vec<VbStatus>,
+    /// Newest durable ST.
+    pub durable: u64,
+    /// Open sessions.
+    pub sessions: Vec<SessionStatus>,
+    /// The rollback under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackSummary>,
+}

@@ -1,0 +1,162 @@
+//! `highwater status`: nodes and what fails there, buckets with their rollbacks and sessions, indexes.
+
+use super::{Session, show};
+use crate::args::Status;
+use anyhow::Result;
+use highwater_schemas::{
+    api::{BootstrapStep, BucketStatus, ClusterStatus, Empty, ListReply, ListRequest, MemberStatus, SessionSlice},
+    state::{RollbackPhase, SessionKind},
+    subjects,
+};
+use serde_json::Value;
+
+pub(crate) async fn status(args: Status) -> Result<()> {
+    let session = Session::open(&args.client).await?;
+    let (reply, cluster): (Value, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
+    // Without a catalog the rest is still worth seeing.
+    let listed = session.typed::<_, ListReply>(&subjects::query("list"), &ListRequest { bucket: None }).await;
+    let listed = listed.map(|(_, list)| list.indexes);
+    if session.json {
+        let mut reply = reply;
+        match &listed {
+            Ok(indexes) => reply["indexes"] = serde_json::to_value(indexes)?,
+            Err(error) => {
+                reply["indexes"] = Value::Null;
+                reply["indexes_error"] = error.to_string().into();
+            }
+        }
+        println!("{reply}");
+        return Ok(());
+    }
+    let or_none = |name: String| if name.is_empty() { "none".into() } else { name };
+    let (manager, coordinator) = (or_none(cluster.cluster_manager), or_none(cluster.coordinator));
+    println!(
+        "cluster manager {manager}, coordinator {coordinator}, term {}, state version {}\n",
+        cluster.term, cluster.version
+    );
+    let members = cluster.members.iter().map(|m| {
+        let state = if m.alive { "alive" } else { "down" };
+        let heard = format!("{} ms ago", m.last_heartbeat_ms);
+        vec![m.node.clone(), m.kind.as_str().into(), state.into(), m.role.clone(), heard, m.note.clone()]
+    });
+    println!("{}\n", show::table(&["NODE", "KIND", "STATE", "ROLE", "HEARTBEAT", ""], &[4], members));
+    if let Some(troubles) = troubles(&cluster.members) {
+        println!("{troubles}\n");
+    }
+    println!("{}\n", bootstrap(&cluster.bootstrap, args.bootstrap));
+    let buckets = cluster.buckets.iter().flat_map(|b| {
+        b.vbuckets.iter().map(|v| {
+            vec![
+                b.name.clone(),
+                v.stream.clone(),
+                show::thousands(v.seqno),
+                show::thousands(v.covered),
+                show::thousands(v.source_last.saturating_sub(v.seqno)),
+                b.st.to_string(),
+                b.durable.to_string(),
+                v.projector.clone(),
+            ]
+        })
+    });
+    let header = ["BUCKET", "STREAM", "SEQNO", "COVERED", "LAG", "ST", "DURABLE ST", "PROJECTOR"];
+    println!("{}\n", show::table(&header, &[2, 3, 4, 5, 6], buckets));
+    for text in [rollbacks(&cluster.buckets), sessions(&cluster.buckets)].into_iter().flatten() {
+        println!("{text}\n");
+    }
+    let indexes = match listed {
+        Ok(indexes) => indexes,
+        Err(error) => {
+            println!("the indexes cannot be listed: {error}");
+            return Ok(());
+        }
+    };
+    let indexes = indexes.iter().map(|i| {
+        vec![
+            i.bucket.clone(),
+            i.name.clone(),
+            i.state.clone(),
+            format!("{:.0}%", i.progress * 100.0),
+            show::thousands(i.items),
+        ]
+    });
+    println!("{}", show::table(&["BUCKET", "INDEX", "STATE", "DONE", "ITEMS"], &[3, 4], indexes));
+    Ok(())
+}
+
+/// In one line when all is done, unless every step is wanted.
+fn bootstrap(steps: &[BootstrapStep], all: bool) -> String {
+    let done: Vec<&BootstrapStep> = steps.iter().filter(|s| s.done_ms.is_some()).collect();
+    if steps.is_empty() {
+        return "bootstrap: nobody coordinates".into();
+    }
+    if done.len() == steps.len() && !all {
+        let took = done.last().and_then(|s| s.done_ms).unwrap_or_default();
+        return format!("bootstrap: all {} steps done in {took} ms", steps.len());
+    }
+    let rows = steps.iter().map(|s| {
+        let took = s.done_ms.map_or_else(|| "waits".to_owned(), |ms| format!("{ms} ms"));
+        vec![s.step.to_string(), s.name.clone(), took, s.note.clone()]
+    });
+    show::table(&["STEP", "BOOTSTRAP", "AFTER", ""], &[0, 2], rows)
+}
+
+/// What fails, and where; None: nothing.
+fn troubles(members: &[MemberStatus]) -> Option<String> {
+    let rows = members.iter().flat_map(|m| {
+        m.troubles.iter().map(|t| {
+            let since = show::ago(i64::try_from(t.since).unwrap_or_default());
+            vec![m.node.clone(), t.what.clone(), since, show::thousands(t.times), t.error.clone()]
+        })
+    });
+    let rows: Vec<_> = rows.collect();
+    (!rows.is_empty()).then(|| show::table(&["NODE", "FAILS", "SINCE", "TIMES", "ERROR"], &[3], rows))
+}
+
+/// The rollbacks under way.
+fn rollbacks(buckets: &[BucketStatus]) -> Option<String> {
+    let rows = buckets.iter().filter_map(|b| {
+        let rollback = b.rollback.as_ref()?;
+        let phase = match rollback.phase {
+            RollbackPhase::Started => "slices go back",
+            RollbackPhase::Restart => "slices are compared with the source",
+            RollbackPhase::Resumed => "resumed",
+        };
+        let since = show::ago(i64::try_from(rollback.began).unwrap_or_default());
+        Some(vec![b.name.clone(), phase.into(), since, rollback.streams.join(", "), rollback.reason.clone()])
+    });
+    let rows: Vec<_> = rows.collect();
+    (!rows.is_empty()).then(|| show::table(&["BUCKET", "ROLLBACK", "SINCE", "STREAMS", "REASON"], &[], rows))
+}
+
+/// The open sessions.
+fn sessions(buckets: &[BucketStatus]) -> Option<String> {
+    let rows = buckets.iter().flat_map(|b| {
+        b.sessions.iter().map(|s| {
+            let kind = s.kind.as_str();
+            let slices: Vec<String> = s.slices.iter().map(slice).collect();
+            let documents = show::thousands(s.documents);
+            vec![
+                b.name.clone(),
+                s.session.to_string(),
+                kind.into(),
+                s.node.clone(),
+                show::thousands(s.read),
+                documents,
+                slices.join(", "),
+            ]
+        })
+    });
+    let rows: Vec<_> = rows.collect();
+    let header = ["BUCKET", "SESSION", "KIND", "NODE", "READ", "OF", "SLICES"];
+    (!rows.is_empty()).then(|| show::table(&header, &[1, 4, 5], rows))
+}
+
+/// A slice of a session, such as `by_age/0 (building, 40% merged)`.
+fn slice(slice: &SessionSlice) -> String {
+    let state = slice.state.map_or("not reported", |state| state.as_str());
+    let merged = match (slice.built * 100).checked_div(slice.to_build) {
+        Some(percent) => format!(", {percent}% merged"),
+        None => String::new(),
+    };
+    format!("{}/{} ({state}{merged})", slice.index, slice.partition)
+}

@@ -1,0 +1,313 @@
+//! What NATS refuses, loses or cannot be asked is stated in `highwater status` while it lasts; afterwards every index equals its
+//! source.
+
+use highwater_tests::{
+    cli,
+    cluster::SERVICES,
+    deleting::Deleting,
+    load::{self, Writer},
+    prelude::*,
+    proxy::Proxy,
+};
+const BUCKET: &str = "people";
+const STREAM: &str = "KV_people";
+const CATCHUP: &str = "HW_CATCHUP_people";
+const FIRST: u64 = 3_000;
+const BUILT_WITHIN: Duration = Duration::from_secs(60);
+const STATED_WITHIN: Duration = Duration::from_secs(60);
+/// A lost connection is stated for half a minute after it came back.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(120);
+const WELL_WITHIN: Duration = Duration::from_secs(60);
+/// Documents of 4 KiB.
+const LARGE: u64 = 6_000;
+/// How long a component is without NATS: far beyond the heartbeats that it may miss.
+const AWAY: Duration = Duration::from_secs(20);
+/// One that is not heard is down.
+const DOWN_WITHIN: Duration = Duration::from_secs(30);
+
+/// The server's configuration; `room`: bytes that JetStream may keep on disk.
+fn configuration(room: &str) -> String {
+    format!(
+        "jetstream {{ max_file_store: 8G }}\nwrite_deadline: \"1s\"\nno_auth_user: tested\n\
+         accounts {{ TESTED {{ users: [{{user: tested, password: tested}}], \
+         jetstream {{ max_file: {room}, max_mem: 256M }} }} }}\n"
+    )
+}
+
+const ROOM: &str = "4G";
+const NO_ROOM: &str = "1K";
+
+/// What is stated, as (node, what, error).
+async fn stated(client: &Client) -> Result<Vec<(String, String, String)>, String> {
+    let status = client.members().await.map_err(|refused| refused.to_string())?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut all = Vec::new();
+    for member in status["members"].as_array().into_iter().flatten() {
+        for trouble in member["troubles"].as_array().into_iter().flatten() {
+            if trouble["since"].as_u64().is_none_or(|since| since == 0) || trouble["times"].as_u64().unwrap_or(0) == 0 {
+                return Err(format!("since when, and how often? {trouble}"));
+            }
+            all.push((text(&member["node"]), text(&trouble["what"]), text(&trouble["error"])));
+        }
+    }
+    Ok(all)
+}
+
+/// Waits until a node states something of which `what` and the words are parts.
+async fn is_stated(client: &Client, node: &str, what: &str, words: &str) -> Result<()> {
+    until(&format!("{node} states {what:?}: {words:?}"), STATED_WITHIN, async || {
+        let stated = stated(client).await?;
+        let found = stated.iter().any(|(n, w, e)| n == node && w.contains(what) && e.contains(words));
+        if found { Ok(()) } else { Err(format!("{stated:?}")) }
+    })
+    .await
+}
+
+/// Waits until nothing is stated any more, by any node.
+async fn all_is_well(client: &Client) -> Result<()> {
+    until("nothing fails", FORGOTTEN_WITHIN, async || {
+        let stated = stated(client).await?;
+        if stated.is_empty() { Ok(()) } else { Err(format!("{stated:?}")) }
+    })
+    .await
+}
+
+/// Indexes over the first documents of a bucket.
+async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
+    load::write(source, FIRST, rng).await?;
+    let indexes = documents::indexes(2);
+    client.create_indexes(BUCKET, &indexes, BUILT_WITHIN).await?;
+    Ok(indexes)
+}
+
+/// Every index equals the source, as soon as it is active again.
+async fn equal(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
+    for index in indexes {
+        client.wait_active(BUCKET, &index.name, WELL_WITHIN).await?;
+        until(&format!("{} is answered", index.name), WELL_WITHIN, async || {
+            let request = json!({"bucket": BUCKET, "index": index.name, "consistency": "request_plus"});
+            client.count(&request).await.map(|_| ()).map_err(|refused| refused.to_string())
+        })
+        .await?;
+        ask::whole(client, source, index).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catchup_topic_that_is_deleted_during_a_build_holds_it_up_and_no_more() -> Result<()> {
+    let mut rng = Rng::seeded("deleted catchup topic");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?;
+            let mut indexes = indexed(&client, &source, &mut rng).await?;
+            let built = documents::passing("built_meanwhile");
+            // Whatever makes it again, it is gone at once.
+            let deleting = Deleting::start(cluster.url(), CATCHUP).await?;
+            client.create_index(&built.definition(BUCKET)).await?;
+            let session = until("the session of the build is shown", STATED_WITHIN, async || {
+                let status = client.members().await.map_err(|refused| refused.to_string())?;
+                let bucket = status["buckets"].as_array().into_iter().flatten().find(|b| b["name"] == BUCKET);
+                let session = bucket.and_then(|b| b["sessions"].get(0)).cloned();
+                session.filter(|s| s["documents"].as_u64() > Some(0)).ok_or_else(|| status.to_string())
+            })
+            .await?;
+            println!("{session}");
+            ensure!(session["kind"] == "build" && session["node"] == "indexer-1", "{session}");
+            ensure!(
+                session["slices"][0]["index"] == built.name && session["slices"][0]["state"] == "building",
+                "{session}"
+            );
+            ensure!(session["read"].as_u64() <= session["documents"].as_u64(), "{session}");
+            is_stated(&client, "projector-1", "publishing key versions of bucket people", "hw.catchup.people").await?;
+            is_stated(&client, "indexer-1", CATCHUP, CATCHUP).await?;
+            let (code, text, _) = cli::highwater(&["status", "--nats-url", cluster.url()])?;
+            ensure!(code == Some(0) && text.contains("FAILS") && text.contains("hw.catchup.people"), "{text}");
+            ensure!(text.contains("SESSION") && text.contains("built_meanwhile/0"), "{text}");
+            // The others answer, and take up what is written.
+            load::write(&source, 500, &mut rng).await?;
+            for index in &indexes {
+                ask::whole(&client, &source, index).await?;
+            }
+            deleting.stop().await?;
+            indexes.push(built);
+            equal(&client, &source, &indexes).await?;
+            all_is_well(&client).await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_room_on_disk_topics_wait_and_lose_nothing() -> Result<()> {
+    let mut rng = Rng::seeded("no room");
+    Cluster::configured(&configuration(ROOM))?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            // Its writes need no room on disk.
+            let source = Source::key_value_in_memory(&client, BUCKET).await?;
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 0..2 {
+                cluster.reconfigure(&configuration(NO_ROOM))?;
+                limited(&client, |bytes| bytes <= 1_024).await?;
+                let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
+                is_stated(
+                    &client,
+                    "projector-1",
+                    "publishing key versions",
+                    "hw.mutation.people.indexer-1: resource limits exceeded",
+                )
+                .await?;
+                is_stated(&client, "cluster-manager-1", "lease", "resource limits exceeded").await?;
+                if round == 0 {
+                    is_stated(&client, "coordinator-1", "HW_STATE", "resource limits exceeded").await?;
+                }
+                // What is there is still answered.
+                for index in &indexes {
+                    let request = json!({"bucket": BUCKET, "index": index.name, "consistency": "any"});
+                    client.count(&request).await.with_context(|| index.name.clone())?;
+                }
+                cluster.reconfigure(&configuration(ROOM))?;
+                limited(&client, |bytes| bytes > 1_024).await?;
+                load::written(&source, 200).await?;
+                writer.stop().await?;
+                equal(&client, &source, &indexes).await?;
+                all_is_well(&client).await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Waits until the server has taken its new limits.
+async fn limited(client: &Client, good: impl Fn(i64) -> bool) -> Result<()> {
+    until("the server has its new limits", STATED_WITHIN, async || {
+        let account = client.js.query_account().await.map_err(|error| error.to_string())?;
+        let most = account.limits.max_storage.unwrap_or_default();
+        if good(most) { Ok(()) } else { Err(most.to_string()) }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_is_gone_is_stated_until_it_is_there_again() -> Result<()> {
+    let mut rng = Rng::seeded("gone source");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?;
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            client.js.delete_key_value(BUCKET).await?;
+            is_stated(&client, "projector-1", "source stream KV_people", STREAM).await?;
+            Source::key_value(&client, BUCKET).await?;
+            source.reread().await?;
+            load::write(&source, 500, &mut rng).await?;
+            equal(&client, &source, &indexes).await?;
+            all_is_well(&client).await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_indexer_without_nats_for_a_while_comes_back() -> Result<()> {
+    cut_off("indexer-1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_projector_without_nats_for_a_while_comes_back() -> Result<()> {
+    cut_off("projector-1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_without_nats_for_a_while_comes_back() -> Result<()> {
+    cut_off("coordinator-1").await
+}
+
+async fn is_alive(client: &Client, node: &str, wanted: bool) -> Result<()> {
+    until(&format!("{node} is {}", if wanted { "alive" } else { "down" }), DOWN_WITHIN, async || {
+        let status = client.members().await.map_err(|refused| refused.to_string())?;
+        let members = status["members"].as_array().cloned().unwrap_or_default();
+        let found = members.iter().any(|m| m["node"] == node && m["alive"] == wanted);
+        if found { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+}
+
+/// A cluster in which one node reaches NATS through a network of its own.
+async fn detoured(node: &str) -> Result<(Cluster, Proxy)> {
+    let mut cluster = Cluster::configured(&configuration(ROOM))?;
+    let proxy = Proxy::start(cluster.nats().port()).await?;
+    let cluster = cluster.with_detour(node, proxy.url()).with_nodes(&SERVICES).await?;
+    Ok((cluster, proxy))
+}
+
+async fn cut_off(node: &str) -> Result<()> {
+    let mut rng = Rng::seeded(node);
+    let (cluster, proxy) = detoured(node).await?;
+    cluster
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?;
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            // Once the connections end, once nobody hears of it.
+            for stalls in [false, true] {
+                let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
+                load::written(&source, 200).await?;
+                if stalls {
+                    proxy.stall();
+                } else {
+                    proxy.cut();
+                }
+                is_alive(&client, node, false).await?;
+                let back = Instant::now() + AWAY;
+                while Instant::now() < back {
+                    load::written(&source, 100).await?;
+                }
+                proxy.heal();
+                is_alive(&client, node, true).await?;
+                load::written(&source, 200).await?;
+                writer.stop().await?;
+                equal(&client, &source, &indexes).await.with_context(|| format!("stalled: {stalls}"))?;
+            }
+            is_stated(&client, node, "connection to NATS", "lost").await?;
+            all_is_well(&client).await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_consumer_is_cut_off_by_the_server_and_comes_back() -> Result<()> {
+    let mut rng = Rng::seeded("slow consumer");
+    let (cluster, proxy) = detoured("projector-1").await?;
+    cluster
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?;
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 1..=2 {
+                proxy.stall();
+                // More than sockets hold, and what was asked for is not withdrawn.
+                let large = (0..LARGE).map(|i| {
+                    let mut document = documents::document(&mut rng);
+                    document["padding"] = "x".repeat(4_096).into();
+                    Write::put(0, format!("large_{round}_{i}"), &document)
+                });
+                source.write(large).await?;
+                let server = cluster.nats().child();
+                until("the server finds it slow", STATED_WITHIN, async || {
+                    let times = server.log().matches("Slow Consumer").count();
+                    if times >= round { Ok(()) } else { Err(server.log_tail()) }
+                })
+                .await?;
+                proxy.heal();
+                load::write(&source, 500, &mut rng).await?;
+                equal(&client, &source, &indexes).await?;
+            }
+            is_stated(&client, "projector-1", "connection to NATS", "lost").await
+        })
+        .await
+}
