@@ -152,6 +152,11 @@ impl Bus {
         self.client.server_info().server_id
     }
 
+    /// Whether the server that we are connected to leads a stream: its restarts do not go unseen.
+    pub fn leads(&self, state: &crate::StreamState) -> bool {
+        state.leader.is_empty() || state.leader == self.client.server_info().server_name
+    }
+
     /// Core publish: may be lost.
     pub async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), BusError> {
         self.client.publish(subject.to_owned(), payload.into()).await.map_err(|e| BusError::other("publish", e))

@@ -70,7 +70,7 @@ pub struct StreamReader {
     server_id: String,
     pulls: Option<Pulls>,
     consumer: String,
-    /// Times that the reader was opened again on another server, or on one that had restarted.
+    /// Times that the reader was opened again on another server, or on one that had, or may have, restarted.
     restarts: u64,
     list: Option<List>,
 }
@@ -188,7 +188,7 @@ impl StreamReader {
         }
         tracing::info!(stream = self.stream, after = self.place.after, why, "opening the stream again");
         self.pulls = None;
-        self.restarts += u64::from(self.bus.server_id() != self.server_id);
+        let before = self.server_id.clone();
         // Best effort: the server also removes it when it is inactive.
         let old = std::mem::take(&mut self.consumer);
         let _ = self.bus.js.delete_consumer_from_stream(old, self.stream.as_str()).await;
@@ -202,6 +202,9 @@ impl StreamReader {
                             Ok(state) => {
                                 self.check(&state)?;
                                 self.pulls = Some(pulls);
+                                // Another server than ours may have restarted unseen.
+                                let suspect = self.server_id != before || !self.bus.leads(&state);
+                                self.restarts += u64::from(suspect);
                                 retry.over();
                                 return Ok(());
                             }

@@ -197,6 +197,32 @@ async fn what_vanishes_while_nobody_reads_goes_from_every_index() -> Result<()> 
         .await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_a_round_may_remove_goes_from_every_index() -> Result<()> {
+    const MANY: u64 = 280_000;
+    let mut rng = Rng::seeded("many");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::configured(&client, BUCKET, kept(1)).await?;
+            let small = |n: u64| Write::put(0, format!("n{n}"), &json!({"age": n % 90, "city": "Oslo", "score": n}));
+            source.write((0..MANY).map(small)).await?;
+            let indexes = documents::indexes(1);
+            client.create_indexes(BUCKET, &indexes[..2], BUILT_WITHIN).await?;
+            // Those above the floor stay, and what is written meanwhile comes.
+            let mut stream = client.js.get_stream(&source.streams[0].0).await?;
+            let last = stream.info().await?.state.last_sequence;
+            let writer = Writer::paced(&source, &mut rng, Duration::from_millis(20));
+            stream.purge().sequence(last - 100).await?;
+            load::written(&source, 1_000).await?;
+            writer.stop().await?;
+            follow(&client, &source, &indexes[..2], "most of it").await?;
+            ensure_no_rollback(&client, BUCKET).await
+        })
+        .await
+}
+
 /// Documents, and indexes over them.
 async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
     load::write(source, FIRST, rng).await?;

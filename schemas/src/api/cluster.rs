@@ -217,6 +217,9 @@ pub struct Join {
     /// Buckets of which a reconcile with a higher number than this is asked for; projectors only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reconciles: Vec<(String, u64)>,
+    /// Vbuckets by bucket and number, with the generation, whose chains cannot go on; projectors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_chains: Vec<(String, u16, u64)>,
     /// It speaks of these buckets alone: of the others nothing new is said. Indexers only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<Vec<String>>,
@@ -247,6 +250,7 @@ impl Join {
             suspicions: Vec::new(),
             broken_sessions: Vec::new(),
             reconciles: Vec::new(),
+            lost_chains: Vec::new(),
             reading: Vec::new(),
             troubles: Vec::new(),
         }

@@ -10,8 +10,10 @@ pub(crate) const CAPACITY: usize = 4;
 const CHUNK: usize = 512;
 /// A list of which nothing comes for so long may be complete.
 const SILENCE: Duration = Duration::from_millis(300);
+/// What was on its way when nothing more was pending is here after this time.
+const SETTLED: Duration = Duration::from_millis(100);
 /// One of which nothing comes for so long, though it is not complete, is begun again.
-const STALLED: Duration = Duration::from_secs(5);
+const STALLED: Duration = Duration::from_secs(20);
 
 /// What a pump yields.
 #[derive(Debug)]
@@ -65,20 +67,25 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
             read = tokio::time::timeout(silence, reader.next_ready(CHUNK, &mut messages)) => read,
             () = out.closed() => return,
         };
-        let pumped = match read {
+        let (pumped, over) = match read {
             // The rest of the list may have been removed meanwhile.
             Err(_) => match reader.pending().await {
-                Ok(0) => Vec::new(),
+                // What was sent before that answer is here by now.
+                Ok(0) => match tokio::time::timeout(SETTLED, reader.next_ready(CHUNK, &mut messages)).await {
+                    Err(_) => (Vec::new(), true),
+                    Ok(Ok(())) => (split(messages, list, reader.restarts()), false),
+                    Ok(Err(error)) => {
+                        let _ = out.send(Pumped::Changed(error.to_string())).await;
+                        return;
+                    }
+                },
                 pending if listed_at.elapsed() >= STALLED => {
                     let _ = out.send(Pumped::Changed(format!("the list stopped, with {pending:?} to come"))).await;
                     return;
                 }
                 _ => continue,
             },
-            Ok(Ok(())) => {
-                listed_at = Instant::now();
-                split(messages, list, reader.restarts())
-            }
+            Ok(Ok(())) => (split(messages, list, reader.restarts()), false),
             Ok(Err(BusError::StreamChanged { why, .. })) => {
                 let _ = out.send(Pumped::Changed(why)).await;
                 return;
@@ -88,10 +95,10 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
                 continue;
             }
         };
-        let ended = list.filter(|list| pumped.is_empty() || list_ends(&pumped, list.upto));
+        let ended = list.filter(|list| over || list_ends(&pumped, list.upto));
         // What is beyond the list comes after its end.
         let (within, beyond): (Vec<_>, Vec<_>) = pumped.into_iter().partition(|p| match (p, list) {
-            (Pumped::Messages { messages, .. }, Some(list)) => messages.first().is_some_and(|m| m.seq <= list.upto),
+            (Pumped::Messages { messages, .. }, Some(list)) => messages.first().is_none_or(|m| m.seq <= list.upto),
             _ => true,
         });
         let end = ended.map(|list| Pumped::Listed { upto: list.upto });
@@ -103,6 +110,7 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
                 return;
             }
         }
+        listed_at = Instant::now();
     }
 }
 
@@ -110,8 +118,12 @@ pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sen
 fn split(mut messages: Vec<StreamMessage>, list: Option<List>, restarts: u64) -> Vec<Pumped> {
     let within = list.map_or(messages.len(), |list| messages.partition_point(|m| m.seq <= list.upto));
     let beyond = messages.split_off(within);
-    let chunk = |messages: Vec<_>| (!messages.is_empty()).then_some(Pumped::Messages { messages, restarts });
-    [messages, beyond].into_iter().filter_map(chunk).collect()
+    if messages.is_empty() && beyond.is_empty() {
+        // Only that it was opened again.
+        return vec![Pumped::Messages { messages, restarts }];
+    }
+    let parts = [messages, beyond].into_iter().filter(|part| !part.is_empty());
+    parts.map(|messages| Pumped::Messages { messages, restarts }).collect()
 }
 
 /// Whether nothing of a list is to come after these.

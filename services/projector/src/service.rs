@@ -19,7 +19,6 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -76,6 +75,8 @@ struct Shell {
     suspicions: Vec<Suspicion>,
     /// Sessions that cannot go on.
     broken: BTreeSet<(String, u64)>,
+    /// Vbuckets, with the generation, whose chains cannot go on.
+    lost: BTreeSet<(String, u16, u64)>,
     /// Damaged wants so far.
     refused: Cell<u64>,
 }
@@ -100,6 +101,7 @@ pub async fn run(
         lanes,
         suspicions: Vec::new(),
         broken: BTreeSet::new(),
+        lost: BTreeSet::new(),
         refused: Cell::new(0),
     };
     let _ = ready.send(());
@@ -277,6 +279,10 @@ impl Shell {
     fn ended(&mut self, key: &Key, end: End) {
         let (bucket, vb, session) = (&key.bucket, key.vb, key.session);
         match end {
+            End::Lost => {
+                tracing::warn!(bucket, vb, generation = key.generation, "asking for another generation");
+                self.lost.insert((bucket.clone(), vb, key.generation));
+            }
             End::Again => {
                 // The next look at the log starts it again.
                 self.running.remove(key);
@@ -320,6 +326,10 @@ impl Shell {
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
         self.broken.retain(|(bucket, id)| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
+        self.lost.retain(|(bucket, vb, generation)| {
+            let vbucket = context.buckets.get(bucket).and_then(|b| b.vbuckets.get(usize::from(*vb)));
+            vbucket.is_some_and(|v| v.generation == *generation)
+        });
         let sessions = self.running.iter().filter(|(key, _)| key.session != 0);
         let reading = sessions.map(|(key, running)| SessionReading {
             bucket: key.bucket.clone(),
@@ -332,6 +342,7 @@ impl Shell {
             reading: reading.collect(),
             term: self.state.context().term,
             reconciles: self.reconciles(),
+            lost_chains: self.lost.iter().cloned().collect(),
             suspicions: self.suspicions.clone(),
             broken_sessions: self.broken.iter().cloned().collect(),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
@@ -361,9 +372,6 @@ fn live_plan(bucket: &Bucket, vb: usize) -> Arc<Plan> {
         anchor: bucket.sessions.values().filter(|s| s.kind != SessionKind::Reconcile).map(|s| s.id).max().unwrap_or(0),
         newest_reconcile: bucket.newest_reconcile(),
         staged: bucket.reconcile.as_ref().filter(|r| r.staged).map(|r| r.id),
-        reconcile_took: Duration::from_millis(
-            bucket.reconciled.as_ref().map_or(0, |r| r.ended.saturating_sub(r.began)),
-        ),
     })
 }
 

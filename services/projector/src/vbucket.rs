@@ -24,7 +24,7 @@ use highwater_schemas::{
     timestamp::{Asked, Bookmark, Dropped},
     wire::KeyVersions,
 };
-use removed::{Frozen, Hint};
+use removed::Frozen;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -62,8 +62,6 @@ pub(crate) struct Plan {
     /// The newest reconcile that was begun, and the one that is to be put into the chain.
     pub(crate) newest_reconcile: u64,
     pub(crate) staged: Option<u64>,
-    /// How long the last one took.
-    pub(crate) reconcile_took: Duration,
 }
 
 /// What the tasks of a vbucket know together.
@@ -120,8 +118,10 @@ pub(crate) enum End {
     Suspected(Suspected),
     /// What the session has read does not join on: it is over.
     Broken(String),
-    /// Its lane or its reader is gone: it begins again.
+    /// It could not begin: it is tried again.
     Again,
+    /// Its lane or its reader is gone: the chain goes on under another generation.
+    Lost,
 }
 
 /// Runs until aborted, or until the source or its lane ends it.
@@ -187,7 +187,7 @@ pub(crate) async fn run(
         removals: Removals::new(assignment.dropped, assignment.generation == 1),
         plan,
         frozen: None,
-        hint: Hint::default(),
+        asked_for: 0,
         late: false,
         marker_life: removed::marker_life(state.as_ref()),
         round: assignment.from.round,
@@ -213,7 +213,9 @@ pub(crate) async fn run(
         read_at: Instant::now(),
         assignment,
     };
-    task.run(pumped, wants).await
+    let end = task.run(pumped, wants).await;
+    // What was sent of the chain must not be sent again with other content.
+    if live && end == End::Again { End::Lost } else { end }
 }
 
 struct Asking {
@@ -239,7 +241,8 @@ struct Task {
     plan: watch::Receiver<Arc<Plan>>,
     removals: Removals,
     frozen: Option<Frozen>,
-    hint: Hint,
+    /// The run of the server for which a reconcile was asked last.
+    asked_for: u64,
     /// It read messages whose delete markers may be gone.
     late: bool,
     marker_life: Duration,
@@ -447,8 +450,8 @@ impl Task {
             ))
             .await?;
         }
-        if source != self.source && self.source != 0 && self.assignment.target == LaneTarget::Mutation {
-            self.verify().await?;
+        if source != self.source && self.source != 0 {
+            self.restarted().await?;
         }
         self.source = source;
         self.first_seq = state.first_seq;

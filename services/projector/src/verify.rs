@@ -126,7 +126,9 @@ pub(crate) async fn check(bus: &Bus, stream: &str, known: &Known) -> Result<Resu
     // Asked after the bookmarks: what is written meanwhile makes it no smaller.
     let state = bus.stream_state(stream).await?;
     let source = source(bus, &state);
-    Ok(known.decide(&state, judged, source).map_or(Ok(source), Err))
+    // Of a server that we are not connected to nobody tells whether it went.
+    let run = if bus.leads(&state) { source } else { 0 };
+    Ok(known.decide(&state, judged, run).map_or(Ok(source), Err))
 }
 
 async fn look(bus: &Bus, stream: &str, mark: &Bookmark) -> Result<Found, BusError> {
@@ -152,7 +154,7 @@ pub(crate) fn bookmark(message: &Looked, source: u64) -> Bookmark {
     }
 }
 
-/// Tells the server that leads a stream, and its run, from others.
+/// Tells the server that leads a stream from others, and its run where it is the one that we are connected to.
 pub(crate) fn source(bus: &Bus, state: &StreamState) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(bus.server_id().as_bytes());

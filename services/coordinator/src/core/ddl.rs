@@ -82,7 +82,7 @@ impl Core {
             Ddl::BucketRemove(request) => return self.bucket_remove(token, request, out),
             Ddl::BucketList => json(&self.bucket_list()),
             Ddl::BucketHistory(request) => json(&history(self.bucket(&request.name)?)),
-            Ddl::BucketReconcile(request) => self.reconcile(&request)?,
+            Ddl::BucketReconcile(request) => self.reconcile(&request, out)?,
             Ddl::IndexBuild(request) => self.index_build(&request, out)?,
             Ddl::IndexDrop(request) => self.index_drop(&request, out)?,
             Ddl::TopicCreate(request) => return self.topic_create(token, request, out),

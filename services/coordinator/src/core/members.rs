@@ -25,6 +25,8 @@ struct Member {
     broken: Vec<(String, u64)>,
     /// Buckets of which a reconcile with a higher number is asked for.
     reconciles: Vec<(String, u64)>,
+    /// Chains, by bucket, vbucket and generation, that it cannot go on with.
+    lost: Vec<(String, u16, u64)>,
     /// How far it has read for sessions.
     reading: Vec<SessionReading>,
 }
@@ -170,6 +172,12 @@ impl Members {
         self.seen.values().flat_map(|m| &m.reconciles).filter(|(b, _)| b == bucket).map(|(_, after)| *after).max()
     }
 
+    /// Whether a projector says that a chain cannot go on.
+    pub(super) fn is_lost(&self, bucket: &str, vb: usize, generation: u64) -> bool {
+        let lost = self.seen.values().flat_map(|m| &m.lost);
+        lost.into_iter().any(|(b, v, g)| b == bucket && usize::from(*v) == vb && *g == generation)
+    }
+
     /// What projectors have read for a session.
     pub(super) fn reading(&self, bucket: &str, session: u64) -> impl Iterator<Item = &SessionReading> {
         let reading = self.seen.values().flat_map(|m| &m.reading);
@@ -207,6 +215,7 @@ impl Core {
             suspicions: join.suspicions,
             broken: join.broken_sessions,
             reconciles: join.reconciles,
+            lost: join.lost_chains,
             reading: join.reading,
         };
         if let Some(only) = &join.only {
@@ -226,6 +235,7 @@ impl Core {
                 || !member.suspicions.is_empty()
                 || b.broken != member.broken
                 || b.reconciles != member.reconciles
+                || b.lost != member.lost
         });
         self.members.seen.insert(key, member);
     }

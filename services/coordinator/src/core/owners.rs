@@ -31,7 +31,9 @@ impl Core {
         let mut assigned = false;
         let started = |b: &Bucket| b.rollback.as_ref().is_some_and(|r| r.phase == RollbackPhase::Started);
         for (name, bucket) in self.context.buckets.iter().filter(|(_, b)| !started(b)) {
-            for (vb, vbucket) in bucket.vbuckets.iter().enumerate().filter(|(_, v)| !self.owned(v)) {
+            let vbuckets = bucket.vbuckets.iter().enumerate();
+            let lost = |vb: usize, v: &Vbucket| self.members.is_lost(name, vb, v.generation);
+            for (vb, vbucket) in vbuckets.filter(|(vb, v)| !self.owned(v) || lost(*vb, v)) {
                 let Some((projector, n)) = load.iter_mut().min_by_key(|(_, n)| **n) else { return };
                 *n += 1;
                 assigned = true;

@@ -7,12 +7,16 @@ use super::{Action, Core, ddl::json, stability::BucketStability};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{BucketReconcile, NodeKind, ReconcileReply, SliceReport, SliceState},
-    state::{Bucket, Change, Session, SessionKind, SliceName},
+    state::{Bucket, Change, RollbackPhase, Session, SessionKind, SliceName},
 };
 use serde_json::Value;
 
 /// Reconciles under way at once; each reads every document of its bucket.
 const MOST_AT_ONCE: usize = 4;
+
+/// A bucket is reconciled for a projector this often at most, milliseconds, and for a twentieth of the time at most.
+const REST: u64 = 5_000;
+const REST_TIMES: u64 = 20;
 
 /// When reconciles of a bucket are due.
 #[derive(Debug, Default)]
@@ -21,29 +25,27 @@ pub(super) struct Due {
     at: u64,
     /// An administrator wants one with a higher number than this.
     asked_after: Option<u64>,
+    /// Since when one is wanted.
+    wanted: Option<u64>,
+    began: u64,
+    /// None for a projector before.
+    rest_until: u64,
 }
 
 impl Core {
     /// Begins, stages and ends reconciles; `next`: the newest number of a session.
     pub(super) fn check_reconciles(&mut self, now: u64, next: &mut u64, out: &mut Vec<Action>) {
         let interval = self.config.reconcile_interval.as_millis() as u64;
-        let buckets = &self.context.buckets;
-        self.reconciles.retain(|name, _| buckets.contains_key(name));
-        let mut running = buckets.values().filter(|bucket| bucket.reconcile.is_some()).count();
+        let mut all = std::mem::take(&mut self.reconciles);
+        all.retain(|name, _| self.context.buckets.contains_key(name));
+        let running = self.context.buckets.values().filter(|bucket| bucket.reconcile.is_some()).count();
+        let mut ready: Vec<(u64, &String)> = Vec::new();
         for (name, bucket) in &self.context.buckets {
-            let due = self.reconciles.entry(name.clone()).or_insert(Due { at: now + interval, asked_after: None });
+            let due = all.entry(name.clone()).or_insert(Due { at: now + interval, ..Due::default() });
             match &bucket.reconcile {
                 None => {
-                    let newest = bucket.newest_reconcile();
-                    let asked = due.asked_after.max(self.members.reconcile_after(name));
-                    let wanted = asked.is_some_and(|after| newest <= after) || now >= due.at;
-                    let read = bucket.vbuckets.iter().all(|v| v.start_of(v.generation).is_some());
-                    let can = read && bucket.rollback.is_none() && bucket.live_indexes().next().is_some();
-                    if wanted && can && running < MOST_AT_ONCE {
-                        running += 1;
-                        *next += 1;
-                        *due = Due { at: now + interval, asked_after: None };
-                        out.push(Action::Append(Change::ReconcileStarted { bucket: name.clone(), id: *next }));
+                    if self.may_reconcile(now, name, bucket, due) {
+                        ready.push((*due.wanted.get_or_insert(now), name));
                     }
                 }
                 Some(reconcile) if !reconcile.staged => {
@@ -59,11 +61,42 @@ impl Core {
                     let issued = self.stability.get(name).and_then(BucketStability::last);
                     if issued.is_some_and(|st| st.vbs.iter().all(|vb| vb.reconciled >= reconcile.id)) {
                         due.at = now + interval;
+                        due.rest_until = now + REST.max(REST_TIMES * now.saturating_sub(due.began));
                         out.push(Action::Append(Change::ReconcileDone { bucket: name.clone() }));
                     }
                 }
             }
         }
+        // Who waits longest comes first.
+        ready.sort_unstable();
+        for (_, name) in ready.into_iter().take(MOST_AT_ONCE.saturating_sub(running)) {
+            *next += 1;
+            let rest_until = all.get(name).map_or(0, |due| due.rest_until);
+            let begun = Due { at: now + interval, asked_after: None, wanted: None, began: now, rest_until };
+            all.insert(name.clone(), begun);
+            out.push(Action::Append(Change::ReconcileStarted { bucket: name.clone(), id: *next }));
+        }
+        self.reconciles = all;
+    }
+
+    /// Whether one is wanted, and can begin.
+    fn may_reconcile(&self, now: u64, name: &str, bucket: &Bucket, due: &Due) -> bool {
+        let newest = bucket.newest_reconcile();
+        let is_new = |after: Option<u64>| after.is_some_and(|after| newest <= after);
+        let read = bucket.vbuckets.iter().all(|v| v.start_of(v.generation).is_some());
+        // While a rollback restarts, what is covered may wait for a reconcile, and its end for what is covered.
+        let back = bucket.rollback.as_ref().is_none_or(|r| r.phase == RollbackPhase::Restart);
+        if !read || !back || bucket.live_indexes().next().is_none() {
+            return false;
+        }
+        if is_new(due.asked_after) && bucket.rollback.is_none() {
+            return true;
+        }
+        // Each round that a slice out of step meets has it compared: nobody is thrown back again and again.
+        let in_step = |r: &SliceReport| matches!(r.state, SliceState::Active | SliceState::Merged | SliceState::Error);
+        let quiet = bucket.sessions.is_empty() && self.hosted(name, bucket).all(|(_, r)| r.is_some_and(in_step));
+        let asked = is_new(self.members.reconcile_after(name)) && now >= due.rest_until;
+        quiet && (asked || now >= due.at)
     }
 
     /// The slices of a bucket on live indexers, with their node, as they were reported.
@@ -119,13 +152,18 @@ impl Core {
     }
 
     /// `bucket.reconcile`: one that begins after now.
-    pub(super) fn reconcile(&mut self, request: &BucketReconcile) -> Result<Value, ApiError> {
+    pub(super) fn reconcile(&mut self, request: &BucketReconcile, out: &mut Vec<Action>) -> Result<Value, ApiError> {
         let bucket = self.bucket(&request.name)?;
         if bucket.live_indexes().next().is_none() {
             let message = format!("bucket {} has no index to compare with its source", request.name);
             return Err(ApiError::new(ErrorCode::IndexNotFound, message));
         }
         let after = bucket.newest_reconcile();
+        if bucket.reconcile.is_none() && bucket.rollback.is_none() {
+            let id = self.context.next_session + 1;
+            out.push(Action::Append(Change::ReconcileStarted { bucket: request.name.clone(), id }));
+            return Ok(json(&ReconcileReply { after }));
+        }
         self.reconciles.entry(request.name.clone()).or_default().asked_after = Some(after);
         self.urgent = true;
         Ok(json(&ReconcileReply { after }))

@@ -95,6 +95,10 @@ async fn reconcile(session: &Session, name: String, within: Option<Duration>) ->
         if Instant::now() > until {
             bail!("not done within {} s; it goes on", within.as_secs());
         }
+        if history.reconcile.is_none() {
+            // Whoever coordinated before may have forgotten that it was asked for.
+            session.ask(&subjects::admin("bucket.reconcile"), &api::BucketReconcile { name: name.clone() }).await?;
+        }
         tokio::time::sleep(POLL).await;
     }
 }

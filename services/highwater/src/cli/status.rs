@@ -5,7 +5,7 @@ use crate::args::Status;
 use anyhow::Result;
 use highwater_schemas::{
     api::{BootstrapStep, BucketStatus, ClusterStatus, Empty, ListReply, ListRequest, MemberStatus, SessionSlice},
-    state::{RollbackPhase, SessionKind},
+    state::RollbackPhase,
     subjects,
 };
 use serde_json::Value;

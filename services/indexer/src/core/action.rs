@@ -55,3 +55,10 @@ pub(crate) enum Action {
     /// The states of slices changed: the coordinator should know.
     Report,
 }
+
+impl Action {
+    /// Whether it goes on from what was applied to a slice before.
+    pub(crate) fn follows(&self, of: SliceName) -> bool {
+        matches!(self, Self::Apply { slice, .. } | Self::Persist { slice, .. } if *slice == of)
+    }
+}

@@ -244,6 +244,9 @@ impl BucketCore {
             self.look_for_gap(name, now, &mut out);
         }
         self.retry_flushes(now, &mut out);
+        if self.view.sessions.values().any(|session| session.stages.is_some()) {
+            self.take_up_reconciles(&mut out);
+        }
         self.release();
         out
     }
@@ -295,6 +298,8 @@ impl BucketCore {
         slice.applied = st.number;
         slice.term = st.term;
         slice.stuck.clear();
+        // The chain was unbroken.
+        slice.late = false;
         if !slice.readable && st.vbs.iter().zip(&slice.readable_from).all(|(s, from)| s.covered >= *from) {
             slice.readable = true;
             slice.building = false;

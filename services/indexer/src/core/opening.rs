@@ -44,6 +44,20 @@ impl BucketCore {
         out
     }
 
+    /// A slice that was just opened was closed for longer than delete markers are there to be read.
+    pub(crate) fn late(&mut self, name: SliceName) -> Vec<Action> {
+        let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
+        slice.late = true;
+        if slice.mode != Mode::Waiting {
+            return Vec::new();
+        }
+        if slice.bulk {
+            return vec![Action::Open { slice: name, reset: true }];
+        }
+        slice.compare_all();
+        vec![Action::Report]
+    }
+
     /// A slice's store is closed, and about to be opened again.
     pub(crate) fn closed(&mut self, name: SliceName) {
         self.slices.remove(&name);

@@ -232,8 +232,11 @@ impl BucketCore {
         }
         slice.readable_from = slice.vbs.iter().map(|vb| vb.content).collect();
         slice.done_with = slice.done_with.max(following.id);
+        // A list that was begun while it was out of step is not taken up in the middle.
+        let begun = self.view.sessions.iter().filter(|(_, s)| s.stages.is_some()).map(|(id, _)| *id);
+        slice.unstaged = slice.unstaged.max(begun.max().unwrap_or(0));
         slice.applied = 0;
-        slice.compare = false;
+        (slice.compare, slice.late) = (false, false);
         slice.mode = Mode::InStep;
         slice.readable = false;
         out.push(Action::Report);

@@ -76,6 +76,8 @@ pub(crate) struct Slice {
     pub(crate) staged: u64,
     pub(crate) prepared: u64,
     pub(crate) unstaged: u64,
+    /// What it missed may have left nothing to read: delete markers do not stay.
+    pub(crate) late: bool,
     /// Since when an ST is out of reach, and where the chain ended then.
     pub(crate) stuck: Vec<Option<(u64, Position)>>,
 }
@@ -120,6 +122,7 @@ impl Slice {
             staged: 0,
             prepared: 0,
             unstaged: 0,
+            late: false,
             stuck: Vec::new(),
         }
     }
@@ -177,6 +180,9 @@ impl Slice {
         self.readable = false;
         self.stuck.clear();
         self.unstage();
+        if self.late {
+            self.compare_all();
+        }
     }
 
     /// It falls out, and is to be compared with every present document.
@@ -206,6 +212,7 @@ impl Slice {
             topic_created,
             docs_done: self.docs_done,
             events: 0,
+            at: 0,
         }
     }
 }

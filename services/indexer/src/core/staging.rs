@@ -45,7 +45,9 @@ impl BucketCore {
                 slice.staging = None;
                 out.push(Action::DropStage { slice: slice.name });
             }
-            if !slice.in_step() || slice.staging.is_some() {
+            // What is staged is applied first.
+            let waits = slice.vbs.iter().any(|vb| vb.reconciled < slice.prepared);
+            if !slice.in_step() || slice.staging.is_some() || waits {
                 continue;
             }
             let open = self.view.sessions.iter().rev().find_map(|(id, session)| {
@@ -136,6 +138,7 @@ impl BucketCore {
     pub(crate) fn compare_again(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
         slice.fall_out_to_compare();
+        (slice.persisting, slice.owed) = (false, false);
         let mut out = vec![Action::DropStage { slice: name }, Action::Report];
         self.attach_sessions(&mut out);
         out

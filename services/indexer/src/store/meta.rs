@@ -71,6 +71,8 @@ pub struct SliceMark {
     pub docs_done: u64,
     /// The last stability timestamp whose index events were published.
     pub events: u64,
+    /// When it was written, milliseconds since the epoch; 0: not known.
+    pub at: u64,
 }
 
 /// Where undo records are being written, and how many bytes of them there are.
@@ -174,6 +176,7 @@ fn put_state(out: &mut Vec<u8>, counts: [u64; 2], undo: UndoSlot, mark: &SliceMa
     out.extend_from_slice(&mark.topic_created.to_le_bytes());
     out.extend_from_slice(&mark.docs_done.to_le_bytes());
     out.extend_from_slice(&mark.events.to_le_bytes());
+    out.extend_from_slice(&mark.at.to_le_bytes());
     out.push(u8::from(mark.building) | u8::from(mark.compare) << 1);
     out.extend_from_slice(&(mark.vbs.len() as u32).to_le_bytes());
     for vb in &mark.vbs {
@@ -243,6 +246,7 @@ impl<'a> Reader<'a> {
         mark.topic_created = self.i64()?;
         mark.docs_done = self.u64()?;
         mark.events = self.u64()?;
+        mark.at = self.u64()?;
         let [flags] = self.take::<1>()?;
         if flags > 3 {
             return Err(StoreError::damaged("record: unknown flags"));

@@ -36,9 +36,11 @@ impl Worker {
         let unchanged = store.is_clean() && !store.durable().building && !store.kept().is_empty();
         if unchanged && !mark.building && why != Why::Built {
             let store_st = store.durable().st;
+            let mark = SliceMark { at: now(), ..mark };
             self.unchanged.push((slice, Unchanged { slice: name, store_st, mark }));
             return Vec::new();
         }
+        let mark = SliceMark { at: now(), ..mark };
         let purpose = match why {
             Why::Timestamp => Purpose::Snapshot { at: now() },
             Why::Interim => Purpose::Interim,
@@ -179,6 +181,6 @@ impl Worker {
 }
 
 /// Milliseconds since the epoch; a clock that stands wrong makes snapshots live shorter or longer, and nothing worse.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -271,6 +271,9 @@ impl Worker {
                 for open in self.open.values() {
                     open.held.expire();
                 }
+                for slice in self.core.slices().filter(|s| !s.in_step()).map(|s| s.name).collect::<Vec<_>>() {
+                    self.set_stage(slice, None);
+                }
                 self.grow_and_reopen();
                 self.check_sessions();
                 Vec::new()
@@ -310,8 +313,15 @@ impl Worker {
                 Action::RollBack { slice, st } => todo.extend(self.roll_back(slice, st)),
                 Action::Remove { slice } => self.remove(slice),
                 Action::Apply { slice, steps, st, readable } => {
-                    let applied = self.apply(slice, &steps, &st, readable);
-                    todo.extend(applied.unwrap_or_else(|error| self.fail(slice, &error)));
+                    match self.apply(slice, &steps, &st, readable) {
+                        Ok(true) => {}
+                        Ok(false) => {
+                            // What was to follow counted on it.
+                            todo.retain(|later| !later.follows(slice));
+                            todo.extend(self.core.compare_again(slice));
+                        }
+                        Err(error) => todo.extend(self.fail(slice, &error)),
+                    }
                 }
                 Action::Collect { slice, batch, after, bulk } => {
                     let collected = self.collect(slice, &batch, after, bulk);

@@ -3,6 +3,7 @@
 use super::{
     Look, SliceInfo, VerifyAnswer, Worker,
     compare::Listed,
+    durable::now,
     removed::{self, Oldest, Stage},
     stem,
 };
@@ -17,6 +18,8 @@ use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 
+/// Delete markers live this long where clients purge them, milliseconds.
+const MARKER_LIFE: u64 = 30 * 60 * 1_000;
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
 pub(super) const UNSEALED: usize = 8 * 1024 * 1024;
 
@@ -100,7 +103,10 @@ impl Worker {
                 let opening = self.openings;
                 self.check_pages(slice, opening, &store);
                 let kept: Vec<SliceMark> = store.kept().iter().map(|k| k.mark.clone()).collect();
-                let actions = self.core.opened(slice, &mark, &kept, bulk);
+                let mut actions = self.core.opened(slice, &mark, &kept, bulk);
+                if mark.at > 0 && now().saturating_sub(mark.at) > MARKER_LIFE {
+                    actions.extend(self.core.late(slice));
+                }
                 self.open.insert(
                     slice,
                     Open {
@@ -176,29 +182,32 @@ impl Worker {
         self.core.failed(slice, error.to_string())
     }
 
+    /// False: too much is to be removed at once; what was done of it must be compared.
     pub(super) fn apply(
         &mut self,
         slice: SliceName,
         steps: &[(u16, Step)],
         st: &Arc<StabilityTimestamp>,
         readable: bool,
-    ) -> Result<Vec<Action>, StoreError> {
-        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else {
-            return Ok(Vec::new());
-        };
+    ) -> Result<bool, StoreError> {
+        let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(true) };
+        let mut unprepared = false;
         for (vb, step) in steps {
             let range = step.after..=step.upto;
             if let Some(removal) = &step.batch.removal {
-                if !removed::carry_out(open, *vb, removal)? {
+                if !removed::carry_out(open, *vb, removal, step.batch.floor)? {
                     tracing::info!(
                         bucket = self.outside.bucket,
                         ?slice,
                         "too much vanished: it is compared in a session"
                     );
-                    return Ok(self.core.compare_again(slice));
+                    return Ok(false);
                 }
-            } else if let Some(staged) = open.stage.as_mut().and_then(|stage| stage.vb(*vb)) {
+            } else if let Some(stage) = open.stage.as_mut()
+                && let Some(staged) = stage.vb(*vb)
+            {
                 replace_beside(&mut open.store, info, slice, &step.batch, range, staged)?;
+                unprepared |= !stage.fits();
             } else {
                 replace(&mut open.store, info, slice, &step.batch, range, false)?;
             }
@@ -214,8 +223,11 @@ impl Worker {
         if self.newest.as_ref().is_none_or(|n| n.number < st.number) {
             self.newest = Some(Arc::clone(st));
         }
+        if unprepared {
+            self.core.unprepared(slice);
+        }
         self.merge_layers(slice);
-        Ok(Vec::new())
+        Ok(true)
     }
 
     pub(super) fn collect(

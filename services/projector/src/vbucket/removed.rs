@@ -8,14 +8,11 @@ use highwater_schemas::{
 };
 use std::{
     sync::atomic::Ordering,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Delete markers live this long where clients purge them; the stream may let them go sooner.
 const MARKER_LIFE: Duration = Duration::from_secs(30 * 60);
-/// What the stream's state hints at is looked into this often at most, and takes a twentieth of the time at most.
-const HINT_EVERY: Duration = Duration::from_secs(5);
-const HINT_SHARE: u32 = 20;
 
 /// Revisions may be hidden that a restarted server had acknowledged.
 #[derive(Debug, Clone, Copy)]
@@ -24,15 +21,6 @@ pub(super) struct Frozen {
     at: u64,
     /// Until a reconcile with a higher number is in the chain.
     after: u64,
-}
-
-/// What the stream's state hints at.
-#[derive(Debug, Default)]
-pub(super) struct Hint {
-    /// It is yet to be looked into.
-    open: bool,
-    /// When one was looked into last.
-    at: Option<Instant>,
 }
 
 /// How long a delete marker is there to be read at least.
@@ -60,10 +48,7 @@ impl Task {
         }
         self.removals.answer(question, state.last_seq);
         self.marker_life = marker_life(Some(state));
-        self.hint.open |= self.removals.state(state);
-        let spacing = HINT_EVERY.max(self.plan.borrow().reconcile_took * HINT_SHARE);
-        if self.hint.open && self.hint.at.is_none_or(|at| at.elapsed() >= spacing) {
-            self.hint = Hint { open: false, at: Some(Instant::now()) };
+        if self.removals.state(state) {
             self.ask_to_reconcile("messages vanished");
         }
     }

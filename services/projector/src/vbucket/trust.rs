@@ -72,7 +72,7 @@ impl Task {
             return Ok(());
         }
         self.server = server;
-        self.verify().await
+        self.restarted().await
     }
 
     /// The server restarted, or another one serves: nothing that it brings counts before the source was compared.
@@ -85,7 +85,9 @@ impl Task {
         self.verify().await?;
         if hidden {
             self.freeze();
-        } else {
+        } else if self.asked_for != self.source {
+            // Once for each run of the server.
+            self.asked_for = self.source;
             self.ask_to_reconcile("the server restarted");
         }
         Ok(())

@@ -105,6 +105,8 @@ fn a_projector_asks_until_one_has_begun_after_it_asked() {
     assert_eq!(reconcile(&d), None, "that one is enough");
     d.event(Event::Join(asks(id)));
     d.tick(1);
+    assert_eq!(reconcile(&d), None, "not at once");
+    d.tick(6_000);
     assert!(reconcile(&d).unwrap().id > id);
 }
 

@@ -123,3 +123,34 @@ fn what_joins_behind_a_reconcile_that_it_has_not_seen_is_compared_first() {
         assert_eq!(actions.iter().any(|a| matches!(a, Action::Floor { floor: 4, .. })), !compared, "{actions:?}");
     }
 }
+
+#[test]
+fn what_was_closed_for_long_is_compared_unless_the_chain_has_all_that_it_missed() {
+    let mut core = in_step(10, &[(1, 0)]);
+    assert!(core.late(SLICE).is_empty());
+    core.live(1, batch(1, 1, 0, 10, 12, 12));
+    core.stability([st(2, 1, 12, 12, true)]);
+    core.advance(0);
+    assert!(core.slices().all(|s| !s.late && s.readable));
+    let mut core = in_step(10, &[(1, 0)]);
+    core.late(SLICE);
+    core.live(1, batch(1, 1, 0, 20, 22, 22));
+    core.stability([st(2, 1, 22, 22, true)]);
+    core.advance(0);
+    core.advance(GAP_AFTER);
+    assert!(core.slices().all(|s| s.compare), "the chain has a hole");
+}
+
+#[test]
+fn a_list_is_not_taken_up_in_the_middle() {
+    let mut core = reconciling();
+    core.compare_again(SLICE);
+    let mut seen = view(&[(1, 0)]);
+    seen.sessions.insert(9, OpenSession { lists: true, stages: Some(8), ..open_session(&[SLICE]) });
+    seen.sessions.insert(10, OpenSession { lists: true, ..open_session(&[SLICE]) });
+    core.state(seen);
+    core.live(1, parsed(&empty(7, 1, 1, 0, (10, 10), 10)));
+    let end = Some(Removal::Listed { session: 10, upto: 10 });
+    core.session_batch(10, 1, &parsed(&wire::Batch { removal: end, ..empty(7, 1, 1, 10, (0, 10), 10) }));
+    assert_eq!((state(&core), staged(&core)), (SliceState::Merged, (0, 9)));
+}

@@ -55,6 +55,7 @@ fn mark(st: u64) -> SliceMark {
         topic_created: -9,
         docs_done: st,
         events: st * 2,
+        at: st * 5,
     }
 }
 
