@@ -22,8 +22,10 @@ use std::{ops::Bound, sync::Arc};
 
 /// Undo slots of a slice, so the most snapshots kept beside the oldest: four minutes of persistence every five seconds.
 pub(crate) const SLOTS: usize = 48;
-/// Documents of an undo slot that are taken back at once.
-const CHUNK: usize = 16_384;
+/// Documents of an undo slot that are taken back at once, and bytes of them: the more, the nearer to each other are the entries that
+/// are written one after the other.
+const CHUNK: usize = 131_072;
+const CHUNK_BYTES: usize = 32 * 1024 * 1024;
 
 /// The kept snapshots, oldest first, and the slot in use.
 #[derive(Clone, Default)]
@@ -210,9 +212,14 @@ fn take_back(dbs: Databases, slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot)
     loop {
         let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut chunk: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut bytes = 0;
         for record in slot.range(txn, &(from, Bound::Unbounded))?.take(CHUNK) {
             let (key, prior) = record?;
+            bytes += key.len() + prior.len();
             chunk.push((key.to_vec(), prior.to_vec()));
+            if bytes > CHUNK_BYTES {
+                break;
+            }
         }
         let Some((last, _)) = chunk.last() else { break };
         after = Some(last.clone());
