@@ -103,7 +103,7 @@ async fn what_a_disk_lost_is_found_and_built_again() -> Result<()> {
             let marked_in = dumps.iter().find(holds).context("no slice has the document")?;
             ensure!(dumps.len() == 5 && dumps.iter().all(|s| s["kept"].is_array() && s["more"] == false), "{shown}");
             let (code, text, _) = highwater(&["slice", "dump", "--data-dir", &directory])?;
-            ensure!(code == Some(0) && text.contains("VBUUID") && text.contains("version 2"), "{text}");
+            ensure!(code == Some(0) && text.contains("VBUUID") && text.contains("version 3"), "{text}");
             let (code, text, err) =
                 highwater(&["index", "verify", "--data-dir", &slices(&data)?[0].to_string_lossy()])?;
             ensure!(code == Some(0) && text.lines().count() == 2, "{text}{err}");
