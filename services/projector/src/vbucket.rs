@@ -25,6 +25,7 @@ use highwater_schemas::{
     wire::KeyVersions,
 };
 use removed::Frozen;
+pub(crate) use removed::KnownToAll;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -62,15 +63,6 @@ pub(crate) struct Plan {
     /// The newest reconcile that was begun, and the one that is to be put into the chain.
     pub(crate) newest_reconcile: u64,
     pub(crate) staged: Option<u64>,
-}
-
-/// What the tasks of a vbucket know together.
-#[derive(Debug, Default)]
-pub(crate) struct KnownToAll {
-    /// The highest seqno that this process has read.
-    pub(crate) held: AtomicU64,
-    /// A reconcile is asked for with this number, or a higher one; 0: none is.
-    pub(crate) reconcile_after: AtomicU64,
 }
 
 /// What the task is told when it starts.

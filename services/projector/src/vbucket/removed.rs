@@ -7,7 +7,7 @@ use highwater_schemas::{
     wire::{KeyVersions, Removal},
 };
 use std::{
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,6 +26,15 @@ pub(super) struct Frozen {
 /// How long a delete marker is there to be read at least.
 pub(super) fn marker_life(state: Option<&StreamState>) -> Duration {
     state.and_then(|state| state.marker_life).map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE))
+}
+
+/// What the tasks of a vbucket know together.
+#[derive(Debug, Default)]
+pub(crate) struct KnownToAll {
+    /// The highest seqno that this process has read.
+    pub(crate) held: AtomicU64,
+    /// A reconcile is asked for with this number, or a higher one; 0: none is.
+    pub(crate) reconcile_after: AtomicU64,
 }
 
 impl Task {
