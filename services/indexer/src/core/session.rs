@@ -13,7 +13,7 @@ const FLUSH_RETRY: u64 = 1_000;
 
 impl BucketCore {
     /// Newest ST that every slice in step has made durable.
-    pub(crate) fn durable(&self) -> u64 {
+    pub fn durable(&self) -> u64 {
         self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
     }
 
@@ -56,7 +56,7 @@ impl BucketCore {
     }
 
     /// A batch of a catchup topic.
-    pub(crate) fn session_batch(&mut self, session: u64, topic: u64, batch: &Arc<Batch>) -> Vec<Action> {
+    pub fn session_batch(&mut self, session: u64, topic: u64, batch: &Arc<Batch>) -> Vec<Action> {
         let mut out = Vec::new();
         if self.staging_batch(session, topic, batch, &mut out) {
             return out;
@@ -113,7 +113,7 @@ impl BucketCore {
     }
 
     /// A slice has collected much: make it durable, so that the build can go on from there.
-    pub(crate) fn persist_session(&mut self, name: SliceName) -> Vec<Action> {
+    pub fn persist_session(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name).filter(|s| s.mode == Mode::Session && !s.persisting) else {
             return Vec::new();
         };
@@ -172,7 +172,7 @@ impl BucketCore {
     }
 
     /// True while batches of this session must wait: a slice of it is being flushed, or will follow it once it has been.
-    pub(crate) fn session_paused(&self, session: u64) -> bool {
+    pub fn session_paused(&self, session: u64) -> bool {
         let named = |name| self.view.sessions.get(&session).is_some_and(|s| s.slices.contains(&name));
         self.slices.values().any(|s| match &s.following {
             Some(following) => s.mode == Mode::Flushing && following.id == session,
