@@ -233,8 +233,12 @@ impl Source {
         let there: BTreeSet<u64> = messages.values().map(|m| m.uid).collect();
         line.gone.retain(|uid, _| !there.contains(uid));
         line.evicted.retain(|uid, _| !there.contains(uid));
-        for message in line.written.values().filter(|m| !there.contains(&m.uid) && !line.evicted.contains_key(&m.uid)) {
-            line.gone.entry(message.uid).or_insert(step);
+        // What no message that is there has taken the place of is gone.
+        let newest: BTreeMap<usize, u64> = messages.iter().map(|(seq, m)| (m.key, *seq)).collect();
+        for (seq, message) in &line.written {
+            if !there.contains(&message.uid) && newest.get(&message.key).is_none_or(|newest| newest < seq) {
+                line.gone.entry(message.uid).or_insert(step);
+            }
         }
         self.lines.push(line);
         self.messages = messages;

@@ -252,7 +252,7 @@ impl Task {
                 let source = &env.sources[usize::from(self.assignment.lane.vb)];
                 match self.pump.open(source, self.assignment.lane.from.seqno, self.assignment.lists) {
                     Ok(created) => self.created = created,
-                    Err(why) if !self.live() => return Err(End::Broken),
+                    Err(_) if !self.live() => return Err(End::Broken),
                     Err(_) => return Err(End::Again),
                 }
                 let source = self.stream(env);
@@ -301,12 +301,12 @@ impl Task {
                 self.lane.chunk(env, Chunk::Listed { to });
                 Ok(())
             }
-            Pumped::Changed(why) => self.changed(env, all, why),
+            Pumped::Changed(why) => self.changed(env, all, &why),
             Pumped::Messages { messages, restarts, idle } => self.messages(env, all, &messages, restarts, idle),
         }
     }
 
-    fn changed(&mut self, env: &Env, all: &mut KnownToAll, why: String) -> Result<(), End> {
+    fn changed(&mut self, env: &Env, all: &mut KnownToAll, _why: &str) -> Result<(), End> {
         if !self.live() {
             return Err(End::Broken);
         }
@@ -338,7 +338,6 @@ impl Task {
     fn restarted(&mut self, env: &Env, all: &mut KnownToAll) -> Result<(), End> {
         let hidden = self.cover.covered() < self.cover.position();
         if !self.live() {
-            let why = "the server restarted while revisions were hidden";
             return if hidden { Err(End::Broken) } else { Ok(()) };
         }
         self.verify(env, all)?;
@@ -514,7 +513,7 @@ impl Task {
         let fell =
             state.last_seq < self.source_last.max(self.assignment.lane.from.seqno) || state.first_seq < self.first_seq;
         if state.created != self.created || fell {
-            self.changed(env, all, "the source's state has changed".into())?;
+            self.changed(env, all, "the source's state has changed")?;
         }
         if source != self.source && self.source != 0 && self.live() {
             self.verify(env, all)?;

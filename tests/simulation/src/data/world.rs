@@ -73,7 +73,6 @@ impl DataWorld {
             term: some(&mut rng, 6),
         };
         let mut env = Env::new(rng, vbs as usize, verbose);
-        env.faulty = !limits.calm;
         let coordinator = Coordinator::new(&mut env, indexers as usize);
         Self {
             runs: vec![(0, 0); env.sources.len()],
@@ -97,6 +96,7 @@ impl DataWorld {
         self.coordinator.declare(&mut self.env);
         let partitions = self.env.rng.range(1, 2);
         self.coordinator.create(&mut self.env, "i1", partitions);
+        self.env.faulty = !self.limits.calm;
         let second = self.env.rng.below(self.limits.steps);
         for step in 0..self.limits.steps {
             if step == second {
