@@ -102,6 +102,7 @@ impl Indexer {
     /// Topics are read, what can be applied is, reports leave.
     pub fn step(&mut self, env: &mut Env) {
         if !self.started {
+            self.speak(env);
             return;
         }
         self.read_topic(env);
@@ -224,7 +225,7 @@ impl Indexer {
                     let Some(store) = self.open.get_mut(&slice) else { continue };
                     for (vb, step) in &steps {
                         match &step.batch.removal {
-                            Some(removal) => store.carry_out(*vb, removal),
+                            Some(removal) => store.carry_out(*vb, removal, step.batch.floor),
                             None => store.replace(&step.batch, &(step.after..=step.upto)),
                         }
                     }
@@ -348,7 +349,7 @@ impl Indexer {
             self.beat_at = env.now + HEARTBEAT;
             let slices = if self.core.listens() { self.core.slices().map(report).collect() } else { Vec::new() };
             let join = Join {
-                term: self.core.term(),
+                term: if self.started { self.core.term() } else { self.context.term },
                 applied: self.newest.iter().map(|st| (BUCKET.to_owned(), (**st).clone())).collect(),
                 durable: vec![(BUCKET.to_owned(), self.core.durable())],
                 slices,

@@ -95,9 +95,8 @@ impl Lane {
             }
             Chunk::Listed { to } => {
                 let LaneTarget::Catchup { session } = self.info.target else { return };
-                self.sync.covered = to.seqno;
                 let removal = Some(Removal::Listed { session, upto: to.seqno });
-                let step = self.anchor(to, to.seqno, removal);
+                let step = self.anchor(to, 0, removal);
                 self.alone(env, step);
             }
             Chunk::Removed { round, removal } => {

@@ -231,7 +231,7 @@ impl Store {
     }
 
     /// A round of the chain.
-    pub fn carry_out(&mut self, vb: u16, removal: &Removal) {
+    pub fn carry_out(&mut self, vb: u16, removal: &Removal, floor: u64) {
         match *removal {
             Removal::Below(floor) => self.floor(vb, floor),
             Removal::Listed { session, .. } => {
@@ -243,7 +243,7 @@ impl Store {
                 for (docid, seqno) in &staged.gone {
                     self.remove(vb, docid, *seqno);
                 }
-                for (docid, seqno, uid) in staged.differing {
+                for (docid, seqno, uid) in staged.differing.into_iter().filter(|(_, seqno, _)| *seqno >= floor) {
                     let newer = match self.value(vb, &docid) {
                         Some((found, _)) => found == seqno || found > staged.upto,
                         None => staged.absent.get(&docid).is_some_and(|seqno| *seqno > staged.upto),

@@ -205,6 +205,11 @@ impl Task {
     /// The next thing that it does.
     pub fn step(&mut self, env: &mut Env, all: &mut KnownToAll) -> Result<(), End> {
         if self.assignment.ends_listed && !self.listing {
+            if env.now >= self.poll_at {
+                self.poll_at = env.now + POLL;
+                let to = Position::new(self.cover.position(), self.round);
+                self.lane.chunk(env, Chunk::Listed { to });
+            }
             return Ok(());
         }
         if self.phase < 3 {
@@ -229,7 +234,7 @@ impl Task {
         if env.now >= self.poll_at {
             self.poll_at = env.now + POLL;
             self.ask(env);
-            if self.plan.anchor > 0 {
+            if self.plan.anchor > 0 || !self.live() {
                 self.send(env, KeyVersions::default(), true, true);
             }
         }
@@ -296,7 +301,7 @@ impl Task {
             Pumped::Nothing => Ok(()),
             Pumped::Listed { upto } => {
                 self.listing = false;
-                self.cover.nothing_more(upto);
+                self.cover.list_complete(upto);
                 let to = Position::new(self.cover.position(), self.round);
                 self.lane.chunk(env, Chunk::Listed { to });
                 Ok(())
