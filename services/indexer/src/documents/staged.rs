@@ -75,11 +75,13 @@ impl Staged {
     }
 
     /// Brings the slice to what the list said, as far as the chain has not changed it since. True: documents came back.
-    pub(crate) fn apply(&self, store: &mut LmdbStore, vb: u16) -> Result<bool, StoreError> {
+    ///
+    /// `floor`: what is below went after it was listed.
+    pub(crate) fn apply(&self, store: &mut LmdbStore, vb: u16, floor: u64) -> Result<bool, StoreError> {
         for (docid, seqno) in &self.gone {
             store.remove(vb, docid, *seqno)?;
         }
-        for one in &self.differing {
+        for one in self.differing.iter().filter(|one| one.seqno >= floor) {
             let newer = match store.seqno(vb, &one.docid)? {
                 Some(seqno) => seqno == one.seqno || seqno > self.upto,
                 None => self.absent.get(&xxh3_64(one.docid.as_bytes())).is_some_and(|seqno| *seqno > self.upto),

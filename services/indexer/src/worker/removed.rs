@@ -116,7 +116,9 @@ impl Worker {
 }
 
 /// Carries out a removal of the chain; false: it takes away too much at once.
-pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal) -> Result<bool, StoreError> {
+///
+/// `floor`: the rounds before it have dropped what is below.
+pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal, floor: u64) -> Result<bool, StoreError> {
     match *removal {
         Removal::Below(floor) => {
             let Some(gone) = below(open, vb, floor)? else { return Ok(false) };
@@ -130,7 +132,7 @@ pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal) -> Result<b
             if stage.vbs.as_ref().is_none_or(BTreeMap::is_empty) {
                 open.stage = None;
             }
-            if staged.apply(&mut open.store, vb)? {
+            if staged.apply(&mut open.store, vb, floor)? {
                 // An older revision may be what is present now.
                 open.oldest.remove(&vb);
             }
