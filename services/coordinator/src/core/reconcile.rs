@@ -7,7 +7,7 @@ use super::{Action, Core, ddl::json, stability::BucketStability};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{BucketReconcile, NodeKind, ReconcileReply, SliceReport, SliceState},
-    state::{Bucket, Change, Session, SessionKind, SliceName},
+    state::{Bucket, Change, RollbackPhase, Session, SessionKind, SliceName},
 };
 use serde_json::Value;
 
@@ -27,6 +27,7 @@ impl Core {
         let buckets = &self.context.buckets;
         self.reconciles.retain(|name, _| buckets.contains_key(name));
         for (name, bucket) in &self.context.buckets {
+            let may = self.may_reconcile(name, bucket);
             let due = self.reconciles.entry(name.clone()).or_insert(Due { at: now + interval, asked_after: None });
             match &bucket.reconcile {
                 None => {
@@ -34,7 +35,7 @@ impl Core {
                     let asked = due.asked_after.max(self.members.reconcile_after(name));
                     let wanted = asked.is_some_and(|after| newest <= after) || now >= due.at;
                     let read = bucket.vbuckets.iter().all(|v| v.start_of(v.generation).is_some());
-                    if wanted && read && bucket.rollback.is_none() && bucket.live_indexes().next().is_some() {
+                    if wanted && read && may {
                         *next += 1;
                         *due = Due { at: now + interval, asked_after: None };
                         out.push(Action::Append(Change::ReconcileStarted { bucket: name.clone(), id: *next }));
@@ -58,6 +59,19 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// During a rollback one is begun once every slice follows the chain again: what was hidden when a server restarted may be
+    /// covered only then, and the rollback waits for that.
+    fn may_reconcile(&self, name: &str, bucket: &Bucket) -> bool {
+        let in_step = |r: &SliceReport| !matches!(r.state, SliceState::Building | SliceState::Catchup);
+        let follow = || {
+            let branch = bucket.branch();
+            self.hosted(name, bucket).all(|(_, r)| r.is_some_and(|r| r.branch == branch && in_step(r)))
+        };
+        let rolls_back = bucket.rollback.as_ref().map(|rollback| rollback.phase);
+        let may = rolls_back.is_none_or(|phase| phase == RollbackPhase::Restart && follow());
+        may && bucket.live_indexes().next().is_some()
     }
 
     /// The slices of a bucket on live indexers, with their node, as they were reported.
