@@ -101,6 +101,8 @@ impl Core {
                 s.node == node
                     && s.id > report.done_with
                     && s.kind != SessionKind::Reconcile
+                    // One that must be compared takes up no other.
+                    && (s.kind.lists() || !report.compare)
                     && s.slices.contains(&name_of(report))
             });
             if alive && exists && !served {
