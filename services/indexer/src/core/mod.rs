@@ -311,7 +311,9 @@ impl BucketCore {
             if end != state.position {
                 return None;
             }
-            all.extend(steps.into_iter().map(|s| (vb as u16, s)));
+            // Up to there a session has read the source itself; documents may have gone since they came into the chain.
+            let read = slice.readable_from.get(vb).copied().unwrap_or(0);
+            all.extend(steps.into_iter().map(|s| (vb as u16, Step { after: s.after.max(read), ..s })));
         }
         Some(all)
     }
