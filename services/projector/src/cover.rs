@@ -56,6 +56,14 @@ impl Cover {
         self.position = self.position.max(seq);
     }
 
+    /// The list is complete, up to this seqno. What was overwritten while it was read is in it no more: nothing is covered
+    /// before what took its place was read.
+    pub fn list_complete(&mut self, upto: u64) {
+        self.position = self.position.max(upto);
+        self.holes += 1;
+        self.window = Some(Window { first_hole: 1, until: None });
+    }
+
     /// True while an answer to [`Self::question`] is needed.
     pub fn needs_answer(&self) -> bool {
         self.window.is_some_and(|w| w.until.is_none())

@@ -303,7 +303,8 @@ impl Task {
                     self.ask();
                     let sessions = self.plan.borrow().anchor > 0;
                     // A slice that merges needs a place in the live chain, also when nothing is written.
-                    if sessions { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
+                    // The topic of a session may have lost its end: then this one does not join on.
+                    if sessions || !self.live() { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
                 }
             };
             if let Err(ended) = ended {
@@ -315,12 +316,15 @@ impl Task {
     /// The session's list is complete.
     async fn listed(&mut self, upto: u64) -> Result<(), End> {
         self.listing = false;
-        self.cover.nothing_more(upto);
+        self.cover.list_complete(upto);
         let to = Position::new(self.cover.position(), self.round);
         self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
         if self.assignment.ends_listed {
-            // Ended from outside, with its session.
-            std::future::pending::<()>().await;
+            // Ended from outside, with its session. Until then, who missed the end of the list shall notice.
+            loop {
+                tokio::time::sleep(POLL).await;
+                self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
+            }
         }
         Ok(())
     }

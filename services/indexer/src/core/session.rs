@@ -88,8 +88,8 @@ impl BucketCore {
             slice.docs_done += batch.docs as u64;
             if at.listing {
                 match batch.removal {
-                    Some(Removal::Listed { upto, .. }) => {
-                        (at.listing, at.covered) = (false, upto);
+                    Some(Removal::Listed { .. }) => {
+                        (at.listing, at.covered) = (false, 0);
                         // What it held above, on an abandoned branch, is gone.
                         state.content = at.read;
                         out.push(Action::Sweep { slice: name, session, vb: batch.vb });

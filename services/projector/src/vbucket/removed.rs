@@ -36,7 +36,7 @@ pub(super) struct Hint {
 }
 
 impl Task {
-    fn live(&self) -> bool {
+    pub(super) fn live(&self) -> bool {
         self.assignment.target == LaneTarget::Mutation
     }
 
