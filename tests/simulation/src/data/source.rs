@@ -31,8 +31,9 @@ pub type Value = Option<(u64, u64)>;
 struct Line {
     /// All that was ever written on it.
     written: BTreeMap<u64, Message>,
-    /// When a message was removed without a message, and when one was pushed out by newer ones of its document.
-    gone: BTreeMap<u64, u64>,
+    /// Messages that were removed without a message.
+    gone: BTreeSet<u64>,
+    /// Those that newer ones of their document pushed out, with the seqno of that.
     evicted: BTreeMap<u64, u64>,
 }
 
@@ -116,7 +117,7 @@ impl Source {
         self.messages.iter().rev().find(|(_, m)| m.key == key).map(|(seq, _)| *seq)
     }
 
-    pub fn write(&mut self, key: usize, put: bool, now: u64, step: u64) {
+    pub fn write(&mut self, key: usize, put: bool, now: u64) {
         self.uid += 1;
         self.last_seq += 1;
         // Never the same twice, as the clock of a server.
@@ -129,7 +130,7 @@ impl Source {
         of_key.truncate(of_key.len().saturating_sub(self.history));
         for seq in of_key {
             if let Some(old) = self.messages.remove(&seq) {
-                line.evicted.insert(old.uid, step);
+                line.evicted.insert(old.uid, self.last_seq);
             }
         }
         self.rise();
@@ -142,7 +143,7 @@ impl Source {
 
     fn vanish(&mut self, seq: u64, step: u64) {
         if let Some(message) = self.messages.remove(&seq) {
-            self.lines.last_mut().expect("there is one").gone.insert(message.uid, step);
+            self.lines.last_mut().expect("there is one").gone.insert(message.uid);
             self.touched[message.key] = step;
         }
         self.rise();
@@ -231,13 +232,14 @@ impl Source {
         }
         line.written.retain(|seq, _| *seq <= last_seq);
         let there: BTreeSet<u64> = messages.values().map(|m| m.uid).collect();
-        line.gone.retain(|uid, _| !there.contains(uid));
+        line.gone.retain(|uid| !there.contains(uid));
         line.evicted.retain(|uid, _| !there.contains(uid));
         // What no message that is there has taken the place of is gone.
         let newest: BTreeMap<usize, u64> = messages.iter().map(|(seq, m)| (m.key, *seq)).collect();
-        for (seq, message) in &line.written {
-            if !there.contains(&message.uid) && newest.get(&message.key).is_none_or(|newest| newest < seq) {
-                line.gone.entry(message.uid).or_insert(step);
+        for (seq, message) in line.written.iter().filter(|(_, m)| !there.contains(&m.uid)) {
+            line.evicted.insert(message.uid, 0);
+            if newest.get(&message.key).is_none_or(|newest| newest < seq) {
+                line.gone.insert(message.uid);
             }
         }
         self.lines.push(line);
@@ -257,19 +259,12 @@ impl Source {
     /// What an index must hold of a document once everything up to `seqno` of a line is applied.
     pub fn truth(&self, line: usize, seqno: u64, key: usize) -> Value {
         let line = &self.lines[line];
-        let mut removed: Option<u64> = None;
-        for (seq, message) in line.written.range(..=seqno).rev().filter(|(_, m)| m.key == key) {
-            if let (Some(newest), Some(evicted)) = (removed, line.evicted.get(&message.uid))
-                && *evicted < newest
-            {
-                return None;
-            }
-            match line.gone.get(&message.uid) {
-                Some(at) => removed = Some(removed.map_or(*at, |r| r.min(*at))),
-                None => return message.put.then_some((*seq, message.uid)),
-            }
-        }
-        None
+        let of_key = line.written.range(..=seqno).rev().filter(|(_, m)| m.key == key);
+        let there = |m: &Message| {
+            !line.gone.contains(&m.uid) && line.evicted.get(&m.uid).is_none_or(|evictor| *evictor > seqno)
+        };
+        let (seq, message) = of_key.into_iter().find(|(_, m)| there(m))?;
+        message.put.then_some((*seq, message.uid))
     }
 
     /// The newest message of a document up to `seqno`, and whether a later one of it deletes, or it or a later one is gone.
@@ -280,7 +275,7 @@ impl Source {
         let later: Vec<(u64, Message)> =
             line.written.range(from..).filter(|(_, m)| m.key == key).map(|(s, m)| (*s, *m)).collect();
         let deletes = later.iter().any(|(seq, m)| *seq > from && !m.put);
-        (newest, deletes, later.iter().any(|(_, m)| line.gone.contains_key(&m.uid)))
+        (newest, deletes, later.iter().any(|(_, m)| line.gone.contains(&m.uid)))
     }
 
     pub fn touched(&self, key: usize) -> u64 {

@@ -172,7 +172,7 @@ impl DataWorld {
             let (source, rng) = (&mut env.sources[vb], &mut env.rng);
             while rng.chance(weights.write) {
                 let key = if weights.hot && rng.chance(700) { 0 } else { rng.below(KEYS as u64) as usize };
-                source.write(key, !rng.chance(weights.delete), now, step);
+                source.write(key, !rng.chance(weights.delete), now);
             }
             if rng.chance(weights.remove) {
                 source.remove(rng, now, step);
