@@ -251,7 +251,7 @@ impl Task {
                     let known = self.assignment.known.clone();
                     check(self.stream(env), &known).map_err(End::Suspected)?;
                 }
-                self.line = self.stream(env).line();
+                self.source = self.stream(env).identity();
             }
             1 => {
                 let source = &env.sources[usize::from(self.assignment.lane.vb)];
@@ -262,10 +262,10 @@ impl Task {
                 }
                 let source = self.stream(env);
                 let (identity, server, line) = (source.identity(), source.run, source.line());
-                (self.source, self.server) = (identity, server);
-                if !self.live() {
-                    self.line = line;
+                if self.live() && identity != self.source {
+                    return Err(End::Again);
                 }
+                (self.source, self.server, self.line) = (identity, server, line);
             }
             _ => {
                 let from = self.assignment.lane.from.seqno;
