@@ -311,8 +311,8 @@ impl BucketCore {
             if end != state.position {
                 return None;
             }
-            // Up to there a session has read the source itself; documents may have gone since they came into the chain.
-            let read = slice.readable_from.get(vb).copied().unwrap_or(0);
+            // Documents may have gone since they came into the chain, before a session read the source itself.
+            let read = slice.read.get(vb).copied().unwrap_or(0);
             all.extend(steps.into_iter().map(|s| (vb as u16, Step { after: s.after.max(read), ..s })));
         }
         Some(all)

@@ -223,7 +223,12 @@ impl BucketCore {
             return;
         }
         let Some(following) = slice.following.take() else { return };
+        slice.read = slice.vbs.iter().map(|vb| vb.covered).collect();
         for (n, (vb, join)) in slice.vbs.iter_mut().zip(joins).enumerate() {
+            if vb.covered < vb.content && !slice.compare {
+                // What the chain brings of the rest may have been found to be gone.
+                vb.reconciled = join.reconciled;
+            }
             vb.position = join.at;
             vb.covered = vb.covered.min(join.at.seqno);
             if join.floor > 0 {

@@ -48,6 +48,8 @@ pub struct Slice {
     pub readable: bool,
     /// Per vbucket: readable from the first ST whose covered is at or above this.
     pub readable_from: Vec<u64>,
+    /// Per vbucket: up to here a session has read the source, and nothing of it was hidden.
+    pub read: Vec<u64>,
     /// The newest ST applied.
     pub applied: u64,
     pub term: u64,
@@ -97,6 +99,7 @@ impl Slice {
             name,
             topology,
             readable_from: vec![0; vbs.len()],
+            read: vec![0; vbs.len()],
             vbs,
             mode: if building { Mode::Waiting } else { Mode::InStep },
             building,
