@@ -118,9 +118,11 @@ pub(crate) async fn run(
     lanes: mpsc::Sender<OpenLane>,
 ) -> End {
     let live = assignment.target == LaneTarget::Mutation;
-    if live && let Err(suspected) = trust::verified(&bus, &assignment.stream, &assignment.known).await {
-        return End::Suspected(suspected);
-    }
+    let proven = if live { Some(trust::verified(&bus, &assignment.stream, &assignment.known).await) } else { None };
+    let proven = match proven.transpose() {
+        Ok(source) => source,
+        Err(suspected) => return End::Suspected(suspected),
+    };
     if assignment.ends_listed {
         // The slices must have taken up the session before anything is written that the list does not know.
         tokio::time::sleep(LIST_AFTER).await;
@@ -140,6 +142,10 @@ pub(crate) async fn run(
         Ok(state) => verify::source(&bus, &state),
         Err(_) => 0,
     };
+    if proven.is_some_and(|proven| proven != source) {
+        // The server restarted meanwhile: what was compared may be lost.
+        return End::Again;
+    }
     let (lane, input) = mpsc::channel(LANE_CAPACITY);
     let open = OpenLane {
         bucket: assignment.bucket.clone(),
