@@ -15,7 +15,7 @@ pub use slice::{Mode, Slice};
 
 use crate::store::{SliceMark, SliceVb};
 use chain::Chain;
-use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName};
+use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName, wire::Removal};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -313,7 +313,13 @@ impl BucketCore {
             }
             // Documents may have gone since they came into the chain, before a session read the source itself.
             let read = slice.read.get(vb).copied().unwrap_or(0);
-            all.extend(steps.into_iter().map(|s| (vb as u16, Step { after: s.after.max(read), ..s })));
+            // What was staged for a reconcile that it has, and not applied in its time, is out of date.
+            let due = |s: &Step| match s.batch.removal {
+                Some(Removal::Listed { session, .. }) => session > at.reconciled,
+                _ => true,
+            };
+            let steps = steps.into_iter().filter(due).map(|s| Step { after: s.after.max(read), ..s });
+            all.extend(steps.map(|s| (vb as u16, s)));
         }
         Some(all)
     }
