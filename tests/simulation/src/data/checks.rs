@@ -46,13 +46,13 @@ fn exact(env: &mut Env, who: &str, store: &Store, number: u64, (vb, st): (usize,
         let source = &env.sources[vb];
         let found = store.value(vb as u16, &Source::docid(key));
         let there = source.truth(place.line, at.seqno, key);
-        let touched = source.touched(key);
+        let (touched, now) = (source.touched(key), source.of_key(key));
         if found.is_some_and(|(seqno, _)| seqno < st.floor) {
             env.violated(format!("I2: {who} at {number} {st:?}: d{key} of {vb} is {found:?}, below the floor"));
         }
         if found != there && touched < since {
             env.violated(format!(
-                "I2: {who} at {number} {st:?}: d{key} of {vb} is {found:?}, in the source {there:?}; touched {touched}, reconciled {since}"
+                "I2: {who} at {number} {st:?}: d{key} of {vb} is {found:?}, was {there:?} in the source, there now {now:?}; touched {touched}, reconciled {since}"
             ));
         }
     }

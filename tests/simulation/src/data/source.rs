@@ -278,6 +278,11 @@ impl Source {
         (newest, deletes, later.iter().any(|(_, m)| line.gone.contains(&m.uid)))
     }
 
+    /// The revisions of a document that are there.
+    pub fn of_key(&self, key: usize) -> Vec<(u64, Message)> {
+        self.messages.iter().filter(|(_, m)| m.key == key).map(|(seq, m)| (*seq, *m)).collect()
+    }
+
     pub fn touched(&self, key: usize) -> u64 {
         self.touched[key]
     }

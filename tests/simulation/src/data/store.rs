@@ -128,6 +128,10 @@ impl Store {
     }
 
     fn put_if(&mut self, at: (u16, String), seqno: u64, uid: Option<u64>, good: impl Fn(u64) -> bool) {
+        if let Some(collected) = &self.bulk {
+            assert!(collected.is_empty() && self.persist.is_none(), "replacing while a build is not durable");
+            self.bulk = None;
+        }
         if self.rows.get(&at).is_none_or(|(old, _)| good(*old)) {
             match uid {
                 Some(uid) => self.rows.insert(at, (seqno, uid)),
