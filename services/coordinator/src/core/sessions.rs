@@ -101,8 +101,7 @@ impl Core {
                 s.node == node
                     && s.id > report.done_with
                     && s.kind != SessionKind::Reconcile
-                    // One that must be compared takes up no other.
-                    && (s.kind.lists() || !report.compare)
+                    && takes_up(report, s.kind)
                     && s.slices.contains(&name_of(report))
             });
             if alive && exists && !served {
@@ -157,6 +156,11 @@ impl Core {
 
 fn needs_session(report: &SliceReport) -> bool {
     matches!(report.state, SliceState::Building | SliceState::Catchup)
+}
+
+/// One that must be compared takes up only what lists, one that is filled from nothing never that.
+fn takes_up(report: &SliceReport, kind: SessionKind) -> bool {
+    if report.compare { kind.lists() } else { !(kind.lists() && report.state == SliceState::Building) }
 }
 
 fn close(bucket: &str, session: &Session, out: &mut Vec<Action>) {

@@ -28,7 +28,8 @@ impl BucketCore {
                 continue;
             }
             let open = self.view.sessions.iter().rev().find(|(id, s)| {
-                let fits = s.stages.is_none() && (s.lists || !slice.compare);
+                // What is filled from nothing has nothing to compare.
+                let fits = s.stages.is_none() && if slice.compare { s.lists } else { !(s.lists && slice.building) };
                 **id > slice.done_with && s.slices.contains(&slice.name) && fits
             });
             if let Some((id, session)) = open {
