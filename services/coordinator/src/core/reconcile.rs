@@ -106,7 +106,9 @@ impl Core {
                     && s.id > report.unstaged
             };
             let Some(entry) = self.context.nodes.get(&(NodeKind::Indexer, node.to_owned())) else { continue };
-            if bucket.sessions.values().any(served) {
+            // What another life of it reported is yet to be entered.
+            let other = self.members.incarnation(node) != Some(entry.incarnation);
+            if other || bucket.sessions.values().any(served) {
                 continue;
             }
             match nodes.iter_mut().find(|(of, ..)| of == node) {
