@@ -29,7 +29,10 @@ impl BucketCore {
             }
             let open = self.view.sessions.iter().rev().find(|(id, s)| {
                 // What is filled from nothing has nothing to compare.
-                let fits = s.stages.is_none() && if slice.compare { s.lists } else { !(s.lists && slice.building) };
+                let kind = if slice.compare { s.lists } else { !(s.lists && slice.building) };
+                // One that was opened for what the slice was before may begin above what it is now.
+                let joins_on = s.lists || slice.resume().iter().zip(&s.from).all(|(own, from)| from <= own);
+                let fits = s.stages.is_none() && kind && joins_on;
                 **id > slice.done_with && s.slices.contains(&slice.name) && fits
             });
             if let Some((id, session)) = open {
