@@ -7,7 +7,8 @@
 //! # Layout
 //! - `world`: one run; `env`: what all share; `checks`: what must hold
 //! - `source`: a stream, its faults and its truth; `pump`: a reader of it
-//! - `task`, `projector`: a vbucket's task, and the process around them; `lane`: from there to the topics
+//! - `task`, `projector`: a vbucket's task, and the process around them; `plan`: what the log wants of them; `looks`: messages
+//!   looked up; `lane`: from there to the topics
 //! - `indexer`, `store`: a node, and the slices on its disk; `coordinator`: the shell of the coordinator's core
 //!
 //! # What must hold
@@ -24,6 +25,8 @@ mod coordinator;
 mod env;
 mod indexer;
 mod lane;
+mod looks;
+mod plan;
 mod projector;
 mod pump;
 mod source;

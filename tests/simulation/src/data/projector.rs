@@ -3,7 +3,8 @@
 use super::{
     env::{BUCKET, Env, Letter},
     lane::LaneInfo,
-    task::{Assignment, End, KnownToAll, Plan, Task},
+    plan::Plan,
+    task::{Assignment, End, KnownToAll, Task},
 };
 use highwater_projector::verify::Known;
 use highwater_schemas::{

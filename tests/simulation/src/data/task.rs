@@ -2,23 +2,28 @@
 //!
 //! It goes as `services/projector/src/vbucket.rs` and its parts do, step by step; what they await, other things come between.
 
+mod asking;
+
 use super::{
     env::{BUCKET, Env},
     lane::{Lane, LaneInfo},
+    looks::{bookmark, check},
+    plan::Plan,
     pump::{Pump, Pumped, Read},
     source::Source,
 };
+use asking::Asking;
 use highwater_bus::StreamState;
 use highwater_projector::{
-    cover::{Cover, Question},
+    cover::Cover,
     removals::Removals,
-    verify::{Found, Judged, Known, Suspected},
+    verify::{Known, Suspected},
 };
 use highwater_router::packer::Step;
 use highwater_schemas::{
     Position,
-    lane::{LaneTarget, Routes},
-    state::{Bucket, Session, SessionKind, thin},
+    lane::LaneTarget,
+    state::thin,
     timestamp::{Asked, Bookmark},
     wire::{DocOp, KeyVersions, Removal},
 };
@@ -29,7 +34,6 @@ const LOOK: u64 = 50;
 const SILENCE: u64 = 5;
 const HINT_EVERY: u64 = 200;
 const MARKS: usize = 64;
-const MOST_LOOKED_AT: usize = 128;
 /// As in the real one, shorter: time is scarcer here.
 const LIST_AFTER: u64 = 60;
 
@@ -39,43 +43,6 @@ pub enum Chunk {
     Listed { to: Position },
     Removed { round: u64, removal: Removal },
     Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64 },
-}
-
-/// What to evaluate and for whom.
-#[derive(Debug, Default, PartialEq)]
-pub struct Plan {
-    pub routes: Arc<Routes>,
-    indexes: Vec<u32>,
-    anchor: u64,
-    newest_reconcile: u64,
-    staged: Option<u64>,
-}
-
-impl Plan {
-    pub fn live(bucket: &Bucket, vb: usize) -> Self {
-        let sessions = bucket.sessions.values().filter(|s| s.kind != SessionKind::Reconcile);
-        Self {
-            routes: Arc::new(bucket.routes(vb)),
-            indexes: bucket.live_indexes().map(|(n, _)| n).collect(),
-            anchor: sessions.map(|s| s.id).max().unwrap_or(0),
-            newest_reconcile: bucket.newest_reconcile(),
-            staged: bucket.reconcile.as_ref().filter(|r| r.staged).map(|r| r.id),
-        }
-    }
-
-    pub fn session(bucket: &Bucket, session: &Session) -> Self {
-        let mut routes = Routes { topology: session.topology, ..Routes::default() };
-        let mut indexes = Vec::new();
-        for slice in &session.slices {
-            if let Some(index) = bucket.indexes.get(&slice.index) {
-                let partitions = index.placed.hosts.len() as u32;
-                routes.nodes.entry(session.node.clone()).or_default().push((slice.index, slice.partition, partitions));
-                indexes.push(slice.index);
-            }
-        }
-        indexes.dedup();
-        Self { routes: Arc::new(routes), indexes, ..Self::default() }
-    }
 }
 
 /// What the task is told when it starts.
@@ -107,18 +74,6 @@ pub enum End {
 struct Frozen {
     at: u64,
     after: u64,
-}
-
-struct Asking {
-    question: Question,
-    staged: Option<u64>,
-    wants: BTreeMap<u64, u64>,
-    position: u64,
-    silent: bool,
-    /// The stream's state, once the server has looked.
-    state: Option<(StreamState, u64)>,
-    /// No message is above the position; asked after that.
-    nothing_above: Option<bool>,
 }
 
 /// One task.
@@ -464,89 +419,6 @@ impl Task {
         }
     }
 
-    fn ask_if_needed(&mut self, env: &Env) {
-        if self.cover.needs_answer() || !self.waiting.is_empty() || self.removals.needs_answer() {
-            self.ask(env);
-        }
-    }
-
-    fn ask(&mut self, env: &Env) {
-        if self.asking.is_some() {
-            return;
-        }
-        self.asking = Some(Asking {
-            question: self.cover.question(),
-            staged: self.removals.question(),
-            wants: std::mem::take(&mut self.waiting),
-            position: self.cover.position(),
-            silent: env.now >= self.read_at + SILENCE,
-            state: None,
-            nothing_above: None,
-        });
-    }
-
-    /// The question under way goes on: the server looks, looks again, the answer arrives.
-    fn look(&mut self, env: &mut Env, all: &mut KnownToAll) -> Result<(), End> {
-        let Some(mut asking) = self.asking.take() else { return Ok(()) };
-        let source = self.stream(env);
-        match (&asking.state, asking.nothing_above) {
-            (None, _) => {
-                asking.state = Some((source.state(), source.identity()));
-                self.asking = Some(asking);
-                Ok(())
-            }
-            (Some((state, _)), None) => {
-                let none = source.messages.range(asking.position + 1..).next().is_none();
-                asking.nothing_above = Some(state.last_seq > asking.position && asking.silent && none);
-                self.asking = Some(asking);
-                Ok(())
-            }
-            (Some((state, identity)), Some(nothing_above)) => {
-                let (state, identity) = (state.clone(), *identity);
-                self.answer(env, all, asking, (&state, identity, nothing_above))
-            }
-        }
-    }
-
-    fn answer(
-        &mut self,
-        env: &mut Env,
-        all: &mut KnownToAll,
-        asking: Asking,
-        (state, source, nothing_above): (&StreamState, u64, bool),
-    ) -> Result<(), End> {
-        let fell =
-            state.last_seq < self.source_last.max(self.assignment.lane.from.seqno) || state.first_seq < self.first_seq;
-        if state.created != self.created || fell {
-            self.changed(env, all, "the source's state has changed")?;
-        }
-        if source != self.source && self.source != 0 && self.live() {
-            self.verify(env, all)?;
-        }
-        self.source = source;
-        self.first_seq = state.first_seq;
-        if self.listing {
-            return Ok(());
-        }
-        self.source_last = state.last_seq;
-        self.look_for_removals(env, all, state, asking.staged);
-        self.cover.answer(asking.question, state.last_seq);
-        if nothing_above && asking.position == self.cover.position() && state.last_seq > asking.position {
-            self.cover.nothing_more(state.last_seq);
-            self.last_message = (state.last_time, 0);
-            self.send(env, KeyVersions::default(), true, false);
-        }
-        for (catalog, seq) in asking.wants {
-            let newest = self.answered.entry(catalog).or_default();
-            *newest = seq.max(*newest);
-        }
-        let asked = self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect();
-        let (to, covered, source_last) = (self.at(env), self.covered(), self.source_last);
-        self.lane.chunk(env, Chunk::Covered { to, covered, asked, source_last });
-        self.put_removals(env);
-        Ok(())
-    }
-
     fn look_for_removals(&mut self, env: &Env, all: &mut KnownToAll, state: &StreamState, question: Option<u64>) {
         if !self.live() {
             return;
@@ -584,34 +456,5 @@ impl WriteKey for Vec<u8> {
     fn write_key(&mut self, key: &[u8]) -> Result<(), highwater_schemas::wire::Unindexable> {
         self.extend_from_slice(key);
         Ok(())
-    }
-}
-
-fn bookmark(seqno: u64, message: &super::source::Message, source: u64) -> Bookmark {
-    let subject = Source::docid(message.key);
-    Bookmark { seqno, subject, time: message.time, hash: message.uid, source }
-}
-
-/// Compares a source with what is known of it.
-fn check(source: &Source, known: &Known) -> Result<(), Suspected> {
-    let mut judged = Judged::default();
-    for mark in known.bookmarks.iter().rev().take(MOST_LOOKED_AT) {
-        if judged.take(mark.seqno, look(source, mark)) {
-            break;
-        }
-    }
-    known.decide(&source.state(), judged, source.identity()).map_or(Ok(()), Err)
-}
-
-fn look(source: &Source, mark: &Bookmark) -> Found {
-    if let Some(there) = source.messages.get(&mark.seqno) {
-        let same = there.time == mark.time && there.uid == mark.hash;
-        return if same { Found::Same } else { Found::Other };
-    }
-    let key = (0..super::source::KEYS).find(|key| Source::docid(*key) == mark.subject).unwrap_or_default();
-    match source.last_of(key) {
-        Some(last) if last > mark.seqno => Found::Overwritten,
-        Some(_) => Found::Lost,
-        None => Found::Gone,
     }
 }
