@@ -48,7 +48,7 @@ impl BucketCore {
                 // What lies above the session's start and below the slice's own is read twice and changes nothing.
                 let vbs = slice.resume().into_iter().zip(&session.from).map(|(own, from)| {
                     let at = if session.lists { 0 } else { own.max(*from) };
-                    FollowedVb { read: at, covered: at, listing: session.lists }
+                    FollowedVb { read: at, covered: at, listing: session.lists, listed: 0 }
                 });
                 slice.following = Some(Following { id: *id, vbs: vbs.collect(), topic: 0 });
                 slice.mode = Mode::Session;
@@ -92,8 +92,8 @@ impl BucketCore {
             slice.docs_done += batch.docs as u64;
             if at.listing {
                 match batch.removal {
-                    Some(Removal::Listed { .. }) => {
-                        (at.listing, at.covered) = (false, 0);
+                    Some(Removal::Listed { upto, .. }) => {
+                        (at.listing, at.covered, at.listed) = (false, 0, upto);
                         // What it held above, on an abandoned branch, is gone.
                         state.content = at.read;
                         out.push(Action::Sweep { slice: name, session, vb: batch.vb });
@@ -212,7 +212,7 @@ impl BucketCore {
             .enumerate()
             .map(|(vb, at)| {
                 let join = self.chains[vb].join_at(&self.view.shares[vb], slice.topology)?;
-                (!at.listing && at.covered >= join.at.seqno).then_some(join)
+                (!at.listing && at.covered >= join.at.seqno.max(at.listed)).then_some(join)
             })
             .collect()
     }

@@ -24,6 +24,8 @@ pub struct FollowedVb {
     pub covered: u64,
     /// The list of present documents that the session begins with is not complete yet.
     pub listing: bool,
+    /// What was overwritten while it was read is there once this is covered.
+    pub listed: u64,
 }
 
 /// How far a slice is in its session.
