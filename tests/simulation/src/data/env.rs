@@ -17,7 +17,7 @@ pub const BUCKET: &str = "b";
 #[derive(Debug, Clone)]
 pub enum Letter {
     Sync(Sync),
-    Join(Join),
+    Join(Box<Join>),
     HighWatermark(HighWatermark),
     /// To an indexer.
     Stability(usize, Rc<Vec<StabilityTimestamp>>),

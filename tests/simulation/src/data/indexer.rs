@@ -355,7 +355,7 @@ impl Indexer {
                 slices,
                 ..Join::new(NodeKind::Indexer, &self.name, self.incarnation)
             };
-            env.mail(Letter::Join(join));
+            env.mail(Letter::Join(Box::new(join)));
         }
     }
 

@@ -166,7 +166,7 @@ impl Projector {
             broken_sessions: self.broken.iter().map(|id| (BUCKET.to_owned(), *id)).collect(),
             ..Join::new(NodeKind::Projector, &self.name, self.incarnation)
         };
-        env.mail(Letter::Join(join));
+        env.mail(Letter::Join(Box::new(join)));
     }
 
     pub fn want(&mut self, seq: u64) {

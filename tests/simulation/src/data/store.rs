@@ -70,6 +70,9 @@ struct Staged {
     absent: BTreeMap<String, u64>,
 }
 
+/// Up to where a seqno names one message; seqnos up to there and documents above.
+type Named = (u64, BTreeSet<(String, u64)>);
+
 /// A slice that is open.
 pub struct Store {
     pub name: SliceName,
@@ -81,7 +84,7 @@ pub struct Store {
     ending: bool,
     pub persist: Option<Persist>,
     /// Of a session: what its list has named, and up to where a seqno names one message.
-    listed: Option<(u64, BTreeMap<u16, (u64, BTreeSet<(String, u64)>)>)>,
+    listed: Option<(u64, BTreeMap<u16, Named>)>,
     stage: Option<(u64, BTreeMap<u16, Staged>)>,
 }
 

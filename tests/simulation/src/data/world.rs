@@ -124,7 +124,7 @@ impl DataWorld {
         while let Some(letter) = env.due() {
             match letter {
                 Letter::Sync(sync) => self.coordinator.event(env, Event::Sync(sync)),
-                Letter::Join(join) => self.coordinator.event(env, Event::Join(join)),
+                Letter::Join(join) => self.coordinator.event(env, Event::Join(*join)),
                 Letter::HighWatermark(hwt) => self.coordinator.event(env, Event::HighWatermark(hwt)),
                 Letter::Stability(to, sts) => {
                     if self.indexers[to].up {
