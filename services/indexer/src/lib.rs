@@ -1,7 +1,7 @@
 //! The indexer: mutation queues → slices on local disk → scans.
 //!
 //! # Layout
-//! - `core`: one bucket's queue, slices, sessions and stability timestamps; pure
+//! - [`core`]: one bucket's queue, slices, sessions and stability timestamps; pure, and public for the simulation
 //! - [`store`]: one slice's forward and back index on disk, with stability layers in memory
 //! - `worker`: one thread per bucket: owns the core and the stores
 //! - `documents`: puts a batch's documents into a store
@@ -24,7 +24,7 @@
 //! - A slice shows exactly the mutations at or below the ST that it names.
 
 pub mod config;
-mod core;
+pub mod core;
 mod documents;
 mod dumps;
 mod feeds;
@@ -42,4 +42,5 @@ pub mod store;
 mod worker;
 
 pub use config::Config;
+pub use payload::Payload;
 pub use service::{IndexerError, run};

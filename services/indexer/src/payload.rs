@@ -5,14 +5,14 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Bytes of a message, with its share of the queue's limit.
 #[derive(Debug)]
-pub(crate) struct Payload {
+pub struct Payload {
     bytes: Bytes,
     /// Given back when the payload is dropped.
     _share: Option<OwnedSemaphorePermit>,
 }
 
 impl Payload {
-    pub(crate) fn new(bytes: Bytes, share: Option<OwnedSemaphorePermit>) -> Self {
+    pub fn new(bytes: Bytes, share: Option<OwnedSemaphorePermit>) -> Self {
         Self { bytes, _share: share }
     }
 }

@@ -7,7 +7,7 @@
 
 /// How far a reader is, and how much of that nothing can be hidden in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cover {
+pub struct Cover {
     position: u64,
     /// Holes met so far: tells an answer that was asked for before the last one.
     holes: u64,
@@ -23,24 +23,24 @@ struct Window {
 
 /// What must be handed back with the answer to a question for the stream's last sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Question(u64);
+pub struct Question(u64);
 
 impl Cover {
     /// A reader that begins after `covered`.
-    pub(crate) fn new(covered: u64) -> Self {
+    pub fn new(covered: u64) -> Self {
         Self { position: covered, holes: 0, window: None }
     }
 
-    pub(crate) fn position(&self) -> u64 {
+    pub fn position(&self) -> u64 {
         self.position
     }
 
-    pub(crate) fn covered(&self) -> u64 {
+    pub fn covered(&self) -> u64 {
         self.window.map_or(self.position, |w| w.first_hole - 1)
     }
 
     /// A message was read.
-    pub(crate) fn message(&mut self, seq: u64) {
+    pub fn message(&mut self, seq: u64) {
         debug_assert!(seq > self.position, "messages come in order");
         if seq > self.position + 1 {
             self.holes += 1;
@@ -52,22 +52,30 @@ impl Cover {
     }
 
     /// The next one of a list: what lies between was overwritten before.
-    pub(crate) fn listed(&mut self, seq: u64) {
+    pub fn listed(&mut self, seq: u64) {
         self.position = self.position.max(seq);
     }
 
+    /// The list is complete, up to this seqno. What was overwritten while it was read is in it no more: nothing is covered
+    /// before what took its place was read.
+    pub fn list_complete(&mut self, upto: u64) {
+        self.position = self.position.max(upto);
+        self.holes += 1;
+        self.window = Some(Window { first_hole: 1, until: None });
+    }
+
     /// True while an answer to [`Self::question`] is needed.
-    pub(crate) fn needs_answer(&self) -> bool {
+    pub fn needs_answer(&self) -> bool {
         self.window.is_some_and(|w| w.until.is_none())
     }
 
     /// To be taken right before the stream's last sequence is asked for.
-    pub(crate) fn question(&self) -> Question {
+    pub fn question(&self) -> Question {
         Question(self.holes)
     }
 
     /// The stream's last sequence was `last_seq` at some time after the question was taken.
-    pub(crate) fn answer(&mut self, question: Question, last_seq: u64) {
+    pub fn answer(&mut self, question: Question, last_seq: u64) {
         if question.0 != self.holes {
             return;
         }
@@ -79,7 +87,7 @@ impl Cover {
 
     /// The stream's last sequence was `last_seq`, and after that the server had nothing more for this reader: the messages
     /// between were removed.
-    pub(crate) fn nothing_more(&mut self, last_seq: u64) {
+    pub fn nothing_more(&mut self, last_seq: u64) {
         self.position = self.position.max(last_seq);
         self.window = None;
     }

@@ -1,11 +1,14 @@
 //! The projector: source streams → key versions.
 //!
 //! # Layout
-//! - `cover`: what a reader of a stream with hidden revisions may claim to have covered (design section 4)
+//! - [`cover`]: what a reader of a stream with hidden revisions may claim to have covered (design section 4)
+//! - [`removals`]: what vanishes without a message; [`verify`]: whether the source is still what was read
 //! - [`evaluate`]: one document → its entries in every index
 //! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
 //! - `pump`: the task under it that takes messages off the stream
 //! - `service`: follows the replicated log, starts and stops vbucket tasks, reports
+//!
+//! What is pure of `cover`, `removals` and `verify` is public for the simulation.
 //!
 //! # Tasks and channels
 //! Each vbucket task has a pump (channel of `pump::CAPACITY` chunks), a lane to the router (`lane::LANE_CAPACITY` chunks) and an
@@ -17,13 +20,13 @@
 //! - The projector never knows which node hosts what: it hands the routes on to the router unread.
 
 mod config;
-mod cover;
+pub mod cover;
 pub mod evaluate;
 mod pump;
-mod removals;
+pub mod removals;
 mod service;
 mod vbucket;
-mod verify;
+pub mod verify;
 
 pub use config::Config;
 pub use service::{ProjectorError, run};

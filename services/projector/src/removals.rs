@@ -17,7 +17,7 @@ struct Seen {
 
 /// What is to be put into the chain of one vbucket.
 #[derive(Debug, Default)]
-pub(crate) struct Removals {
+pub struct Removals {
     dropped: Dropped,
     /// Nobody can hold anything from before.
     fresh: bool,
@@ -32,12 +32,12 @@ pub(crate) struct Removals {
 
 impl Removals {
     /// Of a chain whose rounds so far have dropped this; `fresh`: it is the first one of its vbucket.
-    pub(crate) fn new(dropped: Dropped, fresh: bool) -> Self {
+    pub fn new(dropped: Dropped, fresh: bool) -> Self {
         Self { dropped, fresh, ..Self::default() }
     }
 
     /// The stream's state; true: something vanished that only a reconcile finds.
-    pub(crate) fn state(&mut self, state: &StreamState) -> bool {
+    pub fn state(&mut self, state: &StreamState) -> bool {
         let StreamState { first_seq, last_seq, messages, .. } = *state;
         let before = self.seen.replace(Seen { first_seq, last_seq, messages });
         // A new message takes away one at most, its document's oldest: the number of messages never falls by itself.
@@ -56,7 +56,7 @@ impl Removals {
     }
 
     /// The reconcile that the log says is staged.
-    pub(crate) fn staged(&mut self, id: Option<u64>) {
+    pub fn staged(&mut self, id: Option<u64>) {
         let id = id.filter(|id| *id > self.dropped.reconciled);
         if self.staged.map(|(id, _)| id) != id {
             self.staged = id.map(|id| (id, None));
@@ -64,17 +64,17 @@ impl Removals {
     }
 
     /// True while the stream's last sequence must be asked for.
-    pub(crate) fn needs_answer(&self) -> bool {
+    pub fn needs_answer(&self) -> bool {
         self.staged.is_some_and(|(_, last)| last.is_none())
     }
 
     /// To be taken before the stream's last sequence is asked for.
-    pub(crate) fn question(&self) -> Option<u64> {
+    pub fn question(&self) -> Option<u64> {
         self.staged.map(|(id, _)| id)
     }
 
     /// The stream's last sequence at some time after the question was taken.
-    pub(crate) fn answer(&mut self, question: Option<u64>, last_seq: u64) {
+    pub fn answer(&mut self, question: Option<u64>, last_seq: u64) {
         if let Some((id, last)) = &mut self.staged
             && question == Some(*id)
             && last.is_none()
@@ -84,7 +84,7 @@ impl Removals {
     }
 
     /// The next round, if this much is covered.
-    pub(crate) fn due(&mut self, covered: u64) -> Option<Removal> {
+    pub fn due(&mut self, covered: u64) -> Option<Removal> {
         if let Some((floor, _)) = self.below.take_if(|(_, last)| *last <= covered) {
             self.dropped.floor = floor;
             return Some(Removal::Below(floor));

@@ -6,17 +6,19 @@
 //! the last ones were removed and the position rises over them. (A consumer's own count of pending messages may lag behind an
 //! acknowledged write: it proves nothing.)
 
+mod asking;
 mod removed;
 mod trust;
 
 use crate::{
-    cover::{Cover, Question},
+    cover::Cover,
     evaluate::Evaluator,
     pump::{self, Pumped},
     removals::Removals,
     verify::{self, Known, Suspected},
 };
-use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamState};
+use asking::{Answer, Asking, answered};
+use highwater_bus::{Bus, ReadFrom, StreamMessage};
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
@@ -125,9 +127,11 @@ pub(crate) async fn run(
     lanes: mpsc::Sender<OpenLane>,
 ) -> End {
     let live = assignment.target == LaneTarget::Mutation;
-    if live && let Err(suspected) = trust::verified(&bus, &assignment.stream, &assignment.known).await {
-        return End::Suspected(suspected);
-    }
+    let proven = if live { Some(trust::verified(&bus, &assignment.stream, &assignment.known).await) } else { None };
+    let proven = match proven.transpose() {
+        Ok(source) => source,
+        Err(suspected) => return End::Suspected(suspected),
+    };
     if assignment.ends_listed {
         // The slices must have taken up the session before anything is written that the list does not know.
         tokio::time::sleep(LIST_AFTER).await;
@@ -145,6 +149,10 @@ pub(crate) async fn run(
     };
     let state = bus.stream_state(&assignment.stream).await.ok();
     let source = state.as_ref().map_or(0, |state| verify::source(&bus, state));
+    if proven.is_some_and(|proven| proven != source) {
+        // The server restarted meanwhile: what was compared may be lost.
+        return End::Again;
+    }
     let (lane, input) = mpsc::channel(LANE_CAPACITY);
     let open = OpenLane {
         bucket: assignment.bucket.clone(),
@@ -208,21 +216,6 @@ pub(crate) async fn run(
     let end = task.run(pumped, wants).await;
     // What was sent of the chain must not be sent again with other content.
     if live && end == End::Again { End::Lost } else { end }
-}
-
-struct Asking {
-    question: Question,
-    staged: Option<u64>,
-    wants: BTreeMap<u64, u64>,
-    answer: oneshot::Receiver<Answer>,
-}
-
-struct Answer {
-    state: Result<StreamState, BusError>,
-    /// Where the reader was when it was asked.
-    position: u64,
-    /// Asked of the store after the state: no message is above the position.
-    nothing_above: bool,
 }
 
 struct Task {
@@ -311,7 +304,8 @@ impl Task {
                     self.ask();
                     let sessions = self.plan.borrow().anchor > 0;
                     // A slice that merges needs a place in the live chain, also when nothing is written.
-                    if sessions { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
+                    // The topic of a session may have lost its end: then this one does not join on.
+                    if sessions || !self.live() { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
                 }
             };
             if let Err(ended) = ended {
@@ -323,12 +317,15 @@ impl Task {
     /// The session's list is complete.
     async fn listed(&mut self, upto: u64) -> Result<(), End> {
         self.listing = false;
-        self.cover.nothing_more(upto);
+        self.cover.list_complete(upto);
         let to = Position::new(self.cover.position(), self.round);
         self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
         if self.assignment.ends_listed {
-            // Ended from outside, with its session.
-            std::future::pending::<()>().await;
+            // Ended from outside, with its session. Until then, who missed the end of the list shall notice.
+            loop {
+                tokio::time::sleep(POLL).await;
+                self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
+            }
         }
         Ok(())
     }
@@ -475,20 +472,6 @@ impl Task {
         };
         self.lane.send(chunk).await.map_err(|_| End::Again)?;
         self.put_removals().await
-    }
-}
-
-/// Waits for the question under way; for ever when there is none.
-async fn answered(asking: &mut Option<Asking>) -> (Asking, Option<Answer>) {
-    match asking {
-        Some(under_way) => {
-            let answer = (&mut under_way.answer).await.ok();
-            match asking.take() {
-                Some(done) => (done, answer),
-                None => std::future::pending().await,
-            }
-        }
-        None => std::future::pending().await,
     }
 }
 

@@ -16,7 +16,7 @@ const PROOF: usize = 16;
 
 /// What became of a bookmark's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     Same,
     /// Another message is there.
     Other,
@@ -30,16 +30,16 @@ pub(crate) enum Found {
 
 /// What the bookmarks prove.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Judged {
+pub struct Judged {
     /// Up to here the history is the same.
-    pub(crate) intact: Option<u64>,
+    pub intact: Option<u64>,
     /// Something was lost or replaced.
-    pub(crate) broken: bool,
+    pub broken: bool,
 }
 
 impl Judged {
     /// The next older bookmark; true: it decides.
-    pub(crate) fn take(&mut self, seqno: u64, found: Found) -> bool {
+    pub fn take(&mut self, seqno: u64, found: Found) -> bool {
         match found {
             Found::Same => self.intact = Some(seqno),
             Found::Other | Found::Lost => self.broken = true,
@@ -51,31 +51,31 @@ impl Judged {
 
 /// What is known of a source.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Known {
-    pub(crate) created: i64,
-    pub(crate) first_seq: u64,
+pub struct Known {
+    pub created: i64,
+    pub first_seq: u64,
     /// Sequences up to here were passed.
-    pub(crate) position: u64,
+    pub position: u64,
     /// The highest seqno that anybody holds.
-    pub(crate) held: u64,
+    pub held: u64,
     /// Oldest first.
-    pub(crate) bookmarks: Vec<Bookmark>,
+    pub bookmarks: Vec<Bookmark>,
 }
 
 /// A history that is not, or not certainly, what was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Suspected {
-    pub(crate) reason: String,
-    pub(crate) intact: u64,
-    pub(crate) last: u64,
-    pub(crate) broken: bool,
+pub struct Suspected {
+    pub reason: String,
+    pub intact: u64,
+    pub last: u64,
+    pub broken: bool,
     /// What proves that, oldest first.
-    pub(crate) bookmarks: Vec<Bookmark>,
+    pub bookmarks: Vec<Bookmark>,
 }
 
 impl Known {
     /// The newest bookmarks up to a seqno.
-    pub(crate) fn proof(&self, intact: u64) -> Vec<Bookmark> {
+    pub fn proof(&self, intact: u64) -> Vec<Bookmark> {
         let proof: Vec<Bookmark> = self.bookmarks.iter().filter(|b| b.seqno <= intact).cloned().collect();
         proof[proof.len().saturating_sub(PROOF)..].to_vec()
     }
@@ -94,7 +94,7 @@ impl Known {
     }
 
     /// The verdict; `source` is what it is read from now.
-    pub(crate) fn decide(&self, state: &StreamState, judged: Judged, source: u64) -> Option<Suspected> {
+    pub fn decide(&self, state: &StreamState, judged: Judged, source: u64) -> Option<Suspected> {
         let intact = judged.intact.unwrap_or(0);
         let suspected = |reason: String, broken: bool| {
             let intact = intact.min(state.last_seq);

@@ -192,15 +192,14 @@ impl Lane {
         self.flush().await;
     }
 
-    /// A session's list is complete.
+    /// A session's list is complete. What was overwritten while it was read is yet to come.
     async fn listed(&mut self, to: Position) {
         let LaneTarget::Catchup { session } = self.open.target else { return };
-        self.sync.covered = to.seqno;
         let step = Step {
             routes: self.packer.routes(),
             versions: wire::KeyVersions::default(),
             to,
-            covered: to.seqno,
+            covered: 0,
             server_time: 0,
             hash: 0,
             bookmark: None,

@@ -16,8 +16,8 @@
 //! - The router never looks into a key.
 
 mod lane;
-mod packer;
+pub mod packer;
 mod service;
-mod window;
+pub mod window;
 
 pub use service::{RouterError, run};

@@ -15,55 +15,55 @@ const HEADROOM: usize = 8 * 1024;
 
 /// Sizes that keep every batch below what the server takes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub struct Limits {
     batch: usize,
     message: usize,
 }
 
 impl Limits {
     /// For a server that takes messages of `max_payload` bytes.
-    pub(crate) fn new(max_payload: usize) -> Self {
+    pub fn new(max_payload: usize) -> Self {
         Self { batch: BATCH_BYTES.min(max_payload / 4), message: max_payload.saturating_sub(HEADROOM) }
     }
 }
 
 /// An interval of the chain, ready for its subscribers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Packed {
-    pub(crate) topology: u64,
-    pub(crate) from: Position,
-    pub(crate) to: Position,
-    pub(crate) covered: u64,
-    pub(crate) server_time: i64,
-    pub(crate) hash: u64,
+pub struct Packed {
+    pub topology: u64,
+    pub from: Position,
+    pub to: Position,
+    pub covered: u64,
+    pub server_time: i64,
+    pub hash: u64,
     /// The last message in it.
-    pub(crate) bookmark: Option<Bookmark>,
-    pub(crate) removal: Option<Removal>,
+    pub bookmark: Option<Bookmark>,
+    pub removal: Option<Removal>,
     /// What the rounds before it have dropped, and it too.
-    pub(crate) dropped_before: Dropped,
-    pub(crate) dropped: Dropped,
+    pub dropped_before: Dropped,
+    pub dropped: Dropped,
     /// Per subscriber what is routed to it.
-    pub(crate) nodes: Vec<(String, KeyVersions)>,
+    pub nodes: Vec<(String, KeyVersions)>,
 }
 
 /// What a chunk adds to the chain.
 #[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) versions: KeyVersions,
-    pub(crate) to: Position,
-    pub(crate) covered: u64,
-    pub(crate) server_time: i64,
-    pub(crate) hash: u64,
-    pub(crate) bookmark: Option<Bookmark>,
+pub struct Step {
+    pub routes: Arc<Routes>,
+    pub versions: KeyVersions,
+    pub to: Position,
+    pub covered: u64,
+    pub server_time: i64,
+    pub hash: u64,
+    pub bookmark: Option<Bookmark>,
     /// A batch of its own.
-    pub(crate) removal: Option<Removal>,
-    pub(crate) anchor: bool,
+    pub removal: Option<Removal>,
+    pub anchor: bool,
 }
 
 /// The open end of a chain.
 #[derive(Debug)]
-pub(crate) struct Packer {
+pub struct Packer {
     from: Position,
     routes: Arc<Routes>,
     open: Vec<KeyVersions>,
@@ -77,7 +77,7 @@ pub(crate) struct Packer {
 }
 
 impl Packer {
-    pub(crate) fn new(from: Position, dropped: Dropped, limits: Limits) -> Self {
+    pub fn new(from: Position, dropped: Dropped, limits: Limits) -> Self {
         Self {
             limits,
             from,
@@ -94,7 +94,7 @@ impl Packer {
 
     /// Adds a step; answers the batch that it closed, if the topology changed or the step is a removal. One with a removal is to
     /// be flushed at once.
-    pub(crate) fn add(&mut self, step: Step) -> Option<Packed> {
+    pub fn add(&mut self, step: Step) -> Option<Packed> {
         let goes_on = step.routes.topology == self.routes.topology && step.removal.is_none();
         let closed = if goes_on { None } else { self.flush() };
         if step.routes.topology != self.routes.topology || self.open.len() != self.routes.nodes.len() {
@@ -125,7 +125,7 @@ impl Packer {
     }
 
     /// The step that puts a removal behind everything so far, as a round of its own.
-    pub(crate) fn removal(&self, round: u64, removal: Removal) -> Step {
+    pub fn removal(&self, round: u64, removal: Removal) -> Step {
         let (at, covered, server_time, hash) = self.last.unwrap_or((self.from, self.from.seqno, 0, 0));
         Step {
             routes: self.routes(),
@@ -140,22 +140,22 @@ impl Packer {
         }
     }
 
-    pub(crate) fn routes(&self) -> Arc<Routes> {
+    pub fn routes(&self) -> Arc<Routes> {
         Arc::clone(&self.routes)
     }
 
     /// True when the open batch has reached its size.
-    pub(crate) fn full(&self) -> bool {
+    pub fn full(&self) -> bool {
         self.size >= self.limits.batch
     }
 
     /// True when there is something to send.
-    pub(crate) fn pending(&self) -> bool {
+    pub fn pending(&self) -> bool {
         self.anchor || self.removal.is_some() || self.last.is_some_and(|(to, ..)| to != self.from)
     }
 
     /// Closes the open batch.
-    pub(crate) fn flush(&mut self) -> Option<Packed> {
+    pub fn flush(&mut self) -> Option<Packed> {
         if !self.pending() {
             return None;
         }

@@ -4,16 +4,16 @@ use crate::packer::Packed;
 use std::collections::VecDeque;
 
 /// Intervals under way at most.
-pub(crate) const WINDOW: usize = 16;
+pub const WINDOW: usize = 16;
 /// A message that failed this often makes the router send its whole window again.
-pub(crate) const FAILURES: u32 = 3;
+pub const FAILURES: u32 = 3;
 
 /// One message of one interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Part {
-    pub(crate) interval: u64,
-    pub(crate) node: usize,
-    pub(crate) attempt: u32,
+pub struct Part {
+    pub interval: u64,
+    pub node: usize,
+    pub attempt: u32,
 }
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ struct Interval {
 
 /// The intervals under way, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Window {
+pub struct Window {
     open: VecDeque<Interval>,
     next: u64,
     attempt: u32,
@@ -34,7 +34,7 @@ pub(crate) struct Window {
 
 /// What a failed publish asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Resend {
+pub enum Resend {
     Nothing,
     One(Part),
     /// In order.
@@ -42,12 +42,12 @@ pub(crate) enum Resend {
 }
 
 impl Window {
-    pub(crate) fn full(&self) -> bool {
+    pub fn full(&self) -> bool {
         self.open.len() >= WINDOW
     }
 
     /// Takes an interval; answers the messages to send.
-    pub(crate) fn push(&mut self, packed: Packed) -> Vec<Part> {
+    pub fn push(&mut self, packed: Packed) -> Vec<Part> {
         let id = self.next;
         self.next += 1;
         let parts = (0..packed.nodes.len()).map(|node| Part { interval: id, node, attempt: self.attempt }).collect();
@@ -56,11 +56,11 @@ impl Window {
         parts
     }
 
-    pub(crate) fn get_mut(&mut self, part: Part) -> Option<&mut Packed> {
+    pub fn get_mut(&mut self, part: Part) -> Option<&mut Packed> {
         self.open.iter_mut().find(|i| i.id == part.interval).map(|i| &mut i.packed)
     }
 
-    pub(crate) fn acked(&mut self, part: Part) {
+    pub fn acked(&mut self, part: Part) {
         if let Some(interval) = self.open.iter_mut().find(|i| i.id == part.interval)
             && let Some(slot) = interval.acked.get_mut(part.node)
         {
@@ -68,7 +68,7 @@ impl Window {
         }
     }
 
-    pub(crate) fn failed(&mut self, part: Part) -> Resend {
+    pub fn failed(&mut self, part: Part) -> Resend {
         let attempt = self.attempt;
         let Some(interval) = self.open.iter_mut().find(|i| i.id == part.interval) else { return Resend::Nothing };
         if part.attempt != attempt || interval.acked.get(part.node) != Some(&false) {
@@ -90,7 +90,7 @@ impl Window {
     }
 
     /// Drops what is wholly acknowledged from the front; answers the last such interval, with the newest bookmark of them all.
-    pub(crate) fn published(&mut self) -> Option<Packed> {
+    pub fn published(&mut self) -> Option<Packed> {
         let mut last: Option<Packed> = None;
         while self.open.front().is_some_and(|i| i.acked.iter().all(|a| *a)) {
             let older = last.take().and_then(|packed| packed.bookmark);

@@ -1,6 +1,9 @@
 //! Many seeds.
 
-use crate::world::{Limits, Outcome, World};
+use crate::{
+    data::{DataLimits, DataWorld},
+    world::{Limits, Outcome, World},
+};
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -34,6 +37,15 @@ pub struct Summary {
 
 impl Campaign {
     pub fn run(&self) -> Summary {
+        self.run_all(|seed| World::new(seed, self.limits, self.verbose).run())
+    }
+
+    /// The same of the data path.
+    pub fn run_data(&self, limits: DataLimits) -> Summary {
+        self.run_all(|seed| DataWorld::new(seed, limits, self.verbose).run())
+    }
+
+    fn run_all(&self, one: impl Fn(u64) -> Outcome + Sync) -> Summary {
         let next = AtomicU64::new(self.from);
         let summary = Mutex::new(Summary::default());
         thread::scope(|scope| {
@@ -44,7 +56,7 @@ impl Campaign {
                         if seed >= self.from + self.seeds {
                             return;
                         }
-                        let outcome = run_seed(seed, self.limits, self.verbose);
+                        let outcome = run_seed(|| one(seed));
                         let Ok(mut summary) = summary.lock() else { return };
                         summary.runs += 1;
                         for (what, n) in outcome.stats {
@@ -67,8 +79,8 @@ impl Campaign {
     }
 }
 
-fn run_seed(seed: u64, limits: Limits, verbose: bool) -> Outcome {
-    let run = catch_unwind(AssertUnwindSafe(|| World::new(seed, limits, verbose).run()));
+fn run_seed(one: impl FnOnce() -> Outcome) -> Outcome {
+    let run = catch_unwind(AssertUnwindSafe(one));
     run.unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();

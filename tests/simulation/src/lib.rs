@@ -12,6 +12,7 @@
 //! - `projector`, `indexer`, `client`: stand-ins for everyone else
 //! - `faults`: what goes wrong; `invariants`, `oracle`: what must hold
 //! - `campaign`: many seeds, on several threads
+//! - [`data`]: another world, of the data path
 //!
 //! # What must hold
 //! 1. At most one index manager opens a term, and at most one leads in it, ever.
@@ -28,6 +29,7 @@ mod bucket;
 mod campaign;
 mod client;
 mod cluster_manager;
+pub mod data;
 mod disk;
 mod faults;
 mod follower;
@@ -46,4 +48,5 @@ mod server;
 mod world;
 
 pub use campaign::{Campaign, Summary};
+pub use data::{DataLimits, DataWorld};
 pub use world::{Limits, Outcome, World};

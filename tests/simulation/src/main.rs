@@ -1,7 +1,7 @@
 //! `highwater-simulation --seeds N --from S`: runs simulated deployments, one per seed, and says which fail.
 
 use clap::Parser;
-use highwater_simulation::{Campaign, Limits};
+use highwater_simulation::{Campaign, DataLimits, Limits};
 use std::process::ExitCode;
 
 /// Runs simulated deployments, one per seed.
@@ -26,6 +26,15 @@ struct Cli {
     /// Also lets appends in that were decided before the log lost something
     #[arg(long)]
     stale_appends: bool,
+    /// The data path instead of the index managers
+    #[arg(long)]
+    data: bool,
+    /// Steps with faults, per seed of the data path
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Without faults; the data path only
+    #[arg(long)]
+    calm: bool,
     #[arg(long, default_value_t = 2)]
     threads: usize,
 }
@@ -40,13 +49,21 @@ fn main() -> ExitCode {
     let threads = if cli.verbose { 1 } else { cli.threads };
     let campaign =
         Campaign { from: cli.from, seeds: cli.seeds, threads, limits, verbose: cli.verbose, first: !cli.all };
-    let summary = campaign.run();
+    let summary = if cli.data {
+        let default = DataLimits::default();
+        campaign.run_data(DataLimits { steps: cli.steps.unwrap_or(default.steps), calm: cli.calm })
+    } else {
+        campaign.run()
+    };
     for (what, n) in &summary.stats {
         println!("{n:>12} {what}");
     }
     println!("{} runs, {} failed", summary.runs, summary.failures.len());
     for (seed, why) in &summary.failures {
-        println!("seed {seed} fails {why}\n    again: cargo xtask simulate --seeds 1 --from {seed} --verbose");
+        println!(
+            "seed {seed} fails {why}\n    again: cargo xtask simulate {}--seeds 1 --from {seed} --verbose",
+            if cli.data { "--data " } else { "" }
+        );
     }
     if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

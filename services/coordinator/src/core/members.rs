@@ -146,6 +146,11 @@ impl Members {
         self.seen.get(&(NodeKind::Indexer, node.to_owned()))?.slices.get(bucket)?.get(&slice)
     }
 
+    /// Which life of an indexer reported last.
+    pub(super) fn incarnation(&self, node: &str) -> Option<u64> {
+        self.seen.get(&(NodeKind::Indexer, node.to_owned())).map(|m| m.incarnation)
+    }
+
     #[cfg(test)]
     pub(super) fn nodes(&self) -> usize {
         self.seen.len()

@@ -93,7 +93,11 @@ impl Core {
             return true;
         }
         // Each round that a slice out of step meets has it compared: nobody is thrown back again and again.
-        let in_step = |r: &SliceReport| matches!(r.state, SliceState::Active | SliceState::Merged | SliceState::Error);
+        let branch = bucket.branch();
+        let in_step = |r: &SliceReport| {
+            r.state == SliceState::Error
+                || (r.branch == branch && matches!(r.state, SliceState::Active | SliceState::Merged))
+        };
         let quiet = bucket.sessions.is_empty() && self.hosted(name, bucket).all(|(_, r)| r.is_some_and(in_step));
         let asked = is_new(self.members.reconcile_after(name)) && now >= due.rest_until;
         quiet && (asked || now >= due.at)
@@ -131,7 +135,9 @@ impl Core {
                     && s.id > report.unstaged
             };
             let Some(entry) = self.context.nodes.get(&(NodeKind::Indexer, node.to_owned())) else { continue };
-            if bucket.sessions.values().any(served) {
+            // What another life of it reported is yet to be entered.
+            let other = self.members.incarnation(node) != Some(entry.incarnation);
+            if other || bucket.sessions.values().any(served) {
                 continue;
             }
             match nodes.iter_mut().find(|(of, ..)| of == node) {

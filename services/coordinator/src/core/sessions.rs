@@ -101,6 +101,7 @@ impl Core {
                 s.node == node
                     && s.id > report.done_with
                     && s.kind != SessionKind::Reconcile
+                    && takes_up(report, s)
                     && s.slices.contains(&name_of(report))
             });
             if alive && exists && !served {
@@ -155,6 +156,13 @@ impl Core {
 
 fn needs_session(report: &SliceReport) -> bool {
     matches!(report.state, SliceState::Building | SliceState::Catchup)
+}
+
+/// One that must be compared takes up only what lists, one that is filled from nothing never that.
+fn takes_up(report: &SliceReport, session: &Session) -> bool {
+    let lists = session.kind.lists();
+    let kind = if report.compare { lists } else { !(lists && report.state == SliceState::Building) };
+    kind && (lists || session.vbs.iter().zip(&report.resume).all(|(s, own)| s.from <= *own))
 }
 
 fn close(bucket: &str, session: &Session, out: &mut Vec<Action>) {

@@ -6,11 +6,11 @@ use highwater_schemas::{StabilityTimestamp, state::SliceName};
 use std::sync::Arc;
 
 /// What brings a slice from one ST to the next, with the vbucket of each step.
-pub(crate) type Steps = Vec<(u16, Step)>;
+pub type Steps = Vec<(u16, Step)>;
 
 /// Why something is made durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
+pub enum Why {
     /// A persistence timestamp.
     Timestamp,
     /// Memory is short, a session goes on, or the node ends.
@@ -21,7 +21,7 @@ pub(crate) enum Why {
 
 /// What to do, in this order.
 #[derive(Debug)]
-pub(crate) enum Action {
+pub enum Action {
     /// Open the store of a slice, from scratch when `reset`, and tell with [`BucketCore::opened`].
     Open { slice: SliceName, reset: bool },
     /// The source's history is another one: as [`Action::Open`], and nothing is answered meanwhile.

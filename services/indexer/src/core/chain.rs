@@ -12,32 +12,32 @@ use std::{
 };
 
 /// A received batch.
-pub(crate) type Batch = BatchView<Payload>;
+pub type Batch = BatchView<Payload>;
 
 /// The branch in force and the generations of its chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Shares {
-    pub(crate) vbuuid: u64,
+pub struct Shares {
+    pub vbuuid: u64,
     /// The generation in force.
-    pub(crate) generation: u64,
+    pub generation: u64,
     /// Generation → X, of the branch in force.
-    pub(crate) starts: BTreeMap<u64, Position>,
+    pub starts: BTreeMap<u64, Position>,
     /// Branches that are known, newest first.
-    pub(crate) branches: Vec<Branch>,
+    pub branches: Vec<Branch>,
 }
 
 /// A branch of the source's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Branch {
-    pub(crate) vbuuid: u64,
-    pub(crate) start: u64,
+pub struct Branch {
+    pub vbuuid: u64,
+    pub start: u64,
     /// What the one before it held above that is certainly gone.
-    pub(crate) broken: bool,
+    pub broken: bool,
 }
 
 impl Shares {
     /// Up to which seqno a branch has the same messages as the one in force; None: none, or nobody knows.
-    pub(crate) fn common(&self, vbuuid: u64) -> Option<u64> {
+    pub fn common(&self, vbuuid: u64) -> Option<u64> {
         let at = self.branches.iter().position(|b| b.vbuuid == vbuuid).or((vbuuid == self.vbuuid).then_some(0))?;
         let later = &self.branches[..at];
         let start = later.iter().map(|b| b.start).min().unwrap_or(u64::MAX);
@@ -45,7 +45,7 @@ impl Shares {
     }
 
     /// What a branch held above that is certainly gone.
-    pub(crate) fn is_broken_since(&self, vbuuid: u64) -> bool {
+    pub fn is_broken_since(&self, vbuuid: u64) -> bool {
         self.branches.iter().take_while(|b| b.vbuuid != vbuuid).any(|b| b.broken)
     }
 
@@ -64,18 +64,18 @@ fn whole(batch: &Batch, hi: Position) -> bool {
 
 /// Where a slice joins a chain, and what the rounds before that have dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Join {
-    pub(crate) at: Position,
-    pub(crate) floor: u64,
-    pub(crate) reconciled: u64,
+pub struct Join {
+    pub at: Position,
+    pub floor: u64,
+    pub reconciled: u64,
 }
 
 /// A batch's share in a slice's advance: its documents in `after < seqno ≤ upto`.
 #[derive(Debug, Clone)]
-pub(crate) struct Step {
-    pub(crate) batch: Arc<Batch>,
-    pub(crate) after: u64,
-    pub(crate) upto: u64,
+pub struct Step {
+    pub batch: Arc<Batch>,
+    pub after: u64,
+    pub upto: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -86,31 +86,31 @@ struct Queued {
 
 /// The queue of one vbucket.
 #[derive(Debug, Default)]
-pub(crate) struct Chain {
+pub struct Chain {
     /// In the order of `from`.
     queue: VecDeque<Queued>,
     bytes: usize,
 }
 
 impl Chain {
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(crate) fn push(&mut self, topic: u64, batch: Arc<Batch>) {
+    pub fn push(&mut self, topic: u64, batch: Arc<Batch>) {
         self.bytes += batch.size();
         let key = |b: &Batch| (b.from.seqno, b.from.round, b.to.seqno);
         let at = self.queue.partition_point(|q| key(&q.batch) <= key(&batch));
         self.queue.insert(at, Queued { topic, batch });
     }
 
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.queue.clear();
         self.bytes = 0;
     }
 
     /// Follows the chain from `position`, at most to `limit`: the steps and where they end.
-    pub(crate) fn advance(
+    pub fn advance(
         &self,
         shares: &Shares,
         topology: u64,
@@ -146,7 +146,7 @@ impl Chain {
 
     /// Where a slice that comes from a session may join: the lowest start from which the chain runs unbroken to the newest
     /// position that is held.
-    pub(crate) fn join_at(&self, shares: &Shares, topology: u64) -> Option<Join> {
+    pub fn join_at(&self, shares: &Shares, topology: u64) -> Option<Join> {
         let joins = self.queue.iter().map(|q| &q.batch).filter(|b| b.topology >= topology && b.vbuuid == shares.vbuuid);
         let joins = joins.filter_map(|b| {
             let (at, _) = shares.interval(b)?;
@@ -168,7 +168,7 @@ impl Chain {
     }
 
     /// Drops what `needed` does not name; beyond `quota` bytes also what is only `held`, the oldest first.
-    pub(crate) fn release(
+    pub fn release(
         &mut self,
         shares: &Shares,
         quota: usize,
@@ -192,7 +192,7 @@ impl Chain {
     }
 
     /// The newest topic sequence such that every batch up to it lies wholly at or below `position`.
-    pub(crate) fn topic_below(&self, position: Position) -> Option<u64> {
+    pub fn topic_below(&self, position: Position) -> Option<u64> {
         self.queue.iter().filter(|q| !q.batch.to.le(position)).map(|q| q.topic - 1).min()
     }
 }

@@ -9,20 +9,20 @@ mod staging;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use action::{Action, Steps, Why};
-pub(crate) use chain::{Batch, Branch, Join, Shares, Step};
-pub(crate) use slice::{Mode, Slice};
+pub use action::{Action, Steps, Why};
+pub use chain::{Batch, Branch, Join, Shares, Step};
+pub use slice::{Mode, Slice};
 
 use crate::store::{SliceMark, SliceVb};
 use chain::Chain;
-use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName};
+use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName, wire::Removal};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
 /// Live batches that only slices in sessions still need, bytes; what is older is dropped: their session reads further instead.
-pub(crate) const HOLD_QUOTA: usize = 32 * 1024 * 1024;
+pub const HOLD_QUOTA: usize = 32 * 1024 * 1024;
 /// Batches ahead of what the node knows or of the chain are held up to this, bytes; then the oldest go and leave a gap.
 const AHEAD_QUOTA: usize = 16 * 1024 * 1024;
 /// An ST out of reach for this long, with no batch that helps, is a gap. Milliseconds.
@@ -32,33 +32,34 @@ const MOST_PENDING: usize = 4_096;
 
 /// What the log says about the bucket, for this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct BucketView {
+pub struct BucketView {
     /// The term of the log.
-    pub(crate) term: u64,
-    pub(crate) topology: u64,
-    pub(crate) shares: Vec<Shares>,
+    pub term: u64,
+    pub topology: u64,
+    pub shares: Vec<Shares>,
     /// The slices hosted here, with the topology version in which each appeared.
-    pub(crate) slices: BTreeMap<SliceName, u64>,
+    pub slices: BTreeMap<SliceName, u64>,
     /// Open sessions of this node in this incarnation.
-    pub(crate) sessions: BTreeMap<u64, OpenSession>,
+    pub sessions: BTreeMap<u64, OpenSession>,
 }
 
 /// A session that is open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct OpenSession {
-    pub(crate) slices: Vec<SliceName>,
+pub struct OpenSession {
+    pub slices: Vec<SliceName>,
     /// Per vbucket where it starts.
-    pub(crate) from: Vec<u64>,
+    pub from: Vec<u64>,
     /// Per vbucket the newest reconcile that had been applied when it was opened.
-    pub(crate) reconciled: Vec<u64>,
+    pub reconciled: Vec<u64>,
     /// It begins with every present document.
-    pub(crate) lists: bool,
+    pub lists: bool,
     /// It is of this reconcile: only for slices in step.
-    pub(crate) stages: Option<u64>,
+    pub stages: Option<u64>,
 }
 
 /// The state machine of one bucket.
-pub(crate) struct BucketCore {
+#[derive(Default)]
+pub struct BucketCore {
     view: BucketView,
     chains: Vec<Chain>,
     ahead: VecDeque<(u64, Arc<Batch>)>,
@@ -71,56 +72,45 @@ pub(crate) struct BucketCore {
     topic: (u64, i64),
     purged: BTreeMap<u64, u64>,
     /// Batches that counted for nothing: of another branch, or outside their generation's share.
-    pub(crate) void: u64,
+    pub void: u64,
 }
 
 impl BucketCore {
-    pub(crate) fn new() -> Self {
-        Self {
-            view: BucketView::default(),
-            chains: Vec::new(),
-            ahead: VecDeque::new(),
-            ahead_bytes: 0,
-            slices: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            heard: None,
-            topic: (0, 0),
-            purged: BTreeMap::new(),
-            void: 0,
-        }
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// The term that is followed: no ST of a lower one is applied any more.
-    pub(crate) fn term(&self) -> u64 {
+    pub fn term(&self) -> u64 {
         self.view.term
     }
 
-    pub(crate) fn slices(&self) -> impl Iterator<Item = &Slice> {
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.slices.values()
     }
 
     /// Bytes of live batches in memory.
-    pub(crate) fn queued(&self) -> usize {
+    pub fn queued(&self) -> usize {
         self.chains.iter().map(Chain::bytes).sum::<usize>() + self.ahead_bytes
     }
 
     /// Where the mutation topic is to be read from: after this sequence of the topic created then; None: from its end on.
-    pub(crate) fn resume_topic(marks: &[SliceMark]) -> Option<(u64, i64)> {
+    pub fn resume_topic(marks: &[SliceMark]) -> Option<(u64, i64)> {
         marks.iter().filter(|m| !m.vbs.is_empty() && !m.building).map(|m| (m.topic, m.topic_created)).min()
     }
 
     /// The topic is open: what is published from now on arrives.
-    pub(crate) fn listens(&self) -> bool {
+    pub fn listens(&self) -> bool {
         self.topic.1 != 0
     }
 
     /// The topic was opened, created then, to be read after `after`.
-    pub(crate) fn topic_opened(&mut self, after: u64, created: i64) {
+    pub fn topic_opened(&mut self, after: u64, created: i64) {
         self.topic = (after, created);
     }
 
     /// The log has moved on.
-    pub(crate) fn state(&mut self, view: BucketView) -> Vec<Action> {
+    pub fn state(&mut self, view: BucketView) -> Vec<Action> {
         let mut out = Vec::new();
         self.chains.resize_with(view.shares.len(), Chain::default);
         for (vb, shares) in view.shares.iter().enumerate() {
@@ -178,7 +168,7 @@ impl BucketCore {
     }
 
     /// A batch of the mutation topic.
-    pub(crate) fn live(&mut self, topic: u64, batch: Arc<Batch>) -> Vec<Action> {
+    pub fn live(&mut self, topic: u64, batch: Arc<Batch>) -> Vec<Action> {
         self.topic.0 = topic;
         self.admit(topic, batch);
         let mut out = Vec::new();
@@ -215,7 +205,7 @@ impl BucketCore {
     }
 
     /// Stability timestamps, as broadcast.
-    pub(crate) fn stability(&mut self, sts: impl IntoIterator<Item = StabilityTimestamp>) {
+    pub fn stability(&mut self, sts: impl IntoIterator<Item = StabilityTimestamp>) {
         for st in sts {
             // One of a term that the log does not know is repeated when the log has arrived.
             if st.term != self.view.term || st.vbs.len() != self.view.shares.len() {
@@ -236,7 +226,7 @@ impl BucketCore {
     }
 
     /// Applies what can be applied, and looks for gaps.
-    pub(crate) fn advance(&mut self, now: u64) -> Vec<Action> {
+    pub fn advance(&mut self, now: u64) -> Vec<Action> {
         let mut out = Vec::new();
         let names: Vec<SliceName> = self.slices.values().filter(|s| s.in_step()).map(|s| s.name).collect();
         for name in names {
@@ -252,14 +242,14 @@ impl BucketCore {
     }
 
     /// Only tries again what failed: nothing new is applied.
-    pub(crate) fn retry(&mut self, now: u64) -> Vec<Action> {
+    pub fn retry(&mut self, now: u64) -> Vec<Action> {
         let mut out = Vec::new();
         self.retry_flushes(now, &mut out);
         out
     }
 
     /// Whether a slice's store is empty, as it is after a persist.
-    pub(crate) fn set_bulk(&mut self, name: SliceName, bulk: bool) {
+    pub fn set_bulk(&mut self, name: SliceName, bulk: bool) {
         if let Some(slice) = self.slices.get_mut(&name) {
             slice.bulk = bulk;
         }
@@ -328,7 +318,15 @@ impl BucketCore {
             if end != state.position {
                 return None;
             }
-            all.extend(steps.into_iter().map(|s| (vb as u16, s)));
+            // Documents may have gone since they came into the chain, before a session read the source itself.
+            let read = slice.read.get(vb).copied().unwrap_or(0);
+            // What was staged for a reconcile that it has, and not applied in its time, is out of date.
+            let due = |s: &Step| match s.batch.removal {
+                Some(Removal::Listed { session, .. }) => session > at.reconciled,
+                _ => true,
+            };
+            let steps = steps.into_iter().filter(due).map(|s| Step { after: s.after.max(read), ..s });
+            all.extend(steps.map(|s| (vb as u16, s)));
         }
         Some(all)
     }
@@ -382,7 +380,7 @@ impl BucketCore {
     }
 
     /// The newest position received without a gap by every slice in step; None when no slice is.
-    pub(crate) fn high_watermark(&self) -> Option<Vec<Position>> {
+    pub fn high_watermark(&self) -> Option<Vec<Position>> {
         let mut lowest: Option<Vec<Position>> = None;
         for slice in self.slices.values().filter(|s| s.in_step()) {
             let ends = self.ends(slice);
@@ -428,7 +426,7 @@ impl BucketCore {
     }
 
     /// Memory is short: make what is applied durable now.
-    pub(crate) fn persist_now(&mut self, name: SliceName) -> Vec<Action> {
+    pub fn persist_now(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name).filter(|s| s.in_step() && !s.persisting) else {
             return Vec::new();
         };
@@ -438,7 +436,7 @@ impl BucketCore {
     }
 
     /// The node is about to end: make everything durable.
-    pub(crate) fn persist_all(&mut self) -> Vec<Action> {
+    pub fn persist_all(&mut self) -> Vec<Action> {
         let names: Vec<SliceName> = self.slices.keys().copied().collect();
         names
             .into_iter()
@@ -463,7 +461,7 @@ impl BucketCore {
     }
 
     /// Outcome of a [`Action::Persist`].
-    pub(crate) fn persisted(&mut self, name: SliceName, mark: &SliceMark, topic: u64, good: bool) -> Vec<Action> {
+    pub fn persisted(&mut self, name: SliceName, mark: &SliceMark, topic: u64, good: bool) -> Vec<Action> {
         let mut out = Vec::new();
         let Some(slice) = self.slices.get_mut(&name) else { return out };
         slice.persisting = false;

@@ -6,7 +6,7 @@ use highwater_schemas::state::SliceName;
 
 impl BucketCore {
     /// Whether what a slice holds is of the branches in force.
-    pub(crate) fn on_branch(&self, mark: &SliceMark) -> bool {
+    pub fn on_branch(&self, mark: &SliceMark) -> bool {
         let vbs = mark.vbs.iter().zip(&self.view.shares);
         mark.vbs.len() == self.view.shares.len() && vbs.into_iter().all(|(vb, s)| vb.vbuuid == s.vbuuid)
     }
@@ -15,7 +15,7 @@ impl BucketCore {
     /// and takes documents without looking them up (`bulk`).
     ///
     /// One of an earlier branch goes back as far as it must, or begins again; what is left is compared with the source.
-    pub(crate) fn opened(&mut self, name: SliceName, mark: &SliceMark, kept: &[SliceMark], bulk: bool) -> Vec<Action> {
+    pub fn opened(&mut self, name: SliceName, mark: &SliceMark, kept: &[SliceMark], bulk: bool) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
         let vbuuids: Vec<u64> = self.view.shares.iter().map(|s| s.vbuuid).collect();
         let mut slice = Slice::opened(name, *topology, mark, bulk, &vbuuids);
@@ -59,12 +59,12 @@ impl BucketCore {
     }
 
     /// A slice's store is closed, and about to be opened again.
-    pub(crate) fn closed(&mut self, name: SliceName) {
+    pub fn closed(&mut self, name: SliceName) {
         self.slices.remove(&name);
     }
 
     /// A slice cannot go on.
-    pub(crate) fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
+    pub fn failed(&mut self, name: SliceName, why: String) -> Vec<Action> {
         let Some(topology) = self.view.slices.get(&name) else { return Vec::new() };
         let slice = self
             .slices

@@ -13,7 +13,7 @@ const FLUSH_RETRY: u64 = 1_000;
 
 impl BucketCore {
     /// Newest ST that every slice in step has made durable.
-    pub(crate) fn durable(&self) -> u64 {
+    pub fn durable(&self) -> u64 {
         self.slices.values().filter(|s| s.in_step() && s.readable).map(|s| s.durable).min().unwrap_or(0)
     }
 
@@ -28,7 +28,11 @@ impl BucketCore {
                 continue;
             }
             let open = self.view.sessions.iter().rev().find(|(id, s)| {
-                let fits = s.stages.is_none() && (s.lists || !slice.compare);
+                // What is filled from nothing has nothing to compare.
+                let kind = if slice.compare { s.lists } else { !(s.lists && slice.building) };
+                // One that was opened for what the slice was before may begin above what it is now.
+                let joins_on = s.lists || slice.resume().iter().zip(&s.from).all(|(own, from)| from <= own);
+                let fits = s.stages.is_none() && kind && joins_on;
                 **id > slice.done_with && s.slices.contains(&slice.name) && fits
             });
             if let Some((id, session)) = open {
@@ -44,7 +48,7 @@ impl BucketCore {
                 // What lies above the session's start and below the slice's own is read twice and changes nothing.
                 let vbs = slice.resume().into_iter().zip(&session.from).map(|(own, from)| {
                     let at = if session.lists { 0 } else { own.max(*from) };
-                    FollowedVb { read: at, covered: at, listing: session.lists }
+                    FollowedVb { read: at, covered: at, listing: session.lists, listed: 0 }
                 });
                 slice.following = Some(Following { id: *id, vbs: vbs.collect(), topic: 0 });
                 slice.mode = Mode::Session;
@@ -56,7 +60,7 @@ impl BucketCore {
     }
 
     /// A batch of a catchup topic.
-    pub(crate) fn session_batch(&mut self, session: u64, topic: u64, batch: &Arc<Batch>) -> Vec<Action> {
+    pub fn session_batch(&mut self, session: u64, topic: u64, batch: &Arc<Batch>) -> Vec<Action> {
         let mut out = Vec::new();
         if self.staging_batch(session, topic, batch, &mut out) {
             return out;
@@ -89,7 +93,7 @@ impl BucketCore {
             if at.listing {
                 match batch.removal {
                     Some(Removal::Listed { upto, .. }) => {
-                        (at.listing, at.covered) = (false, upto);
+                        (at.listing, at.covered, at.listed) = (false, 0, upto);
                         // What it held above, on an abandoned branch, is gone.
                         state.content = at.read;
                         out.push(Action::Sweep { slice: name, session, vb: batch.vb });
@@ -113,7 +117,7 @@ impl BucketCore {
     }
 
     /// A slice has collected much: make it durable, so that the build can go on from there.
-    pub(crate) fn persist_session(&mut self, name: SliceName) -> Vec<Action> {
+    pub fn persist_session(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name).filter(|s| s.mode == Mode::Session && !s.persisting) else {
             return Vec::new();
         };
@@ -172,7 +176,7 @@ impl BucketCore {
     }
 
     /// True while batches of this session must wait: a slice of it is being flushed, or will follow it once it has been.
-    pub(crate) fn session_paused(&self, session: u64) -> bool {
+    pub fn session_paused(&self, session: u64) -> bool {
         let named = |name| self.view.sessions.get(&session).is_some_and(|s| s.slices.contains(&name));
         self.slices.values().any(|s| match &s.following {
             Some(following) => s.mode == Mode::Flushing && following.id == session,
@@ -208,7 +212,7 @@ impl BucketCore {
             .enumerate()
             .map(|(vb, at)| {
                 let join = self.chains[vb].join_at(&self.view.shares[vb], slice.topology)?;
-                (!at.listing && at.covered >= join.at.seqno).then_some(join)
+                (!at.listing && at.covered >= join.at.seqno.max(at.listed)).then_some(join)
             })
             .collect()
     }
@@ -223,7 +227,12 @@ impl BucketCore {
             return;
         }
         let Some(following) = slice.following.take() else { return };
+        slice.read = slice.vbs.iter().map(|vb| vb.covered).collect();
         for (n, (vb, join)) in slice.vbs.iter_mut().zip(joins).enumerate() {
+            if vb.covered < vb.content && !slice.compare {
+                // What the chain brings of the rest may have been found to be gone.
+                vb.reconciled = join.reconciled;
+            }
             vb.position = join.at;
             vb.covered = vb.covered.min(join.at.seqno);
             if join.floor > 0 {

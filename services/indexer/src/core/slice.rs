@@ -6,7 +6,7 @@ use highwater_schemas::{Position, api::SliceState, state::SliceName};
 
 /// What a slice follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
     /// Needs a session and is in none.
     Waiting,
     Session,
@@ -19,77 +19,81 @@ pub(crate) enum Mode {
 
 /// How far a slice is in its session, in one vbucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FollowedVb {
-    pub(crate) read: u64,
-    pub(crate) covered: u64,
+pub struct FollowedVb {
+    pub read: u64,
+    pub covered: u64,
     /// The list of present documents that the session begins with is not complete yet.
-    pub(crate) listing: bool,
+    pub listing: bool,
+    /// What was overwritten while it was read is there once this is covered.
+    pub listed: u64,
 }
 
 /// How far a slice is in its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Following {
-    pub(crate) id: u64,
-    pub(crate) vbs: Vec<FollowedVb>,
+pub struct Following {
+    pub id: u64,
+    pub vbs: Vec<FollowedVb>,
     /// Sequence in the catchup topic of the last batch taken.
-    pub(crate) topic: u64,
+    pub topic: u64,
 }
 
 /// One slice.
 #[derive(Debug, Clone)]
-pub(crate) struct Slice {
-    pub(crate) name: SliceName,
+pub struct Slice {
+    pub name: SliceName,
     /// The topology version in which it appeared.
-    pub(crate) topology: u64,
-    pub(crate) vbs: Vec<SliceVb>,
-    pub(crate) mode: Mode,
+    pub topology: u64,
+    pub vbs: Vec<SliceVb>,
+    pub mode: Mode,
     /// Has never been readable since it was empty.
-    pub(crate) building: bool,
-    pub(crate) readable: bool,
+    pub building: bool,
+    pub readable: bool,
     /// Per vbucket: readable from the first ST whose covered is at or above this.
-    pub(crate) readable_from: Vec<u64>,
+    pub readable_from: Vec<u64>,
+    /// Per vbucket: up to here a session has read the source, and nothing of it was hidden.
+    pub read: Vec<u64>,
     /// The newest ST applied.
-    pub(crate) applied: u64,
-    pub(crate) term: u64,
-    pub(crate) docs_done: u64,
-    pub(crate) following: Option<Following>,
-    pub(crate) done_with: u64,
+    pub applied: u64,
+    pub term: u64,
+    pub docs_done: u64,
+    pub following: Option<Following>,
+    pub done_with: u64,
     /// Newest durable ST; 0 when none is.
-    pub(crate) durable: u64,
-    pub(crate) persisting: bool,
+    pub durable: u64,
+    pub persisting: bool,
     /// A persistence timestamp was applied meanwhile.
-    pub(crate) owed: bool,
+    pub owed: bool,
     /// What it holds must be compared with every present document before it can join the chain.
-    pub(crate) compare: bool,
+    pub compare: bool,
     /// Is empty: what sessions bring is collected without looking anything up.
-    pub(crate) bulk: bool,
+    pub bulk: bool,
     /// A failed flush is tried again at this time; 0: as soon as the time is known.
-    pub(crate) retry_flush: Option<u64>,
+    pub retry_flush: Option<u64>,
     /// The last step of its build is running: nothing more can be collected until it has ended, whatever becomes of the session.
-    pub(crate) ending: bool,
+    pub ending: bool,
     /// Sequence of the catchup topic up to which the session's batches are durable.
-    pub(crate) session_durable: u64,
+    pub session_durable: u64,
     /// The session of a reconcile that it is compared with.
-    pub(crate) staging: Option<Staging>,
+    pub staging: Option<Staging>,
     /// The newest reconcile that it was compared for, the newest for which what differs is at hand, and the newest session that it
     /// could not be compared with.
-    pub(crate) staged: u64,
-    pub(crate) prepared: u64,
-    pub(crate) unstaged: u64,
+    pub staged: u64,
+    pub prepared: u64,
+    pub unstaged: u64,
     /// What it missed may have left nothing to read: delete markers do not stay.
-    pub(crate) late: bool,
+    pub late: bool,
     /// Since when an ST is out of reach, and where the chain ended then.
-    pub(crate) stuck: Vec<Option<(u64, Position)>>,
+    pub stuck: Vec<Option<(u64, Position)>>,
 }
 
 impl Slice {
     /// Whether it is on the branches in force.
-    pub(crate) fn on_branch(&self, shares: &[super::Shares]) -> bool {
+    pub fn on_branch(&self, shares: &[super::Shares]) -> bool {
         self.vbs.len() == shares.len() && self.vbs.iter().zip(shares).all(|(vb, s)| vb.vbuuid == s.vbuuid)
     }
 
     /// A slice as its store was opened.
-    pub(crate) fn opened(name: SliceName, topology: u64, mark: &SliceMark, bulk: bool, vbuuids: &[u64]) -> Self {
+    pub fn opened(name: SliceName, topology: u64, mark: &SliceMark, bulk: bool, vbuuids: &[u64]) -> Self {
         let fresh = mark.vbs.len() != vbuuids.len();
         let vbs = if fresh {
             vbuuids.iter().map(|vbuuid| SliceVb { vbuuid: *vbuuid, ..SliceVb::default() }).collect()
@@ -101,6 +105,7 @@ impl Slice {
             name,
             topology,
             readable_from: vec![0; vbs.len()],
+            read: vec![0; vbs.len()],
             vbs,
             mode: if building { Mode::Waiting } else { Mode::InStep },
             building,
@@ -127,21 +132,21 @@ impl Slice {
         }
     }
 
-    pub(crate) fn in_step(&self) -> bool {
+    pub fn in_step(&self) -> bool {
         self.mode == Mode::InStep
     }
 
     /// Per vbucket where a new session may start.
-    pub(crate) fn resume(&self) -> Vec<u64> {
+    pub fn resume(&self) -> Vec<u64> {
         self.vbs.iter().map(|vb| vb.covered.min(vb.position.seqno)).collect()
     }
 
     /// It needs live batches that it cannot apply yet.
-    pub(crate) fn holds(&self) -> bool {
+    pub fn holds(&self) -> bool {
         matches!(self.mode, Mode::Waiting | Mode::Session | Mode::Flushing)
     }
 
-    pub(crate) fn state(&self) -> SliceState {
+    pub fn state(&self) -> SliceState {
         match self.mode {
             Mode::Failed(_) => SliceState::Error,
             Mode::InStep if self.readable => SliceState::Active,
@@ -154,7 +159,7 @@ impl Slice {
     /// It is what these branches have in common with what it was, or has yet to find out what of it is not.
     ///
     /// `common`: up to which seqno each branch has the messages of the slice's own.
-    pub(crate) fn adopt(&mut self, vbuuids: &[u64], common: &[u64]) {
+    pub fn adopt(&mut self, vbuuids: &[u64], common: &[u64]) {
         for ((vb, vbuuid), common) in self.vbs.iter_mut().zip(vbuuids).zip(common) {
             vb.proven = if self.compare { vb.proven.min(*common) } else { *common };
             vb.vbuuid = *vbuuid;
@@ -168,7 +173,7 @@ impl Slice {
     }
 
     /// Its chain is broken: it needs a session, from what it has covered.
-    pub(crate) fn fall_out(&mut self) {
+    pub fn fall_out(&mut self) {
         if let Some(following) = self.following.take() {
             self.done_with = self.done_with.max(following.id);
         }
@@ -186,13 +191,13 @@ impl Slice {
     }
 
     /// It falls out, and is to be compared with every present document.
-    pub(crate) fn fall_out_to_compare(&mut self) {
+    pub fn fall_out_to_compare(&mut self) {
         self.fall_out();
         self.compare_all();
     }
 
     /// As far as it is not known to be of an abandoned branch, it is of the one in force.
-    pub(crate) fn compare_all(&mut self) {
+    pub fn compare_all(&mut self) {
         if !std::mem::replace(&mut self.compare, true) {
             for vb in &mut self.vbs {
                 vb.proven = u64::MAX;
@@ -201,7 +206,7 @@ impl Slice {
     }
 
     /// What is stored with its data.
-    pub(crate) fn mark(&self, topic: u64, topic_created: i64) -> SliceMark {
+    pub fn mark(&self, topic: u64, topic_created: i64) -> SliceMark {
         SliceMark {
             st: self.applied,
             term: self.term,

@@ -13,8 +13,8 @@ const PURGED: u64 = 32;
 
 /// How far a slice has compared with a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Staging {
-    pub(crate) session: u64,
+pub struct Staging {
+    pub session: u64,
     reconcile: u64,
     vbs: Vec<StagingVb>,
     /// Sequence in the catchup topic of the last batch taken.
@@ -118,7 +118,7 @@ impl BucketCore {
     }
 
     /// More differs than is staged: the slice is compared in a session when the chain says that the reconcile is to be applied.
-    pub(crate) fn unprepared(&mut self, name: SliceName) {
+    pub fn unprepared(&mut self, name: SliceName) {
         if let Some(slice) = self.slices.get_mut(&name) {
             slice.prepared = 0;
         }
@@ -135,7 +135,7 @@ impl BucketCore {
     }
 
     /// A slice holds more than it should, and only a list tells what.
-    pub(crate) fn compare_again(&mut self, name: SliceName) -> Vec<Action> {
+    pub fn compare_again(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
         slice.fall_out_to_compare();
         (slice.persisting, slice.owed) = (false, false);

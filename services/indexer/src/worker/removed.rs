@@ -117,7 +117,7 @@ impl Worker {
 
 /// Carries out a removal of the chain; false: it takes away too much at once.
 ///
-/// `floor`: below it everything is gone.
+/// `floor`: the rounds before it have dropped what is below.
 pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal, floor: u64) -> Result<bool, StoreError> {
     match *removal {
         Removal::Below(floor) => {

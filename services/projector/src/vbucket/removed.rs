@@ -38,7 +38,7 @@ pub(crate) struct KnownToAll {
 }
 
 impl Task {
-    fn live(&self) -> bool {
+    pub(super) fn live(&self) -> bool {
         self.assignment.target == LaneTarget::Mutation
     }
 

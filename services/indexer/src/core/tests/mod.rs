@@ -245,10 +245,10 @@ fn a_build_joins_the_live_chain_and_is_readable_once_everything_it_holds_is_cove
     assert_eq!(state(&core), SliceState::Merged);
     // It holds documents up to 25: an ST that covers less must not be shown.
     core.stability([st(2, 1, 22, 22, true)]);
-    assert_eq!(applied(&core.advance(0)), [(2, false, vec![21, 22])]);
+    assert_eq!(applied(&core.advance(0)), [(2, false, vec![])], "the session has read it, and it may have gone since");
     core.live(2, batch(1, 1, 0, 22, 26, 26));
     core.stability([st(3, 1, 26, 26, true)]);
-    assert_eq!(applied(&core.advance(0)), [(3, true, vec![23, 24, 25, 26])]);
+    assert_eq!(applied(&core.advance(0)), [(3, true, vec![26])]);
     assert_eq!(state(&core), SliceState::Active);
 }
 
@@ -290,6 +290,33 @@ fn a_session_with_a_hole_is_given_up() {
     core.session_batch(9, 2, &batch(1, 1, 9, 7, 9, 9));
     let slice = core.slices().next().unwrap();
     assert_eq!((slice.mode.clone(), slice.done_with, slice.resume()), (Mode::Waiting, 9, vec![5]));
+}
+
+#[test]
+fn what_a_session_may_have_missed_comes_with_the_chain() {
+    let mut core = BucketCore::new();
+    let mut with_session = view(&[(1, 0)]);
+    with_session.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
+    core.state(with_session);
+    core.opened(SLICE, &SliceMark::default(), &[], false);
+    core.live(1, batch(1, 1, 0, 20, 26, 26));
+    core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 22));
+    core.stability([st(2, 1, 26, 26, true)]);
+    assert_eq!(applied(&core.advance(0)), [(2, true, vec![23, 24, 25, 26])]);
+}
+
+#[test]
+fn a_slice_takes_up_only_a_session_that_is_for_what_it_is() {
+    let above = OpenSession { from: vec![3], ..open_session(&[SLICE]) };
+    let lists = OpenSession { lists: true, ..open_session(&[SLICE]) };
+    for (session, fits) in [(above, false), (lists, false), (open_session(&[SLICE]), true)] {
+        let mut core = BucketCore::new();
+        let mut with_session = view(&[(1, 0)]);
+        with_session.sessions = BTreeMap::from([(9, session)]);
+        core.state(with_session);
+        core.opened(SLICE, &SliceMark::default(), &[], true);
+        assert_eq!(core.slices().all(|s| s.following.is_some()), fits);
+    }
 }
 
 #[test]

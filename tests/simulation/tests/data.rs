@@ -1,0 +1,40 @@
+//! Some hundred simulated data paths; any number of others: `cargo xtask simulate --data --seeds N --from S`.
+
+use highwater_simulation::{Campaign, DataLimits, Limits, Summary};
+
+fn run(from: u64, seeds: u64, limits: DataLimits) -> Summary {
+    Campaign { from, seeds, threads: 2, limits: Limits::default(), verbose: false, first: false }.run_data(limits)
+}
+
+#[test]
+fn without_faults_indexes_are_what_the_source_is() {
+    let summary = run(1, 50, DataLimits { calm: true, ..DataLimits::default() });
+    assert!(summary.failures.is_empty(), "seed and why: {:#?}", summary.failures);
+}
+
+#[test]
+fn whatever_sources_and_topics_lose_indexes_are_what_the_source_is() {
+    let summary = run(1, 600, DataLimits::default());
+    assert!(summary.failures.is_empty(), "seed and why: {:#?}", summary.failures);
+    // That the runs are worth something.
+    for what in [
+        "branches, broken",
+        "branches, unproven",
+        "exact",
+        "faults of the mutation topic",
+        "floors",
+        "reconciles done",
+        "requests served",
+        "rollbacks done",
+        "slices rolled back",
+        "terms",
+    ] {
+        assert!(summary.stats.get(what).is_some_and(|n| *n > 0), "no {what}: {:?}", summary.stats);
+    }
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    let one = || run(7, 4, DataLimits::default()).stats;
+    assert_eq!(one(), one());
+}
