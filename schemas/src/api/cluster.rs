@@ -217,6 +217,9 @@ pub struct Join {
     /// Buckets of which a reconcile with a higher number than this is asked for; projectors only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reconciles: Vec<(String, u64)>,
+    /// Of these it cannot wait: what is covered stands still until then; projectors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urgent: Vec<String>,
     /// Vbuckets by bucket and number, with the generation, whose chains cannot go on; projectors only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_chains: Vec<(String, u16, u64)>,
@@ -251,6 +254,7 @@ impl Join {
             broken_sessions: Vec::new(),
             reconciles: Vec::new(),
             lost_chains: Vec::new(),
+            urgent: Vec::new(),
             reading: Vec::new(),
             troubles: Vec::new(),
         }

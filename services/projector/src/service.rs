@@ -301,6 +301,13 @@ impl Shell {
         }
     }
 
+    /// Buckets with a vbucket of which nothing more is covered before a reconcile.
+    fn frozen(&self) -> Vec<String> {
+        let live = self.running.iter().filter(|(key, _)| key.session == 0);
+        let frozen = live.filter(|(_, running)| running.known_to_all.frozen.load(Ordering::Relaxed));
+        frozen.map(|(key, _)| key.bucket.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Buckets of which a reconcile is asked for that the log does not show yet, with the newest that does not count.
     fn reconciles(&self) -> Vec<(String, u64)> {
         let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
@@ -343,6 +350,7 @@ impl Shell {
             term: self.state.context().term,
             reconciles: self.reconciles(),
             lost_chains: self.lost.iter().cloned().collect(),
+            urgent: self.frozen(),
             suspicions: self.suspicions.clone(),
             broken_sessions: self.broken.iter().cloned().collect(),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)

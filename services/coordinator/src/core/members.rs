@@ -25,6 +25,8 @@ struct Member {
     broken: Vec<(String, u64)>,
     /// Buckets of which a reconcile with a higher number is asked for.
     reconciles: Vec<(String, u64)>,
+    /// Buckets of which one cannot wait.
+    urgent: Vec<String>,
     /// Chains, by bucket, vbucket and generation, that it cannot go on with.
     lost: Vec<(String, u16, u64)>,
     /// How far it has read for sessions.
@@ -177,6 +179,11 @@ impl Members {
         self.seen.values().flat_map(|m| &m.reconciles).filter(|(b, _)| b == bucket).map(|(_, after)| *after).max()
     }
 
+    /// Whether a projector waits for a reconcile of a bucket.
+    pub(super) fn is_urgent(&self, bucket: &str) -> bool {
+        self.seen.values().flat_map(|m| &m.urgent).any(|b| b == bucket)
+    }
+
     /// Whether a projector says that a chain cannot go on.
     pub(super) fn is_lost(&self, bucket: &str, vb: usize, generation: u64) -> bool {
         let lost = self.seen.values().flat_map(|m| &m.lost);
@@ -220,6 +227,7 @@ impl Core {
             suspicions: join.suspicions,
             broken: join.broken_sessions,
             reconciles: join.reconciles,
+            urgent: join.urgent,
             lost: join.lost_chains,
             reading: join.reading,
         };
@@ -241,6 +249,7 @@ impl Core {
                 || b.broken != member.broken
                 || b.reconciles != member.reconciles
                 || b.lost != member.lost
+                || b.urgent != member.urgent
         });
         self.members.seen.insert(key, member);
     }

@@ -99,7 +99,8 @@ impl Core {
                 || (r.branch == branch && matches!(r.state, SliceState::Active | SliceState::Merged))
         };
         let quiet = bucket.sessions.is_empty() && self.hosted(name, bucket).all(|(_, r)| r.is_some_and(in_step));
-        let asked = is_new(self.members.reconcile_after(name)) && now >= due.rest_until;
+        let asked =
+            is_new(self.members.reconcile_after(name)) && (now >= due.rest_until || self.members.is_urgent(name));
         quiet && (asked || now >= due.at)
     }
 

@@ -7,7 +7,7 @@ use highwater_schemas::{
     wire::{KeyVersions, Removal},
 };
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct KnownToAll {
     pub(crate) held: AtomicU64,
     /// A reconcile is asked for with this number, or a higher one; 0: none is.
     pub(crate) reconcile_after: AtomicU64,
+    /// What is covered stands still until then.
+    pub(crate) frozen: AtomicBool,
 }
 
 impl Task {
@@ -93,6 +95,7 @@ impl Task {
     pub(super) fn freeze(&mut self) {
         let at = self.covered();
         self.frozen = Some(Frozen { at, after: self.plan.borrow().newest_reconcile });
+        self.assignment.known_to_all.frozen.store(true, Ordering::Relaxed);
         self.ask_to_reconcile("the server restarted while revisions were hidden");
     }
 
@@ -106,6 +109,7 @@ impl Task {
                 && self.frozen.is_some_and(|frozen| session > frozen.after)
             {
                 self.frozen = None;
+                self.assignment.known_to_all.frozen.store(false, Ordering::Relaxed);
             }
             let (bucket, vb, round) = (&self.assignment.bucket, self.assignment.vb, self.round);
             tracing::debug!(bucket, vb, round, ?removal, "documents vanished without a message");
