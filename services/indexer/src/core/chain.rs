@@ -1,6 +1,7 @@
 //! One vbucket's mutation queue: the intervals received and not yet applied, and how a slice follows them.
 //!
-//! Batches of generation *g* count exactly for positions in (X of *g*, X of *g + 1*], also when they arrive late. A batch
+//! Batches of generation *g* count exactly for positions above X of *g* and up to the lowest X of a later one, also when they arrive
+//! late. A batch
 //! advances a slice when its topology is not older than the slice and its interval begins at or below the slice's position and
 //! ends above it.
 
@@ -49,10 +50,11 @@ impl Shares {
         self.branches.iter().take_while(|b| b.vbuuid != vbuuid).any(|b| b.broken)
     }
 
-    /// The part of a batch's interval that counts.
+    /// The part of a batch's interval that counts: a coordinator that has not heard of the last ST of another begins lower than
+    /// the generation before, and what is beyond that is void whoever published it.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
         let lo = batch.from.max(*self.starts.get(&batch.generation)?);
-        let hi = self.starts.get(&(batch.generation + 1)).map_or(batch.to, |next| batch.to.min(*next));
+        let hi = self.starts.range(batch.generation + 1..).fold(batch.to, |hi, (_, next)| hi.min(*next));
         (lo.le(hi) && whole(batch, hi)).then_some((lo, hi))
     }
 }

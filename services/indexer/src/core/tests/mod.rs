@@ -159,6 +159,17 @@ fn a_generation_counts_only_in_its_share_also_when_it_arrives_late() {
 }
 
 #[test]
+fn what_is_beyond_the_start_of_any_later_generation_is_void() {
+    // Whoever began generation 3 had not heard of the ST at which generation 2 began.
+    let mut core = in_step(4, &[(1, 0), (2, 8), (3, 5)]);
+    core.live(1, batch(1, 1, 0, 4, 7, 7));
+    core.live(2, batch(2, 1, 0, 7, 9, 9));
+    assert_eq!(core.high_watermark().unwrap()[0].seqno, 5);
+    core.live(3, batch(3, 1, 0, 5, 9, 9));
+    assert_eq!(core.high_watermark().unwrap()[0].seqno, 9);
+}
+
+#[test]
 fn a_batch_ahead_of_what_the_node_knows_is_held_until_it_does() {
     let mut core = in_step(0, &[(1, 0)]);
     core.live(1, batch(2, 1, 0, 0, 3, 3));
