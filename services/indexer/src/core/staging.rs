@@ -17,6 +17,8 @@ pub struct Staging {
     pub session: u64,
     reconcile: u64,
     vbs: Vec<StagingVb>,
+    /// More differs than is staged.
+    overfull: bool,
     /// Sequence in the catchup topic of the last batch taken.
     topic: u64,
 }
@@ -58,7 +60,7 @@ impl BucketCore {
                 let vb = |vb: &crate::store::SliceVb| StagingVb { position: vb.position.seqno, read: 0, done: false };
                 let vbs: Vec<StagingVb> = slice.vbs.iter().map(vb).collect();
                 out.push(Action::BeginStage { slice: slice.name, reconcile, vbs: vbs.len() as u16 });
-                slice.staging = Some(Staging { session, reconcile, vbs, topic: 0 });
+                slice.staging = Some(Staging { session, reconcile, vbs, overfull: false, topic: 0 });
                 (slice.staged, slice.prepared) = (0, 0);
             }
         }
@@ -102,7 +104,8 @@ impl BucketCore {
                 slice.unstage();
                 out.extend([Action::DropStage { slice: slice.name }, Action::Report]);
             } else if staging.vbs.iter().all(|at| at.done) {
-                (slice.staged, slice.prepared) = (staging.reconcile, staging.reconcile);
+                let prepared = if staging.overfull { 0 } else { staging.reconcile };
+                (slice.staged, slice.prepared) = (staging.reconcile, prepared);
                 slice.staging = None;
                 out.push(Action::Report);
             }
@@ -121,6 +124,10 @@ impl BucketCore {
     pub fn unprepared(&mut self, name: SliceName) {
         if let Some(slice) = self.slices.get_mut(&name) {
             slice.prepared = 0;
+            // Also where the lists of other vbuckets are yet to end.
+            if let Some(staging) = &mut slice.staging {
+                staging.overfull = true;
+            }
         }
     }
 

@@ -102,6 +102,19 @@ fn a_slice_that_has_not_staged_falls_out_and_is_compared() {
 }
 
 #[test]
+fn a_slice_that_could_not_stage_all_of_it_falls_out_though_its_list_ended() {
+    let mut core = reconciling();
+    core.session_batch(9, 1, &parsed(&empty(7, 1, 1, 9, (0, 8), 0)));
+    core.unprepared(SLICE);
+    list_ends(&mut core, 10);
+    assert_eq!(staged(&core), (8, 0), "nobody waits for it");
+    core.live(1, round(1, 10, 0, listed(8)));
+    core.stability([at_round(st(2, 1, 10, 10, true), 1, 8)]);
+    assert!(removals(&core.advance(0)).is_empty());
+    assert!(core.slices().all(|s| s.compare && !s.readable));
+}
+
+#[test]
 fn a_list_that_ends_below_the_slice_tells_it_nothing() {
     let mut core = reconciling();
     list_ends(&mut core, 9);
