@@ -201,10 +201,12 @@ impl Core {
             return;
         }
         let Some(vbs) = entry.sync.iter().cloned().collect::<Option<Vec<StVb>>>() else { return };
-        if let Some(last) = &entry.last
-            && !last.vbs.iter().zip(&vbs).all(|(l, s)| l.position.le(s.position))
+        let behind = |l: &StVb, s: &StVb| !l.position.le(s.position);
+        let below = |v: &Vbucket, s: &StVb| v.start_of(s.generation).is_none_or(|x| !x.le(s.position));
+        if entry.last.as_ref().is_some_and(|last| last.vbs.iter().zip(&vbs).any(|(l, s)| behind(l, s)))
+            || bucket.vbuckets.iter().zip(&vbs).any(|(v, s)| below(v, s))
         {
-            // A new generation that has not yet reached X.
+            // A new generation that has not yet reached X: its chain does not count up to there.
             return;
         }
         // A number is never used twice, not even the last one there is.

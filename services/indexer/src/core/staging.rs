@@ -47,8 +47,11 @@ impl BucketCore {
                 slice.staging = None;
                 out.push(Action::DropStage { slice: slice.name });
             }
-            // What is staged is applied first.
-            let waits = slice.vbs.iter().any(|vb| vb.reconciled < slice.prepared);
+            // What is staged is applied first, unless it never got into the chain.
+            let waits = self.heard.as_ref().is_some_and(|st| {
+                let mut vbs = slice.vbs.iter().zip(&st.vbs);
+                vbs.any(|(vb, heard)| vb.reconciled < slice.prepared && heard.reconciled >= slice.prepared)
+            });
             if !slice.in_step() || slice.staging.is_some() || waits {
                 continue;
             }

@@ -301,6 +301,24 @@ fn a_new_coordinator_waits_for_the_indexers_and_never_reuses_a_number() {
 }
 
 #[test]
+fn a_generation_has_no_timestamp_below_its_start_whoever_has_heard_of_one() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    d.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    let mut next = Driver::over(d.core.context().clone(), 0);
+    next.join(NodeKind::Projector, "p", 2, Vec::new(), None);
+    next.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
+    next.tick(20);
+    next.sync(2, 7, 1);
+    next.tick(20);
+    assert!(next.published.is_empty(), "the chain of generation 2 counts above 9");
+    next.sync(2, 9, 1);
+    next.tick(20);
+    assert_eq!(next.last().vbs[0].position.seqno, 9);
+}
+
+#[test]
 fn a_number_whose_reservation_was_lost_is_not_used_again() {
     let mut d = Driver::with_index();
     d.now = 1_000;
