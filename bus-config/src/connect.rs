@@ -12,6 +12,7 @@ use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
+use tokio::sync::watch;
 
 /// A log directive that silences the NATS client: what matters of it is in our own errors.
 pub const CLIENT_LOG_OFF: &str = "async_nats=off";
@@ -46,6 +47,8 @@ pub struct Bus {
     pub(crate) client: Client,
     pub(crate) js: Context,
     pub(crate) troubles: Troubles,
+    /// Rises when the connection is lost.
+    lost: watch::Receiver<u64>,
 }
 
 /// The answer to a request.
@@ -88,6 +91,7 @@ impl Bus {
         let url = settings.url.clone();
         let troubles = Troubles::default();
         let noted = troubles.clone();
+        let (losses, lost) = watch::channel(0);
         let mut options = async_nats::ConnectOptions::new()
             .name(&settings.name)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
@@ -96,6 +100,9 @@ impl Bus {
             .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 20).min(500)))
             .event_callback(move |event| {
                 note(&noted, &event);
+                if matches!(event, Event::Disconnected) {
+                    losses.send_modify(|losses| *losses += 1);
+                }
                 std::future::ready(())
             });
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
@@ -135,7 +142,7 @@ impl Bus {
                 if let Some(why) = info.pointer("/error/description").and_then(|d| d.as_str()) {
                     return Err(BusError::Other { what: "JetStream", why: why.into() });
                 }
-                Ok(Self { client, js, troubles })
+                Ok(Self { client, js, troubles, lost })
             }
             Err(e) if e.kind() == RequestErrorKind::NoResponders => Err(BusError::NoJetStream { url }),
             Err(e) => Err(BusError::other("JetStream", e)),
@@ -155,6 +162,18 @@ impl Bus {
     /// Whether the server that we are connected to leads a stream: its restarts do not go unseen.
     pub fn leads(&self, state: &crate::StreamState) -> bool {
         state.leader.is_empty() || state.leader == self.client.server_info().server_name
+    }
+
+    /// What was asked before the connection was lost is never answered, and the client would wait for it until it is too late;
+    /// None: it was lost meanwhile.
+    pub(crate) async fn unless_lost<F: Future>(&self, answer: F) -> Option<F::Output> {
+        let mut lost = self.lost.clone();
+        lost.mark_unchanged();
+        tokio::select! {
+            biased;
+            answer = answer => Some(answer),
+            Ok(()) = lost.changed() => None,
+        }
     }
 
     /// Core publish: may be lost.

@@ -55,10 +55,12 @@ impl Publisher {
                 return Ok(Box::pin(async move { Err(failure) }));
             }
         };
+        let bus = self.bus.clone();
         Ok(Box::pin(async move {
-            match future.await {
-                Ok(ack) => Ok(Ack { seq: ack.sequence, duplicate: ack.duplicate }),
-                Err(e) => Err(classify(&e)),
+            match bus.unless_lost(future.into_future()).await {
+                Some(Ok(ack)) => Ok(Ack { seq: ack.sequence, duplicate: ack.duplicate }),
+                Some(Err(e)) => Err(classify(&e)),
+                None => Err(PublishFailure::TimedOut),
             }
         }))
     }

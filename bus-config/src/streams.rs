@@ -5,8 +5,8 @@ use crate::{
     connect::Bus,
     error::BusError,
 };
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
-use futures_util::StreamExt;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageError, RetentionPolicy, StorageType};
+use futures_util::{StreamExt, stream::FuturesOrdered};
 use highwater_schemas::subjects;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ const MUTATION_MAX_BYTES: i64 = 1024 * MIB;
 const MUTATION_MAX_AGE: Duration = Duration::from_secs(15 * 60);
 /// A catchup topic is full at this size: the router waits until the indexer has made room.
 const CATCHUP_MAX_BYTES: i64 = 256 * MIB;
+/// Requests for messages that are under way together.
+const LOOKED_UP_AT_ONCE: usize = 64;
 /// Longer than any retry of a publish.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
@@ -202,25 +204,39 @@ impl Bus {
 
     /// The first message at or above a sequence, asked of the store itself: unlike a consumer's count of pending messages it
     /// is never behind an acknowledged write. None when there is none.
-    pub async fn next_message(&self, name: &str, from: u64) -> Result<Option<u64>, BusError> {
+    pub async fn next_message(&self, name: &str, from: u64) -> Result<Option<Looked>, BusError> {
         let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        match stream.get_first_raw_message_by_subject(">", from).await {
-            Ok(message) => Ok(Some(message.sequence)),
-            Err(e) if no_message(&e) => Ok(None),
-            Err(e) => Err(BusError::other("next message", format!("{name}: {e}"))),
-        }
+        let next = self.unless_lost(stream.get_first_raw_message_by_subject(">", from)).await;
+        looked(name, next)
     }
 
     /// The message at a sequence, if it is there.
     pub async fn message_at(&self, name: &str, seq: u64) -> Result<Option<Looked>, BusError> {
         let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        looked(name, stream.get_raw_message(seq).await.map_err(|e| (no_message(&e), e.to_string())))
+        looked(name, self.unless_lost(stream.get_raw_message(seq)).await)
     }
 
     /// The last message of a subject, if there is one.
     pub async fn last_of(&self, name: &str, subject: &str) -> Result<Option<Looked>, BusError> {
         let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        looked(name, stream.get_last_raw_message_by_subject(subject).await.map_err(|e| (no_message(&e), e.to_string())))
+        looked(name, self.unless_lost(stream.get_last_raw_message_by_subject(subject)).await)
+    }
+
+    /// The last sequences of these subjects, several asked for at once; of one that has no message None.
+    pub async fn last_seqs_of(&self, name: &str, subjects: &[String]) -> Result<Vec<Option<u64>>, BusError> {
+        let (mut asked, mut found) = (FuturesOrdered::new(), Vec::with_capacity(subjects.len()));
+        for subject in subjects {
+            if asked.len() >= LOOKED_UP_AT_ONCE
+                && let Some(last) = asked.next().await
+            {
+                found.push(last?);
+            }
+            asked.push_back(async move { self.last_of(name, subject).await.map(|last| last.map(|last| last.seq)) });
+        }
+        while let Some(last) = asked.next().await {
+            found.push(last?);
+        }
+        Ok(found)
     }
 
     /// The subjects that a stream holds messages of.
@@ -247,13 +263,12 @@ impl Bus {
 
     /// The stream's state now, as its leader sees it.
     pub async fn stream_state(&self, name: &str) -> Result<StreamState, BusError> {
-        let stream = self.js.get_stream(name).await.map_err(|e| {
-            if no_stream(&e) {
-                BusError::NoStream(name.into())
-            } else {
-                BusError::other("stream info", format!("{name}: {e}"))
-            }
-        })?;
+        let stream = match self.unless_lost(self.js.get_stream(name)).await {
+            Some(Ok(stream)) => stream,
+            Some(Err(e)) if no_stream(&e) => return Err(BusError::NoStream(name.into())),
+            Some(Err(e)) => return Err(BusError::other("stream info", format!("{name}: {e}"))),
+            None => return Err(lost("stream info", name)),
+        };
         let info = stream.cached_info();
         let nanos = |t: time_nanos::Time| t.unix_timestamp_nanos() as i64;
         let last_time = if info.state.last_sequence == 0 { 0 } else { nanos(info.state.last_timestamp).max(0) };
@@ -274,18 +289,23 @@ impl Bus {
 
 type Raw = async_nats::jetstream::message::StreamMessage;
 
-/// An error comes with whether it says that there is no such message.
-fn looked(stream: &str, got: Result<Raw, (bool, String)>) -> Result<Option<Looked>, BusError> {
+/// None: the connection was lost meanwhile.
+fn looked(stream: &str, got: Option<Result<Raw, RawMessageError>>) -> Result<Option<Looked>, BusError> {
     match got {
-        Ok(raw) => Ok(Some(Looked {
+        Some(Ok(raw)) => Ok(Some(Looked {
             seq: raw.sequence,
             subject: raw.subject.to_string(),
             time: raw.time.unix_timestamp_nanos() as i64,
             payload: raw.payload,
         })),
-        Err((true, _)) => Ok(None),
-        Err((false, why)) => Err(BusError::other("message", format!("{stream}: {why}"))),
+        Some(Err(e)) if no_message(&e) => Ok(None),
+        Some(Err(e)) => Err(BusError::other("message", format!("{stream}: {e}"))),
+        None => Err(lost("message", stream)),
     }
+}
+
+fn lost(what: &'static str, stream: &str) -> BusError {
+    BusError::other(what, format!("{stream}: the connection was lost"))
 }
 
 mod time_nanos {

@@ -35,6 +35,11 @@ impl Branches {
         branches.take(newer).map(|branch| branch.start).min().unwrap_or(u64::MAX)
     }
 
+    /// How many rollbacks there were, or are.
+    pub fn rollbacks(&self) -> usize {
+        self.0.rollbacks.len()
+    }
+
     /// Some branch began with a loss.
     pub fn broken(&self) -> bool {
         self.0.streams.iter().flat_map(|s| &s.failover).any(|branch| branch.broken)

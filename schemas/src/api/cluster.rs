@@ -1,6 +1,6 @@
 //! Membership and status: nodes ↔ cluster manager ↔ index managers, and what `highwater status` shows.
 
-use super::{BucketStatus, SessionReading, Trouble};
+use super::{BucketStatus, SessionReading, Trouble, VbReads};
 use crate::state::SliceName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -232,6 +232,9 @@ pub struct Join {
     /// How far it has read for sessions; projectors only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reading: Vec<SessionReading>,
+    /// What it has read of the vbuckets that it reads; projectors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reads: Vec<VbReads>,
     /// What fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<Trouble>,
@@ -256,6 +259,7 @@ impl Join {
             lost_chains: Vec::new(),
             urgent: Vec::new(),
             reading: Vec::new(),
+            reads: Vec::new(),
             troubles: Vec::new(),
         }
     }

@@ -29,7 +29,9 @@ pub use query::{
     AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,
     ScanResult, SnapshotChoice, VbPosition,
 };
-pub use status::{BucketStatus, MOST_TROUBLES, SessionReading, SessionSlice, SessionStatus, Trouble, VbStatus};
+pub use status::{
+    BucketStatus, MOST_TROUBLES, Reads, SessionReading, SessionSlice, SessionStatus, Trouble, VbReads, VbStatus,
+};
 
 use crate::error::{ApiError, ErrorCode};
 use serde::{Serialize, de::DeserializeOwned};

@@ -33,6 +33,25 @@ pub struct SessionReading {
     pub pending: u64,
 }
 
+/// Messages read from a source stream since its projector started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reads {
+    /// For the live chain.
+    pub live: u64,
+    /// For builds and catchups.
+    pub catchup: u64,
+    /// For comparisons: of what indexes hold with the present documents, and of the source with what was read of it before.
+    pub compared: u64,
+}
+
+/// What a projector has read of a vbucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VbReads {
+    pub bucket: String,
+    pub vb: u16,
+    pub reads: Reads,
+}
+
 /// A slice in a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionSlice {
@@ -71,6 +90,8 @@ pub struct VbStatus {
     pub seqno: u64,
     pub covered: u64,
     pub source_last: u64,
+    #[serde(default)]
+    pub reads: Reads,
 }
 
 /// One bucket as the coordinator sees it.

@@ -85,6 +85,9 @@ pub(crate) fn replace_beside(
     each(info, slice, batch, range, |doc| {
         if doc.entries.is_empty() && doc.reason.is_none() {
             staged.removed(doc.docid, doc.seqno);
+        } else {
+            // What the list had already left out when the chain brought it.
+            staged.look(doc.docid, doc.seqno);
         }
         store.replace(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
     })

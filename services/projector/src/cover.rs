@@ -43,12 +43,21 @@ impl Cover {
     pub fn message(&mut self, seq: u64) {
         debug_assert!(seq > self.position, "messages come in order");
         if seq > self.position + 1 {
-            self.holes += 1;
-            let first_hole = self.window.map_or(self.position + 1, |w| w.first_hole);
-            self.window = Some(Window { first_hole, until: None });
+            self.hole();
         }
         self.position = seq;
         self.close();
+    }
+
+    /// What was read last may have been lost, and nothing is missed once the end of the stream is reached: as a hole right here.
+    pub fn doubt(&mut self) {
+        self.hole();
+    }
+
+    fn hole(&mut self) {
+        self.holes += 1;
+        let first_hole = self.window.map_or(self.position + 1, |w| w.first_hole);
+        self.window = Some(Window { first_hole, until: None });
     }
 
     /// The next one of a list: what lies between was overwritten before.
@@ -69,6 +78,11 @@ impl Cover {
         self.window.is_some_and(|w| w.until.is_none())
     }
 
+    /// Nothing that was read can be hidden.
+    pub fn is_closed(&self) -> bool {
+        self.window.is_none()
+    }
+
     /// To be taken right before the stream's last sequence is asked for.
     pub fn question(&self) -> Question {
         Question(self.holes)
@@ -86,10 +100,14 @@ impl Cover {
     }
 
     /// The stream's last sequence was `last_seq`, and after that the server had nothing more for this reader: the messages
-    /// between were removed.
-    pub fn nothing_more(&mut self, last_seq: u64) {
+    /// between were removed. False: a hole was met since the question was taken.
+    pub fn nothing_more(&mut self, question: Question, last_seq: u64) -> bool {
+        if question.0 != self.holes {
+            return false;
+        }
         self.position = self.position.max(last_seq);
         self.window = None;
+        true
     }
 
     fn close(&mut self) {
@@ -154,10 +172,27 @@ mod tests {
     }
 
     #[test]
+    fn in_doubt_nothing_more_is_covered_before_the_end_is_reached() {
+        let mut c = Cover::new(3);
+        c.doubt();
+        assert_eq!((c.covered(), c.needs_answer()), (3, true));
+        c.message(4);
+        let q = c.question();
+        c.answer(q, 5);
+        assert_eq!(c.covered(), 3);
+        c.message(5);
+        assert_eq!(c.covered(), 5);
+    }
+
+    #[test]
     fn a_removed_last_message_raises_the_position() {
         let mut c = Cover::new(3);
         c.message(5);
-        c.nothing_more(7);
+        let early = c.question();
+        c.doubt();
+        assert!(!c.nothing_more(early, 7));
+        let q = c.question();
+        assert!(c.nothing_more(q, 7));
         assert_eq!((c.position(), c.covered()), (7, 7));
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! # Layout
 //! - [`cover`]: what a reader of a stream with hidden revisions may claim to have covered (design section 4)
-//! - [`removals`]: what vanishes without a message; [`verify`]: whether the source is still what was read
+//! - [`removals`]: what vanishes without a message; [`verify`]: whether the source is still what was read; [`recent`]: what that
+//!   takes where its end was overwritten
 //! - [`evaluate`]: one document → its entries in every index
 //! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
 //! - `pump`: the task under it that takes messages off the stream
-//! - `service`: follows the replicated log, starts and stops vbucket tasks, reports
+//! - `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read
 //!
-//! What is pure of `cover`, `removals` and `verify` is public for the simulation.
+//! What is pure of `cover`, `recent`, `removals` and `verify` is public for the simulation.
 //!
 //! # Tasks and channels
 //! Each vbucket task has a pump (channel of `pump::CAPACITY` chunks), a lane to the router (`lane::LANE_CAPACITY` chunks) and an
@@ -23,6 +24,8 @@ mod config;
 pub mod cover;
 pub mod evaluate;
 mod pump;
+mod reads;
+pub mod recent;
 pub mod removals;
 mod service;
 mod vbucket;

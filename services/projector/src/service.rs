@@ -2,6 +2,7 @@
 
 use crate::{
     config::Config,
+    reads::{Purpose, Totals},
     vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
@@ -44,6 +45,7 @@ struct Key {
 
 struct Running {
     abort: AbortHandle,
+    purpose: Purpose,
     wants: mpsc::Sender<Asked>,
     plan: watch::Sender<Arc<Plan>>,
     vbuuid: u64,
@@ -77,6 +79,8 @@ struct Shell {
     broken: BTreeSet<(String, u64)>,
     /// Vbuckets, with the generation, whose chains cannot go on.
     lost: BTreeSet<(String, u16, u64)>,
+    /// What tasks that are over have read.
+    reads: Totals,
     /// Damaged wants so far.
     refused: Cell<u64>,
 }
@@ -102,6 +106,7 @@ pub async fn run(
         suspicions: Vec::new(),
         broken: BTreeSet::new(),
         lost: BTreeSet::new(),
+        reads: Totals::default(),
         refused: Cell::new(0),
     };
     let _ = ready.send(());
@@ -200,6 +205,7 @@ impl Shell {
             let stay = keep.contains(key) || !concerned(&key.bucket);
             if !stay {
                 running.abort.abort();
+                self.reads.add((&key.bucket, key.vb), running.purpose, &running.reading);
             }
             stay
         });
@@ -233,6 +239,7 @@ impl Shell {
             Some(session) => (LaneTarget::Catchup { session: key.session }, session.vbs.get(vb).map_or(0, |s| s.from)),
             None => (LaneTarget::Mutation, vbucket.restart),
         };
+        let session_kind = session.map(|session| session.kind);
         let lists = session.is_some_and(|session| session.kind.lists());
         let vbuuid = vbucket.vbuuid();
         let live = Key { session: 0, ..key.clone() };
@@ -271,7 +278,9 @@ impl Shell {
         let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
         let abort =
             self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
-        let running = Running { abort, wants: wants_in, plan: plan_in, vbuuid, known_to_all, reading, durable };
+        let purpose = Purpose::of(session_kind);
+        let running =
+            Running { abort, purpose, wants: wants_in, plan: plan_in, vbuuid, known_to_all, reading, durable };
         self.running.insert(key, running);
     }
 
@@ -285,7 +294,9 @@ impl Shell {
             }
             End::Again => {
                 // The next look at the log starts it again.
-                self.running.remove(key);
+                if let Some(running) = self.running.remove(key) {
+                    self.reads.add((&key.bucket, key.vb), running.purpose, &running.reading);
+                }
             }
             End::Broken(why) => {
                 tracing::info!(bucket, vb, session, why, "the session is over");
@@ -345,8 +356,15 @@ impl Shell {
             read: running.reading.messages.load(Ordering::Relaxed),
             pending: running.reading.pending.load(Ordering::Relaxed),
         });
+        self.reads.retain(|bucket| context.buckets.contains_key(bucket));
+        let live = self.running.keys().filter(|key| key.session == 0);
+        let mut reads = self.reads.clone();
+        for (key, running) in &self.running {
+            reads.add((&key.bucket, key.vb), running.purpose, &running.reading);
+        }
         Join {
             reading: reading.collect(),
+            reads: live.map(|key| reads.of(&key.bucket, key.vb)).collect(),
             term: self.state.context().term,
             reconciles: self.reconciles(),
             lost_chains: self.lost.iter().cloned().collect(),

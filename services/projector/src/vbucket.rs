@@ -7,6 +7,7 @@
 //! acknowledged write: it proves nothing.)
 
 mod asking;
+mod listing;
 mod removed;
 mod trust;
 
@@ -14,6 +15,7 @@ use crate::{
     cover::Cover,
     evaluate::Evaluator,
     pump::{self, Pumped},
+    recent::{self, Recent},
     removals::Removals,
     verify::{self, Known, Suspected},
 };
@@ -101,6 +103,8 @@ pub(crate) type Durable = Arc<Mutex<Vec<Bookmark>>>;
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
     pub(crate) messages: AtomicU64,
+    /// Below where it begins.
+    pub(crate) before: AtomicU64,
     /// Messages that the server held when it sent the last of these.
     pub(crate) pending: AtomicU64,
 }
@@ -127,9 +131,10 @@ pub(crate) async fn run(
     lanes: mpsc::Sender<OpenLane>,
 ) -> End {
     let live = assignment.target == LaneTarget::Mutation;
-    let proven = if live { Some(trust::verified(&bus, &assignment.stream, &assignment.known).await) } else { None };
+    let proven =
+        if live { Some(trust::verified(&bus, &assignment.stream, &assignment.known, None).await) } else { None };
     let proven = match proven.transpose() {
-        Ok(source) => source,
+        Ok(proven) => proven.map(|proven| proven.source),
         Err(suspected) => return End::Suspected(suspected),
     };
     if assignment.ends_listed {
@@ -137,7 +142,9 @@ pub(crate) async fn run(
         tokio::time::sleep(LIST_AFTER).await;
     }
     let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
-    let from = ReadFrom { after: assignment.from.seqno, lists: assignment.lists, ..ReadFrom::default() };
+    let before = if live { recent::BEFORE } else { 0 };
+    let after = assignment.from.seqno.saturating_sub(before);
+    let from = ReadFrom { after, lists: assignment.lists, ..ReadFrom::default() };
     let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out));
     // The pump ends when its receiver is dropped with this task.
     drop(pump);
@@ -200,10 +207,13 @@ pub(crate) async fn run(
         last_message: (0, 0),
         bookmark,
         marks,
+        recent: Recent::new(after, state.as_ref().map_or(u64::MAX, |state| state.last_seq), recent::MOST),
+        doubt: false,
         source,
         server,
         first_seq: 0,
         listing: assignment.lists,
+        list_end: None,
         restarts: 0,
         asking: None,
         asked_at: None,
@@ -242,12 +252,18 @@ struct Task {
     bookmark: Option<Bookmark>,
     /// Messages as they were read, oldest first, the fewer the older.
     marks: Vec<Bookmark>,
+    /// The newest of all that was read; the live chain's only.
+    recent: Recent,
+    /// What was read last was overwritten before it could be compared.
+    doubt: bool,
     /// The server that the source is read from, and the one that we are connected to.
     source: u64,
     server: String,
     first_seq: u64,
     /// The list that the session begins with is not complete.
     listing: bool,
+    /// Where that list ended.
+    list_end: Option<u64>,
     restarts: u64,
     asking: Option<Asking>,
     asked_at: Option<Instant>,
@@ -302,10 +318,7 @@ impl Task {
                 _ = look.tick() => self.reconnected().await,
                 _ = poll.tick() => {
                     self.ask();
-                    let sessions = self.plan.borrow().anchor > 0;
-                    // A slice that merges needs a place in the live chain, also when nothing is written.
-                    // The topic of a session may have lost its end: then this one does not join on.
-                    if sessions || !self.live() { self.send(KeyVersions::default(), true, true).await } else { Ok(()) }
+                    self.say_where_it_is().await
                 }
             };
             if let Err(ended) = ended {
@@ -314,27 +327,12 @@ impl Task {
         }
     }
 
-    /// The session's list is complete.
-    async fn listed(&mut self, upto: u64) -> Result<(), End> {
-        self.listing = false;
-        self.cover.list_complete(upto);
-        let to = Position::new(self.cover.position(), self.round);
-        self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
-        if self.assignment.ends_listed {
-            // Ended from outside, with its session. Until then, who missed the end of the list shall notice.
-            loop {
-                tokio::time::sleep(POLL).await;
-                self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
-            }
-        }
-        Ok(())
-    }
-
     async fn messages(&mut self, messages: &[StreamMessage], restarts: u64, idle: bool) -> Result<(), End> {
         if restarts != self.restarts {
             self.restarts = restarts;
             self.restarted().await?;
         }
+        let messages = self.read_before(messages);
         let mut versions = KeyVersions::default();
         if let Some(first) = messages.first().filter(|m| m.seq <= self.cover.position()) {
             self.denied(first.seq).await?;
@@ -352,6 +350,7 @@ impl Task {
                 self.cover.message(message.seq);
             }
             self.pending = message.pending;
+            let hash = self.remember(message);
             if let Some(docid) = message.subject.as_str().strip_prefix(self.assignment.prefix.as_str()) {
                 if is_delete(message, self.assignment.kv) {
                     self.evaluator.delete(message.seq, docid, &mut versions);
@@ -361,7 +360,7 @@ impl Task {
             }
             let last = i + 1 == messages.len();
             if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
-                self.last_message = (message.time, verify::fingerprint(&message.subject, &message.payload));
+                self.last_message = (message.time, hash);
                 self.mark(message);
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }
@@ -450,9 +449,11 @@ impl Task {
         self.source_last = state.last_seq;
         self.look_for_removals(&state, asking.staged);
         self.cover.answer(asking.question, state.last_seq);
-        if nothing_above && position == self.cover.position() && state.last_seq > position {
+        self.look_at_doubt();
+        let above = nothing_above && position == self.cover.position() && state.last_seq > position;
+        if above && self.cover.nothing_more(asking.question, state.last_seq) {
             // What lay above was removed.
-            self.cover.nothing_more(state.last_seq);
+            self.recent.pass(self.cover.position());
             self.last_message = (state.last_time, 0);
             self.send(KeyVersions::default(), true, false).await?;
         }

@@ -3,8 +3,10 @@
 //! A stream may lose messages that it had acknowledged, be restored from a backup or be made anew, and neither its last
 //! sequence nor the time of its creation proves the contrary. What does are *bookmarks*: messages as they were read. One that is
 //! still there, equal in time and hash, proves everything up to it. One that is missing proves a loss if the newest message of
-//! its subject is older, and nothing if that is newer or there is none.
+//! its subject is older, and nothing if that is newer or there is none. Where nothing proves what was read last, it may be
+//! accounted for document by document ([`crate::recent`]).
 
+use crate::recent::{Recent, Walk};
 use highwater_bus::{Bus, BusError, Looked, StreamState};
 use highwater_schemas::timestamp::Bookmark;
 use xxhash_rust::xxh3::Xxh3;
@@ -62,6 +64,15 @@ pub struct Known {
     pub bookmarks: Vec<Bookmark>,
 }
 
+/// That nothing of what was read is missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proven {
+    /// What it was read from.
+    pub source: u64,
+    /// What was read last is overwritten since: that holds once the stream's present end is reached.
+    pub overwritten: bool,
+}
+
 /// A history that is not, or not certainly, what was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspected {
@@ -115,8 +126,13 @@ impl Known {
     }
 }
 
-/// Compares a source with what is known of it; where nothing contradicts, answers what it was read from then.
-pub(crate) async fn check(bus: &Bus, stream: &str, known: &Known) -> Result<Result<u64, Suspected>, BusError> {
+/// Compares a source with what is known of it.
+pub(crate) async fn check(
+    bus: &Bus,
+    stream: &str,
+    known: &Known,
+    recent: Option<&mut Recent>,
+) -> Result<Result<Proven, Suspected>, BusError> {
     let mut judged = Judged::default();
     for mark in known.bookmarks.iter().rev().take(MOST_LOOKED_AT) {
         if judged.take(mark.seqno, look(bus, stream, mark).await?) {
@@ -128,7 +144,43 @@ pub(crate) async fn check(bus: &Bus, stream: &str, known: &Known) -> Result<Resu
     let source = source(bus, &state);
     // Of a server that we are not connected to nobody tells whether it went.
     let run = if bus.leads(&state) { source } else { 0 };
-    Ok(known.decide(&state, judged, run).map_or(Ok(source), Err))
+    let Some(suspected) = known.decide(&state, judged, run) else {
+        return Ok(Ok(Proven { source, overwritten: false }));
+    };
+    let Some(recent) = recent.filter(|_| !suspected.broken) else { return Ok(Err(suspected)) };
+    let accounted = match recent.walk(suspected.intact, known.held, state.first_seq) {
+        Some(walk) => account(bus, stream, recent, walk).await?,
+        None => Err("not all of that was read by this projector".into()),
+    };
+    Ok(match accounted {
+        Ok(overwritten) => Ok(Proven { source, overwritten }),
+        Err(why) => Err(Suspected { reason: format!("{}: {why}", suspected.reason), ..suspected }),
+    })
+}
+
+/// Accounts for what nothing proves: whether some of it is overwritten, or why it cannot be accounted for.
+async fn account(
+    bus: &Bus,
+    stream: &str,
+    recent: &mut Recent,
+    mut walk: Walk,
+) -> Result<Result<bool, String>, BusError> {
+    while let Some(at) = walk.next() {
+        let first = bus.next_message(stream, at + 1).await?;
+        let seq = first.as_ref().map_or(0, |m| m.seq);
+        if !walk.found(recent, first.map(|m| (m.seq, m.time, fingerprint(&m.subject, &m.payload)))) {
+            return Ok(Err(format!("message {seq} was not read")));
+        }
+    }
+    let Some(intact) = walk.intact() else { return Ok(Err("nothing of what is remembered is left".into())) };
+    let subjects = recent.subjects_above(intact);
+    let last = bus.last_seqs_of(stream, &subjects).await?;
+    let missing = subjects.iter().zip(&last).find(|(_, last)| !walk.is_newer(**last));
+    Ok(match missing {
+        Some((subject, Some(last))) => Err(format!("the last message of {subject} is {last}")),
+        Some((subject, None)) => Err(format!("{subject} has no message any more")),
+        None => Ok(walk.is_overwritten()),
+    })
 }
 
 async fn look(bus: &Bus, stream: &str, mark: &Bookmark) -> Result<Found, BusError> {

@@ -6,7 +6,7 @@
 use super::{Action, Core};
 use crate::{config::Config, room};
 use highwater_schemas::{
-    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, SessionReading, SliceReport, Suspicion},
+    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, Reads, SessionReading, SliceReport, Suspicion, VbReads},
     state::{Change, NodeEntry, SliceName, StateContext},
     timestamp::StabilityTimestamp,
 };
@@ -31,6 +31,8 @@ struct Member {
     lost: Vec<(String, u16, u64)>,
     /// How far it has read for sessions.
     reading: Vec<SessionReading>,
+    /// What it has read of vbuckets.
+    reads: Vec<VbReads>,
 }
 
 /// What nodes and the cluster manager said since this index manager coordinates.
@@ -196,6 +198,13 @@ impl Members {
         reading.filter(move |r| r.session == session && r.bucket == bucket)
     }
 
+    /// What the projector of a vbucket has read of it.
+    pub(super) fn reads(&self, projector: &str, bucket: &str, vb: usize) -> Reads {
+        let member = self.seen.get(&(NodeKind::Projector, projector.to_owned()));
+        let reads = member.and_then(|m| m.reads.iter().find(|r| r.bucket == bucket && usize::from(r.vb) == vb));
+        reads.map(|r| r.reads).unwrap_or_default()
+    }
+
     /// What projectors found to contradict, once.
     pub(super) fn take_suspicions(&mut self) -> Vec<Suspicion> {
         self.seen.values_mut().flat_map(|m| std::mem::take(&mut m.suspicions)).collect()
@@ -230,6 +239,7 @@ impl Core {
             urgent: join.urgent,
             lost: join.lost_chains,
             reading: join.reading,
+            reads: join.reads,
         };
         if let Some(only) = &join.only {
             self.members.take(&key, only, member);

@@ -31,6 +31,7 @@ impl Core {
                     seqno: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.position.seqno),
                     covered: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.covered),
                     source_last: entry.map_or(0, |e| e.source_last(vb)),
+                    reads: self.members.reads(&v.projector, name, vb),
                 })
                 .collect();
             BucketStatus {

@@ -77,7 +77,9 @@ impl BucketCore {
                 self.void += 1;
                 continue;
             };
-            if batch.from.seqno > at.read {
+            // While it lists, nothing is covered.
+            let list_without_end = at.listing && batch.covered > 0 && batch.removal.is_none();
+            if batch.from.seqno > at.read || list_without_end {
                 // The session itself has a hole: another one from what is covered.
                 tracing::warn!(session, vb, from = batch.from.seqno, at = at.read, "a session skipped a batch");
                 slice.fall_out();

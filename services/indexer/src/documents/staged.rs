@@ -55,7 +55,7 @@ impl Staged {
         self.absent.insert(xxh3_64(docid.as_bytes()), seqno);
     }
 
-    /// A document of the slice, once the list is complete: whether it was named. Answers what is held now, bytes.
+    /// A document that the slice holds, or gets: whether it was named, once the list is complete. Answers what is held now, bytes.
     pub(crate) fn look(&mut self, docid: &str, seqno: u64) -> usize {
         if seqno <= self.upto && !self.named.contains(seqno) {
             self.bytes += OVERHEAD + docid.len();

@@ -1,26 +1,50 @@
 //! Whether what a task has read may still be trusted: after a restart of the server, or when the source contradicts.
 
 use super::{Assignment, End, Task};
-use crate::verify::{self, Known, Suspected};
+use crate::{
+    recent::Recent,
+    verify::{self, Known, Proven, Suspected},
+};
 use highwater_bus::{Bus, StreamMessage};
-use highwater_schemas::{lane::LaneTarget, state::thin, timestamp::Bookmark};
+use highwater_schemas::{state::thin, timestamp::Bookmark};
 use std::sync::{PoisonError, atomic::Ordering};
 
 /// Messages of the source that a task remembers.
 const MARKS: usize = 64;
 
 impl Task {
-    /// Remembers a message.
+    /// Remembers a message, and answers its hash.
+    pub(super) fn remember(&mut self, message: &StreamMessage) -> u64 {
+        let hash = verify::fingerprint(&message.subject, &message.payload);
+        if self.live() {
+            self.recent.push(message.seq, &message.subject, message.time, hash);
+        }
+        hash
+    }
+
+    /// Remembers what comes from below where the chain begins; answers the others.
+    pub(super) fn read_before<'a>(&mut self, messages: &'a [StreamMessage]) -> &'a [StreamMessage] {
+        let (before, messages) = messages.split_at(messages.partition_point(|m| m.seq <= self.assignment.from.seqno));
+        for message in before {
+            self.remember(message);
+        }
+        self.assignment.reading.before.fetch_add(before.len() as u64, Ordering::Relaxed);
+        messages
+    }
+
+    /// Marks the last message of a chunk.
     pub(super) fn mark(&mut self, message: &StreamMessage) {
-        if self.assignment.target != LaneTarget::Mutation {
+        if !self.live() {
             return;
         }
+        self.look_at_doubt();
         let mark = Bookmark {
             seqno: message.seq,
             subject: message.subject.to_string(),
             time: message.time,
             hash: self.last_message.1,
-            source: self.source,
+            // Before the end is reached again, that it was read proves nothing of what came before it.
+            source: if self.doubt { 0 } else { self.source },
         };
         self.marks.push(mark.clone());
         thin(&mut self.marks, MARKS);
@@ -29,7 +53,7 @@ impl Task {
 
     /// The reader cannot go on.
     pub(super) async fn changed(&mut self, why: String) -> Result<(), End> {
-        if self.assignment.target != LaneTarget::Mutation {
+        if !self.live() {
             return Err(End::Broken(why));
         }
         self.verify().await?;
@@ -39,36 +63,52 @@ impl Task {
 
     /// What is known of the source now.
     fn known(&self) -> Known {
+        let held = self.assignment.known_to_all.held.load(Ordering::Relaxed);
         Known {
             created: self.created,
             first_seq: self.first_seq,
             position: self.cover.position(),
-            held: self.assignment.known_to_all.held.load(Ordering::Relaxed).max(self.assignment.known.held),
+            held: held.max(self.assignment.known.held).max(self.recent.passed()),
             bookmarks: merged(&self.marks, &self.assignment.durable.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 
     /// Compares the source with what was read from it, as long as it takes.
     pub(super) async fn verify(&mut self) -> Result<(), End> {
-        match verified(&self.bus, &self.assignment.stream, &self.known()).await {
-            Err(suspected) => Err(End::Suspected(suspected)),
-            Ok(source) => {
-                // What was read before this run of the server is proven in it from now on.
-                self.source = source;
-                if let Some(last) = self.marks.last_mut() {
-                    last.source = source;
-                }
-                let Assignment { bucket, vb, .. } = &self.assignment;
-                tracing::info!(bucket, vb, "the source was compared with what was read, and is the same");
-                Ok(())
-            }
+        let known = self.known();
+        let proven = verified(&self.bus, &self.assignment.stream, &known, Some(&mut self.recent)).await;
+        let Proven { source, overwritten } = proven.map_err(End::Suspected)?;
+        self.source = source;
+        let Assignment { bucket, vb, .. } = &self.assignment;
+        tracing::info!(bucket, vb, overwritten, "the source was compared with what was read, and is the same");
+        self.doubt = overwritten;
+        if overwritten {
+            self.cover.doubt();
+        } else {
+            self.trust();
+        }
+        Ok(())
+    }
+
+    /// What was read before this run of the server is proven in it from now on.
+    fn trust(&mut self) {
+        self.doubt = false;
+        if let Some(last) = self.marks.last_mut() {
+            last.source = self.source;
+        }
+    }
+
+    /// The end that the stream had when it was compared may be reached.
+    pub(super) fn look_at_doubt(&mut self) {
+        if self.doubt && self.cover.is_closed() {
+            self.trust();
         }
     }
 
     /// Another server, or another run of it, is there: the source is compared before much is overwritten.
     pub(super) async fn reconnected(&mut self) -> Result<(), End> {
         let server = self.bus.server_id();
-        if server == self.server || self.assignment.target != LaneTarget::Mutation {
+        if server == self.server || !self.live() {
             return Ok(());
         }
         self.server = server;
@@ -78,7 +118,7 @@ impl Task {
     /// The server restarted, or another one serves: nothing that it brings counts before the source was compared.
     pub(super) async fn restarted(&mut self) -> Result<(), End> {
         let hidden = self.cover.covered() < self.cover.position();
-        if self.assignment.target != LaneTarget::Mutation {
+        if !self.live() {
             let why = "the server restarted while revisions were hidden";
             return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
         }
@@ -96,7 +136,7 @@ impl Task {
     /// The source brought a message that its state had denied: it must never be packed behind a position that claims to hold it.
     pub(super) async fn denied(&mut self, seq: u64) -> Result<(), End> {
         let why = "the source brought a message that its state had denied";
-        if self.assignment.target != LaneTarget::Mutation {
+        if !self.live() {
             return Err(End::Broken(why.into()));
         }
         self.verify().await?;
@@ -124,10 +164,15 @@ fn merged(own: &[Bookmark], durable: &[Bookmark]) -> Vec<Bookmark> {
 }
 
 /// Compares a source with what is known of it, as long as it takes to reach it.
-pub(super) async fn verified(bus: &Bus, stream: &str, known: &Known) -> Result<u64, Suspected> {
+pub(super) async fn verified(
+    bus: &Bus,
+    stream: &str,
+    known: &Known,
+    mut recent: Option<&mut Recent>,
+) -> Result<Proven, Suspected> {
     let mut retry = bus.retry(format!("comparing source stream {stream}"));
     loop {
-        match verify::check(bus, stream, known).await {
+        match verify::check(bus, stream, known, recent.as_deref_mut()).await {
             Ok(verdict) => return verdict,
             Err(error) => retry.wait(&error).await,
         }

@@ -1,7 +1,10 @@
 //! Messages of a source looked up: bookmarks, and what became of them.
 
 use super::source::{KEYS, Message, Source};
-use highwater_projector::verify::{Found, Judged, Known, Suspected};
+use highwater_projector::{
+    recent::{Recent, Walk},
+    verify::{Found, Judged, Known, Proven, Suspected},
+};
 use highwater_schemas::timestamp::Bookmark;
 
 /// Bookmarks looked at before the source counts as unproven.
@@ -13,14 +16,34 @@ pub fn bookmark(seqno: u64, message: &Message, source: u64) -> Bookmark {
 }
 
 /// Compares a source with what is known of it.
-pub fn check(source: &Source, known: &Known) -> Result<(), Suspected> {
+pub fn check(source: &Source, known: &Known, recent: Option<&mut Recent>) -> Result<Proven, Suspected> {
     let mut judged = Judged::default();
     for mark in known.bookmarks.iter().rev().take(MOST_LOOKED_AT) {
         if judged.take(mark.seqno, look(source, mark)) {
             break;
         }
     }
-    known.decide(&source.state(), judged, source.identity()).map_or(Ok(()), Err)
+    let proven = |overwritten| Proven { source: source.identity(), overwritten };
+    let Some(suspected) = known.decide(&source.state(), judged, source.identity()) else { return Ok(proven(false)) };
+    let accounted = || {
+        let recent = recent.filter(|_| !suspected.broken)?;
+        let walk = recent.walk(suspected.intact, known.held, source.state().first_seq)?;
+        account(source, recent, walk)
+    };
+    accounted().map(proven).ok_or(suspected)
+}
+
+/// Accounts for what nothing proves: whether some of it is overwritten.
+fn account(source: &Source, recent: &mut Recent, mut walk: Walk) -> Option<bool> {
+    while let Some(at) = walk.next() {
+        let first = source.messages.range(at + 1..).next().map(|(seq, m)| (*seq, m.time, m.uid));
+        if !walk.found(recent, first) {
+            return None;
+        }
+    }
+    let subjects = recent.subjects_above(walk.intact()?);
+    let last = |subject: &String| (0..KEYS).find(|key| Source::docid(*key) == *subject).and_then(|k| source.last_of(k));
+    subjects.iter().all(|subject| walk.is_newer(last(subject))).then_some(walk.is_overwritten())
 }
 
 fn look(source: &Source, mark: &Bookmark) -> Found {

@@ -33,6 +33,8 @@ pub struct Projector {
     known_to_all: BTreeMap<(u16, u64), KnownToAll>,
     suspicions: Vec<Suspicion>,
     broken: BTreeSet<u64>,
+    /// Vbuckets, with the generation, whose chains cannot go on.
+    lost: BTreeSet<(u16, u64)>,
     beat_at: u64,
 }
 
@@ -49,6 +51,7 @@ impl Projector {
             known_to_all: BTreeMap::new(),
             suspicions: Vec::new(),
             broken: BTreeSet::new(),
+            lost: BTreeSet::new(),
             beat_at: 0,
         }
     }
@@ -126,6 +129,11 @@ impl Projector {
                 self.reconcile(env);
                 return;
             }
+            End::Lost => {
+                env.count("chains lost");
+                self.ended.insert(key);
+                self.lost.insert((key.0, key.1));
+            }
             End::Broken => {
                 env.count("sessions broken");
                 self.ended.insert(key);
@@ -155,6 +163,9 @@ impl Projector {
         self.suspicions
             .retain(|s| bucket.and_then(|b| b.vbuckets.get(usize::from(s.vb))).is_some_and(|v| v.vbuuid() == s.vbuuid));
         self.broken.retain(|id| bucket.is_some_and(|b| b.sessions.contains_key(id)));
+        self.lost.retain(|(vb, generation)| {
+            bucket.and_then(|b| b.vbuckets.get(usize::from(*vb))).is_some_and(|v| v.generation == *generation)
+        });
         let newest = bucket.map_or(0, Bucket::newest_reconcile);
         let live = self.tasks.keys().filter(|(_, _, session)| *session == 0);
         let asked = live.filter_map(|(vb, g, _)| self.known_to_all.get(&(*vb, *g)).map(|all| all.reconcile_after));
@@ -163,6 +174,7 @@ impl Projector {
             term: self.context.term,
             reconciles: asked.map(|after| (BUCKET.to_owned(), after - 1)).into_iter().collect(),
             suspicions: self.suspicions.clone(),
+            lost_chains: self.lost.iter().map(|(vb, generation)| (BUCKET.to_owned(), *vb, *generation)).collect(),
             broken_sessions: self.broken.iter().map(|id| (BUCKET.to_owned(), *id)).collect(),
             ..Join::new(NodeKind::Projector, &self.name, self.incarnation)
         };

@@ -150,10 +150,12 @@ impl Store {
     /// A batch of the live chain.
     pub fn replace(&mut self, batch: &Batch, range: &RangeInclusive<u64>) {
         for (docid, seqno, uid) in self.each(batch, range) {
-            if uid.is_none()
-                && let Some(staged) = self.stage.as_mut().and_then(|(_, vbs)| vbs.get_mut(&batch.vb))
-            {
-                staged.absent.insert(docid.clone(), seqno);
+            if let Some(staged) = self.stage.as_mut().and_then(|(_, vbs)| vbs.get_mut(&batch.vb)) {
+                if uid.is_none() {
+                    staged.absent.insert(docid.clone(), seqno);
+                } else if seqno <= staged.upto && !staged.named.contains(&seqno) {
+                    staged.gone.push((docid.clone(), seqno));
+                }
             }
             self.put_if((batch.vb, docid), seqno, uid, |old| seqno > old);
         }

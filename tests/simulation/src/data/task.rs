@@ -3,6 +3,7 @@
 //! It goes as `services/projector/src/vbucket.rs` and its parts do, step by step; what they await, other things come between.
 
 mod asking;
+mod trust;
 
 use super::{
     env::{BUCKET, Env},
@@ -16,6 +17,7 @@ use asking::Asking;
 use highwater_bus::StreamState;
 use highwater_projector::{
     cover::Cover,
+    recent::Recent,
     removals::Removals,
     verify::{Known, Suspected},
 };
@@ -68,6 +70,8 @@ pub enum End {
     /// What a session has read does not join on.
     Broken,
     Again,
+    /// What was sent of a chain must not be sent again with other content.
+    Lost,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -97,10 +101,13 @@ pub struct Task {
     last_message: (i64, u64),
     bookmark: Option<Bookmark>,
     marks: Vec<Bookmark>,
+    recent: Recent,
+    doubt: bool,
     source: u64,
     server: u64,
     first_seq: u64,
     listing: bool,
+    list_end: Option<u64>,
     restarts: u64,
     asking: Option<Asking>,
     pub waiting: BTreeMap<u64, u64>,
@@ -133,10 +140,13 @@ impl Task {
             last_message: (0, 0),
             bookmark: None,
             marks: assignment.known.bookmarks.clone(),
+            recent: Recent::new(0, 0, 0),
+            doubt: false,
             source: 0,
             server: 0,
             first_seq: 0,
             listing: lists,
+            list_end: None,
             restarts: 0,
             asking: None,
             waiting: BTreeMap::new(),
@@ -149,6 +159,11 @@ impl Task {
         }
     }
 
+    /// Messages that it remembers: some remember few.
+    fn memory(&self) -> u64 {
+        if self.assignment.lane.vbuuid.is_multiple_of(3) { 6 } else { 40 }
+    }
+
     fn live(&self) -> bool {
         self.assignment.lane.target == LaneTarget::Mutation
     }
@@ -159,6 +174,11 @@ impl Task {
 
     /// The next thing that it does.
     pub fn step(&mut self, env: &mut Env, all: &mut KnownToAll) -> Result<(), End> {
+        let began = self.live() && self.phase == 3;
+        self.next_step(env, all).map_err(|end| if began && matches!(end, End::Again) { End::Lost } else { end })
+    }
+
+    fn next_step(&mut self, env: &mut Env, all: &mut KnownToAll) -> Result<(), End> {
         if self.assignment.ends_listed && !self.listing {
             if env.now >= self.poll_at {
                 self.poll_at = env.now + POLL;
@@ -189,7 +209,10 @@ impl Task {
         if env.now >= self.poll_at {
             self.poll_at = env.now + POLL;
             self.ask(env);
-            if self.plan.anchor > 0 || !self.live() {
+            if self.list_end == Some(self.cover.position()) {
+                let to = Position::new(self.cover.position(), self.round);
+                self.lane.chunk(env, Chunk::Listed { to });
+            } else if self.plan.anchor > 0 || !self.live() {
                 self.send(env, KeyVersions::default(), true, true);
             }
         }
@@ -204,13 +227,16 @@ impl Task {
             0 => {
                 if self.live() {
                     let known = self.assignment.known.clone();
-                    check(self.stream(env), &known).map_err(End::Suspected)?;
+                    check(self.stream(env), &known, None).map_err(End::Suspected)?;
                 }
                 self.source = self.stream(env).identity();
             }
             1 => {
                 let source = &env.sources[usize::from(self.assignment.lane.vb)];
-                match self.pump.open(source, self.assignment.lane.from.seqno, self.assignment.lists) {
+                let before = if self.live() { self.memory() } else { 0 };
+                let after = self.assignment.lane.from.seqno.saturating_sub(before);
+                self.recent = Recent::new(after, source.last_seq, self.memory() as usize);
+                match self.pump.open(source, after, self.assignment.lists) {
                     Ok(created) => self.created = created,
                     Err(_) if !self.live() => return Err(End::Broken),
                     Err(_) => return Err(End::Again),
@@ -257,6 +283,7 @@ impl Task {
             Pumped::Listed { upto } => {
                 self.listing = false;
                 self.cover.list_complete(upto);
+                self.list_end = Some(self.cover.position());
                 let to = Position::new(self.cover.position(), self.round);
                 self.lane.chunk(env, Chunk::Listed { to });
                 Ok(())
@@ -264,48 +291,6 @@ impl Task {
             Pumped::Changed(why) => self.changed(env, all, &why),
             Pumped::Messages { messages, restarts, idle } => self.messages(env, all, &messages, restarts, idle),
         }
-    }
-
-    fn changed(&mut self, env: &Env, all: &mut KnownToAll, _why: &str) -> Result<(), End> {
-        if !self.live() {
-            return Err(End::Broken);
-        }
-        self.verify(env, all)?;
-        Err(End::Again)
-    }
-
-    fn known(&self, all: &KnownToAll) -> Known {
-        Known {
-            created: self.created,
-            first_seq: self.first_seq,
-            position: self.cover.position(),
-            held: all.held.max(self.assignment.known.held),
-            bookmarks: self.marks.clone(),
-        }
-    }
-
-    fn verify(&mut self, env: &Env, all: &KnownToAll) -> Result<(), End> {
-        let source = self.stream(env);
-        check(source, &self.known(all)).map_err(End::Suspected)?;
-        self.source = source.identity();
-        self.line = source.line();
-        if let Some(last) = self.marks.last_mut() {
-            last.source = self.source;
-        }
-        Ok(())
-    }
-
-    fn restarted(&mut self, env: &Env, all: &mut KnownToAll) -> Result<(), End> {
-        let hidden = self.cover.covered() < self.cover.position();
-        if !self.live() {
-            return if hidden { Err(End::Broken) } else { Ok(()) };
-        }
-        self.verify(env, all)?;
-        if hidden {
-            self.frozen = Some(Frozen { at: self.covered(), after: self.plan.newest_reconcile });
-        }
-        self.ask_to_reconcile(all);
-        Ok(())
     }
 
     fn messages(
@@ -319,6 +304,11 @@ impl Task {
         if restarts != self.restarts {
             self.restarts = restarts;
             self.restarted(env, all)?;
+        }
+        let (before, messages) =
+            messages.split_at(messages.partition_point(|m| m.seq <= self.assignment.lane.from.seqno && self.live()));
+        for Read { seq, message } in before {
+            self.recent.push(*seq, &Source::docid(message.key), message.time, message.uid);
         }
         if let Some(first) = messages.first().filter(|m| m.seq <= self.cover.position()) {
             let why = "the source brought a message that its state had denied";
@@ -345,6 +335,9 @@ impl Task {
                 self.cover.message(*seq);
             }
             let op = if message.put { DocOp::Put } else { DocOp::Delete };
+            if self.live() {
+                self.recent.push(*seq, &Source::docid(message.key), message.time, message.uid);
+            }
             versions.push_doc(*seq, &Source::docid(message.key), op);
             for index in self.plan.indexes.iter().filter(|_| message.put) {
                 let key = message.uid.to_be_bytes();
@@ -353,7 +346,8 @@ impl Task {
         }
         self.last_message = (last.message.time, last.message.uid);
         if self.live() {
-            let mark = bookmark(last.seq, &last.message, self.source);
+            self.look_at_doubt();
+            let mark = bookmark(last.seq, &last.message, if self.doubt { 0 } else { self.source });
             self.marks.push(mark.clone());
             thin(&mut self.marks, MARKS);
             self.bookmark = Some(mark);
@@ -368,17 +362,6 @@ impl Task {
         }
         self.put_removals(env);
         Ok(())
-    }
-
-    fn covered(&self) -> u64 {
-        if self.listing {
-            return 0;
-        }
-        self.frozen.map_or(u64::MAX, |frozen| frozen.at).min(self.cover.covered())
-    }
-
-    fn ask_to_reconcile(&self, all: &mut KnownToAll) {
-        all.reconcile_after = all.reconcile_after.max(self.plan.newest_reconcile + 1);
     }
 
     fn at(&self, env: &mut Env) -> Position {

@@ -87,8 +87,10 @@ impl Task {
         self.source_last = state.last_seq;
         self.look_for_removals(env, all, state, asking.staged);
         self.cover.answer(asking.question, state.last_seq);
-        if nothing_above && asking.position == self.cover.position() && state.last_seq > asking.position {
-            self.cover.nothing_more(state.last_seq);
+        self.look_at_doubt();
+        let above = nothing_above && asking.position == self.cover.position() && state.last_seq > asking.position;
+        if above && self.cover.nothing_more(asking.question, state.last_seq) {
+            self.recent.pass(self.cover.position());
             self.last_message = (state.last_time, 0);
             self.send(env, KeyVersions::default(), true, false);
         }

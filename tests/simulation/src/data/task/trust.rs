@@ -1,0 +1,84 @@
+//! Whether what a task has read may still be trusted; as `services/projector/src/vbucket/trust.rs`.
+
+use super::{End, Frozen, KnownToAll, Task};
+use crate::data::{env::Env, looks::check};
+use highwater_projector::verify::{Known, Proven};
+
+impl Task {
+    pub(super) fn changed(&mut self, env: &mut Env, all: &mut KnownToAll, _why: &str) -> Result<(), End> {
+        if !self.live() {
+            return Err(End::Broken);
+        }
+        self.verify(env, all)?;
+        Err(End::Again)
+    }
+
+    pub(super) fn known(&self, all: &KnownToAll) -> Known {
+        Known {
+            created: self.created,
+            first_seq: self.first_seq,
+            position: self.cover.position(),
+            held: all.held.max(self.assignment.known.held).max(self.recent.passed()),
+            bookmarks: self.marks.clone(),
+        }
+    }
+
+    pub(super) fn verify(&mut self, env: &mut Env, all: &mut KnownToAll) -> Result<(), End> {
+        let known = self.known(all);
+        let source = &env.sources[usize::from(self.assignment.lane.vb)];
+        let Proven { source: read_from, overwritten } =
+            check(source, &known, Some(&mut self.recent)).map_err(End::Suspected)?;
+        self.source = read_from;
+        self.line = source.line();
+        self.doubt = overwritten;
+        if overwritten {
+            env.count("histories accounted for");
+            self.cover.doubt();
+        } else {
+            self.trust();
+        }
+        Ok(())
+    }
+
+    pub(super) fn trust(&mut self) {
+        self.doubt = false;
+        if let Some(last) = self.marks.last_mut() {
+            last.source = self.source;
+        }
+    }
+
+    pub(super) fn look_at_doubt(&mut self) {
+        if self.doubt && self.cover.is_closed() {
+            self.trust();
+        }
+    }
+
+    pub(super) fn freeze(&mut self, all: &mut KnownToAll) {
+        self.frozen = Some(Frozen { at: self.covered(), after: self.plan.newest_reconcile });
+        self.ask_to_reconcile(all);
+    }
+
+    pub(super) fn restarted(&mut self, env: &mut Env, all: &mut KnownToAll) -> Result<(), End> {
+        let hidden = self.cover.covered() < self.cover.position();
+        if !self.live() {
+            return if hidden { Err(End::Broken) } else { Ok(()) };
+        }
+        self.verify(env, all)?;
+        if hidden {
+            self.freeze(all);
+        }
+        self.ask_to_reconcile(all);
+        Ok(())
+    }
+
+    pub(super) fn covered(&self) -> u64 {
+        if self.listing {
+            return 0;
+        }
+        self.frozen.map_or(u64::MAX, |frozen| frozen.at).min(self.cover.covered())
+    }
+
+    pub(super) fn ask_to_reconcile(&self, all: &mut KnownToAll) {
+        all.reconcile_after = all.reconcile_after.max(self.plan.newest_reconcile + 1);
+    }
+}

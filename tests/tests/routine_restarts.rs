@@ -1,0 +1,194 @@
+//! NATS restarts, or another server leads a stream, and nothing is lost: that costs no rollback, no rebuild and no catchup, by the
+//! projectors' own counters, also where every document is overwritten again and again.
+
+use highwater_schemas::api::{BucketStatus, Reads};
+use highwater_tests::{
+    branches::Branches,
+    cluster::SERVICES,
+    load::{self, Writer},
+    prelude::*,
+    watch::Watch,
+};
+
+const BUCKET: &str = "people";
+const FIRST: u64 = 3_000;
+const PROJECTOR: &str = "projector-1";
+const WITHIN: Duration = Duration::from_secs(30);
+/// Of the documents, overwritten between the restart and what is asked afterwards at least.
+const FURTHER: u64 = 3_000;
+
+/// What a bucket has cost so far.
+#[derive(Debug, Clone)]
+struct Cost {
+    reads: Reads,
+    /// Sequence numbers of the source, read and covered.
+    seqno: u64,
+    covered: u64,
+    branches: usize,
+    rollbacks: usize,
+}
+
+impl Cost {
+    /// At rest: everything that was written is read, and a projector has said so since.
+    async fn so_far(client: &Client, source: &Source) -> Result<Self> {
+        let last: u64 = source.log().complete().iter().sum();
+        let since = std::sync::OnceLock::new();
+        let bucket = until("everything is read and told of", WITHIN, async || {
+            let status = client.members().await.map_err(|refused| refused.to_string())?;
+            let bucket = status["buckets"].as_array().and_then(|all| all.iter().find(|b| b["name"] == BUCKET));
+            let bucket: BucketStatus =
+                serde_json::from_value(bucket.cloned().unwrap_or_default()).map_err(|e| e.to_string())?;
+            if bucket.vbuckets.iter().map(|v| v.covered).sum::<u64>() < last {
+                return Err(format!("{last} is not covered: {bucket:?}"));
+            }
+            let since: &Instant = since.get_or_init(Instant::now);
+            let members = status["members"].as_array().cloned().unwrap_or_default();
+            let projector = members.iter().find(|m| m["node"] == PROJECTOR).ok_or("no projector")?;
+            let heard = projector["last_heartbeat_ms"].as_u64().unwrap_or(u64::MAX);
+            if u128::from(heard) < since.elapsed().as_millis() { Ok(bucket) } else { Err("no heartbeat yet".into()) }
+        })
+        .await?;
+        let history = Branches::soon(client, BUCKET, WITHIN).await?;
+        Ok(Self {
+            reads: bucket.vbuckets[0].reads,
+            seqno: bucket.vbuckets[0].seqno,
+            covered: bucket.vbuckets[0].covered,
+            branches: history.count(0),
+            rollbacks: history.rollbacks(),
+        })
+    }
+
+    /// Checks that nothing was done twice since `before`.
+    fn check(&self, before: &Self) -> Result<()> {
+        ensure!((self.branches, self.rollbacks) == (before.branches, before.rollbacks), "{before:?}, then {self:?}");
+        ensure!(
+            self.reads.catchup == before.reads.catchup,
+            "something was built or caught up: {before:?}, then {self:?}"
+        );
+        let read = self.reads.live.checked_sub(before.reads.live).context("another projector reads")?;
+        let since_covered = self.seqno - before.covered;
+        ensure!(read <= since_covered, "{read} of {since_covered} documents were read: {before:?}, then {self:?}");
+        let compared = self.reads.compared - before.reads.compared;
+        println!("  {read} documents read of {since_covered} since what was covered, and {compared} for comparisons");
+        Ok(())
+    }
+}
+
+/// Documents that are overwritten all the time until `deed` is done and further ones were written since.
+async fn overwritten(source: &Source, hot: bool, rng: &mut Rng, deed: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let writer = hot.then(|| Writer::start(source, rng));
+    if hot {
+        load::written(source, FURTHER).await?;
+    }
+    deed().await?;
+    match writer {
+        Some(writer) => {
+            load::written(source, FURTHER).await?;
+            writer.stop().await
+        }
+        None => load::write(source, FURTHER, rng).await,
+    }
+}
+
+/// Documents, and two indexes that are active.
+async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
+    load::write(source, FIRST, rng).await?;
+    let indexes = documents::indexes(2);
+    client.create_indexes(BUCKET, &indexes, WITHIN).await?;
+    Ok(indexes)
+}
+
+/// Every index was active all the time and equals the source.
+async fn unharmed(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
+    source.fill().await?;
+    for index in indexes {
+        let state = client.index(BUCKET, &index.name).await?["state"].clone();
+        ensure!(state == "active", "{} is {state}", index.name);
+        ask::whole(client, source, index).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_with_its_history_costs_nothing() -> Result<()> {
+    let mut rng = Rng::seeded("routine restart");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?.patient(WITHIN);
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 0..6 {
+                let (hot, killed) = (round % 2 == 1, round % 3 == 0);
+                println!("round {round}: hot {hot}, killed {killed}");
+                let before = Cost::so_far(&client, &source).await?;
+                let mut checker = Checker::start(&client, &source, &indexes, &mut rng);
+                checker.answered(2, WITHIN).await?;
+                checker.fault();
+                overwritten(&source, hot, &mut rng, async || {
+                    if killed {
+                        cluster.nats().kill();
+                    } else {
+                        cluster.nats().stop()?;
+                    }
+                    cluster.nats().start_again()
+                })
+                .await?;
+                checker.answered(1, WITHIN).await.context("after the restart")?;
+                checker.over();
+                checker.answered(2, WITHIN).await?;
+                source.fill().await?;
+                checker.prove().await?;
+                unharmed(&client, &source, &indexes).await?;
+                Cost::so_far(&client, &source).await?.check(&before)?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_leader_of_the_stream_costs_nothing() -> Result<()> {
+    let mut rng = Rng::seeded("another leader");
+    Cluster::replicated()
+        .await?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let watch = Watch::start(cluster.url()).await?;
+            let source = Source::key_value_replicated(&client, BUCKET, 3).await?.patient(WITHIN);
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 0..4 {
+                let hot = round % 2 == 1;
+                println!("round {round}: hot {hot}");
+                let before = Cost::so_far(&client, &source).await?;
+                overwritten(&source, hot, &mut rng, async || {
+                    let stream = &source.streams[0].0;
+                    let was = led_by(&client, stream).await?;
+                    let stepped: Value = client
+                        .js
+                        .request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &())
+                        .await
+                        .context("step down")?;
+                    ensure!(stepped["success"] == true, "{stepped}");
+                    until("another leader", WITHIN, async || {
+                        let now = led_by(&client, stream).await.map_err(|e| e.to_string())?;
+                        if now == was { Err(now) } else { Ok(()) }
+                    })
+                    .await
+                })
+                .await?;
+                unharmed(&client, &source, &indexes).await?;
+                Cost::so_far(&client, &source).await?.check(&before)?;
+                watch.check()?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+async fn led_by(client: &Client, stream: &str) -> Result<String> {
+    let found = client.js.get_stream(stream).await?;
+    found.cached_info().cluster.as_ref().and_then(|c| c.leader.clone()).context("no leader")
+}
