@@ -14,8 +14,8 @@
 //! their number; [`super::truth`] says which may be meant. An answer to `at_plus` with a timestamp is of a history that has all
 //! which that timestamp had.
 //!
-//! What vanished without a message may be gone from a timestamp that nobody had before that, and is gone from every one from which
-//! on the indexes are known to have followed.
+//! What vanished without a message may be gone from a timestamp that nobody had before that. It is gone from every one that is newer
+//! than one from which it is gone, or from which on the indexes are known to have followed.
 //!
 //! What cannot be proven: which revision below its seqno an answer that is not exact shows of one document, and which of another.
 //! A write that was not acknowledged counts as one that may have been stored at any seqno of which nobody knows the write.
@@ -244,8 +244,10 @@ fn holds(
         let document = Document::new(name, log, truth.indexes, issued);
         for (group, floor) in groups.iter().zip(&floors) {
             let first = group[0].answer;
-            let may_be = document.may_be(first.st, *floor, first.seqnos[vb]);
+            let (number, seqno) = (first.st, first.seqnos[vb]);
+            let may_be = document.may_be(number, *floor, seqno);
             agree(group, name, &may_be, truth.indexes)?;
+            document.learn(number, *floor, seqno, |revision| group.iter().all(|a| a.is(name, revision, truth.indexes)));
             for checked in *group {
                 sums.entry(checked.at).or_default().add(checked, &may_be, truth.indexes);
             }

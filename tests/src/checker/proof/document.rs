@@ -7,7 +7,7 @@ use crate::{
     oracle::Row,
 };
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 /// A revision of a document.
 pub(super) struct Revision {
@@ -33,7 +33,8 @@ pub(super) struct Document<'l> {
 struct Gone {
     /// No timestamp up to this number knows of it.
     not_before: u64,
-    followed: Option<u64>,
+    /// Every timestamp from this number on does.
+    followed: Cell<Option<u64>>,
     perhaps: u64,
     surely: u64,
     left: Left,
@@ -48,7 +49,7 @@ impl<'l> Document<'l> {
         revisions.extend(all(log.documents.get(name)));
         let vanished = log.vanished.get(name).into_iter().flatten().map(|v| Gone {
             not_before: issued.before(v.from),
-            followed: v.followed,
+            followed: Cell::new(v.followed),
             perhaps: v.perhaps,
             surely: v.surely,
             left: v.left,
@@ -63,6 +64,22 @@ impl<'l> Document<'l> {
 
     /// Those that may be shown at the timestamp of this number, at a seqno, by who had to have all up to a floor.
     pub(super) fn may_be(&self, number: u64, floor: u64, seqno: u64) -> Vec<&Revision> {
+        self.but_for(usize::MAX, number, floor, seqno)
+    }
+
+    /// What cannot be explained without a removal follows it, and so does all that comes later.
+    pub(super) fn learn(&self, number: u64, floor: u64, seqno: u64, agrees: impl Fn(&Revision) -> bool) {
+        for (at, gone) in
+            self.vanished.iter().enumerate().filter(|(_, gone)| gone.followed.get().is_none_or(|f| f > number))
+        {
+            if !self.but_for(at, number, floor, seqno).into_iter().any(&agrees) {
+                gone.followed.set(Some(number));
+            }
+        }
+    }
+
+    /// As [`Self::may_be`] had one removal not been.
+    fn but_for(&self, removal: usize, number: u64, floor: u64, seqno: u64) -> Vec<&Revision> {
         let at = |seqno: u64| self.revisions.partition_point(|revision| revision.seqno <= seqno) - 1;
         let (oldest, newest) = (at(floor), at(seqno));
         let needed = self.revisions[oldest].seqno;
@@ -70,8 +87,10 @@ impl<'l> Document<'l> {
         let perhaps = self.doubts.iter().filter(|doubt| stored_at(doubt.seqno.max(needed)));
         let mut may_be: Vec<&Revision> = self.revisions[oldest..=newest].iter().chain(perhaps).collect();
         // A removal is known when all that was written before it is.
-        for gone in self.vanished.iter().filter(|v| number > v.not_before && v.surely <= seqno) {
-            if gone.followed.is_some_and(|from| number >= from) {
+        let known = |gone: &Gone| number > gone.not_before && gone.surely <= seqno;
+        let others = self.vanished.iter().enumerate().filter(|(at, gone)| *at != removal && known(gone));
+        for (_, gone) in others {
+            if gone.followed.get().is_some_and(|from| number >= from) {
                 may_be.retain(|revision| revision.seqno > gone.surely || gone.leaves(revision));
             }
             if needed <= gone.perhaps {

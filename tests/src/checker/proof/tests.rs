@@ -247,11 +247,13 @@ fn what_vanishes_is_there_until_it_may_go_and_gone_when_that_is_followed() {
     assert!(holds(&[at(9, 9, &with)]));
     assert!(!holds(&[at(9, 9, &without)]), "it had not gone yet");
     assert!(!holds(&[at(20, 9, &with), at(19, 12, &without)]), "a later timestamp is older than that");
-    assert!(holds(&[at(20, 12, &with), at(21, 12, &without), at(29, 12, &with)]));
+    assert!(holds(&[at(20, 12, &with), at(21, 12, &without), at(29, 12, &without)]));
+    assert!(!holds(&[at(21, 12, &without), at(29, 12, &with)]), "it came back");
+    let count = |st, n| Answer { found: Found::Count(n), ..at(st, 12, &[]) };
+    assert!(!holds(&[at(21, 12, &without), count(29, 2)]), "it came back");
     assert!(!holds(&[at(20, 12, &with), Answer { index: 1, ..at(20, 12, &without) }]), "two indexes at one number");
     assert!(!holds(&[at(30, 15, &with)]), "it has gone");
     assert!(holds(&[at(30, 15, &without)]));
-    let count = |st, n| Answer { found: Found::Count(n), ..at(st, 12, &[]) };
     assert!(holds(&[count(20, 1), count(20, 2), count(30, 1)]) && !holds(&[count(30, 2)]));
     assert!(!holds(&[of(20, OLD, (12, 12), Need::Nothing, 1, &[])]), "nothing of x went");
 }
