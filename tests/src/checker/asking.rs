@@ -1,7 +1,8 @@
 //! The requests of one consistency, one after the other.
 
 use super::{
-    Kind, Made,
+    Kind,
+    made::{Made, Seen},
     proof::{Answer, Found, Need},
 };
 use crate::{
@@ -64,15 +65,6 @@ pub(super) struct Asker {
     seen: Option<Seen>,
 }
 
-/// A timestamp that was answered.
-#[derive(Clone)]
-struct Seen {
-    timestamp: Value,
-    branches: Vec<String>,
-    seqnos: Vec<u64>,
-    at: Instant,
-}
-
 impl Asker {
     pub(super) fn new(shared: Arc<Shared>, kind: Kind, rng: Rng) -> Self {
         let rows = vec![Vec::new(); shared.indexes.len()];
@@ -88,7 +80,7 @@ impl Asker {
             let mut answers = Vec::new();
             let failed = self.turn(&indexes, named.as_ref(), &mut answers).await.err();
             self.remember(&answers, failed.as_ref());
-            let (kind, named) = (self.kind, named.map(|seen| seen.at));
+            let kind = self.kind;
             self.shared.made().push(Made { kind, indexes, named, began, ended: Instant::now(), answers, failed });
             tokio::time::sleep(PAUSE).await;
         }

@@ -5,27 +5,20 @@
 //! `at_snapshot`.
 //!
 //! A *fault* is what the test says it is ([`Checker::through`]). Whenever it is, a failure has a code and says that it may be tried
-//! again, but for `branch_lost` where a timestamp is named that is older than the end of the fault. Only during a fault may there
-//! be no reply. Outside of it most requests succeed.
+//! again, but for `branch_lost` where a timestamp is named that is older than the end of the fault, and of branches that nobody
+//! answers any more. Only during a fault may there be no reply. Outside of it most requests succeed.
 
 mod asking;
+mod made;
 mod proof;
 mod report;
 mod truth;
 
-use crate::{
-    client::{Client, Refused},
-    load::Writer,
-    oracle::Index,
-    rng::Rng,
-    source::Source,
-    wait::until,
-};
-use anyhow::{Context, Result, ensure};
+use crate::{client::Client, load::Writer, oracle::Index, rng::Rng, source::Source, wait::until};
+use anyhow::{Context, Result};
 use asking::{Asker, Shared};
 use proof::Answer;
 use std::{
-    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -49,27 +42,6 @@ pub enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::Any, Kind::RequestPlus, Kind::AtPlus, Kind::AtSnapshot];
 
-/// When a request was under way, as seen from the fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    Before,
-    During,
-    After,
-}
-
-/// A request, or two at one `st`.
-struct Made {
-    kind: Kind,
-    /// That were asked.
-    indexes: Vec<usize>,
-    /// When the timestamp that `at_plus` names was answered.
-    named: Option<Instant>,
-    began: Instant,
-    ended: Instant,
-    answers: Vec<Answer>,
-    failed: Option<Refused>,
-}
-
 /// Asks until it is told to stop.
 pub struct Checker {
     shared: Arc<Shared>,
@@ -78,8 +50,6 @@ pub struct Checker {
     began: Instant,
     /// The source's when the first was asked.
     epoch: usize,
-    /// From when to when something is broken.
-    fault: Option<(Instant, Option<Instant>)>,
 }
 
 impl Checker {
@@ -89,7 +59,7 @@ impl Checker {
         let (began, epoch) = (Instant::now(), source.log().epoch);
         let task = |kind| tokio::spawn(Asker::new(Arc::clone(&shared), kind, rng.fork()).ask());
         let tasks = KINDS.map(task).into();
-        Self { shared, tasks, writer: None, began, epoch, fault: None }
+        Self { shared, tasks, writer: None, began, epoch }
     }
 
     /// Documents are written meanwhile, until all answers are proven.
@@ -100,18 +70,16 @@ impl Checker {
 
     /// Scans before a fault, during it and after it, each of which is proven. In the end the fault is over.
     pub async fn through<T>(
-        mut self,
+        self,
         within: Duration,
         fault: impl AsyncFnOnce(&Self) -> Result<T>,
     ) -> Result<(T, Report)> {
         self.answered(BEFORE, within).await.context("before")?;
-        self.fault = Some((Instant::now(), None));
+        let from = Instant::now();
         let outcome = fault(&self).await?;
-        if let Some((_, end)) = &mut self.fault {
-            *end = Some(Instant::now());
-        }
+        let to = Instant::now();
         self.answered(AFTER, within).await.context("afterwards")?;
-        Ok((outcome, self.prove().await?))
+        Ok((outcome, self.prove((from, to)).await?))
     }
 
     /// Waits until so many further requests of each consistency have succeeded that began from now on.
@@ -128,7 +96,7 @@ impl Checker {
     }
 
     /// Ends, and proves every answer; nobody else writes any more.
-    async fn prove(self) -> Result<Report> {
+    async fn prove(self, fault: (Instant, Instant)) -> Result<Report> {
         self.shared.over.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.context("a scan panicked")?;
@@ -140,59 +108,11 @@ impl Checker {
         let Shared { source, indexes, .. } = &*self.shared;
         source.fill().await?;
         let made = std::mem::take(&mut *self.shared.made());
-        let fault = self.fault.map(|(from, to)| (from, to.unwrap_or(ended)));
-        let mut report = Report::default();
-        let mut last = BTreeMap::new();
-        for made in &made {
-            let phase = made.phase(fault);
-            report.count(made.kind, phase, made.failed.as_ref());
-            match &made.failed {
-                Some(refused) => {
-                    ensure!(made.is_proper(refused, fault), "{:?} {phase:?} a fault: {refused:?}", made.kind);
-                }
-                None => {
-                    for index in &made.indexes {
-                        let last = last.entry((made.kind, *index)).or_insert(self.began);
-                        report.pause(made.kind, made.ended.saturating_duration_since(*last));
-                        *last = made.ended;
-                    }
-                }
-            }
-        }
-        for ((kind, _), last) in last {
-            report.pause(kind, ended.saturating_duration_since(last));
-        }
+        let mut report = Report::of(&made, fault, (self.began, ended))?;
         let answers: Vec<Answer> = made.into_iter().flat_map(|made| made.answers).collect();
-        let truth = Truth::new(source.logs(self.epoch), fault, indexes);
-        report.proof = proof::prove(&answers, &truth)?;
+        report.proof = proof::prove(&answers, &Truth::new(source.logs(self.epoch), fault, indexes))?;
         println!("{report}");
-        report.check(fault.is_some())?;
+        report.check()?;
         Ok(report)
-    }
-}
-
-impl Made {
-    fn phase(&self, fault: Option<(Instant, Instant)>) -> Phase {
-        match fault {
-            Some((_, to)) if self.began >= to => Phase::After,
-            Some((from, _)) if self.ended >= from => Phase::During,
-            _ => Phase::Before,
-        }
-    }
-
-    /// Whether a refusal is as it must be.
-    fn is_proper(&self, refused: &Refused, fault: Option<(Instant, Instant)>) -> bool {
-        let phase = self.phase(fault);
-        let coded = refused.headers.0.as_deref() == Some(&refused.code);
-        match refused.code.as_str() {
-            // Whoever was asked was killed, or nobody is there.
-            "no_reply" | "no_responders" => phase == Phase::During,
-            "internal" => false,
-            "branch_lost" => {
-                let before_the_end = |named: Instant| fault.is_some_and(|(_, to)| named < to);
-                coded && !refused.retry && phase != Phase::Before && self.named.is_some_and(before_the_end)
-            }
-            _ => refused.retry && coded,
-        }
     }
 }

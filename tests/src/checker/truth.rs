@@ -23,14 +23,14 @@ pub(super) struct Truth<'a> {
     /// In the order of their epochs; not empty.
     logs: Vec<Arc<Log>>,
     /// From when to when something was broken.
-    fault: Option<(Instant, Instant)>,
+    fault: (Instant, Instant),
     pub(super) indexes: &'a [Index],
     /// By stream and two histories: up to which seqno they are the same.
     commons: RefCell<BTreeMap<(usize, usize, usize), u64>>,
 }
 
 impl<'a> Truth<'a> {
-    pub(super) fn new(logs: Vec<Arc<Log>>, fault: Option<(Instant, Instant)>, indexes: &'a [Index]) -> Self {
+    pub(super) fn new(logs: Vec<Arc<Log>>, fault: (Instant, Instant), indexes: &'a [Index]) -> Self {
         Self { logs, fault, indexes, commons: RefCell::default() }
     }
 
@@ -41,10 +41,7 @@ impl<'a> Truth<'a> {
 
     fn epochs(&self, answer: &Answer) -> RangeInclusive<usize> {
         let newest = self.logs.len() - 1;
-        let (before, after) = match self.fault {
-            Some((from, to)) => (answer.ended < from, answer.began >= to),
-            None => (true, false),
-        };
+        let (before, after) = (answer.ended < self.fault.0, answer.began >= self.fault.1);
         let oldest = match &answer.need {
             _ if after => newest,
             Need::Acknowledged { epoch, .. } => self.at(*epoch).max(self.known(answer.began)),

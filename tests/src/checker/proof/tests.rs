@@ -57,7 +57,7 @@ fn answer(seqno: u64, exact: bool, floor: u64, rows: &[(&str, u64)]) -> Answer {
 }
 
 fn proven(answers: &[Answer], log: &Log) -> Result<Proof> {
-    prove(answers, &Truth::new(vec![Arc::new(log.clone())], None, &indexes()))
+    prove(answers, &Truth::new(vec![Arc::new(log.clone())], (second(10), second(20)), &indexes()))
 }
 
 fn holds(answers: &[Answer]) -> bool {
@@ -137,7 +137,7 @@ fn cut() -> Vec<Arc<Log>> {
 }
 
 fn holds_cut(answers: &[Answer]) -> bool {
-    prove(answers, &Truth::new(cut(), Some((second(10), second(20))), &indexes())).is_ok()
+    prove(answers, &Truth::new(cut(), (second(10), second(20)), &indexes())).is_ok()
 }
 
 /// An exact answer of a branch to a request of these seconds.
