@@ -314,7 +314,11 @@ async fn remove(removal: Removal, client: &Client, source: &Source, rng: &mut Rn
             for _ in 0..10 {
                 let some = state.first_sequence + rng.below(state.last_sequence - state.first_sequence);
                 if let Ok(message) = stream.get_first_raw_message_by_subject(">", some).await {
-                    stream.delete_message(message.sequence).await?;
+                    if let Err(error) = stream.delete_message(message.sequence).await {
+                        // It was overwritten meanwhile.
+                        ensure!(stream.get_raw_message(message.sequence).await.is_err(), "{error}");
+                        continue;
+                    }
                     let id = message.subject.strip_prefix(prefix.as_str()).context("a foreign subject")?;
                     gone.push(Gone::Message((0, id.to_owned()), message.sequence));
                 }
