@@ -52,6 +52,7 @@ codes! {
     Timeout = "timeout", 504, true, "The answer was not ready in time.";
     CoverTimeout = "cover_timeout", 504, true, "The source was overwritten faster than it could be followed until the deadline, so freshness could not be proven; a history above 1 on hot buckets helps.";
     BranchLost = "branch_lost", 410, false, "The timestamp belongs to a branch of history that the source has taken back.";
+    SourceMissing = "source_missing", 503, true, "A source stream of the bucket does not exist at present, so nothing shows what is new.";
     InRollback = "in_rollback", 503, true, "The source took history back and the indexes are being corrected.";
     NoCoordinator = "no_coordinator", 503, true, "No coordinator answers.";
     NoIndexer = "no_indexer", 503, true, "No indexer is alive to host the index.";

@@ -94,6 +94,13 @@ pub async fn whole(client: &Client, source: &Source, index: &Index) -> Result<()
     compare_scan(client, source, index, &request, &documents, &index.rows(&documents)).await
 }
 
+/// The number of a stability timestamp that has everything acknowledged before.
+pub async fn newest(client: &Client, source: &Source, index: &Index) -> Result<u64> {
+    let request = json!({"bucket": source.bucket, "index": index.name, "consistency": "request_plus"});
+    let reply = insist(|| client.request("hw.query.count", &request)).await?;
+    reply["st"].as_u64().with_context(|| format!("no number in {reply}"))
+}
+
 /// [`whole`] of every index.
 pub async fn each(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
     for index in indexes {

@@ -12,7 +12,7 @@
 //! - [`backup`]: a stream's backup, through the JetStream API or as a copy of its files
 //! - [`files`]: directories are kept and put back; what a node has on its disk
 //! - [`client`]: requests to the public subjects
-//! - [`source`]: writes documents into a key-value bucket or into keyed streams, and remembers them
+//! - [`source`]: writes documents into a key-value bucket or into keyed streams, and [`log`] remembers them
 //! - [`order`], [`oracle`]: what an index must hold, computed naively
 //! - [`ask`]: random scans compared with the oracle
 //! - [`checker`]: scans in the background, each proven to keep its promises
@@ -38,6 +38,7 @@ pub mod documents;
 pub mod files;
 pub mod history;
 pub mod load;
+pub mod log;
 pub mod nats;
 pub mod oracle;
 pub mod order;

@@ -1,6 +1,7 @@
 //! Writes documents as any NATS client would, and remembers every acknowledged write.
 
 use crate::client::Client;
+pub use crate::log::{Documents, Gone, Log, Name};
 use anyhow::{Context, Result, ensure};
 use async_nats::{
     HeaderMap, header,
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -41,7 +42,7 @@ pub enum Op {
 }
 
 impl Op {
-    fn payload(self) -> Option<Bytes> {
+    pub(crate) fn payload(self) -> Option<Bytes> {
         match self {
             Self::Put(payload) => Some(payload),
             Self::Delete | Self::Purge => None,
@@ -64,91 +65,6 @@ impl Write {
     }
 }
 
-/// A document's name: the number of its stream, and its docid.
-pub type Name = (usize, String);
-/// The documents that are there, with their payload.
-pub type Documents = BTreeMap<Name, Bytes>;
-
-/// Every acknowledged write.
-#[derive(Debug, Default)]
-pub struct Log {
-    /// By seqno, ascending; no payload: deleted.
-    pub documents: BTreeMap<Name, Vec<(u64, Option<Bytes>)>>,
-    /// Per stream: every write up to here is in the log, and those beyond that are too.
-    complete: Vec<(u64, BTreeSet<u64>)>,
-    /// By document: writes that were not acknowledged, and may have been stored above this seqno all the same.
-    pub(crate) doubts: BTreeMap<Name, Vec<(u64, Option<Bytes>)>>,
-    /// Per stream: seqnos of writes that are not known, for they were not acknowledged and are overwritten.
-    pub(crate) unknown: Vec<BTreeSet<u64>>,
-}
-
-impl Log {
-    /// An empty one.
-    pub fn for_streams(count: usize) -> Self {
-        Self { complete: vec![Default::default(); count], unknown: vec![BTreeSet::new(); count], ..Self::default() }
-    }
-
-    /// An acknowledged write.
-    pub fn add(&mut self, write: Write, seqno: u64) {
-        let Write { vb, id, op } = write;
-        let history = self.documents.entry((vb, id)).or_default();
-        let at = history.partition_point(|(other, _)| *other < seqno);
-        history.insert(at, (seqno, op.payload()));
-        self.cover(vb, seqno);
-    }
-
-    fn cover(&mut self, vb: usize, seqno: u64) {
-        let (complete, beyond) = &mut self.complete[vb];
-        beyond.insert(seqno);
-        while beyond.remove(&(*complete + 1)) {
-            *complete += 1;
-        }
-    }
-
-    /// A write that is not acknowledged; it was sent when `above` was.
-    fn doubt(&mut self, write: &Write, above: u64) {
-        let doubts = self.doubts.entry((write.vb, write.id.clone())).or_default();
-        doubts.push((above, write.op.clone().payload()));
-    }
-
-    /// Nobody knows any more what was written there.
-    fn lose(&mut self, vb: usize, seqno: u64) {
-        self.unknown[vb].insert(seqno);
-        self.cover(vb, seqno);
-    }
-
-    /// Per stream the highest seqno that was acknowledged.
-    pub fn acknowledged(&self) -> Vec<u64> {
-        self.complete.iter().map(|(complete, beyond)| beyond.last().copied().unwrap_or(*complete)).collect()
-    }
-
-    /// The seqnos of a stream that are not here, up to `last`.
-    fn missing(&self, vb: usize, last: u64) -> Vec<u64> {
-        let (complete, beyond) = &self.complete[vb];
-        (complete + 1..=last).filter(|seqno| !beyond.contains(seqno)).collect()
-    }
-
-    /// Per stream the seqno up to which every write is here.
-    pub fn complete(&self) -> Vec<u64> {
-        self.complete.iter().map(|(complete, _)| *complete).collect()
-    }
-
-    /// The documents after every write up to these seqnos, one per stream.
-    pub fn at(&self, seqnos: &[u64]) -> Documents {
-        let newest = |(name, history): (&Name, &Vec<(u64, Option<Bytes>)>)| {
-            let behind = history.partition_point(|(seqno, _)| *seqno <= seqnos[name.0]);
-            let (_, payload) = history.get(behind.checked_sub(1)?)?;
-            Some((name.clone(), payload.clone()?))
-        };
-        self.documents.iter().filter_map(newest).collect()
-    }
-
-    /// The documents now.
-    pub fn now(&self) -> Documents {
-        self.at(&vec![u64::MAX; self.complete.len()])
-    }
-}
-
 /// A bucket of documents.
 #[derive(Clone)]
 pub struct Source {
@@ -162,6 +78,8 @@ pub struct Source {
     /// Writes so far: each has an id of its own.
     sent: Arc<AtomicU64>,
     log: Arc<Mutex<Log>>,
+    /// The logs of what was taken back, the oldest first.
+    pasts: Arc<Mutex<Vec<Arc<Log>>>>,
 }
 
 impl Source {
@@ -236,6 +154,7 @@ impl Source {
             patience: Duration::ZERO,
             sent: Arc::default(),
             log: Arc::new(Mutex::new(log)),
+            pasts: Arc::default(),
         }
     }
 
@@ -334,21 +253,67 @@ impl Source {
         Ok(())
     }
 
-    /// Takes what the streams hold for all that was ever written: their history is another one now.
+    /// The logs from this epoch on, the newest last.
+    pub(crate) fn logs(&self, epoch: usize) -> Vec<Arc<Log>> {
+        let pasts = self.pasts.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Arc::new(self.log().clone());
+        pasts.iter().chain([&now]).filter(|log| log.epoch >= epoch).cloned().collect()
+    }
+
+    /// The source was taken back: takes what the streams hold for all that is left of what was ever written. Nothing may be
+    /// written meanwhile.
     pub async fn reread(&self) -> Result<()> {
-        let mut log = Log::for_streams(self.streams.len());
-        for (vb, (name, _)) in self.streams.iter().enumerate() {
-            let mut stream = self.client.js.get_stream(name).await.with_context(|| format!("no stream {name}"))?;
-            let last = stream.info().await?.state.last_sequence;
-            let mut next = 1;
-            while next <= last {
-                let Ok(message) = stream.get_first_raw_message_by_subject(">", next).await else { break };
-                next = message.sequence + 1;
-                log.add(self.stored(vb, &message)?, message.sequence);
-            }
-            log.complete[vb].0 = last;
+        let since = Instant::now();
+        let mut stored = Log::for_streams(self.streams.len());
+        for vb in 0..self.streams.len() {
+            let last = self.read(vb, |write, seqno| stored.add(write, seqno)).await?;
+            stored.cover_all(vb, last);
         }
-        *self.log() = log;
+        self.begin(stored, since);
+        Ok(())
+    }
+
+    /// The source was taken back to when its log was this one. Nothing may be written meanwhile.
+    pub fn is_as_it_was(&self, then: Log) {
+        self.begin(then, Instant::now());
+    }
+
+    /// A new epoch.
+    fn begin(&self, mut stored: Log, since: Instant) {
+        stored.since = Some(since);
+        let mut pasts = self.pasts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log();
+        pasts.push(Arc::new(std::mem::take(&mut *log)));
+        *log = Log::after(&pasts, stored);
+    }
+
+    /// Every message of a stream; answers its last seqno.
+    async fn read(&self, vb: usize, mut take: impl FnMut(Write, u64)) -> Result<u64> {
+        let (name, _) = &self.streams[vb];
+        let mut stream = self.client.js.get_stream(name).await.with_context(|| format!("no stream {name}"))?;
+        let last = stream.info().await?.state.last_sequence;
+        let mut next = 1;
+        while next <= last {
+            let message = match stream.get_first_raw_message_by_subject(">", next).await {
+                Ok(message) => message,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+                Err(error) => return Err(error).with_context(|| format!("message {next} of {name}")),
+            };
+            next = message.sequence + 1;
+            take(self.stored(vb, &message)?, message.sequence);
+        }
+        Ok(last)
+    }
+
+    /// What should be in the streams and is not any more has vanished without a message, not before `from`. Nothing may be
+    /// written meanwhile.
+    pub async fn compare(&self, from: Instant) -> Result<()> {
+        self.fill().await?;
+        for vb in 0..self.streams.len() {
+            let mut newest = BTreeMap::new();
+            self.read(vb, |write, seqno| _ = newest.insert((vb, write.id), seqno)).await?;
+            self.log().compare(vb, &newest, from);
+        }
         Ok(())
     }
 
@@ -395,5 +360,14 @@ impl Source {
             reply["timestamp"][name]["seqno"].as_u64().with_context(|| format!("no {name} in {}", reply["timestamp"]))
         };
         self.streams.iter().map(seqno).collect()
+    }
+
+    /// The branches of a reply's timestamp, in the order of the streams.
+    pub(crate) fn branches(&self, reply: &Value) -> Result<Vec<String>> {
+        let branch = |(name, _): &(String, String)| {
+            let vbuuid = reply["timestamp"][name]["vbuuid"].as_str();
+            vbuuid.map(str::to_owned).with_context(|| format!("no branch of {name} in {}", reply["timestamp"]))
+        };
+        self.streams.iter().map(branch).collect()
     }
 }

@@ -81,30 +81,27 @@ async fn one_round(
     node: &str,
     rng: &mut Rng,
 ) -> Result<Duration> {
-    let mut checker = Checker::start(client, source, indexes, rng);
-    let writer = Writer::paced(source, rng, PAUSE);
-    checker.answered(3, WITHIN).await.context("before")?;
+    let checker = Checker::start(client, source, indexes, rng).with_writer(Writer::paced(source, rng, PAUSE));
     load::written(source, rng.below(2_000)).await?;
-    checker.fault();
-    let away = Duration::from_millis(rng.below(AWAY_MS));
-    if node == "nats-server" {
-        cluster.nats().kill();
-        tokio::time::sleep(away).await;
-        cluster.nats().start_again()?;
-    } else {
-        cluster.kill(node)?;
-        tokio::time::sleep(away).await;
-        cluster.start_node(node).await?;
-    }
-    let back = Instant::now();
-    client.wait_formed(&NODES).await?;
-    checker.answered(2, WITHIN).await.context("after it was started again")?;
-    println!("{node} away for {away:.1?}, everything answers {:.1?} later", back.elapsed());
-    checker.over();
-    checker.answered(5, WITHIN).await.context("afterwards")?;
-    writer.stop().await?;
-    source.fill().await?;
-    let report = checker.prove().await?;
+    let (away, report) = checker
+        .through(WITHIN, async |checker| {
+            let away = Duration::from_millis(rng.below(AWAY_MS));
+            if node == "nats-server" {
+                cluster.nats().kill();
+                tokio::time::sleep(away).await;
+                cluster.nats().start_again()?;
+            } else {
+                cluster.kill(node)?;
+                tokio::time::sleep(away).await;
+                cluster.start_node(node).await?;
+            }
+            let back = Instant::now();
+            client.wait_formed(&NODES).await?;
+            checker.answered(2, WITHIN).await.context("after it was started again")?;
+            Ok((away, back.elapsed()))
+        })
+        .await?;
+    println!("{node} away for {:.1?}, everything answers {:.1?} later", away.0, away.1);
     for index in indexes {
         ask::whole(client, source, index).await?;
         ask::random(client, source, index, rng).await?;

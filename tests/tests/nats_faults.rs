@@ -1,7 +1,8 @@
-//! What NATS refuses, loses or cannot be asked is stated in `highwater status` while it lasts; afterwards every index equals its
-//! source.
+//! What NATS refuses, loses or cannot be asked is stated in `highwater status` while it lasts, and every scan keeps its promise;
+//! afterwards every index equals its source.
 
 use highwater_tests::{
+    branches::Branches,
     cli,
     cluster::SERVICES,
     deleting::Deleting,
@@ -22,6 +23,8 @@ const WELL_WITHIN: Duration = Duration::from_secs(60);
 const LARGE: u64 = 6_000;
 /// How long a component is without NATS: far beyond the heartbeats that it may miss.
 const AWAY: Duration = Duration::from_secs(20);
+/// Between bursts of writes.
+const PAUSE: Duration = Duration::from_millis(5);
 /// One that is not heard is down.
 const DOWN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -104,39 +107,44 @@ async fn a_catchup_topic_that_is_deleted_during_a_build_holds_it_up_and_no_more(
             let source = Source::key_value(&client, BUCKET).await?;
             let mut indexes = indexed(&client, &source, &mut rng).await?;
             let built = documents::passing("built_meanwhile");
-            // Whatever makes it again, it is gone at once.
-            let deleting = Deleting::start(cluster.url(), CATCHUP).await?;
-            client.create_index(&built.definition(BUCKET)).await?;
-            let session = until("the session of the build is shown", STATED_WITHIN, async || {
-                let status = client.members().await.map_err(|refused| refused.to_string())?;
-                let bucket = status["buckets"].as_array().into_iter().flatten().find(|b| b["name"] == BUCKET);
-                let session = bucket.and_then(|b| b["sessions"].get(0)).cloned();
-                session.filter(|s| s["documents"].as_u64() > Some(0)).ok_or_else(|| status.to_string())
-            })
-            .await?;
-            println!("{session}");
-            ensure!(session["kind"] == "build" && session["node"] == "indexer-1", "{session}");
-            ensure!(
-                session["slices"][0]["index"] == built.name && session["slices"][0]["state"] == "building",
-                "{session}"
-            );
-            ensure!(session["read"].as_u64() <= session["documents"].as_u64(), "{session}");
-            is_stated(&client, "projector-1", "publishing key versions of bucket people", "hw.catchup.people").await?;
-            is_stated(&client, "indexer-1", CATCHUP, CATCHUP).await?;
-            let (code, text, _) = cli::highwater(&["status", "--nats-url", cluster.url()])?;
-            ensure!(code == Some(0) && text.contains("FAILS") && text.contains("hw.catchup.people"), "{text}");
-            ensure!(text.contains("SESSION") && text.contains("built_meanwhile/0"), "{text}");
-            // The others answer, and take up what is written.
-            load::write(&source, 500, &mut rng).await?;
-            for index in &indexes {
-                ask::whole(&client, &source, index).await?;
-            }
-            deleting.stop().await?;
+            let checker = Checker::start(&client, &source, &indexes, &mut rng);
+            let deleted = async |checker: &Checker| {
+                // Whatever makes it again, it is gone at once.
+                let deleting = Deleting::start(cluster.url(), CATCHUP).await?;
+                client.create_index(&built.definition(BUCKET)).await?;
+                build_is_stated(&client, &built).await?;
+                let (code, text, _) = cli::highwater(&["status", "--nats-url", cluster.url()])?;
+                ensure!(code == Some(0) && text.contains("FAILS") && text.contains("hw.catchup.people"), "{text}");
+                ensure!(text.contains("SESSION") && text.contains("built_meanwhile/0"), "{text}");
+                // The others answer, and take up what is written.
+                load::write(&source, 500, &mut rng).await?;
+                ask::each(&client, &source, &indexes).await?;
+                checker.answered(2, WELL_WITHIN).await.context("without a catchup topic")?;
+                deleting.stop().await
+            };
+            checker.through(WELL_WITHIN, deleted).await?;
             indexes.push(built);
             equal(&client, &source, &indexes).await?;
             all_is_well(&client).await
         })
         .await
+}
+
+/// Waits until the session of a build is shown, and that its topic is not there.
+async fn build_is_stated(client: &Client, built: &Index) -> Result<()> {
+    let session = until("the session of the build is shown", STATED_WITHIN, async || {
+        let status = client.members().await.map_err(|refused| refused.to_string())?;
+        let bucket = status["buckets"].as_array().into_iter().flatten().find(|b| b["name"] == BUCKET);
+        let session = bucket.and_then(|b| b["sessions"].get(0)).cloned();
+        session.filter(|s| s["documents"].as_u64() > Some(0)).ok_or_else(|| status.to_string())
+    })
+    .await?;
+    println!("{session}");
+    ensure!(session["kind"] == "build" && session["node"] == "indexer-1", "{session}");
+    ensure!(session["slices"][0]["index"] == built.name && session["slices"][0]["state"] == "building", "{session}");
+    ensure!(session["read"].as_u64() <= session["documents"].as_u64(), "{session}");
+    is_stated(client, "projector-1", "publishing key versions of bucket people", "hw.catchup.people").await?;
+    is_stated(client, "indexer-1", CATCHUP, CATCHUP).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -151,35 +159,40 @@ async fn without_room_on_disk_topics_wait_and_lose_nothing() -> Result<()> {
             let source = Source::key_value_in_memory(&client, BUCKET).await?;
             let indexes = indexed(&client, &source, &mut rng).await?;
             for round in 0..2 {
-                cluster.reconfigure(&configuration(NO_ROOM))?;
-                limited(&client, |bytes| bytes <= 1_024).await?;
-                let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
-                is_stated(
-                    &client,
-                    "projector-1",
-                    "publishing key versions",
-                    "hw.mutation.people.indexer-1: resource limits exceeded",
-                )
-                .await?;
-                is_stated(&client, "cluster-manager-1", "lease", "resource limits exceeded").await?;
-                if round == 0 {
-                    is_stated(&client, "coordinator-1", "HW_STATE", "resource limits exceeded").await?;
-                }
-                // What is there is still answered.
-                for index in &indexes {
-                    let request = json!({"bucket": BUCKET, "index": index.name, "consistency": "any"});
-                    client.count(&request).await.with_context(|| index.name.clone())?;
-                }
-                cluster.reconfigure(&configuration(ROOM))?;
-                limited(&client, |bytes| bytes > 1_024).await?;
-                load::written(&source, 200).await?;
-                writer.stop().await?;
+                let writer = Writer::paced(&source, &mut rng, PAUSE);
+                let checker = Checker::start(&client, &source, &indexes, &mut rng).with_writer(writer);
+                let full = async |checker: &Checker| {
+                    cluster.reconfigure(&configuration(NO_ROOM))?;
+                    limited(&client, |bytes| bytes <= 1_024).await?;
+                    no_room_is_stated(&client, round).await?;
+                    // What is there is still answered.
+                    for index in &indexes {
+                        let request = json!({"bucket": BUCKET, "index": index.name, "consistency": "any"});
+                        client.count(&request).await.with_context(|| index.name.clone())?;
+                    }
+                    cluster.reconfigure(&configuration(ROOM))?;
+                    limited(&client, |bytes| bytes > 1_024).await?;
+                    load::written(&source, 200).await?;
+                    checker.answered(2, WELL_WITHIN).await.context("with room again")
+                };
+                checker.through(WELL_WITHIN, full).await?;
                 equal(&client, &source, &indexes).await?;
                 all_is_well(&client).await?;
             }
             Ok(())
         })
         .await
+}
+
+async fn no_room_is_stated(client: &Client, round: u32) -> Result<()> {
+    let refused = "resource limits exceeded";
+    let publishing = format!("hw.mutation.people.indexer-1: {refused}");
+    is_stated(client, "projector-1", "publishing key versions", &publishing).await?;
+    is_stated(client, "cluster-manager-1", "lease", refused).await?;
+    if round == 0 {
+        is_stated(client, "coordinator-1", "HW_STATE", refused).await?;
+    }
+    Ok(())
 }
 
 /// Waits until the server has taken its new limits.
@@ -201,11 +214,21 @@ async fn a_source_that_is_gone_is_stated_until_it_is_there_again() -> Result<()>
             let client = cluster.client().await?;
             let source = Source::key_value(&client, BUCKET).await?;
             let indexes = indexed(&client, &source, &mut rng).await?;
-            client.js.delete_key_value(BUCKET).await?;
-            is_stated(&client, "projector-1", "source stream KV_people", STREAM).await?;
-            Source::key_value(&client, BUCKET).await?;
-            source.reread().await?;
-            load::write(&source, 500, &mut rng).await?;
+            let before = Branches::soon(&client, BUCKET, WELL_WITHIN).await?;
+            let checker = Checker::start(&client, &source, &indexes, &mut rng);
+            let gone = async |_: &Checker| {
+                client.js.delete_key_value(BUCKET).await?;
+                is_stated(&client, "projector-1", "source stream KV_people", STREAM).await?;
+                let request = json!({"bucket": BUCKET, "index": indexes[0].name, "consistency": "request_plus"});
+                let refused = client.count(&request).await.err().context("nothing shows what is new")?;
+                ensure!(refused.code == "source_missing" && refused.retry, "{refused:?}");
+                Source::key_value(&client, BUCKET).await?;
+                source.reread().await?;
+                load::write(&source, 500, &mut rng).await?;
+                before.back(&client, BUCKET, &[0], WELL_WITHIN).await?;
+                equal(&client, &source, &indexes).await
+            };
+            checker.through(WELL_WITHIN, gone).await?;
             equal(&client, &source, &indexes).await?;
             all_is_well(&client).await
         })
@@ -255,22 +278,26 @@ async fn cut_off(node: &str) -> Result<()> {
             let indexes = indexed(&client, &source, &mut rng).await?;
             // Once the connections end, once nobody hears of it.
             for stalls in [false, true] {
-                let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
+                let writer = Writer::paced(&source, &mut rng, PAUSE);
+                let checker = Checker::start(&client, &source, &indexes, &mut rng).with_writer(writer);
                 load::written(&source, 200).await?;
-                if stalls {
-                    proxy.stall();
-                } else {
-                    proxy.cut();
-                }
-                is_alive(&client, node, false).await?;
-                let back = Instant::now() + AWAY;
-                while Instant::now() < back {
-                    load::written(&source, 100).await?;
-                }
-                proxy.heal();
-                is_alive(&client, node, true).await?;
-                load::written(&source, 200).await?;
-                writer.stop().await?;
+                let away = async |checker: &Checker| {
+                    if stalls {
+                        proxy.stall();
+                    } else {
+                        proxy.cut();
+                    }
+                    is_alive(&client, node, false).await?;
+                    let back = Instant::now() + AWAY;
+                    while Instant::now() < back {
+                        load::written(&source, 100).await?;
+                    }
+                    proxy.heal();
+                    is_alive(&client, node, true).await?;
+                    load::written(&source, 200).await?;
+                    checker.answered(2, WELL_WITHIN).await.context("with NATS again")
+                };
+                checker.through(WELL_WITHIN, away).await.with_context(|| format!("stalled: {stalls}"))?;
                 equal(&client, &source, &indexes).await.with_context(|| format!("stalled: {stalls}"))?;
             }
             is_stated(&client, node, "connection to NATS", "lost").await?;
@@ -289,22 +316,27 @@ async fn a_slow_consumer_is_cut_off_by_the_server_and_comes_back() -> Result<()>
             let source = Source::key_value(&client, BUCKET).await?;
             let indexes = indexed(&client, &source, &mut rng).await?;
             for round in 1..=2 {
-                proxy.stall();
-                // More than sockets hold, and what was asked for is not withdrawn.
-                let large = (0..LARGE).map(|i| {
-                    let mut document = documents::document(&mut rng);
-                    document["padding"] = "x".repeat(4_096).into();
-                    Write::put(0, format!("large_{round}_{i}"), &document)
-                });
-                source.write(large).await?;
-                let server = cluster.nats().child();
-                until("the server finds it slow", STATED_WITHIN, async || {
-                    let times = server.log().matches("Slow Consumer").count();
-                    if times >= round { Ok(()) } else { Err(server.log_tail()) }
-                })
-                .await?;
-                proxy.heal();
-                load::write(&source, 500, &mut rng).await?;
+                let checker = Checker::start(&client, &source, &indexes, &mut rng);
+                let slow = async |checker: &Checker| {
+                    proxy.stall();
+                    // More than sockets hold, and what was asked for is not withdrawn.
+                    let large = (0..LARGE).map(|i| {
+                        let mut document = documents::document(&mut rng);
+                        document["padding"] = "x".repeat(4_096).into();
+                        Write::put(0, format!("large_{round}_{i}"), &document)
+                    });
+                    source.write(large).await?;
+                    let server = cluster.nats().child();
+                    until("the server finds it slow", STATED_WITHIN, async || {
+                        let times = server.log().matches("Slow Consumer").count();
+                        if times >= round { Ok(()) } else { Err(server.log_tail()) }
+                    })
+                    .await?;
+                    proxy.heal();
+                    load::write(&source, 500, &mut rng).await?;
+                    checker.answered(2, WELL_WITHIN).await.context("with NATS again")
+                };
+                checker.through(WELL_WITHIN, slow).await?;
                 equal(&client, &source, &indexes).await?;
             }
             is_stated(&client, "projector-1", "connection to NATS", "lost").await

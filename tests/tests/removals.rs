@@ -1,9 +1,10 @@
-//! Documents that vanish from a source without a message: every index follows.
+//! Documents that vanish from a source without a message: every index follows, and every scan keeps its promise meanwhile.
 
 use async_nats::jetstream::{kv, stream};
 use highwater_tests::{
     load::{self, Writer},
     prelude::*,
+    source::Gone,
 };
 
 const BUCKET: &str = "people";
@@ -11,6 +12,9 @@ const FIRST: u64 = 1_500;
 const BUILT_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than finding and removing them takes on a machine that does much else.
 const GONE_WITHIN: Duration = Duration::from_secs(40);
+
+/// How long some documents live.
+const TTL: Duration = Duration::from_secs(2);
 
 /// What takes documents away.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +53,16 @@ async fn what_is_purged_deleted_or_rolled_up_goes_from_every_index() -> Result<(
                 let source = Source::configured(&client, bucket, kept(revisions)).await?;
                 let indexes = indexed(&client, &source, &mut rng).await?;
                 for removal in REMOVALS {
-                    remove(removal, &client, &source, &mut rng).await?;
-                    follow(&client, &source, &indexes, &format!("{bucket}: {removal:?}")).await?;
+                    let checker = Checker::start(&client, &source, &indexes, &mut rng);
+                    let removed = async |_: &Checker| {
+                        let from = Instant::now();
+                        remove(removal, &client, &source, &mut rng).await?;
+                        follow(&client, &source, &indexes, from, &format!("{bucket}: {removal:?}")).await
+                    };
+                    checker.through(GONE_WITHIN, removed).await.with_context(|| format!("{bucket}: {removal:?}"))?;
                     load::write(&source, 200, &mut rng).await?;
                     // Once all of that is known, nothing hides how many messages go.
-                    follow(&client, &source, &indexes, "what was written").await?;
+                    follow(&client, &source, &indexes, Instant::now(), "what was written").await?;
                 }
                 ensure_no_rollback(&client, bucket).await?;
             }
@@ -73,22 +82,28 @@ async fn what_is_removed_under_writes_goes_from_every_index() -> Result<()> {
             let indexes = indexed(&client, &source, &mut rng).await?;
             for round in 0..4 {
                 let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
-                for _ in 0..2 {
-                    let removal = *rng.pick(&[Removal::UpTo, Removal::Subject, Removal::Message, Removal::Keep]);
-                    load::written(&source, 100).await?;
-                    remove(removal, &client, &source, &mut rng).await?;
-                    if rng.chance(50) {
-                        reconcile(&client, BUCKET).await?;
+                let checker = Checker::start(&client, &source, &indexes, &mut rng).with_writer(writer);
+                let removed = async |_: &Checker| {
+                    for _ in 0..2 {
+                        let removal = *rng.pick(&[Removal::UpTo, Removal::Subject, Removal::Message, Removal::Keep]);
+                        load::written(&source, 100).await?;
+                        let from = Instant::now();
+                        let gone = remove(removal, &client, &source, &mut rng).await?;
+                        for gone in &gone {
+                            source.log().gone(from, gone);
+                        }
+                        if rng.chance(50) {
+                            reconcile(&client, BUCKET).await?;
+                        }
                     }
-                }
-                load::written(&source, 100).await?;
-                writer.stop().await?;
-                // What was written hides how much is gone: only a comparison finds all of it.
-                reconcile(&client, BUCKET).await?;
-                source.reread().await?;
-                for index in &indexes {
-                    ask::whole(&client, &source, index).await.with_context(|| format!("round {round}"))?;
-                }
+                    load::written(&source, 100).await?;
+                    // What was written hides how much is gone: only a comparison finds all of it.
+                    reconcile(&client, BUCKET).await?;
+                    followed(&client, &source, &indexes).await
+                };
+                checker.through(GONE_WITHIN, removed).await.with_context(|| format!("round {round}"))?;
+                source.compare(Instant::now()).await?;
+                ask::each(&client, &source, &indexes).await.with_context(|| format!("round {round}"))?;
             }
             ensure_no_rollback(&client, BUCKET).await
         })
@@ -114,21 +129,19 @@ async fn what_grows_old_goes_from_every_index() -> Result<()> {
             for config in [plain, marked] {
                 let bucket = config.bucket.clone();
                 let source = Source::key_value_configured(&client, config).await?;
+                let from = Instant::now() + age;
                 let indexes = indexed(&client, &source, &mut rng).await?;
                 load::write(&source, 300, &mut rng).await?;
-                until("all of them are gone", GONE_WITHIN, async || {
-                    for index in &indexes {
-                        let request = json!({"bucket": bucket, "index": index.name, "consistency": "request_plus"});
-                        let count = client.count(&request).await.map_err(|e| e.to_string())?;
-                        if count > 0 {
-                            return Err(format!("{count} of {}", index.name));
-                        }
-                    }
-                    Ok(())
-                })
-                .await?;
+                let last = source.log().complete()[0];
+                let checker = Checker::start(&client, &source, &indexes, &mut rng);
+                let gone = async |_: &Checker| {
+                    all_gone(&client, &bucket, &indexes).await?;
+                    source.log().gone(from, &Gone::Below(0, last + 1));
+                    followed(&client, &source, &indexes).await
+                };
+                checker.through(GONE_WITHIN, gone).await.with_context(|| bucket.clone())?;
                 load::write(&source, 300, &mut rng).await?;
-                follow(&client, &source, &indexes, &bucket).await?;
+                follow(&client, &source, &indexes, Instant::now(), &bucket).await?;
                 ensure_no_rollback(&client, &bucket).await?;
             }
             Ok(())
@@ -147,24 +160,23 @@ async fn what_expires_by_itself_goes_from_every_index() -> Result<()> {
                 let config = stream::Config { allow_message_ttl: true, ..kept(revisions) };
                 let source = Source::configured(&client, bucket, config).await?;
                 let indexes = indexed(&client, &source, &mut rng).await?;
-                let prefix = &source.streams[0].1;
-                for n in 0..40 {
-                    let mut headers = async_nats::HeaderMap::new();
-                    headers.insert("Nats-TTL", "2s");
-                    let document = documents::document(&mut rng).to_string();
-                    // Some of them write over what stays below.
-                    let subject =
-                        format!("{prefix}{}", documents::write(&mut rng, 1, if n % 2 == 0 { 40 } else { 4_000 }).id);
-                    client.js.publish_with_headers(subject, headers, document.into()).await?.await?;
-                }
-                let mut stream = client.js.get_stream(&source.streams[0].0).await?;
-                let full = stream.info().await?.state.messages;
-                until("they have expired", GONE_WITHIN, async || {
-                    let left = stream.get_info().await.map_err(|e| e.to_string())?.state.messages;
-                    if left + 20 <= full { Ok(()) } else { Err(left.to_string()) }
-                })
-                .await?;
-                follow(&client, &source, &indexes, bucket).await?;
+                let checker = Checker::start(&client, &source, &indexes, &mut rng);
+                let expired = async |_: &Checker| {
+                    let from = Instant::now() + TTL;
+                    let seqnos = write_for_a_while(&client, &source, &mut rng).await?;
+                    let stream = client.js.get_stream(&source.streams[0].0).await?;
+                    until("they have expired", GONE_WITHIN, async || {
+                        for seqno in &seqnos {
+                            if stream.get_raw_message(*seqno).await.is_ok() {
+                                return Err(format!("{seqno} is there"));
+                            }
+                        }
+                        Ok(())
+                    })
+                    .await?;
+                    follow(&client, &source, &indexes, from, bucket).await
+                };
+                checker.through(GONE_WITHIN, expired).await.context(bucket)?;
                 ensure_no_rollback(&client, bucket).await?;
             }
             Ok(())
@@ -183,14 +195,21 @@ async fn what_vanishes_while_nobody_reads_goes_from_every_index() -> Result<()> 
             let source = Source::configured(&client, BUCKET, kept(1)).await?;
             let indexes = indexed(&client, &source, &mut rng).await?;
             for node in ["projector-1", "indexer-1", "coordinator-1"] {
-                cluster.kill(node)?;
-                for removal in [Removal::Subject, Removal::UpTo, Removal::Message] {
-                    remove(removal, &client, &source, &mut rng).await?;
-                }
-                cluster.start_node(node).await?;
-                load::write(&source, 50, &mut rng).await?;
-                reconcile(&client, BUCKET).await?;
-                follow(&client, &source, &indexes, node).await?;
+                let checker = Checker::start(&client, &source, &indexes, &mut rng);
+                let vanished = async |checker: &Checker| {
+                    let from = Instant::now();
+                    cluster.kill(node)?;
+                    for removal in [Removal::Subject, Removal::UpTo, Removal::Message] {
+                        remove(removal, &client, &source, &mut rng).await?;
+                    }
+                    source.compare(from).await?;
+                    cluster.start_node(node).await?;
+                    load::write(&source, 50, &mut rng).await?;
+                    reconcile(&client, BUCKET).await?;
+                    follow(&client, &source, &indexes, from, node).await?;
+                    checker.answered(2, GONE_WITHIN).await.context("when all have followed")
+                };
+                checker.through(GONE_WITHIN, vanished).await.context(node)?;
             }
             ensure_no_rollback(&client, BUCKET).await
         })
@@ -201,6 +220,7 @@ async fn what_vanishes_while_nobody_reads_goes_from_every_index() -> Result<()> 
 async fn more_than_a_round_may_remove_goes_from_every_index() -> Result<()> {
     const MANY: u64 = 280_000;
     let mut rng = Rng::seeded("many");
+    // Without a checker: it keeps every row of every scan.
     Cluster::start()
         .await?
         .run(async |cluster| {
@@ -217,7 +237,7 @@ async fn more_than_a_round_may_remove_goes_from_every_index() -> Result<()> {
             stream.purge().sequence(last - 100).await?;
             load::written(&source, 1_000).await?;
             writer.stop().await?;
-            follow(&client, &source, &indexes[..2], "most of it").await?;
+            follow(&client, &source, &indexes[..2], Instant::now(), "most of it").await?;
             ensure_no_rollback(&client, BUCKET).await
         })
         .await
@@ -231,32 +251,76 @@ async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<
     Ok(indexes)
 }
 
-async fn remove(removal: Removal, client: &Client, source: &Source, rng: &mut Rng) -> Result<()> {
+/// Writes some documents that expire; answers their seqnos.
+async fn write_for_a_while(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<u64>> {
+    let mut seqnos = Vec::new();
+    for n in 0..40 {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-TTL", format!("{}s", TTL.as_secs()));
+        let document = documents::document(rng);
+        // Some of them write over what stays below.
+        let id = documents::write(rng, 1, if n % 2 == 0 { 40 } else { 4_000 }).id;
+        let subject = format!("{}{id}", source.streams[0].1);
+        let ack = client.js.publish_with_headers(subject, headers, document.to_string().into()).await?.await?;
+        source.log().add(Write::put(0, id, &document), ack.sequence);
+        seqnos.push(ack.sequence);
+    }
+    Ok(seqnos)
+}
+
+async fn all_gone(client: &Client, bucket: &str, indexes: &[Index]) -> Result<()> {
+    until("all of them are gone", GONE_WITHIN, async || {
+        for index in indexes {
+            let request = json!({"bucket": bucket, "index": index.name, "consistency": "request_plus"});
+            let count = client.count(&request).await.map_err(|e| e.to_string())?;
+            if count > 0 {
+                return Err(format!("{count} of {}", index.name));
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Answers what is gone, where nobody needs to compare the stream for that.
+async fn remove(removal: Removal, client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Gone>> {
     let (name, prefix) = &source.streams[0];
     let mut stream = client.js.get_stream(name).await?;
     let state = stream.info().await?.state.clone();
-    let subject = |rng: &mut Rng| format!("{prefix}{}", documents::write(rng, 1, 500).id);
+    let mut gone = Vec::new();
     match removal {
         Removal::UpTo => {
             let span = state.last_sequence - state.first_sequence;
-            stream.purge().sequence(state.first_sequence + 1 + span / 4).await?;
+            let first = state.first_sequence + 1 + span / 4;
+            stream.purge().sequence(first).await?;
+            gone.push(Gone::Below(0, first));
         }
         Removal::All => {
             stream.purge().await?;
         }
         Removal::Subject => {
             for _ in 0..10 {
-                stream.purge().filter(subject(rng)).await?;
+                let id = some_id(rng);
+                let before = source.log().acknowledged()[0];
+                stream.purge().filter(format!("{prefix}{id}")).await?;
+                gone.push(Gone::Document((0, id), before, stream.info().await?.state.last_sequence));
             }
         }
         Removal::Keep => {
             stream.purge().keep(state.messages * 3 / 4).await?;
+            gone.push(Gone::Below(0, stream.info().await?.state.first_sequence));
         }
         Removal::Message => {
             for _ in 0..10 {
                 let some = state.first_sequence + rng.below(state.last_sequence - state.first_sequence);
                 if let Ok(message) = stream.get_first_raw_message_by_subject(">", some).await {
-                    stream.delete_message(message.sequence).await?;
+                    if let Err(error) = stream.delete_message(message.sequence).await {
+                        // It was overwritten meanwhile.
+                        ensure!(stream.get_raw_message(message.sequence).await.is_err(), "{error}");
+                        continue;
+                    }
+                    let id = message.subject.strip_prefix(prefix.as_str()).context("a foreign subject")?;
+                    gone.push(Gone::Message((0, id.to_owned()), message.sequence));
                 }
             }
         }
@@ -264,7 +328,8 @@ async fn remove(removal: Removal, client: &Client, source: &Source, rng: &mut Rn
             let mut headers = async_nats::HeaderMap::new();
             headers.insert("Nats-Rollup", "all");
             let document = documents::document(rng).to_string();
-            client.js.publish_with_headers(subject(rng), headers, document.into()).await?.await?;
+            let subject = format!("{prefix}{}", some_id(rng));
+            client.js.publish_with_headers(subject, headers, document.into()).await?.await?;
         }
         Removal::Limits => {
             let unlimited = stream.info().await?.config.clone();
@@ -273,14 +338,28 @@ async fn remove(removal: Removal, client: &Client, source: &Source, rng: &mut Rn
             client.js.update_stream(unlimited).await?;
         }
     }
+    Ok(gone)
+}
+
+fn some_id(rng: &mut Rng) -> String {
+    documents::write(rng, 1, 500).id
+}
+
+/// All that is gone is gone from every index.
+async fn followed(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
+    let mut newest = 0;
+    for index in indexes {
+        newest = newest.max(ask::newest(client, source, index).await?);
+    }
+    source.log().followed(newest);
     Ok(())
 }
 
-/// Waits until the indexes are what the source is now.
-async fn follow(client: &Client, source: &Source, indexes: &[Index], what: &str) -> Result<()> {
+/// Waits until the indexes are what the source is now; what is gone went not before `from`.
+async fn follow(client: &Client, source: &Source, indexes: &[Index], from: Instant, what: &str) -> Result<()> {
     let began = Instant::now();
     until(what, GONE_WITHIN, async || {
-        source.reread().await.map_err(|e| format!("{e:#}"))?;
+        source.compare(from).await.map_err(|e| format!("{e:#}"))?;
         for index in indexes {
             ask::whole(client, source, index).await.map_err(|e| format!("{e:#}"))?;
         }
@@ -288,7 +367,7 @@ async fn follow(client: &Client, source: &Source, indexes: &[Index], what: &str)
     })
     .await?;
     println!("{what}: followed after {:?}", began.elapsed());
-    Ok(())
+    followed(client, source, indexes).await
 }
 
 /// Has the indexes compared with the source, and waits until that is done.

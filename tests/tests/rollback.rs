@@ -1,4 +1,5 @@
-//! A source whose history is taken back, rewritten or begun again: every index equals what is there then.
+//! A source whose history is taken back, rewritten or begun again: every scan keeps its promise meanwhile, and every index equals
+//! what is there then.
 
 use highwater_tests::{
     branches::Branches,
@@ -55,7 +56,10 @@ async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<
             for round in 0..4 {
                 // At rest, and while hot documents are overwritten.
                 let hot = round % 2 == 1;
-                let writer = hot.then(|| Writer::start(&source, &mut rng));
+                let mut checker = Checker::start(&client, &source, &indexes, &mut rng);
+                if hot {
+                    checker = checker.with_writer(Writer::start(&source, &mut rng));
+                }
                 load::write(&source, 300, &mut rng).await?;
                 if !hot {
                     for index in &indexes {
@@ -64,24 +68,23 @@ async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<
                 }
                 let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
                 let compared = cluster.node("projector-1")?.log().matches(COMPARED).count();
-                cluster.nats().kill();
-                cluster.nats().start_again()?;
-                if !hot {
-                    // Before anything is overwritten, the last message proves all of it.
-                    let projector = &*cluster.node("projector-1")?;
-                    until("the source is compared", BACK_WITHIN, async || {
-                        let now = projector.log().matches(COMPARED).count();
-                        if now > compared { Ok(()) } else { Err(now.to_string()) }
-                    })
-                    .await?;
-                }
-                load::write(&source, 300, &mut rng).await?;
-                if let Some(writer) = writer {
-                    writer.stop().await?;
-                    // A write whose acknowledgement was lost may be stored twice.
-                    source.reread().await?;
-                }
-                Branches::at_rest(&client, BUCKET, BACK_WITHIN).await?;
+                let restarted = async |checker: &Checker| {
+                    cluster.nats().kill();
+                    cluster.nats().start_again()?;
+                    if !hot {
+                        // Before anything is overwritten, the last message proves all of it.
+                        let projector = &*cluster.node("projector-1")?;
+                        until("the source is compared", BACK_WITHIN, async || {
+                            let now = projector.log().matches(COMPARED).count();
+                            if now > compared { Ok(()) } else { Err(now.to_string()) }
+                        })
+                        .await?;
+                    }
+                    load::write(&source, 300, &mut rng).await?;
+                    checker.answered(2, BACK_WITHIN).await.context("after the restart")?;
+                    Branches::at_rest(&client, BUCKET, BACK_WITHIN).await
+                };
+                checker.through(BACK_WITHIN, restarted).await?;
                 for index in &indexes {
                     ask::whole(&client, &source, index).await?;
                 }
@@ -128,14 +131,18 @@ async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
                 }
                 // That restart may have left the history unproven: what counts is what comes now.
                 let before = Branches::at_rest(&client, BUCKET, BACK_WITHIN).await?;
-                change(fate, cluster, &client, &kept, rng).await?;
-                source.reread().await?;
-                // Others than before, under the same seqnos.
-                load::write(&source, 200 + rng.below(500), rng).await?;
-                let gone = Instant::now();
-                let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
-                now.check_shown(cluster.url(), &source)?;
-                println!("{fate:?} {round}: back after {:?}", gone.elapsed());
+                let checker = Checker::start(&client, &source, &indexes, rng);
+                let back = async |_: &Checker| {
+                    change(fate, cluster, &client, &kept, rng).await?;
+                    source.reread().await?;
+                    // Others than before, under the same seqnos.
+                    load::write(&source, 200 + rng.below(500), rng).await?;
+                    let gone = Instant::now();
+                    let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
+                    println!("{fate:?} {round}: back after {:?}", gone.elapsed());
+                    now.check_shown(cluster.url(), &source)
+                };
+                checker.through(BACK_WITHIN, back).await?;
                 for index in &indexes {
                     client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
                     ask::whole(&client, &source, index).await?;

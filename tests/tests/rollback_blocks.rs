@@ -1,5 +1,6 @@
 //! Message blocks of a source are lost while the server is down, and the stream's index of its blocks is as of then, older or
-//! gone: its last sequence falls, or stays over a hole, or old revisions are current again. Every index equals what is left.
+//! gone: its last sequence falls, or stays over a hole, or old revisions are current again. Every scan keeps its promise meanwhile,
+//! and every index equals what is left.
 
 use highwater_tests::{
     backup,
@@ -105,17 +106,39 @@ async fn lost(
     backup::there(client, STREAM).await?;
     write(source, WRITES / 2 + rng.below(WRITES), rng).await?;
     ask::each(client, source, indexes).await.context("before blocks were lost")?;
-    let before = Branches::soon(client, BUCKET, BACK_WITHIN).await?;
+    let checker = Checker::start(client, source, indexes, rng);
+    let mended = async |checker: &Checker| {
+        let before = Branches::soon(client, BUCKET, BACK_WITHIN).await?;
+        if index == BlockIndex::Current || rng.chance(50) {
+            cluster.nats().stop()?;
+        } else {
+            cluster.nats().kill();
+        }
+        lose(&directory, &stale, loss, index, rng)?;
+        cluster.nats().start_again()?;
+        backup::there(client, STREAM).await?;
+        followed(cluster.url(), client, source, indexes, &before, rng).await?;
+        checker.answered(2, BACK_WITHIN).await.context("when all is mended")
+    };
+    checker.through(BACK_WITHIN, mended).await?;
+    for index in indexes {
+        client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
+        ask::random(client, source, index, rng).await?;
+    }
+    ask::each(client, source, indexes).await
+}
+
+/// Waits until the bucket has followed its source, which was changed.
+async fn followed(
+    url: &str,
+    client: &Client,
+    source: &Source,
+    indexes: &[Index],
+    before: &Branches,
+    rng: &mut Rng,
+) -> Result<()> {
     let documents = source.log().now();
     let last = source.log().complete();
-    if index == BlockIndex::Current || rng.chance(50) {
-        cluster.nats().stop()?;
-    } else {
-        cluster.nats().kill();
-    }
-    lose(&directory, &stale, loss, index, rng)?;
-    cluster.nats().start_again()?;
-    backup::there(client, STREAM).await?;
     source.reread().await?;
     let left = source.log().now();
     let last_left = source.log().complete();
@@ -127,17 +150,12 @@ async fn lost(
         write(source, 1 + rng.below(WRITES), rng).await?;
     }
     let changed = left != documents;
-    println!("{loss:?}, {index:?}: {last:?} then {last_left:?}, changed {changed}, asked at once {at_once}");
+    println!("{last:?} then {last_left:?}, changed {changed}, asked at once {at_once}");
     if changed || last != last_left {
         // Broken, or only unproven where what was written since lies over the bookmarks.
-        let now = before.back(client, BUCKET, &[0], BACK_WITHIN).await?;
-        now.check_shown(cluster.url(), source)?;
+        before.back(client, BUCKET, &[0], BACK_WITHIN).await?.check_shown(url, source)?;
     }
-    for index in indexes {
-        client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
-        ask::random(client, source, index, rng).await?;
-    }
-    ask::each(client, source, indexes).await
+    Ok(())
 }
 
 fn lose(directory: &Path, stale: &Path, loss: Loss, index: BlockIndex, rng: &mut Rng) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A source goes back when that is least convenient: before every kept snapshot, while its indexes are built for the first time,
-//! while an indexer is down. Every index equals what is there then, and nothing of an abandoned branch is shown.
+//! while an indexer is down. Every scan keeps its promise meanwhile, every index equals what is there then, and nothing of an
+//! abandoned branch is shown.
 
 use highwater_schemas::state::{Change, SessionKind};
 use highwater_tests::{
@@ -46,26 +47,37 @@ async fn a_source_from_before_every_kept_snapshot_is_followed_back() -> Result<(
             log.until("a durable timestamp", BACK_WITHIN, |c| matches!(c, Change::Persisted { .. })).await?;
             ask::each(&client, &source, &indexes).await?;
             let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
-            old.restore(&client).await?;
-            source.reread().await?;
-            load::write(&source, rng.below(200), &mut rng).await?;
-            let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
-            ensure!(now.common(0, &before) <= old.last_seq(), "not before {}: {now:?}", old.last_seq());
-            now.check_shown(cluster.url(), &source)?;
+            let checker = Checker::start(&client, &source, &indexes, &mut rng);
+            let restored = async |_: &Checker| {
+                old.restore(&client).await?;
+                source.reread().await?;
+                load::write(&source, rng.below(200), &mut rng).await?;
+                let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
+                ensure!(now.common(0, &before) <= old.last_seq(), "not before {}: {now:?}", old.last_seq());
+                now.check_shown(cluster.url(), &source)?;
+                all_active(&client, &indexes).await
+            };
+            checker.through(BACK_WITHIN, restored).await?;
             in_order(&client, &source, &indexes, &mut rng).await?;
 
             // Nothing of what was read is left, though there are as many messages as before.
             let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
-            cluster.kill("projector-1")?;
-            let messages = source.log().complete()[0];
-            client.js.delete_key_value(BUCKET).await?;
-            let anew = Source::key_value(&client, BUCKET).await?;
-            load::write(&anew, messages + rng.below(500), &mut rng).await?;
-            cluster.start_node("projector-1").await?;
-            let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
-            ensure!(now.common(0, &before) == 0 && now.broken(), "not from the beginning: {now:?}");
-            now.check_shown(cluster.url(), &anew)?;
-            in_order(&client, &anew, &indexes, &mut rng).await
+            let checker = Checker::start(&client, &source, &indexes, &mut rng);
+            let made_anew = async |_: &Checker| {
+                cluster.kill("projector-1")?;
+                let messages = source.log().complete()[0];
+                client.js.delete_key_value(BUCKET).await?;
+                Source::key_value(&client, BUCKET).await?;
+                source.reread().await?;
+                load::write(&source, messages + rng.below(500), &mut rng).await?;
+                cluster.start_node("projector-1").await?;
+                let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
+                ensure!(now.common(0, &before) == 0 && now.broken(), "not from the beginning: {now:?}");
+                now.check_shown(cluster.url(), &source)?;
+                all_active(&client, &indexes).await
+            };
+            checker.through(BACK_WITHIN, made_anew).await?;
+            in_order(&client, &source, &indexes, &mut rng).await
         })
         .await
 }
@@ -89,6 +101,8 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
                 let backup = Backup::take(&client, STREAM).await?;
                 write_many(&source, MANY / 2, &mut rng).await?;
                 ask::whole(&client, &source, &indexes[3]).await?;
+                // Only this one is active: the others are what is built.
+                let checker = Checker::start(&client, &source, &indexes[3..4], &mut rng);
                 let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
                 let mut log = Follow::start(&client).await?;
                 for index in &others {
@@ -100,16 +114,19 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
                 let all = client.list(BUCKET).await?;
                 let built = all.iter().filter(|index| index["state"] == "active").count();
                 println!("restored {restored}: {built} of {} are active when it goes back", all.len());
-                if restored {
-                    backup.restore(&client).await?;
-                } else {
-                    files.put_back(cluster, &client).await?;
-                }
-                source.reread().await?;
-                load::write(&source, rng.below(300), &mut rng).await?;
-                let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
-                ensure!(now.common(0, &before) <= backup.last_seq(), "not before {}: {now:?}", backup.last_seq());
-                now.check_shown(cluster.url(), &source)?;
+                let back = async |_: &Checker| {
+                    if restored {
+                        backup.restore(&client).await?;
+                    } else {
+                        files.put_back(cluster, &client).await?;
+                    }
+                    source.reread().await?;
+                    load::write(&source, rng.below(300), &mut rng).await?;
+                    let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
+                    ensure!(now.common(0, &before) <= backup.last_seq(), "not before {}: {now:?}", backup.last_seq());
+                    now.check_shown(cluster.url(), &source)
+                };
+                checker.through(BACK_WITHIN, back).await?;
                 in_order(&client, &source, &indexes, &mut rng).await?;
                 for index in &others {
                     client.drop_index(BUCKET, &index.name).await?;
@@ -170,13 +187,31 @@ async fn down_meanwhile(
             |c: &Change| matches!(c, Change::Persisted { st, .. } if st.vbs.iter().all(|v| v.position.seqno >= last));
         log.until("it is durable", BACK_WITHIN, all).await?;
     }
+    let checker = Checker::start(client, source, indexes, rng);
+    let (looks, first) = checker
+        .through(BACK_WITHIN, async |_| back(cluster, client, source, indexes, (&old, &before), rng).await)
+        .await?
+        .0;
+    in_order(client, source, indexes, rng).await?;
+    println!("durable {durable}, after the others {first}: {} scans showed nothing that is gone", looks.stop().await?);
+    Ok(())
+}
+
+/// The source goes back while an indexer is down, which comes back before the others have gone back, or after: then that is said.
+async fn back(
+    cluster: &mut Cluster,
+    client: &Client,
+    source: &Source,
+    indexes: &[Index],
+    (old, before): (&OldFiles, &Branches),
+    rng: &mut Rng,
+) -> Result<(Looks, bool)> {
     cluster.kill("indexer-2")?;
     old.put_back(cluster, client).await?;
     source.reread().await?;
     ensure!(source.log().now().keys().all(|(_, id)| !id.starts_with(GONE)), "what is abandoned is still there");
     let left = source.log().complete()[0];
     load::write(source, rng.below(300), rng).await?;
-    // Before the others have gone back, or after.
     let first = rng.chance(50);
     if first {
         before.back(client, BUCKET, &[0], BACK_WITHIN).await?;
@@ -190,11 +225,9 @@ async fn down_meanwhile(
     let looks = Looks::start(client, indexes);
     cluster.start_node("indexer-2").await?;
     let now = before.back(client, BUCKET, &[0], BACK_WITHIN).await?;
-    ensure!(now.common(0, &before) <= left, "not before {left}: {now:?}");
+    ensure!(now.common(0, before) <= left, "not before {left}: {now:?}");
     now.check_shown(cluster.url(), source)?;
-    in_order(client, source, indexes, rng).await?;
-    println!("durable {durable}, after the others {first}: {} scans showed nothing that is gone", looks.stop().await?);
-    Ok(())
+    Ok((looks, first))
 }
 
 /// Scans of any timestamp again and again, none of which may show what is abandoned.
@@ -243,10 +276,17 @@ async fn write_many(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
     source.write(writes).await
 }
 
-/// Every index is active and equals the source, now and when more was written.
-async fn in_order(client: &Client, source: &Source, indexes: &[Index], rng: &mut Rng) -> Result<()> {
+async fn all_active(client: &Client, indexes: &[Index]) -> Result<()> {
     for index in indexes {
         client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
+    }
+    Ok(())
+}
+
+/// Every index is active and equals the source, now and when more was written.
+async fn in_order(client: &Client, source: &Source, indexes: &[Index], rng: &mut Rng) -> Result<()> {
+    all_active(client, indexes).await?;
+    for index in indexes {
         ask::random(client, source, index, rng).await?;
     }
     ask::each(client, source, indexes).await?;

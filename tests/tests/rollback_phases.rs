@@ -1,5 +1,5 @@
 //! A rollback is disturbed in each of its phases: its source goes back once more, or whoever coordinates is killed. Another one
-//! goes on with it, and every index equals what is there then.
+//! goes on with it, every scan keeps its promise meanwhile, and every index equals what is there then.
 
 use highwater_schemas::state::Change;
 use highwater_tests::{
@@ -120,26 +120,31 @@ async fn twice(cluster: &mut Cluster, bench: &Bench, seen: Seen, forward: bool, 
     let oldest = OldFiles::take(cluster, client, STREAM, "oldest").await?;
     bench.more(rng).await?;
     let old = OldFiles::take(cluster, client, STREAM, "old").await?;
+    let then = source.log().clone();
     bench.more(rng).await?;
     let newest = OldFiles::take(cluster, client, STREAM, "newest").await?;
     bench.check().await.context("before it went back")?;
     let before = Branches::soon(client, BUCKET, BACK_WITHIN).await?;
-    let end = Follow::end(client).await?;
-    old.put_back(cluster, client).await?;
-    let mut log = Follow::after(client, end).await?;
-    if seen != Seen::Nothing && rng.chance(50) {
+    let checker = Checker::start(client, source, &bench.indexes, rng);
+    let back = async |_: &Checker| {
+        let end = Follow::end(client).await?;
+        old.put_back(cluster, client).await?;
+        source.is_as_it_was(then);
+        let mut log = Follow::after(client, end).await?;
+        if seen != Seen::Nothing && rng.chance(50) {
+            load::write(source, rng.below(200), rng).await?;
+        }
+        seen.wait(&mut log, rng).await?;
+        let second = if forward { &newest } else { &oldest };
+        second.put_back(cluster, client).await?;
         source.reread().await?;
-        load::write(source, rng.below(200), rng).await?;
-    }
-    seen.wait(&mut log, rng).await?;
-    let second = if forward { &newest } else { &oldest };
-    second.put_back(cluster, client).await?;
-    source.reread().await?;
-    load::write(source, rng.below(300), rng).await?;
-    // What was there all the time for those who look began nothing.
-    let now = bench.back(cluster, &before, !(forward && seen == Seen::Nothing), rng).await?;
+        load::write(source, rng.below(300), rng).await?;
+        // What was there all the time for those who look began nothing.
+        bench.back(cluster, &before, !(forward && seen == Seen::Nothing)).await
+    };
+    let (now, _) = checker.through(BACK_WITHIN, back).await?;
     println!("{seen:?}, forward {forward}: {} branches, then {}", before.count(0), now.count(0));
-    Ok(())
+    bench.in_order(rng).await
 }
 
 async fn master_killed(cluster: &mut Cluster, bench: &Bench, seen: Seen, rng: &mut Rng) -> Result<()> {
@@ -149,25 +154,30 @@ async fn master_killed(cluster: &mut Cluster, bench: &Bench, seen: Seen, rng: &m
     bench.check().await.context("before it went back")?;
     let (master, term) = client.wait_term(0, ELECTED_WITHIN).await?;
     let before = Branches::soon(client, BUCKET, BACK_WITHIN).await?;
-    let end = Follow::end(client).await?;
-    old.put_back(cluster, client).await?;
-    let mut log = Follow::after(client, end).await?;
-    seen.wait(&mut log, rng).await?;
-    cluster.kill(&master)?;
-    let gone = Instant::now();
-    source.reread().await?;
-    load::write(source, rng.below(300), rng).await?;
-    let (next, later) = client.wait_term(term, BACK_WITHIN).await?;
-    println!("{seen:?}: {master} killed in term {term}, {next} coordinates in {later} after {:?}", gone.elapsed());
-    let returned = rng.chance(50);
-    if returned {
-        cluster.start_node(&master).await?;
-    }
-    bench.back(cluster, &before, true, rng).await?;
-    if !returned {
-        cluster.start_node(&master).await?;
-    }
-    client.wait_formed(&NODES).await
+    let checker = Checker::start(client, source, &bench.indexes, rng);
+    let back = async |_: &Checker| {
+        let end = Follow::end(client).await?;
+        old.put_back(cluster, client).await?;
+        let mut log = Follow::after(client, end).await?;
+        seen.wait(&mut log, rng).await?;
+        cluster.kill(&master)?;
+        let gone = Instant::now();
+        source.reread().await?;
+        load::write(source, rng.below(300), rng).await?;
+        let (next, later) = client.wait_term(term, BACK_WITHIN).await?;
+        println!("{seen:?}: {master} killed in term {term}, {next} coordinates in {later} after {:?}", gone.elapsed());
+        let returned = rng.chance(50);
+        if returned {
+            cluster.start_node(&master).await?;
+        }
+        bench.back(cluster, &before, true).await?;
+        if !returned {
+            cluster.start_node(&master).await?;
+        }
+        client.wait_formed(&NODES).await
+    };
+    checker.through(BACK_WITHIN, back).await?;
+    bench.in_order(rng).await
 }
 
 impl Bench {
@@ -188,8 +198,8 @@ impl Bench {
         ask::each(&self.client, &self.source, &self.indexes).await
     }
 
-    /// Waits until the bucket has gone back; then every index equals the source, also when more is written.
-    async fn back(&self, cluster: &Cluster, before: &Branches, surely: bool, rng: &mut Rng) -> Result<Branches> {
+    /// Waits until the bucket has gone back; then every index equals the source.
+    async fn back(&self, cluster: &Cluster, before: &Branches, surely: bool) -> Result<Branches> {
         let Self { client, source, indexes } = self;
         if surely {
             before.back(client, BUCKET, &[0], BACK_WITHIN).await?;
@@ -203,13 +213,18 @@ impl Bench {
         if surely {
             now.check_shown(cluster.url(), source)?;
         }
+        Ok(now)
+    }
+
+    /// Every index equals the source, also when more is written.
+    async fn in_order(&self, rng: &mut Rng) -> Result<()> {
+        let Self { client, source, indexes } = self;
         for index in indexes {
             ask::random(client, source, index, rng).await?;
         }
         let writer = Writer::start(source, rng);
         load::written(source, 300).await?;
         writer.stop().await?;
-        self.check().await.context("after more was written")?;
-        Ok(now)
+        self.check().await.context("after more was written")
     }
 }

@@ -1,5 +1,5 @@
 //! A source that is deleted and restored from an older backup through the JetStream API: every index equals what is there then,
-//! whatever is written next and whether or not a projector watched.
+//! whatever is written next and whether or not a projector watched. Every scan keeps its promise meanwhile.
 
 use highwater_tests::{
     backup::Backup,
@@ -84,12 +84,33 @@ async fn restored(
     how: How,
     rng: &mut Rng,
 ) -> Result<()> {
-    let before = Branches::soon(client, BUCKET, BACK_WITHIN).await?;
     let backup = Backup::take(client, &source.streams[stream].0).await?;
     let writer = Writer::start(source, rng);
     load::written(source, 800 + rng.below(2_000)).await?;
     writer.stop().await?;
     ask::each(client, source, indexes).await.context("before it was restored")?;
+    let checker = Checker::start(client, source, indexes, rng);
+    let back = checker
+        .through(BACK_WITHIN, async |_| back(cluster, client, source, indexes, (stream, how), &backup, rng).await);
+    back.await?;
+    for index in indexes {
+        client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
+        ask::random(client, source, index, rng).await?;
+    }
+    ask::each(client, source, indexes).await
+}
+
+/// Restores the stream, and waits until all is in order again.
+async fn back(
+    cluster: &mut Cluster,
+    client: &Client,
+    source: &Source,
+    indexes: &[Index],
+    (stream, how): (usize, How),
+    backup: &Backup,
+    rng: &mut Rng,
+) -> Result<()> {
+    let before = Branches::soon(client, BUCKET, BACK_WITHIN).await?;
     let lost = source.log().complete()[stream] - backup.last_seq();
     ensure!(lost > 0, "nothing was written to stream {stream}");
     if how.unwatched {
@@ -110,10 +131,5 @@ async fn restored(
     let now = before.back(client, BUCKET, &[stream], BACK_WITHIN).await?;
     println!("stream {stream}, {how:?}: {lost} lost, back after {:?}", gone.elapsed());
     ensure!(now.common(stream, &before) <= backup.last_seq(), "not before {}: {now:?}", backup.last_seq());
-    now.check_shown(cluster.url(), source)?;
-    for index in indexes {
-        client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
-        ask::random(client, source, index, rng).await?;
-    }
-    ask::each(client, source, indexes).await
+    now.check_shown(cluster.url(), source)
 }

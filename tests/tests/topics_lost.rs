@@ -51,22 +51,19 @@ impl Deployment<'_> {
 
     /// Breaks something while documents are written and scanned; then everything is right by itself.
     async fn breaks(&mut self, what: impl AsyncFnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let mut checker = Checker::start(&self.client, &self.source, &self.indexes, &mut self.rng);
         let writer = Writer::paced(&self.source, &mut self.rng, PAUSE);
-        checker.answered(3, WITHIN).await.context("before")?;
+        let checker = Checker::start(&self.client, &self.source, &self.indexes, &mut self.rng).with_writer(writer);
         load::written(&self.source, self.rng.below(1_000)).await?;
-        checker.fault();
-        what(self).await?;
-        let broken = Instant::now();
-        checker.answered(2, WITHIN).await.context("after it broke")?;
-        load::written(&self.source, 500).await?;
-        checker.answered(2, WITHIN).await.context("as documents are written")?;
-        println!("all is answered {:.1?} after it broke", broken.elapsed());
-        checker.over();
-        checker.answered(5, WITHIN).await.context("afterwards")?;
-        writer.stop().await?;
-        self.source.fill().await?;
-        checker.prove().await?;
+        let broken = async |checker: &Checker| {
+            what(self).await?;
+            let broken = Instant::now();
+            checker.answered(2, WITHIN).await.context("after it broke")?;
+            load::written(&self.source, 500).await?;
+            checker.answered(2, WITHIN).await.context("as documents are written")?;
+            println!("all is answered {:.1?} after it broke", broken.elapsed());
+            Ok(())
+        };
+        checker.through(WITHIN, broken).await?;
         self.right().await
     }
 

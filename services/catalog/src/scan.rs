@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
     async fn source(&self, stream: &str) -> Result<SourceNow, ApiError> {
         let state = self.shared.bus.stream_state(stream).await.map_err(|e| match e {
             BusError::NoStream(name) => {
-                ApiError::new(ErrorCode::SourceNotFound, format!("source stream {name} does not exist"))
+                ApiError::new(ErrorCode::SourceMissing, format!("source stream {name} does not exist at present"))
             }
             e => late(&format!("the state of source stream {stream} cannot be read: {e}")),
         })?;

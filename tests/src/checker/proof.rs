@@ -1,7 +1,7 @@
 //! Whether answers keep what they promise, computed from every write that was acknowledged.
 //!
-//! An answer has a stability timestamp: a number, and a seqno per stream. What is proven of all answers of one number, whatever
-//! index they are of and whenever they were given:
+//! An answer has a stability timestamp: a number, and a branch and a seqno per stream. What is proven of all answers of one number,
+//! whatever index they are of and whenever they were given:
 //! - They have the same timestamp. A row is of a document that was written; the rows are in the index's order, one a document.
 //! - For each document there is one revision that every one of these answers shows: with its row as the oracle makes it, or
 //!   without a row if the oracle makes none. That is, the indexes agree.
@@ -10,18 +10,36 @@
 //!   `any`. If any answer says `exact`, the floor is the seqno itself, and so it is *the* revision at that seqno.
 //! - A count, and how many documents are unindexed, is a sum over such revisions. For an exact one that is a single number.
 //!
+//! All of that holds against one history of each stream, which is the same one for all answers that name the same branch, whatever
+//! their number; [`super::truth`] says which may be meant. An answer to `at_plus` with a timestamp is of a history that has all
+//! which that timestamp had.
+//!
+//! What vanished without a message may be gone from a timestamp that nobody had before that. It is gone from every one that is newer
+//! than one from which it is gone, or from which on the indexes are known to have followed.
+//!
 //! What cannot be proven: which revision below its seqno an answer that is not exact shows of one document, and which of another.
 //! A write that was not acknowledged counts as one that may have been stored at any seqno of which nobody knows the write.
 
+mod document;
+#[cfg(test)]
+mod tests;
+
+use super::truth::Truth;
 use crate::{
     ask::Span,
     oracle::{Index, Row, same},
-    source::{Log, Name},
+    source::Name,
 };
-use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
+use anyhow::{Context, Result, bail, ensure};
+use document::{Document, Revision};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+/// More ways than these to choose a history for each branch are not tried.
+const MOST_WAYS: usize = 4_096;
 
 /// What one scan or count answered.
 #[derive(Debug, Clone)]
@@ -31,14 +49,34 @@ pub(super) struct Answer {
     pub(super) st: u64,
     pub(super) timestamp: Value,
     /// Of the timestamp, by stream.
+    pub(super) branches: Vec<String>,
     pub(super) seqnos: Vec<u64>,
-    /// By stream: what it had to contain.
-    pub(super) floor: Vec<u64>,
+    pub(super) need: Need,
+    pub(super) began: Instant,
+    pub(super) ended: Instant,
     pub(super) exact: bool,
     pub(super) unindexed: u64,
     /// None: everything.
     pub(super) spans: Vec<Span>,
     pub(super) found: Found,
+}
+
+/// What an answer had to contain; seqnos are by stream.
+#[derive(Debug, Clone)]
+pub(super) enum Need {
+    Nothing,
+    /// What was acknowledged in this epoch of the source.
+    Acknowledged {
+        epoch: usize,
+        seqnos: Vec<u64>,
+    },
+    /// What was named by number alone, of whatever history.
+    Named(Vec<u64>),
+    /// What an earlier answer had.
+    Seen {
+        branches: Vec<String>,
+        seqnos: Vec<u64>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -55,27 +93,26 @@ pub struct Proof {
     pub exact: u64,
     /// Timestamps at which several indexes agree.
     pub shared: u64,
+    /// Branches of all streams.
+    pub branches: u64,
 }
 
-/// A revision of a document.
-struct Revision {
-    /// Its seqno; of one that was not acknowledged, what it is above.
-    seqno: u64,
-    unindexed: bool,
-    /// By index.
-    rows: Vec<Option<Row>>,
-}
+/// A branch: its stream, and its name.
+type Branch<'a> = (usize, &'a str);
 
-/// The answers of one number, and what they bound.
-struct Group<'a> {
-    answers: Vec<Checked<'a>>,
-    floor: Vec<u64>,
-}
+/// The answers of one number.
+type Group<'a> = Vec<Checked<'a>>;
 
 struct Checked<'a> {
+    /// Its place among all answers.
+    at: usize,
     answer: &'a Answer,
     rows: BTreeMap<&'a Name, &'a Row>,
-    /// The least and the most that may be counted.
+}
+
+/// The least and the most that an answer's sums may be.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
     count: (u64, u64),
     unindexed: (u64, u64),
 }
@@ -86,70 +123,196 @@ impl Answer {
     }
 
     fn what(&self, indexes: &[Index]) -> String {
-        let Self { st, seqnos, floor, exact, spans, .. } = self;
+        let Self { st, timestamp, need, exact, spans, .. } = self;
         let spans: Value = spans.iter().map(Span::to_json).collect();
         let name = &indexes[self.index].name;
-        format!("{name} at {st} {seqnos:?} (exact: {exact}, needed: {floor:?}), spans {spans}")
+        format!("{name} at {st} {timestamp} (exact: {exact}, needed: {need:?}), spans {spans}")
     }
 }
 
-/// Proves that all answers keep their promises. The log must have every write.
-pub(super) fn prove(answers: &[Answer], log: &Log, indexes: &[Index]) -> Result<Proof> {
-    let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
-    let complete = log.complete();
-    for answer in answers {
-        let what = || answer.what(indexes);
-        for ((seqno, floor), complete) in answer.seqnos.iter().zip(&answer.floor).zip(&complete) {
-            ensure!(floor <= seqno, "{}: it is older than what was asked for", what());
-            ensure!(seqno <= complete, "{}: the source ends at {complete}", what());
-        }
-        let checked = Checked::new(answer, indexes).with_context(what)?;
-        let group = groups.entry(answer.st).or_insert_with(|| Group { answers: Vec::new(), floor: Vec::new() });
-        if let Some(first) = group.answers.first() {
-            let (one, other) = (&first.answer.timestamp, &answer.timestamp);
-            ensure!(one == other, "{}: its number also names {one}, not {other}", what());
-        }
-        group.raise(answer);
-        group.answers.push(checked);
-    }
-    for (name, known) in &log.documents {
-        let revisions = revisions(name, known, indexes);
-        let doubts: Vec<Revision> =
-            log.doubts.get(name).into_iter().flatten().map(|d| revision(name, d, indexes)).collect();
-        for group in groups.values_mut() {
-            let seqno = group.answers[0].answer.seqnos[name.0];
-            let floor = group.floor[name.0];
-            let newest = |at: u64| revisions.partition_point(|revision| revision.seqno <= at) - 1;
-            let (oldest, newest) = (newest(floor), newest(seqno));
-            let stored_at = |above: u64| log.unknown[name.0].range(above + 1..).next().is_some_and(|at| *at <= seqno);
-            let perhaps = doubts.iter().filter(|doubt| stored_at(doubt.seqno.max(revisions[oldest].seqno)));
-            let may_be: Vec<&Revision> = revisions[oldest..=newest].iter().chain(perhaps).collect();
-            group.document(name, &may_be, indexes)?;
-        }
-    }
+/// Proves that all answers keep their promises. The logs must have every write.
+pub(super) fn prove(answers: &[Answer], truth: &Truth) -> Result<Proof> {
+    let groups = groups(answers, truth.indexes)?;
+    let mut branches: BTreeMap<Branch, Vec<&Group>> = BTreeMap::new();
     for group in groups.values() {
-        group.sums(log, indexes)?;
+        for (vb, branch) in group[0].answer.branches.iter().enumerate() {
+            branches.entry((vb, branch)).or_default().push(group);
+        }
     }
-    let shared = |group: &&Group| group.answers.iter().any(|a| a.answer.index != group.answers[0].answer.index);
+    let issued = Issued::of(answers);
+    let mut ways = Vec::new();
+    for ((vb, branch), groups) in &branches {
+        let possible = possible(*vb, groups, truth, &issued);
+        ways.push(((*vb, *branch), possible.with_context(|| format!("stream {vb}, branch {branch}"))?));
+    }
+    choose(answers, &ways, truth)?;
+    let several = |group: &&Group| group.iter().any(|a| a.answer.index != group[0].answer.index);
     Ok(Proof {
         timestamps: groups.len() as u64,
-        exact: groups.values().filter(|group| group.answers.iter().any(|a| a.answer.exact)).count() as u64,
-        shared: groups.values().filter(shared).count() as u64,
+        exact: groups.values().filter(|group| group.iter().any(|a| a.answer.exact)).count() as u64,
+        shared: groups.values().filter(several).count() as u64,
+        branches: branches.len() as u64,
     })
 }
 
-/// Of a document that is not there at first.
-fn revisions(name: &Name, known: &[(u64, Option<Bytes>)], indexes: &[Index]) -> Vec<Revision> {
-    let none = (0, None);
-    [&none].into_iter().chain(known).map(|known| revision(name, known, indexes)).collect()
+fn groups<'a>(answers: &'a [Answer], indexes: &[Index]) -> Result<BTreeMap<u64, Group<'a>>> {
+    let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
+    for (at, answer) in answers.iter().enumerate() {
+        let what = || answer.what(indexes);
+        let checked = Checked::new(at, answer, indexes).with_context(what)?;
+        let group = groups.entry(answer.st).or_default();
+        if let Some(first) = group.first() {
+            let (one, other) = (&first.answer.timestamp, &answer.timestamp);
+            ensure!(one == other, "{}: its number also names {one}, not {other}", what());
+        }
+        group.push(checked);
+    }
+    Ok(groups)
 }
 
-fn revision(name: &Name, (seqno, payload): &(u64, Option<Bytes>), indexes: &[Index]) -> Revision {
-    let document = payload.as_ref().map(|payload| serde_json::from_slice::<Value>(payload));
-    let unindexed = matches!(document, Some(Err(_)));
-    let document = document.and_then(Result::ok);
-    let row = |index: &Index| index.row_of(name, document.as_ref()?);
-    Revision { seqno: *seqno, unindexed, rows: indexes.iter().map(row).collect() }
+/// Which timestamps were there at which time.
+struct Issued(Vec<(Instant, u64)>);
+
+impl Issued {
+    fn of(answers: &[Answer]) -> Self {
+        let mut all: Vec<_> = answers.iter().map(|answer| (answer.ended, answer.st)).collect();
+        all.sort_unstable();
+        let mut newest = 0;
+        for (_, number) in &mut all {
+            newest = newest.max(*number);
+            *number = newest;
+        }
+        Self(all)
+    }
+
+    /// The newest that was answered by then.
+    fn before(&self, time: Instant) -> u64 {
+        let behind = self.0.partition_point(|(ended, _)| *ended < time);
+        behind.checked_sub(1).map_or(0, |at| self.0[at].1)
+    }
+}
+
+/// By history, what the answers of a branch may add up to, as far as its stream goes; only those that all of them hold against.
+type Possible = Vec<(usize, BTreeMap<usize, Sums>)>;
+
+fn possible(vb: usize, groups: &[&Group], truth: &Truth, issued: &Issued) -> Result<Possible> {
+    let answers = || groups.iter().copied().flatten();
+    let meant = answers().map(|checked| truth.histories(checked.answer, vb));
+    let meant = meant.reduce(|all, one| all.intersection(&one).copied().collect()).unwrap_or_default();
+    if meant.is_empty() {
+        let each: BTreeSet<String> = answers()
+            .map(|checked| (checked.answer, truth.histories(checked.answer, vb)))
+            .map(|(answer, histories)| format!("{histories:?}: {}", answer.what(truth.indexes)))
+            .collect();
+        bail!("its answers are of no one history:\n  {}", each.into_iter().collect::<Vec<_>>().join("\n  "));
+    }
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    // The newest first.
+    for history in meant.into_iter().rev() {
+        match holds(vb, history, groups, truth, issued) {
+            Ok(sums) => good.push((history, sums)),
+            Err(error) => bad.push(format!("history {history}: {error:#}")),
+        }
+    }
+    ensure!(!good.is_empty(), "{}", bad.join("\n"));
+    Ok(good)
+}
+
+/// Whether these answers hold against one history of a stream.
+fn holds(
+    vb: usize,
+    history: usize,
+    groups: &[&Group],
+    truth: &Truth,
+    issued: &Issued,
+) -> Result<BTreeMap<usize, Sums>> {
+    let log = truth.log(vb, history);
+    let complete = log.complete()[vb];
+    for checked in groups.iter().copied().flatten() {
+        let (answer, what) = (checked.answer, || checked.answer.what(truth.indexes));
+        let (seqno, needed) = (answer.seqnos[vb], truth.needed(answer, vb, history));
+        ensure!(needed <= seqno, "{}: it is older than what was asked for, {needed}", what());
+        ensure!(seqno <= complete, "{}: the source ends at {complete}", what());
+        if let Some(stranger) = checked.rows.keys().find(|name| name.0 == vb && !log.documents.contains_key(**name)) {
+            bail!("{}: {stranger:?} was never written", what());
+        }
+    }
+    let floor = |group: &Group| group.iter().map(|checked| truth.floor(checked.answer, vb, history)).max();
+    let floors: Vec<u64> = groups.iter().map(|group| floor(group).unwrap_or(0)).collect();
+    let mut sums: BTreeMap<usize, Sums> = BTreeMap::new();
+    for name in log.documents.keys().filter(|name| name.0 == vb) {
+        let document = Document::new(name, log, truth.indexes, issued);
+        for (group, floor) in groups.iter().zip(&floors) {
+            let first = group[0].answer;
+            let (number, seqno) = (first.st, first.seqnos[vb]);
+            let may_be = document.may_be(number, *floor, seqno);
+            agree(group, name, &may_be, truth.indexes)?;
+            document.learn(number, *floor, seqno, |revision| group.iter().all(|a| a.is(name, revision, truth.indexes)));
+            for checked in *group {
+                sums.entry(checked.at).or_default().add(checked, &may_be, truth.indexes);
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// That one revision of a document is in all answers of a number.
+fn agree(group: &Group, name: &Name, may_be: &[&Revision], indexes: &[Index]) -> Result<()> {
+    let agrees = |revision: &&Revision| group.iter().all(|a| a.is(name, revision, indexes));
+    if !may_be.iter().any(agrees) {
+        let seen: Vec<String> =
+            group.iter().map(|a| format!("{}: {:?}", a.answer.what(indexes), a.rows.get(name))).collect();
+        let wanted: Vec<_> = may_be.iter().map(|revision| (revision.seqno, &revision.rows)).collect();
+        bail!("no revision of {name:?} is in\n  {}\nthose that may be are {wanted:?}", seen.join("\n  "));
+    }
+    Ok(())
+}
+
+/// Chooses one of the possible histories of each branch so that everything holds that is of several streams.
+fn choose(answers: &[Answer], ways: &[(Branch, Possible)], truth: &Truth) -> Result<()> {
+    let count = ways.iter().try_fold(1usize, |product, (_, possible)| product.checked_mul(possible.len()));
+    let count = count.filter(|count| *count <= MOST_WAYS).context("too many histories may be meant")?;
+    let mut failed = None;
+    for number in 0..count {
+        let mut rest = number;
+        let mut chosen = BTreeMap::new();
+        for (branch, possible) in ways {
+            chosen.insert(*branch, &possible[rest % possible.len()]);
+            rest /= possible.len();
+        }
+        match fits(answers, &chosen, truth) {
+            Ok(()) => return Ok(()),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn fits(answers: &[Answer], chosen: &BTreeMap<Branch, &(usize, BTreeMap<usize, Sums>)>, truth: &Truth) -> Result<()> {
+    for (at, answer) in answers.iter().enumerate() {
+        let what = || answer.what(truth.indexes);
+        let mut all = Sums::default();
+        for (vb, branch) in answer.branches.iter().enumerate() {
+            let (history, sums) = chosen[&(vb, branch.as_str())];
+            all.join(sums.get(&at));
+            if let Need::Seen { branches, seqnos } = &answer.need {
+                let (seen, _) = chosen.get(&(vb, branches[vb].as_str())).context("a timestamp that nobody answered")?;
+                let common = truth.common(vb, *seen, *history);
+                ensure!(seqnos[vb] <= common, "{}: what it names was taken back above {common}", what());
+            }
+        }
+        if let Found::Count(counted) = answer.found {
+            ensure!(
+                (all.count.0..=all.count.1).contains(&counted),
+                "{}: counted {counted}, not {:?}",
+                what(),
+                all.count
+            );
+        }
+        let (said, may_be) = (answer.unindexed, all.unindexed);
+        ensure!((may_be.0..=may_be.1).contains(&said), "{}: unindexed {said}, not {may_be:?}", what());
+    }
+    Ok(())
 }
 
 /// The least and the most that a document adds to a sum over what holds for a revision.
@@ -158,8 +321,23 @@ fn bounds(may_be: &[&Revision], holds: impl Fn(&Revision) -> bool) -> (u64, u64)
     (u64::from(all == may_be.len()), u64::from(all > 0))
 }
 
+impl Sums {
+    fn add(&mut self, checked: &Checked, may_be: &[&Revision], indexes: &[Index]) {
+        let count = bounds(may_be, |revision| checked.wanted(revision, indexes).is_some());
+        let unindexed = bounds(may_be, |revision| revision.unindexed);
+        self.join(Some(&Self { count, unindexed }));
+    }
+
+    fn join(&mut self, other: Option<&Self>) {
+        let Some(other) = other else { return };
+        let add = |mine: &mut (u64, u64), theirs: (u64, u64)| *mine = (mine.0 + theirs.0, mine.1 + theirs.1);
+        add(&mut self.count, other.count);
+        add(&mut self.unindexed, other.unindexed);
+    }
+}
+
 impl<'a> Checked<'a> {
-    fn new(answer: &'a Answer, indexes: &[Index]) -> Result<Self> {
+    fn new(at: usize, answer: &'a Answer, indexes: &[Index]) -> Result<Self> {
         let index = &indexes[answer.index];
         let mut rows = BTreeMap::new();
         if let Found::Rows(all) = &answer.found {
@@ -169,7 +347,7 @@ impl<'a> Checked<'a> {
             rows = all.iter().map(|row| (&row.document, row)).collect();
             ensure!(rows.len() == all.len(), "a document has several rows");
         }
-        Ok(Self { answer, rows, count: (0, 0), unindexed: (0, 0) })
+        Ok(Self { at, answer, rows })
     }
 
     /// What the index has of a revision, as far as this answer shows it.
@@ -184,150 +362,5 @@ impl<'a> Checked<'a> {
             (_, Some(got), Some(wanted)) => same(got, wanted),
             _ => false,
         }
-    }
-}
-
-impl Group<'_> {
-    fn raise(&mut self, answer: &Answer) {
-        let floor = if answer.exact { &answer.seqnos } else { &answer.floor };
-        self.floor.resize(floor.len(), 0);
-        self.floor.iter_mut().zip(floor).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
-    }
-
-    fn document(&mut self, name: &Name, may_be: &[&Revision], indexes: &[Index]) -> Result<()> {
-        let agrees = |revision: &&&Revision| self.answers.iter().all(|a| a.is(name, revision, indexes));
-        if !may_be.iter().any(|revision| agrees(&revision)) {
-            let seen: Vec<String> =
-                self.answers.iter().map(|a| format!("{}: {:?}", a.answer.what(indexes), a.rows.get(name))).collect();
-            let wanted: Vec<_> = may_be.iter().map(|revision| (revision.seqno, &revision.rows)).collect();
-            anyhow::bail!("no revision of {name:?} is in\n  {}\nthose that may be are {wanted:?}", seen.join("\n  "));
-        }
-        for checked in &mut self.answers {
-            let counted = bounds(may_be, |revision| checked.wanted(revision, indexes).is_some());
-            let unindexed = bounds(may_be, |revision| revision.unindexed);
-            checked.count = (checked.count.0 + counted.0, checked.count.1 + counted.1);
-            checked.unindexed = (checked.unindexed.0 + unindexed.0, checked.unindexed.1 + unindexed.1);
-        }
-        Ok(())
-    }
-
-    /// After all documents.
-    fn sums(&self, log: &Log, indexes: &[Index]) -> Result<()> {
-        for Checked { answer, rows, count, unindexed } in &self.answers {
-            let what = || answer.what(indexes);
-            if let Some(stranger) = rows.keys().find(|name| !log.documents.contains_key(**name)) {
-                anyhow::bail!("{}: {stranger:?} was never written", what());
-            }
-            if let Found::Count(counted) = answer.found {
-                ensure!((count.0..=count.1).contains(&counted), "{}: counted {counted}, not {count:?}", what());
-            }
-            let said = answer.unindexed;
-            ensure!((unindexed.0..=unindexed.1).contains(&said), "{}: unindexed {said}, not {unindexed:?}", what());
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::{Op, Write};
-    use serde_json::json;
-
-    fn indexes() -> Vec<Index> {
-        let named = |name: &str, path| Index { name: name.into(), keys: vec![(path, false)], ..Index::default() };
-        vec![named("a", "a"), named("b", "b")]
-    }
-
-    /// `x` is 1, then 2 at seqno 3; `y` is 7 at seqno 2. Both in both indexes.
-    fn log() -> Log {
-        let mut log = Log::for_streams(1);
-        for (seqno, id, n) in [(1, "x", 1), (2, "y", 7), (3, "x", 2)] {
-            log.add(Write::put(0, id, &json!({"a": n, "b": n})), seqno);
-        }
-        log
-    }
-
-    fn row(id: &str, n: u64) -> Row {
-        Row { document: (0, id.into()), key: vec![Some(n.into())], include: None }
-    }
-
-    fn answer(seqno: u64, exact: bool, floor: u64, rows: &[(&str, u64)]) -> Answer {
-        Answer {
-            index: 0,
-            st: 9,
-            timestamp: json!({"s": {"seqno": seqno}}),
-            seqnos: vec![seqno],
-            floor: vec![floor],
-            exact,
-            unindexed: 0,
-            spans: Vec::new(),
-            found: Found::Rows(rows.iter().map(|(id, n)| row(id, *n)).collect()),
-        }
-    }
-
-    fn holds(answers: &[Answer]) -> bool {
-        prove(answers, &log(), &indexes()).is_ok()
-    }
-
-    #[test]
-    fn an_exact_answer_is_the_source_at_its_seqno() {
-        assert!(holds(&[answer(2, true, 0, &[("x", 1), ("y", 7)])]));
-        assert!(holds(&[answer(3, true, 0, &[("x", 2), ("y", 7)])]));
-        for wrong in [
-            &[("x", 2), ("y", 7)][..],
-            &[("y", 7)],
-            &[("x", 1)],
-            &[("x", 1), ("y", 7), ("z", 8)],
-            &[("y", 7), ("x", 1)],
-        ] {
-            assert!(!holds(&[answer(2, true, 0, wrong)]), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn one_that_is_not_exact_is_within_its_floor_and_its_seqno() {
-        let old = &[("x", 1), ("y", 7)];
-        assert!(holds(&[answer(3, false, 2, old)]));
-        assert!(!holds(&[answer(3, false, 3, old)]), "older than the floor");
-        assert!(!holds(&[answer(2, false, 3, old)]), "the timestamp is older than the floor");
-        assert!(!holds(&[answer(2, false, 0, &[("x", 2), ("y", 7)])]), "newer than its seqno");
-        assert!(!holds(&[answer(4, false, 0, old)]), "newer than the source");
-        assert!(holds(&[answer(3, false, 0, &[("x", 1)])]), "y may be hidden as well");
-        assert!(!holds(&[answer(3, false, 2, &[("x", 1)])]));
-    }
-
-    #[test]
-    fn answers_of_one_number_agree() {
-        let (old, new) = (answer(3, false, 2, &[("x", 1), ("y", 7)]), answer(3, false, 2, &[("x", 2), ("y", 7)]));
-        let other = |answer: &Answer| Answer { index: 1, ..answer.clone() };
-        assert_eq!(prove(&[old.clone(), other(&old)], &log(), &indexes()).unwrap().shared, 1);
-        assert!(!holds(&[old.clone(), other(&new)]), "two revisions of x");
-        let exact = Answer { exact: true, ..other(&new) };
-        assert!(!holds(&[old.clone(), exact]), "what is exact for one is for all");
-        assert!(!holds(&[old.clone(), Answer { timestamp: json!({}), ..old.clone() }]), "two timestamps");
-        assert!(holds(&[old, Answer { st: 10, ..new }]));
-    }
-
-    #[test]
-    fn counts_are_what_they_may_be() {
-        let count = |seqno, exact, n| Answer { found: Found::Count(n), ..answer(seqno, exact, 0, &[]) };
-        assert!(holds(&[count(1, true, 1)]) && !holds(&[count(1, true, 2)]));
-        assert!(holds(&[count(3, false, 0), count(3, false, 2)]) && !holds(&[count(3, false, 3)]));
-        assert!(!holds(&[Answer { unindexed: 1, ..count(1, true, 1) }]));
-    }
-
-    #[test]
-    fn what_was_not_acknowledged_may_be_where_nothing_is_known() {
-        let mut log = log();
-        let rows = [("x", 2), ("y", 8)];
-        log.doubts.insert((0, "y".into()), vec![(1, Some(r#"{"a": 8, "b": 8}"#.into()))]);
-        let proven = |log: &Log| prove(&[answer(3, true, 0, &rows)], log, &indexes()).is_ok();
-        assert!(!proven(&log), "every seqno is known");
-        log.documents.insert((0, "y".into()), vec![(1, None)]);
-        log.unknown[0].insert(2);
-        assert!(proven(&log));
-        log.add(Write { vb: 0, id: "y".into(), op: Op::Delete }, 3);
-        assert!(!proven(&log), "it is overwritten since");
     }
 }
