@@ -67,7 +67,7 @@ pub async fn write(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
 
 /// Waits until so many further writes are acknowledged.
 pub async fn written(source: &Source, further: u64) -> Result<()> {
-    let total = || source.log().complete().iter().sum::<u64>();
+    let total = || source.log().acknowledged().iter().sum::<u64>();
     let wanted = total() + further;
     until(
         "writes go on",

@@ -122,23 +122,20 @@ async fn a_server_that_restarts_with_its_history_costs_nothing() -> Result<()> {
                 let (hot, killed) = (round % 2 == 1, round % 3 == 0);
                 println!("round {round}: hot {hot}, killed {killed}");
                 let before = Cost::so_far(&client, &source).await?;
-                let mut checker = Checker::start(&client, &source, &indexes, &mut rng);
-                checker.answered(2, WITHIN).await?;
-                checker.fault();
-                overwritten(&source, hot, &mut rng, async || {
-                    if killed {
-                        cluster.nats().kill();
-                    } else {
-                        cluster.nats().stop()?;
-                    }
-                    cluster.nats().start_again()
-                })
-                .await?;
-                checker.answered(1, WITHIN).await.context("after the restart")?;
-                checker.over();
-                checker.answered(2, WITHIN).await?;
-                source.fill().await?;
-                checker.prove().await?;
+                let checker = Checker::start(&client, &source, &indexes, &mut rng);
+                let restarted = async |checker: &Checker| {
+                    overwritten(&source, hot, &mut rng, async || {
+                        if killed {
+                            cluster.nats().kill();
+                        } else {
+                            cluster.nats().stop()?;
+                        }
+                        cluster.nats().start_again()
+                    })
+                    .await?;
+                    checker.answered(1, WITHIN).await.context("after the restart")
+                };
+                checker.through(WITHIN, restarted).await?;
                 unharmed(&client, &source, &indexes).await?;
                 Cost::so_far(&client, &source).await?.check(&before)?;
             }
