@@ -80,11 +80,6 @@ impl Recent {
         self.passed = seqno;
     }
 
-    /// As [`Self::pass`] was told.
-    pub fn passed(&self) -> u64 {
-        self.passed
-    }
-
     fn last(&self) -> u64 {
         self.marks.back().map_or(self.after, |mark| mark.seqno).max(self.passed)
     }

@@ -338,7 +338,7 @@ impl Task {
             self.denied(first.seq).await?;
         }
         if let Some(last) = messages.last() {
-            self.assignment.known_to_all.held.fetch_max(last.seq, Ordering::Relaxed);
+            self.holds(last.seq);
             let reading = &self.assignment.reading;
             reading.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
             reading.pending.store(last.pending, Ordering::Relaxed);
@@ -454,6 +454,7 @@ impl Task {
         if above && self.cover.nothing_more(asking.question, state.last_seq) {
             // What lay above was removed.
             self.recent.pass(self.cover.position());
+            self.holds(self.cover.position());
             self.last_message = (state.last_time, 0);
             self.send(KeyVersions::default(), true, false).await?;
         }

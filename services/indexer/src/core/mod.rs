@@ -230,6 +230,7 @@ impl BucketCore {
         let mut out = Vec::new();
         let names: Vec<SliceName> = self.slices.values().filter(|s| s.in_step()).map(|s| s.name).collect();
         for name in names {
+            self.look_beyond(name, &mut out);
             while self.apply_next(name, &mut out) {}
             self.look_for_gap(name, now, &mut out);
         }
@@ -329,6 +330,18 @@ impl BucketCore {
             all.extend(steps.map(|s| (vb as u16, s)));
         }
         Some(all)
+    }
+
+    /// A slice that was away when a generation began may have applied an ST that nobody else had heard of: the chain goes on
+    /// below that, and a later ST shows it.
+    fn look_beyond(&mut self, name: SliceName, out: &mut Vec<Action>) {
+        let (Some(slice), Some(st)) = (self.slices.get_mut(&name), &self.heard) else { return };
+        let beyond = |(s, vb): (&StVb, &SliceVb)| s.vbuuid == vb.vbuuid && !vb.position.le(s.position);
+        let later = slice.in_step() && slice.applied > 0 && st.number > slice.applied;
+        if later && st.vbs.iter().zip(&slice.vbs).any(beyond) {
+            slice.fall_out();
+            out.push(Action::Report);
+        }
     }
 
     /// A slice with an ST out of reach, whose chain does not grow in a vbucket that lacks something of it, has a gap; however much

@@ -31,6 +31,8 @@ impl Task {
                 self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
             }
         }
+        // Its slices take nothing up to there from the chain.
+        self.holds(to.seqno);
         Ok(())
     }
 }

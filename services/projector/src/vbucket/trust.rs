@@ -61,6 +61,11 @@ impl Task {
         Err(End::Again)
     }
 
+    /// Somebody has everything up to here.
+    pub(super) fn holds(&self, seqno: u64) {
+        self.assignment.known_to_all.held.fetch_max(seqno, Ordering::Relaxed);
+    }
+
     /// What is known of the source now.
     fn known(&self) -> Known {
         let held = self.assignment.known_to_all.held.load(Ordering::Relaxed);
@@ -68,7 +73,7 @@ impl Task {
             created: self.created,
             first_seq: self.first_seq,
             position: self.cover.position(),
-            held: held.max(self.assignment.known.held).max(self.recent.passed()),
+            held: held.max(self.assignment.known.held),
             bookmarks: merged(&self.marks, &self.assignment.durable.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }

@@ -284,6 +284,9 @@ impl Task {
                 self.listing = false;
                 self.cover.list_complete(upto);
                 self.list_end = Some(self.cover.position());
+                if !self.assignment.ends_listed {
+                    all.held = all.held.max(upto);
+                }
                 let to = Position::new(self.cover.position(), self.round);
                 self.lane.chunk(env, Chunk::Listed { to });
                 Ok(())

@@ -159,6 +159,19 @@ fn a_generation_counts_only_in_its_share_also_when_it_arrives_late() {
 }
 
 #[test]
+fn a_slice_that_has_applied_what_nobody_else_heard_of_falls_out() {
+    // Its generation went on without it, from 5; it comes back with what it had applied at 8.
+    let mut core = in_step(8, &[(1, 0), (2, 5)]);
+    core.stability([st(2, 2, 8, 8, false)]);
+    core.advance(0);
+    assert!(core.slices().all(Slice::in_step), "as far as the chain is by now");
+    let mut core = in_step(8, &[(1, 0), (2, 5)]);
+    core.stability([st(2, 2, 6, 6, false)]);
+    core.advance(0);
+    assert_eq!(state(&core), SliceState::Catchup);
+}
+
+#[test]
 fn what_is_beyond_the_start_of_any_later_generation_is_void() {
     // Whoever began generation 3 had not heard of the ST at which generation 2 began.
     let mut core = in_step(4, &[(1, 0), (2, 8), (3, 5)]);

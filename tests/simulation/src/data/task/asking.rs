@@ -91,6 +91,7 @@ impl Task {
         let above = nothing_above && asking.position == self.cover.position() && state.last_seq > asking.position;
         if above && self.cover.nothing_more(asking.question, state.last_seq) {
             self.recent.pass(self.cover.position());
+            all.held = all.held.max(self.cover.position());
             self.last_message = (state.last_time, 0);
             self.send(env, KeyVersions::default(), true, false);
         }

@@ -18,7 +18,7 @@ impl Task {
             created: self.created,
             first_seq: self.first_seq,
             position: self.cover.position(),
-            held: all.held.max(self.assignment.known.held).max(self.recent.passed()),
+            held: all.held.max(self.assignment.known.held),
             bookmarks: self.marks.clone(),
         }
     }
