@@ -64,11 +64,13 @@ impl Feed {
                 _ => 0,
             };
             first = false;
+            let cut = state.first_seq > after + 1 || resume.is_some_and(|(_, created)| created != state.created);
             let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created), lists: false };
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {
                     retry.over();
-                    if self.events.send(Event::TopicOpened { after, created: reader.created() }).await.is_err() {
+                    let opened = Event::TopicOpened { after, created: reader.created(), cut };
+                    if self.events.send(opened).await.is_err() {
                         return;
                     }
                     if self

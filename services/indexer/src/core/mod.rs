@@ -2,6 +2,7 @@
 
 mod action;
 mod chain;
+mod gaps;
 mod opening;
 mod session;
 mod slice;
@@ -13,9 +14,9 @@ pub use action::{Action, Steps, Why};
 pub use chain::{Batch, Branch, Join, Shares, Step};
 pub use slice::{Mode, Slice};
 
-use crate::store::{SliceMark, SliceVb};
+use crate::store::SliceMark;
 use chain::Chain;
-use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName, wire::Removal};
+use highwater_schemas::{Position, StabilityTimestamp, state::SliceName, wire::Removal};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -25,8 +26,6 @@ use std::{
 pub const HOLD_QUOTA: usize = 32 * 1024 * 1024;
 /// Batches ahead of what the node knows or of the chain are held up to this, bytes; then the oldest go and leave a gap.
 const AHEAD_QUOTA: usize = 16 * 1024 * 1024;
-/// An ST out of reach for this long, with no batch that helps, is a gap. Milliseconds.
-const GAP_AFTER: u64 = 2_000;
 /// Stability timestamps that may wait; beyond it those that nobody wants go, then the oldest.
 const MOST_PENDING: usize = 4_096;
 
@@ -104,9 +103,10 @@ impl BucketCore {
         self.topic.1 != 0
     }
 
-    /// The topic was opened, created then, to be read after `after`.
-    pub fn topic_opened(&mut self, after: u64, created: i64) {
+    /// The topic was opened, created then, to be read after `after`; `cut`: it has dropped some of that.
+    pub fn topic_opened(&mut self, after: u64, created: i64, cut: bool) {
         self.topic = (after, created);
+        self.slices.values_mut().for_each(|slice| slice.cut = cut);
     }
 
     /// The log has moved on.
@@ -290,7 +290,7 @@ impl BucketCore {
         slice.term = st.term;
         slice.stuck.clear();
         // The chain was unbroken.
-        slice.late = false;
+        (slice.late, slice.cut) = (false, false);
         if !slice.readable && st.vbs.iter().zip(&slice.readable_from).all(|(s, from)| s.covered >= *from) {
             slice.readable = true;
             slice.building = false;
@@ -330,56 +330,6 @@ impl BucketCore {
             all.extend(steps.map(|s| (vb as u16, s)));
         }
         Some(all)
-    }
-
-    /// A slice that was away when a generation began may have applied an ST that nobody else had heard of: the chain goes on
-    /// below that, and a later ST shows it.
-    fn look_beyond(&mut self, name: SliceName, out: &mut Vec<Action>) {
-        let (Some(slice), Some(st)) = (self.slices.get_mut(&name), &self.heard) else { return };
-        let beyond = |(s, vb): (&StVb, &SliceVb)| s.vbuuid == vb.vbuuid && !vb.position.le(s.position);
-        let later = slice.in_step() && slice.applied > 0 && st.number > slice.applied;
-        if later && st.vbs.iter().zip(&slice.vbs).any(beyond) {
-            slice.fall_out();
-            out.push(Action::Report);
-        }
-    }
-
-    /// A slice with an ST out of reach, whose chain does not grow in a vbucket that lacks something of it, has a gap; however much
-    /// the others grow.
-    fn look_for_gap(&mut self, name: SliceName, now: u64, out: &mut Vec<Action>) {
-        let Some(slice) = self.slices.get(&name) else { return };
-        let waiting = self.pending.range(slice.applied + 1..).map(|(_, st)| st).find(|st| {
-            st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares).all(|((s, vb), shares)| {
-                s.vbuuid == vb.vbuuid && vb.position.le(s.position) && s.generation <= shares.generation
-            })
-        });
-        let ends = waiting.map(|st| self.short_of(slice, st));
-        let Some(slice) = self.slices.get_mut(&name) else { return };
-        let Some(ends) = ends else {
-            slice.stuck.clear();
-            return;
-        };
-        slice.stuck.resize(ends.len(), None);
-        for (stuck, end) in slice.stuck.iter_mut().zip(ends) {
-            *stuck = match *stuck {
-                Some((_, before)) if Some(before) == end => *stuck,
-                _ => end.map(|end| (now, end)),
-            };
-        }
-        if slice.stuck.iter().flatten().any(|(since, _)| now >= since + GAP_AFTER) {
-            slice.fall_out();
-            out.push(Action::Report);
-        }
-    }
-
-    /// Per vbucket where the chain of a slice ends before an ST; None where it reaches it.
-    fn short_of(&self, slice: &Slice, st: &StabilityTimestamp) -> Vec<Option<Position>> {
-        let end = |(vb, (state, at)): (usize, (&StVb, &SliceVb))| {
-            let shares = &self.view.shares[vb];
-            let (_, end) = self.chains[vb].advance(shares, slice.topology, at.position, Some(state.position));
-            (end != state.position).then_some(end)
-        };
-        st.vbs.iter().zip(&slice.vbs).enumerate().map(end).collect()
     }
 
     /// Where the chain of a slice ends in each vbucket.

@@ -82,6 +82,8 @@ pub struct Slice {
     pub unstaged: u64,
     /// What it missed may have left nothing to read: delete markers do not stay.
     pub late: bool,
+    /// The topic has dropped what it may need.
+    pub cut: bool,
     /// Since when an ST is out of reach, and where the chain ended then.
     pub stuck: Vec<Option<(u64, Position)>>,
 }
@@ -128,6 +130,7 @@ impl Slice {
             prepared: 0,
             unstaged: 0,
             late: false,
+            cut: false,
             stuck: Vec::new(),
         }
     }
@@ -184,6 +187,7 @@ impl Slice {
         self.session_durable = 0;
         self.readable = false;
         self.stuck.clear();
+        self.cut = false;
         self.unstage();
         if self.late {
             self.compare_all();

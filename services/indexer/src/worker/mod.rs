@@ -71,6 +71,8 @@ pub(crate) enum Event {
     TopicOpened {
         after: u64,
         created: i64,
+        /// It holds no more all that came after that.
+        cut: bool,
     },
     Live {
         topic: u64,
@@ -232,8 +234,8 @@ impl Worker {
                 let _ = resume.send(BucketCore::resume_topic(&marks));
                 Vec::new()
             }
-            Event::TopicOpened { after, created } => {
-                self.core.topic_opened(after, created);
+            Event::TopicOpened { after, created, cut } => {
+                self.core.topic_opened(after, created, cut);
                 vec![Action::Report]
             }
             Event::Live { topic, batch } => self.core.live(topic, batch),

@@ -155,7 +155,8 @@ impl Indexer {
 
     fn open_topic(&mut self, env: &Env, after: u64) {
         self.topic = Some(Reading { after, created: env.topic.created, epoch: env.topic.epoch });
-        self.core.topic_opened(after, env.topic.created);
+        let cut = env.topic.messages.keys().next().copied().unwrap_or(env.topic.last + 1) > after + 1;
+        self.core.topic_opened(after, env.topic.created, cut);
         self.notable = true;
     }
 

@@ -1,8 +1,9 @@
 //! The core of one bucket, event by event.
 
+mod gaps;
 mod rounds;
 
-use super::*;
+use super::{gaps::GAP_AFTER, *};
 use crate::{payload::Payload, store::SliceVb};
 use highwater_schemas::{
     StVb,
@@ -156,30 +157,6 @@ fn a_generation_counts_only_in_its_share_also_when_it_arrives_late() {
     assert_eq!(share(1, 6..=7), 5, "beyond X, generation 1 brings nothing");
     assert_eq!(share(1, 4..=7), 5);
     assert_eq!(share(2, 6..=7), 7);
-}
-
-#[test]
-fn a_slice_that_has_applied_what_nobody_else_heard_of_falls_out() {
-    // Its generation went on without it, from 5; it comes back with what it had applied at 8.
-    let mut core = in_step(8, &[(1, 0), (2, 5)]);
-    core.stability([st(2, 2, 8, 8, false)]);
-    core.advance(0);
-    assert!(core.slices().all(Slice::in_step), "as far as the chain is by now");
-    let mut core = in_step(8, &[(1, 0), (2, 5)]);
-    core.stability([st(2, 2, 6, 6, false)]);
-    core.advance(0);
-    assert_eq!(state(&core), SliceState::Catchup);
-}
-
-#[test]
-fn what_is_beyond_the_start_of_any_later_generation_is_void() {
-    // Whoever began generation 3 had not heard of the ST at which generation 2 began.
-    let mut core = in_step(4, &[(1, 0), (2, 8), (3, 5)]);
-    core.live(1, batch(1, 1, 0, 4, 7, 7));
-    core.live(2, batch(2, 1, 0, 7, 9, 9));
-    assert_eq!(core.high_watermark().unwrap()[0].seqno, 5);
-    core.live(3, batch(3, 1, 0, 5, 9, 9));
-    assert_eq!(core.high_watermark().unwrap()[0].seqno, 9);
 }
 
 #[test]
@@ -425,7 +402,7 @@ fn a_list_is_compared_and_swept_before_the_slice_follows_its_session() {
 #[test]
 fn a_mark_never_points_beyond_a_batch_that_is_not_wholly_applied() {
     let mut core = in_step(0, &[(1, 0)]);
-    core.topic_opened(0, 1);
+    core.topic_opened(0, 1, false);
     core.live(4, batch(1, 1, 0, 0, 3, 3));
     core.live(5, batch(1, 1, 0, 3, 9, 9));
     core.stability([st(2, 1, 5, 5, true)]);
