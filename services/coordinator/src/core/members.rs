@@ -261,6 +261,11 @@ impl Core {
                 || b.lost != member.lost
                 || b.urgent != member.urgent
         });
+        // Who has just opened its slices has not heard of any timestamp.
+        let opened = before.is_none_or(|b| b.incarnation != member.incarnation || b.slices.is_empty());
+        if opened && !member.slices.is_empty() {
+            self.repeat_stability();
+        }
         self.members.seen.insert(key, member);
     }
 

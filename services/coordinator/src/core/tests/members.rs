@@ -103,3 +103,19 @@ fn numbers_that_cannot_rise_are_not_given() {
     next.tick(20);
     assert!(next.published.is_empty());
 }
+
+#[test]
+fn who_has_opened_its_slices_hears_the_newest_timestamp_at_once() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.sync(1, 9, 0);
+    d.join(NodeKind::Indexer, "i", 2, Vec::new(), None);
+    d.tick(20);
+    let before = d.published.len();
+    d.join(NodeKind::Indexer, "i", 2, vec![report(SliceState::Active, 0)], None);
+    d.tick(20);
+    assert_eq!((d.published.len(), d.last().vbs[0].position.seqno), (before + 1, 9));
+    d.join(NodeKind::Indexer, "i", 2, vec![report(SliceState::Active, 0)], None);
+    d.tick(20);
+    assert_eq!(d.published.len(), before + 1, "once");
+}
