@@ -164,15 +164,24 @@ impl Bus {
         state.leader.is_empty() || state.leader == self.client.server_info().server_name
     }
 
-    /// What was asked before the connection was lost is never answered, and the client would wait for it until it is too late;
-    /// None: it was lost meanwhile.
+    /// How often the connection was lost.
+    pub fn losses(&self) -> u64 {
+        *self.lost.borrow()
+    }
+
+    /// What was sent before the connection was lost is not answered any more, and the client would wait for it until it is too
+    /// late; None: it was lost meanwhile.
     pub(crate) async fn unless_lost<F: Future>(&self, answer: F) -> Option<F::Output> {
+        self.unless_lost_since(self.losses(), answer).await
+    }
+
+    /// The same for what was sent when it had been lost so often.
+    pub(crate) async fn unless_lost_since<F: Future>(&self, losses: u64, answer: F) -> Option<F::Output> {
         let mut lost = self.lost.clone();
-        lost.mark_unchanged();
         tokio::select! {
             biased;
             answer = answer => Some(answer),
-            Ok(()) = lost.changed() => None,
+            Ok(_) = lost.wait_for(|now| *now != losses) => None,
         }
     }
 

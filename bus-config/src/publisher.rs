@@ -44,6 +44,7 @@ impl Publisher {
     pub async fn send(&self, subject: &str, id: &str, payload: Bytes) -> Result<AckFuture, BusError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, id);
+        let losses = self.bus.losses();
         let sent = self.bus.js.publish_with_headers(subject.to_owned(), headers, payload).await;
         let future = match sent {
             Ok(future) => future,
@@ -57,7 +58,7 @@ impl Publisher {
         };
         let bus = self.bus.clone();
         Ok(Box::pin(async move {
-            match bus.unless_lost(future.into_future()).await {
+            match bus.unless_lost_since(losses, future.into_future()).await {
                 Some(Ok(ack)) => Ok(Ack { seq: ack.sequence, duplicate: ack.duplicate }),
                 Some(Err(e)) => Err(classify(&e)),
                 None => Err(PublishFailure::TimedOut),

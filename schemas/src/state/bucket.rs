@@ -82,7 +82,7 @@ pub struct Vbucket {
     /// What the rounds before it have dropped.
     #[serde(default)]
     pub dropped: Dropped,
-    /// Generation → (vbuuid, X): the chain of generation *g* counts in (X of g, X of g + 1].
+    /// Generation → (vbuuid, X): the chain of generation *g* counts from X of g to the lowest X of a later one.
     #[serde(with = "image::starts")]
     pub starts: BTreeMap<u64, (u64, Position)>,
     /// Messages of the present branch as they were read, oldest first, the fewer the older.

@@ -120,7 +120,7 @@ pub(crate) fn compare(
 ) -> Result<(), StoreError> {
     each(info, slice, batch, range, |doc| {
         named.insert(doc.docid, doc.seqno);
-        store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason, named.proven)
+        store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
     })
 }
 

@@ -64,7 +64,8 @@ impl Feed {
                 _ => 0,
             };
             first = false;
-            let cut = state.first_seq > after + 1 || resume.is_some_and(|(_, created)| created != state.created);
+            // Nothing is left of it that could still help.
+            let cut = resume.is_some() && state.first_seq > state.last_seq.max(after);
             let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created), lists: false };
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {

@@ -34,7 +34,7 @@ pub struct Recent {
     most: usize,
     /// All that was read above this is remembered.
     after: u64,
-    /// Once everything up to here is read.
+    /// Only once everything of the stream up to here is read.
     from: u64,
     /// Nothing was there between the last of them and this.
     passed: u64,
@@ -66,6 +66,9 @@ impl Recent {
 
     /// A message was read.
     pub fn push(&mut self, seqno: u64, subject: &str, time: i64, hash: u64) {
+        if seqno <= self.after {
+            return;
+        }
         self.text.extend(subject.as_bytes());
         self.marks.push_back(Mark { seqno, time, hash, subject: subject.len() });
         while self.marks.len() > self.most || self.text.len() > MOST_TEXT {
@@ -85,7 +88,7 @@ impl Recent {
     }
 
     /// Accounts for what lies above `intact`, in a stream that begins with `first_seq`; None: not all of what anybody holds, up to
-    /// `held`, was read by this reader.
+    /// `held`, is known to this reader.
     pub fn walk(&self, intact: u64, held: u64, first_seq: u64) -> Option<Walk> {
         // Where nothing is there below, nothing needs to be proven below.
         let reaches = intact >= self.after || first_seq > self.after;

@@ -187,10 +187,18 @@ pub(crate) async fn run(
         };
         marks.extend(bookmark.clone());
     }
+    let mut cover = Cover::new(assignment.from.seqno);
+    if live {
+        // Another task may have begun to read what made up for a loss.
+        cover.doubt();
+    }
+    // Where documents vanish by themselves, what is left of what was read before says little.
+    let expires = state.as_ref().is_none_or(|state| state.expires || state.marker_life.is_some());
+    let remembered = if expires { assignment.from.seqno } else { after };
     let routes = Arc::clone(&plan.borrow().routes);
     let evaluator = Evaluator::with_max_document(&plan.borrow().indexes, assignment.max_document);
     let task = Task {
-        cover: Cover::new(assignment.from.seqno),
+        cover,
         removals: Removals::new(assignment.dropped, assignment.generation == 1),
         plan,
         frozen: None,
@@ -207,8 +215,10 @@ pub(crate) async fn run(
         last_message: (0, 0),
         bookmark,
         marks,
-        recent: Recent::new(after, state.as_ref().map_or(u64::MAX, |state| state.last_seq), recent::MOST),
-        doubt: false,
+        recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), recent::MOST),
+        doubt: None,
+        compared: None,
+        doubted: BTreeMap::new(),
         source,
         server,
         first_seq: 0,
@@ -254,10 +264,12 @@ struct Task {
     marks: Vec<Bookmark>,
     /// The newest of all that was read; the live chain's only.
     recent: Recent,
-    /// What was read last was overwritten before it could be compared.
-    doubt: bool,
+    /// What was read above this was overwritten before it could be compared.
+    doubt: Option<u64>,
     /// The server that the source is read from, and the one that we are connected to.
     source: u64,
+    /// The source that it was compared with last, and how often the connection had been lost then.
+    compared: Option<(u64, u64)>,
     server: String,
     first_seq: u64,
     /// The list that the session begins with is not complete.
@@ -269,6 +281,8 @@ struct Task {
     asked_at: Option<Instant>,
     /// Wants that the next question will answer: catalog → seq.
     waiting: BTreeMap<u64, u64>,
+    /// Wants that came in doubt.
+    doubted: BTreeMap<u64, u64>,
     answered: BTreeMap<u64, u64>,
     pending: u64,
     read_at: Instant,
@@ -302,8 +316,7 @@ impl Task {
                 },
                 answer = answered(&mut self.asking) => self.answer(answer).await,
                 Some(want) = wants.recv() => {
-                    let newest = self.waiting.entry(want.catalog).or_default();
-                    *newest = want.seq.max(*newest);
+                    self.want(want.catalog, want.seq);
                     Ok(())
                 }
                 next = pumped.recv() => match next {
@@ -421,10 +434,7 @@ impl Task {
     async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
         let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
             // Asked again at the next occasion; the wants are kept.
-            for (catalog, seq) in asking.wants {
-                let newest = self.waiting.entry(catalog).or_default();
-                *newest = seq.max(*newest);
-            }
+            asking.wants.into_iter().for_each(|(catalog, seq)| self.want(catalog, seq));
             tokio::time::sleep(SILENCE).await;
             return Ok(());
         };
@@ -458,8 +468,9 @@ impl Task {
             self.last_message = (state.last_time, 0);
             self.send(KeyVersions::default(), true, false).await?;
         }
+        let answered = if self.doubt.is_some() { &mut self.doubted } else { &mut self.answered };
         for (catalog, seq) in asking.wants {
-            let newest = self.answered.entry(catalog).or_default();
+            let newest = answered.entry(catalog).or_default();
             *newest = seq.max(*newest);
         }
         // Catalogs come and go: only the newest few are told of.

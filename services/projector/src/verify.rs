@@ -69,8 +69,8 @@ pub struct Known {
 pub struct Proven {
     /// What it was read from.
     pub source: u64,
-    /// What was read last is overwritten since: that holds once the stream's present end is reached.
-    pub overwritten: bool,
+    /// What was read last is overwritten since, and only this much is the same: that holds once the stream's present end is reached.
+    pub overwritten: Option<u64>,
 }
 
 /// A history that is not, or not certainly, what was read.
@@ -145,7 +145,7 @@ pub(crate) async fn check(
     // Of a server that we are not connected to nobody tells whether it went.
     let run = if bus.leads(&state) { source } else { 0 };
     let Some(suspected) = known.decide(&state, judged, run) else {
-        return Ok(Ok(Proven { source, overwritten: false }));
+        return Ok(Ok(Proven { source, overwritten: None }));
     };
     let Some(recent) = recent.filter(|_| !suspected.broken) else { return Ok(Err(suspected)) };
     let accounted = match recent.walk(suspected.intact, known.held, state.first_seq) {
@@ -158,13 +158,13 @@ pub(crate) async fn check(
     })
 }
 
-/// Accounts for what nothing proves: whether some of it is overwritten, or why it cannot be accounted for.
+/// Accounts for what nothing proves: above where some of it is overwritten, or why it cannot be accounted for.
 async fn account(
     bus: &Bus,
     stream: &str,
     recent: &mut Recent,
     mut walk: Walk,
-) -> Result<Result<bool, String>, BusError> {
+) -> Result<Result<Option<u64>, String>, BusError> {
     while let Some(at) = walk.next() {
         let first = bus.next_message(stream, at + 1).await?;
         let seq = first.as_ref().map_or(0, |m| m.seq);
@@ -179,7 +179,7 @@ async fn account(
     Ok(match missing {
         Some((subject, Some(last))) => Err(format!("the last message of {subject} is {last}")),
         Some((subject, None)) => Err(format!("{subject} has no message any more")),
-        None => Ok(walk.is_overwritten()),
+        None => Ok(walk.is_overwritten().then_some(intact)),
     })
 }
 

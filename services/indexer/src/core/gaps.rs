@@ -6,7 +6,7 @@ use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName};
 
 /// An ST out of reach for this long, with no batch that helps, is a gap. Milliseconds.
 pub(super) const GAP_AFTER: u64 = 2_000;
-/// The same where the topic is known to have dropped something, and only batches on their way could still help.
+/// The same where the topic was found empty, and only batches on their way could still help.
 pub(super) const GAP_SOON: u64 = 50;
 
 impl BucketCore {

@@ -103,7 +103,7 @@ impl BucketCore {
         self.topic.1 != 0
     }
 
-    /// The topic was opened, created then, to be read after `after`; `cut`: it has dropped some of that.
+    /// The topic was opened, created then, to be read after `after`; `cut`: nothing of that is left.
     pub fn topic_opened(&mut self, after: u64, created: i64, cut: bool) {
         self.topic = (after, created);
         self.slices.values_mut().for_each(|slice| slice.cut = cut);

@@ -82,7 +82,7 @@ pub struct Slice {
     pub unstaged: u64,
     /// What it missed may have left nothing to read: delete markers do not stay.
     pub late: bool,
-    /// The topic has dropped what it may need.
+    /// The topic was empty when it was opened.
     pub cut: bool,
     /// Since when an ST is out of reach, and where the chain ended then.
     pub stuck: Vec<Option<(u64, Position)>>,

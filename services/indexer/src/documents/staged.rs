@@ -88,7 +88,7 @@ impl Staged {
             };
             if !newer {
                 let entries: Vec<Entry<'_>> = one.entries.iter().map(|(key, include)| Entry { key, include }).collect();
-                store.compare(vb, &one.docid, one.seqno, &entries, one.reason, u64::MAX)?;
+                store.compare(vb, &one.docid, one.seqno, &entries, one.reason)?;
             }
         }
         Ok(!self.differing.is_empty())

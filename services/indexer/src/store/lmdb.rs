@@ -13,6 +13,7 @@ use super::{
     run::{self, RunReader},
     scan::Snapshot,
     undo::{self, History},
+    value,
 };
 use highwater_schemas::wire::Unindexable;
 use std::{
@@ -208,7 +209,7 @@ impl SliceStore for LmdbStore {
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
     ) -> Result<(), StoreError> {
-        self.replace_if((vb, docid), seqno, entries, reason, |old| seqno > old)
+        self.replace_if((vb, docid), seqno, entries, reason, |old, _| seqno > old.seqno)
     }
 
     fn compare(
@@ -218,13 +219,15 @@ impl SliceStore for LmdbStore {
         seqno: u64,
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
-        proven: u64,
     ) -> Result<(), StoreError> {
-        self.replace_if((vb, docid), seqno, entries, reason, |old| seqno != old || seqno > proven)
+        let differs = |old: &value::Row<'_>, new: Option<&value::Row<'_>>| {
+            old.seqno != seqno || new.is_none_or(|new| new.content != old.content)
+        };
+        self.replace_if((vb, docid), seqno, entries, reason, differs)
     }
 
     fn remove(&mut self, vb: u16, docid: &str, seqno: u64) -> Result<(), StoreError> {
-        self.replace_if((vb, docid), seqno, &[], None, |old| old == seqno)
+        self.replace_if((vb, docid), seqno, &[], None, |old, _| old.seqno == seqno)
     }
 
     fn seqno(&self, vb: u16, docid: &str) -> Result<Option<u64>, StoreError> {

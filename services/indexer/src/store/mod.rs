@@ -252,7 +252,6 @@ pub trait SliceStore: Send {
         seqno: u64,
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
-        proven: u64,
     ) -> Result<(), StoreError>;
 
     /// Removes a document, if it is there with this seqno.

@@ -17,7 +17,7 @@ impl LmdbStore {
         seqno: u64,
         entries: &[Entry<'_>],
         reason: Option<Unindexable>,
-        replaces: impl FnOnce(u64) -> bool,
+        replaces: impl FnOnce(&value::Row<'_>, Option<&value::Row<'_>>) -> bool,
     ) -> Result<(), StoreError> {
         check_entries(docid, entries)?;
         if let Some(building) = &self.building {
@@ -38,7 +38,7 @@ impl LmdbStore {
         let older = [Some(&*rows), Some(&self.rows), self.frozen.as_deref().map(|f| &f.rows)];
         let old = present(older.into_iter().flatten(), live, key, hash)?;
         let new = if row.is_empty() { None } else { Some(value::decode(row)?) };
-        if old.is_some_and(|old| !replaces(old.seqno)) || (old.is_none() && new.is_none()) {
+        if old.as_ref().is_some_and(|old| !replaces(old, new.as_ref())) || (old.is_none() && new.is_none()) {
             return Ok(());
         }
         suffix.clear();

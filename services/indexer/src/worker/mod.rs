@@ -71,7 +71,7 @@ pub(crate) enum Event {
     TopicOpened {
         after: u64,
         created: i64,
-        /// It holds no more all that came after that.
+        /// It has dropped all that came after that.
         cut: bool,
     },
     Live {

@@ -1,5 +1,6 @@
 //! The question for the source's state that is under way.
 
+use super::Task;
 use crate::cover::Question;
 use highwater_bus::{BusError, StreamState};
 use std::collections::BTreeMap;
@@ -31,5 +32,13 @@ pub(super) async fn answered(asking: &mut Option<Asking>) -> (Asking, Option<Ans
             }
         }
         None => std::future::pending().await,
+    }
+}
+
+impl Task {
+    /// A catalog wants to know what the stream is after now.
+    pub(super) fn want(&mut self, catalog: u64, seq: u64) {
+        let newest = self.waiting.entry(catalog).or_default();
+        *newest = seq.max(*newest);
     }
 }

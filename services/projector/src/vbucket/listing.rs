@@ -9,7 +9,7 @@ impl Task {
         if self.list_end == Some(self.cover.position()) {
             // The topic may have lost the end of the list.
             let to = Position::new(self.cover.position(), self.round);
-            return self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again);
+            self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
         }
         // A slice that merges needs a place in the live chain.
         // The topic of a session may have lost its end: then this one does not join on.

@@ -44,7 +44,7 @@ impl Task {
             time: message.time,
             hash: self.last_message.1,
             // Before the end is reached again, that it was read proves nothing of what came before it.
-            source: if self.doubt { 0 } else { self.source },
+            source: if self.doubt.is_some() { 0 } else { self.source },
         };
         self.marks.push(mark.clone());
         thin(&mut self.marks, MARKS);
@@ -80,14 +80,15 @@ impl Task {
 
     /// Compares the source with what was read from it, as long as it takes.
     pub(super) async fn verify(&mut self) -> Result<(), End> {
-        let known = self.known();
+        let (known, losses) = (self.known(), self.bus.losses());
         let proven = verified(&self.bus, &self.assignment.stream, &known, Some(&mut self.recent)).await;
         let Proven { source, overwritten } = proven.map_err(End::Suspected)?;
         self.source = source;
+        self.compared = Some((source, losses));
         let Assignment { bucket, vb, .. } = &self.assignment;
-        tracing::info!(bucket, vb, overwritten, "the source was compared with what was read, and is the same");
+        tracing::info!(bucket, vb, ?overwritten, "the source was compared with what was read, and is the same");
         self.doubt = overwritten;
-        if overwritten {
+        if overwritten.is_some() {
             self.cover.doubt();
         } else {
             self.trust();
@@ -97,17 +98,30 @@ impl Task {
 
     /// What was read before this run of the server is proven in it from now on.
     fn trust(&mut self) {
-        self.doubt = false;
+        self.doubt = None;
         if let Some(last) = self.marks.last_mut() {
             last.source = self.source;
+        }
+        // They are answered by what the stream is from now on.
+        for (catalog, seq) in std::mem::take(&mut self.doubted) {
+            self.want(catalog, seq);
         }
     }
 
     /// The end that the stream had when it was compared may be reached.
     pub(super) fn look_at_doubt(&mut self) {
-        if self.doubt && self.cover.is_closed() {
+        if self.doubt.is_some() && self.cover.is_closed() {
             self.trust();
         }
+    }
+
+    /// Whether the source was compared already in this run of its server, as far as that can be known.
+    async fn is_compared(&self) -> bool {
+        let Some((source, losses)) = self.compared else { return false };
+        let state = self.bus.stream_state(&self.assignment.stream).await;
+        state.is_ok_and(|state| {
+            self.bus.leads(&state) && verify::source(&self.bus, &state) == source && self.bus.losses() == losses
+        })
     }
 
     /// Another server, or another run of it, is there: the source is compared before much is overwritten.
@@ -126,6 +140,13 @@ impl Task {
         if !self.live() {
             let why = "the server restarted while revisions were hidden";
             return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
+        }
+        if self.is_compared().await {
+            return Ok(());
+        }
+        if let Some(intact) = self.doubt {
+            // What would have made up for a loss may be lost in its turn.
+            return Err(self.unproven("the server restarted again before the end of the stream was reached", intact));
         }
         self.verify().await?;
         if hidden {

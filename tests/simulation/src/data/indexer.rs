@@ -155,7 +155,7 @@ impl Indexer {
 
     fn open_topic(&mut self, env: &Env, after: u64) {
         self.topic = Some(Reading { after, created: env.topic.created, epoch: env.topic.epoch });
-        let cut = env.topic.messages.keys().next().copied().unwrap_or(env.topic.last + 1) > after + 1;
+        let cut = env.topic.messages.is_empty() && env.topic.last > after;
         self.core.topic_opened(after, env.topic.created, cut);
         self.notable = true;
     }

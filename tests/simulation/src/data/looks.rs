@@ -23,27 +23,31 @@ pub fn check(source: &Source, known: &Known, recent: Option<&mut Recent>) -> Res
             break;
         }
     }
-    let proven = |overwritten| Proven { source: source.identity(), overwritten };
-    let Some(suspected) = known.decide(&source.state(), judged, source.identity()) else { return Ok(proven(false)) };
+    let Some(suspected) = known.decide(&source.state(), judged, source.identity()) else {
+        return Ok(Proven { source: source.identity(), overwritten: None });
+    };
     let accounted = || {
         let recent = recent.filter(|_| !suspected.broken)?;
         let walk = recent.walk(suspected.intact, known.held, source.state().first_seq)?;
         account(source, recent, walk)
     };
-    accounted().map(proven).ok_or(suspected)
+    accounted().ok_or(suspected)
 }
 
-/// Accounts for what nothing proves: whether some of it is overwritten.
-fn account(source: &Source, recent: &mut Recent, mut walk: Walk) -> Option<bool> {
+/// Accounts for what nothing proves: above where some of it is overwritten.
+fn account(source: &Source, recent: &mut Recent, mut walk: Walk) -> Option<Proven> {
     while let Some(at) = walk.next() {
         let first = source.messages.range(at + 1..).next().map(|(seq, m)| (*seq, m.time, m.uid));
         if !walk.found(recent, first) {
             return None;
         }
     }
-    let subjects = recent.subjects_above(walk.intact()?);
+    let intact = walk.intact()?;
+    let subjects = recent.subjects_above(intact);
     let last = |subject: &String| (0..KEYS).find(|key| Source::docid(*key) == *subject).and_then(|k| source.last_of(k));
-    subjects.iter().all(|subject| walk.is_newer(last(subject))).then_some(walk.is_overwritten())
+    let overwritten = walk.is_overwritten().then_some(intact);
+    let all_newer = subjects.iter().all(|subject| walk.is_newer(last(subject)));
+    all_newer.then(|| Proven { source: source.identity(), overwritten })
 }
 
 fn look(source: &Source, mark: &Bookmark) -> Found {

@@ -188,7 +188,8 @@ impl Store {
             let proven = *proven;
             // Up to `proven` the seqno tells, above it the document.
             named.insert(if seqno <= proven { (String::new(), seqno) } else { (docid.clone(), 0) });
-            self.put_if((batch.vb, docid), seqno, uid, |old| seqno != old || seqno > proven);
+            let differs = self.rows.get(&(batch.vb, docid.clone())).map(|(_, old)| *old) != uid;
+            self.put_if((batch.vb, docid), seqno, uid, |old| seqno != old || differs);
         }
     }
 

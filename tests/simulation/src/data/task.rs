@@ -102,7 +102,9 @@ pub struct Task {
     bookmark: Option<Bookmark>,
     marks: Vec<Bookmark>,
     recent: Recent,
-    doubt: bool,
+    doubt: Option<u64>,
+    compared: Option<u64>,
+    doubted: BTreeMap<u64, u64>,
     source: u64,
     server: u64,
     first_seq: u64,
@@ -141,7 +143,9 @@ impl Task {
             bookmark: None,
             marks: assignment.known.bookmarks.clone(),
             recent: Recent::new(0, 0, 0),
-            doubt: false,
+            doubt: None,
+            compared: None,
+            doubted: BTreeMap::new(),
             source: 0,
             server: 0,
             first_seq: 0,
@@ -203,7 +207,7 @@ impl Task {
             let server = self.stream(env).run;
             if self.live() && server != self.server {
                 self.server = server;
-                self.verify(env, all)?;
+                self.restarted(env, all)?;
             }
         }
         if env.now >= self.poll_at {
@@ -212,7 +216,8 @@ impl Task {
             if self.list_end == Some(self.cover.position()) {
                 let to = Position::new(self.cover.position(), self.round);
                 self.lane.chunk(env, Chunk::Listed { to });
-            } else if self.plan.anchor > 0 || !self.live() {
+            }
+            if self.plan.anchor > 0 || !self.live() {
                 self.send(env, KeyVersions::default(), true, true);
             }
         }
@@ -255,6 +260,9 @@ impl Task {
                     self.marks.extend(self.bookmark.clone());
                 }
                 self.lane = Lane::new(LaneInfo { created: self.created, ..self.assignment.lane.clone() });
+                if self.live() {
+                    self.cover.doubt();
+                }
                 self.removals.staged(self.plan.staged);
                 self.send(env, KeyVersions::default(), true, true);
                 self.poll_at = env.now + POLL;
@@ -350,7 +358,7 @@ impl Task {
         self.last_message = (last.message.time, last.message.uid);
         if self.live() {
             self.look_at_doubt();
-            let mark = bookmark(last.seq, &last.message, if self.doubt { 0 } else { self.source });
+            let mark = bookmark(last.seq, &last.message, if self.doubt.is_some() { 0 } else { self.source });
             self.marks.push(mark.clone());
             thin(&mut self.marks, MARKS);
             self.bookmark = Some(mark);

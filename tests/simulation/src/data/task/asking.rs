@@ -77,7 +77,7 @@ impl Task {
             self.changed(env, all, "the source's state has changed")?;
         }
         if source != self.source && self.source != 0 && self.live() {
-            self.verify(env, all)?;
+            self.restarted(env, all)?;
         }
         self.source = source;
         self.first_seq = state.first_seq;
@@ -95,8 +95,9 @@ impl Task {
             self.last_message = (state.last_time, 0);
             self.send(env, KeyVersions::default(), true, false);
         }
+        let answered = if self.doubt.is_some() { &mut self.doubted } else { &mut self.answered };
         for (catalog, seq) in asking.wants {
-            let newest = self.answered.entry(catalog).or_default();
+            let newest = answered.entry(catalog).or_default();
             *newest = seq.max(*newest);
         }
         let asked = self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect();

@@ -2,7 +2,7 @@
 
 use super::{End, Frozen, KnownToAll, Task};
 use crate::data::{env::Env, looks::check};
-use highwater_projector::verify::{Known, Proven};
+use highwater_projector::verify::{Known, Proven, Suspected};
 
 impl Task {
     pub(super) fn changed(&mut self, env: &mut Env, all: &mut KnownToAll, _why: &str) -> Result<(), End> {
@@ -30,8 +30,9 @@ impl Task {
             check(source, &known, Some(&mut self.recent)).map_err(End::Suspected)?;
         self.source = read_from;
         self.line = source.line();
+        self.compared = Some(read_from);
         self.doubt = overwritten;
-        if overwritten {
+        if overwritten.is_some() {
             env.count("histories accounted for");
             self.cover.doubt();
         } else {
@@ -41,14 +42,18 @@ impl Task {
     }
 
     pub(super) fn trust(&mut self) {
-        self.doubt = false;
+        self.doubt = None;
+        for (catalog, seq) in std::mem::take(&mut self.doubted) {
+            let newest = self.waiting.entry(catalog).or_default();
+            *newest = seq.max(*newest);
+        }
         if let Some(last) = self.marks.last_mut() {
             last.source = self.source;
         }
     }
 
     pub(super) fn look_at_doubt(&mut self) {
-        if self.doubt && self.cover.is_closed() {
+        if self.doubt.is_some() && self.cover.is_closed() {
             self.trust();
         }
     }
@@ -62,6 +67,18 @@ impl Task {
         let hidden = self.cover.covered() < self.cover.position();
         if !self.live() {
             return if hidden { Err(End::Broken) } else { Ok(()) };
+        }
+        if self.compared == Some(self.stream(env).identity()) {
+            return Ok(());
+        }
+        if let Some(intact) = self.doubt {
+            return Err(End::Suspected(Suspected {
+                reason: "the server restarted again before the end of the stream was reached".into(),
+                intact,
+                last: self.source_last.max(self.cover.position()),
+                broken: false,
+                bookmarks: self.known(all).proof(intact),
+            }));
         }
         self.verify(env, all)?;
         if hidden {
