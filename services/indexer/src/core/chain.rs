@@ -1,8 +1,8 @@
 //! One vbucket's mutation queue: the intervals received and not yet applied, and how a slice follows them.
 //!
 //! Batches of generation *g* count exactly for positions above X of *g* and up to the lowest X of a later one, also when they
-//! arrive late. A batch advances a slice when its topology is not older than the slice and its interval begins at or below the slice's position and
-//! ends above it.
+//! arrive late. A batch advances a slice when its topology is not older than the slice and its interval begins at or below the
+//! slice's position and ends above it.
 
 use crate::payload::Payload;
 use highwater_schemas::{Position, wire::BatchView};
