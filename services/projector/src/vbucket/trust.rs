@@ -87,10 +87,11 @@ impl Task {
         self.compared = Some((source, losses));
         let Assignment { bucket, vb, .. } = &self.assignment;
         tracing::info!(bucket, vb, ?overwritten, "the source was compared with what was read, and is the same");
-        self.doubt = overwritten;
+        // One that is open stays so, whatever was read since.
+        self.doubt = overwritten.or(self.doubt.filter(|_| !self.cover.is_closed()));
         if overwritten.is_some() {
             self.cover.doubt();
-        } else {
+        } else if self.doubt.is_none() {
             self.trust();
         }
         Ok(())
@@ -115,13 +116,13 @@ impl Task {
         }
     }
 
-    /// Whether the source was compared already in this run of its server, as far as that can be known.
-    async fn is_compared(&self) -> bool {
-        let Some((source, losses)) = self.compared else { return false };
-        let state = self.bus.stream_state(&self.assignment.stream).await;
-        state.is_ok_and(|state| {
-            self.bus.leads(&state) && verify::source(&self.bus, &state) == source && self.bus.losses() == losses
-        })
+    /// Whether the source was compared with the server that leads it now, and since we were last connected to ours; if so, whether
+    /// it cannot have gone since.
+    async fn compared_here(&self) -> Option<bool> {
+        let (source, losses) = self.compared?;
+        let state = self.bus.stream_state(&self.assignment.stream).await.ok()?;
+        let here = verify::source(&self.bus, &state) == source && self.bus.losses() == losses;
+        here.then(|| self.bus.leads(&state))
     }
 
     /// Another server, or another run of it, is there: the source is compared before much is overwritten.
@@ -141,10 +142,13 @@ impl Task {
             let why = "the server restarted while revisions were hidden";
             return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
         }
-        if self.is_compared().await {
+        let here = self.compared_here().await;
+        if here == Some(true) {
             return Ok(());
         }
-        if let Some(intact) = self.doubt {
+        if here.is_none()
+            && let Some(intact) = self.doubt
+        {
             // What would have made up for a loss may be lost in its turn.
             return Err(self.unproven("the server restarted again before the end of the stream was reached", intact));
         }
