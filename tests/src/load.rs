@@ -103,7 +103,8 @@ impl Scans {
             let mut scanned = Scanned::default();
             let began = Instant::now();
             let mut last = began;
-            while !told.load(Ordering::Relaxed) {
+            // Once at least, however soon it is over.
+            loop {
                 match client.request_within("hw.query.scan", &request, SCAN_WITHIN).await {
                     Ok(_) => {
                         scanned.answered += 1;
@@ -111,6 +112,9 @@ impl Scans {
                         last = Instant::now();
                     }
                     Err(refused) => scanned.failed.push((began.elapsed(), refused)),
+                }
+                if told.load(Ordering::Relaxed) {
+                    break;
                 }
                 tokio::time::sleep(BETWEEN_SCANS).await;
             }
