@@ -161,12 +161,12 @@ impl StreamReader {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let consumer = self
-            .bus
-            .js
-            .create_consumer_on_stream(config, self.stream.clone())
-            .await
-            .map_err(|e| BusError::other("consumer", format!("{}: {e}", self.stream)))?;
+        let refused = |why: &dyn std::fmt::Display| BusError::other("consumer", format!("{}: {why}", self.stream));
+        let made = self.bus.js.create_consumer_on_stream(config, self.stream.clone());
+        let consumer = match self.bus.unless_lost(made).await {
+            Some(made) => made.map_err(|e| refused(&e))?,
+            None => return Err(refused(&"the connection was lost")),
+        };
         self.consumer.clone_from(&consumer.cached_info().name);
         if let Some(list) = self.list.as_mut().filter(|_| listing) {
             list.messages = consumer.cached_info().num_pending;
@@ -191,7 +191,7 @@ impl StreamReader {
         let before = self.server_id.clone();
         // Best effort: the server also removes it when it is inactive.
         let old = std::mem::take(&mut self.consumer);
-        let _ = self.bus.js.delete_consumer_from_stream(old, self.stream.as_str()).await;
+        let _ = self.bus.unless_lost(self.bus.js.delete_consumer_from_stream(old, self.stream.as_str())).await;
         let mut retry = self.bus.retry(format!("reading stream {}", self.stream)).within(LONGEST);
         loop {
             let error = match self.bus.stream_state(&self.stream).await {

@@ -15,9 +15,6 @@ const BUILT_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than a rollback of so few documents takes on a machine that does much else.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// What a projector logs.
-const COMPARED: &str = "compared with what was read, and is the same";
-
 /// What becomes of the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -42,60 +39,6 @@ async fn a_source_that_lost_its_tail_is_followed_back() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_was_made_anew_is_indexed_anew() -> Result<()> {
     taken_back(Fate::Recreated, &mut Rng::seeded("made anew")).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_restarts_with_its_history_takes_nothing_back() -> Result<()> {
-    let mut rng = Rng::seeded("restart");
-    Cluster::start()
-        .await?
-        .run(async |cluster| {
-            let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?.patient(BACK_WITHIN);
-            let indexes = indexed(&client, &source, &mut rng).await?;
-            for round in 0..4 {
-                // At rest, and while hot documents are overwritten.
-                let hot = round % 2 == 1;
-                let mut checker = Checker::start(&client, &source, &indexes, &mut rng);
-                if hot {
-                    checker = checker.with_writer(Writer::start(&source, &mut rng));
-                }
-                load::write(&source, 300, &mut rng).await?;
-                if !hot {
-                    for index in &indexes {
-                        ask::whole(&client, &source, index).await?;
-                    }
-                }
-                let before = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
-                let compared = cluster.node("projector-1")?.log().matches(COMPARED).count();
-                let restarted = async |checker: &Checker| {
-                    cluster.nats().kill();
-                    cluster.nats().start_again()?;
-                    if !hot {
-                        // Before anything is overwritten, the last message proves all of it.
-                        let projector = &*cluster.node("projector-1")?;
-                        until("the source is compared", BACK_WITHIN, async || {
-                            let now = projector.log().matches(COMPARED).count();
-                            if now > compared { Ok(()) } else { Err(now.to_string()) }
-                        })
-                        .await?;
-                    }
-                    load::write(&source, 300, &mut rng).await?;
-                    checker.answered(2, BACK_WITHIN).await.context("after the restart")?;
-                    Branches::at_rest(&client, BUCKET, BACK_WITHIN).await
-                };
-                checker.through(BACK_WITHIN, restarted).await?;
-                for index in &indexes {
-                    ask::whole(&client, &source, index).await?;
-                }
-                let after = Branches::soon(&client, BUCKET, BACK_WITHIN).await?;
-                println!("{round}: {before:?}, then {after:?}");
-                ensure!(!after.broken(), "an intact history was taken for a broken one: {after:?}");
-                ensure!(hot || after.count(0) == before.count(0), "a history at rest was not proven: {after:?}");
-            }
-            Ok(())
-        })
-        .await
 }
 
 /// Documents, and indexes over them.

@@ -363,7 +363,7 @@ impl Task {
                 self.cover.message(message.seq);
             }
             self.pending = message.pending;
-            let hash = self.remember(message);
+            self.remember(message);
             if let Some(docid) = message.subject.as_str().strip_prefix(self.assignment.prefix.as_str()) {
                 if is_delete(message, self.assignment.kv) {
                     self.evaluator.delete(message.seq, docid, &mut versions);
@@ -373,7 +373,7 @@ impl Task {
             }
             let last = i + 1 == messages.len();
             if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
-                self.last_message = (message.time, hash);
+                self.last_message = (message.time, verify::fingerprint(&message.subject, &message.payload));
                 self.mark(message);
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }

@@ -13,13 +13,12 @@ use std::sync::{PoisonError, atomic::Ordering};
 const MARKS: usize = 64;
 
 impl Task {
-    /// Remembers a message, and answers its hash.
-    pub(super) fn remember(&mut self, message: &StreamMessage) -> u64 {
-        let hash = verify::fingerprint(&message.subject, &message.payload);
+    /// Remembers a message of the live chain.
+    pub(super) fn remember(&mut self, message: &StreamMessage) {
         if self.live() {
+            let hash = verify::fingerprint(&message.subject, &message.payload);
             self.recent.push(message.seq, &message.subject, message.time, hash);
         }
-        hash
     }
 
     /// Remembers what comes from below where the chain begins; answers the others.
