@@ -1,6 +1,7 @@
 //! A child process with its output in files, killed by its id when dropped.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
@@ -96,14 +97,33 @@ impl Child {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&mut self) -> Result<()> {
-        self.signal("TERM")
+        self.signal(Signal::TERM)
     }
 
-    /// Sends a signal: `TERM`, `STOP`, `CONT`.
-    pub fn signal(&mut self, name: &str) -> Result<()> {
+    /// SIGSTOP, and waits until none of its threads runs any more: the signal alone reaches them one after the other, and those
+    /// that it has not reached yet go on with what they do.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let news = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_child(&self.inner)), news).context("nothing is heard of it")?;
+        ensure!(self.exited().is_none(), "{} has ended\n{}", self.name, self.log_tail());
+        Ok(())
+    }
+
+    /// Lets it run on after [`Self::freeze`].
+    pub fn thaw(&mut self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// SIGHUP: a nats-server reads its configuration again.
+    pub fn reload(&mut self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
         if self.exited().is_none() {
             // The child is not reaped yet, so the id is still its own.
-            Command::new("kill").args(["-s", name, &self.id().to_string()]).status().context("kill does not start")?;
+            kill_process(Pid::from_child(&self.inner), signal).context("it cannot be signalled")?;
         }
         Ok(())
     }

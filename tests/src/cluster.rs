@@ -93,7 +93,7 @@ impl Cluster {
     /// Has that server take another configuration.
     pub fn reconfigure(&mut self, configuration: &str) -> Result<()> {
         fs::write(self.path().join(CONFIGURATION), configuration).context("cannot write the configuration")?;
-        self.nats().child().signal("HUP")
+        self.nats().child().reload()
     }
 
     /// Only nats-servers, three of them, which form a cluster; services will keep three replicas of their streams.

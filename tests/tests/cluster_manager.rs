@@ -281,10 +281,10 @@ async fn another_takes_over_from_one_that_ends_dies_or_sleeps() -> Result<()> {
             std::mem::swap(&mut active, &mut other);
 
             // Asleep for longer than its lease, then awake with all that it did not hear.
-            cluster.node(active)?.signal("STOP")?;
+            cluster.node(active)?.freeze()?;
             settled(&client, "the sleeper is replaced", |s| s.cluster_manager == other && known(s)).await?;
             heard.further_events(20).await?;
-            cluster.node(active)?.signal("CONT")?;
+            cluster.node(active)?.thaw()?;
             settled(&client, "the sleeper is a standby", |s| {
                 s.cluster_manager == other && alive(s, active) == Some(true)
             })
@@ -341,9 +341,9 @@ async fn a_server_that_pauses_makes_nobody_down() -> Result<()> {
             let _a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
             let first = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
             let heard = Heard::start(cluster.url()).await?;
-            cluster.nats().child().signal("STOP")?;
+            cluster.nats().child().freeze()?;
             tokio::time::sleep(Duration::from_millis(2_500)).await;
-            cluster.nats().child().signal("CONT")?;
+            cluster.nats().child().thaw()?;
             let after =
                 settled(&client, "a coordinates", |s| !s.cluster_manager.is_empty() && s.coordinator == "a").await?;
             ensure!(after.term == first.term, "{after:?}");

@@ -154,9 +154,9 @@ async fn burst(
     let mut outcome = Ok(());
     if number.is_multiple_of(3) {
         let projector = cluster.node("projector-1")?;
-        projector.signal("STOP")?;
+        projector.freeze()?;
         tokio::time::sleep(STANDSTILL).await;
-        projector.signal("CONT")?;
+        projector.thaw()?;
     } else if kill && number % 3 == 2 {
         cluster.restart("projector-1").await?;
     }

@@ -29,10 +29,10 @@ async fn says_whether_a_node_or_nats_serves() -> Result<()> {
                 ensure!(ended == Some(code) && said.contains(word), "ping {arguments:?}: {ended:?} {said}");
             }
             // Stopped, but not gone: NATS still takes requests for it.
-            cluster.node("indexer-1")?.signal("STOP")?;
+            cluster.node("indexer-1")?.freeze()?;
             let (ended, said) = ping(&["indexer-1", "--timeout-ms", "300"], &url)?;
             ensure!(ended == Some(1) && said.contains("300 ms"), "ping of a node that hangs: {ended:?} {said}");
-            cluster.node("indexer-1")?.signal("CONT")?;
+            cluster.node("indexer-1")?.thaw()?;
             let (ended, said) = ping(&["indexer-1"], &url)?;
             ensure!(ended == Some(0), "ping of a node that goes on: {ended:?} {said}");
 

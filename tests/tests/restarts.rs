@@ -98,10 +98,10 @@ async fn a_process_that_was_given_up_and_comes_back_does_no_harm() -> Result<()>
             for node in ["projector-1", "projector-2", "indexer-1", "projector-2", "projector-1"] {
                 let writer = Writer::start(&source, &mut rng);
                 written(&source, 200 + rng.below(500)).await?;
-                cluster.node(node)?.signal("STOP")?;
+                cluster.node(node)?.freeze()?;
                 alive(&client, node, false).await?;
                 written(&source, 200 + rng.below(500)).await?;
-                cluster.node(node)?.signal("CONT")?;
+                cluster.node(node)?.thaw()?;
                 alive(&client, node, true).await?;
                 written(&source, 200).await?;
                 writer.stop().await?;

@@ -18,9 +18,9 @@ pub async fn wakes_up(name: &str, cluster: Cluster, with_cluster_manager: bool, 
             let slept = cluster.node(&master)?.log().matches("coordinates no more").count();
             trial.create(&format!("before{round}")).await?;
             let gone = Instant::now();
-            cluster.node(&master)?.signal("STOP")?;
+            cluster.node(&master)?.freeze()?;
             if with_cluster_manager {
-                cluster.node(&active)?.signal("STOP")?;
+                cluster.node(&active)?.freeze()?;
             }
             // It waits for the sleeper, which has everything that it needs to append.
             let stale = trial::named(&format!("stale{round}")).definition(BUCKET);
@@ -34,9 +34,9 @@ pub async fn wakes_up(name: &str, cluster: Cluster, with_cluster_manager: bool, 
             println!("round {round}: {next} in term {later} after {master} in term {term}, {:?}", gone.elapsed());
             ensure!(next != master, "the sleeper coordinates");
             trial.create(&format!("meanwhile{round}")).await?;
-            cluster.node(&master)?.signal("CONT")?;
+            cluster.node(&master)?.thaw()?;
             if with_cluster_manager {
-                cluster.node(&active)?.signal("CONT")?;
+                cluster.node(&active)?.thaw()?;
             }
             let answer = asked.await?;
             let refused = answer.err().context("a deposed master created an index")?;
