@@ -6,7 +6,7 @@ use crate::{
     payload::Payload,
     worker::Event,
 };
-use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader};
+use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader, Subscription};
 use highwater_schemas::{
     subjects,
     wire::{self, HighWatermark, Stability},
@@ -145,17 +145,20 @@ impl Feed {
         }
     }
 
-    /// Hands on the bucket's stability timestamps.
-    pub(crate) async fn stability(self) {
+    /// Hands on the bucket's stability timestamps: of `first`, where that is open already.
+    pub(crate) async fn stability(self, mut first: Option<Subscription>) {
         let subject = subjects::stability(&self.bucket);
         let mut retry = self.bus.retry(format!("subscription to {subject}")).within(LONGEST);
         loop {
-            let mut subscription = match self.bus.subscribe(&subject).await {
-                Ok(subscription) => subscription,
-                Err(error) => {
-                    retry.wait(&error).await;
-                    continue;
-                }
+            let mut subscription = match first.take() {
+                Some(subscription) => subscription,
+                None => match self.bus.subscribe(&subject).await {
+                    Ok(subscription) => subscription,
+                    Err(error) => {
+                        retry.wait(&error).await;
+                        continue;
+                    }
+                },
             };
             retry.over();
             while let Some(message) = subscription.next().await {

@@ -340,9 +340,11 @@ impl Shell {
             events: events.clone(),
             refused: Arc::clone(&self.refused),
         };
+        // Before the coordinator is told of the slices, as it answers with a timestamp.
+        let heard = self.bus.subscribe(&subjects::stability(name)).await.ok();
         let tasks = vec![
             tokio::spawn(feed.clone().mutation(self.config.node.clone(), from)).abort_handle(),
-            tokio::spawn(feed.clone().stability()).abort_handle(),
+            tokio::spawn(feed.clone().stability(heard)).abort_handle(),
             tokio::spawn(feeds::speak(self.bus.clone(), watermarks)).abort_handle(),
             tokio::spawn(reports::note(watched.clone(), self.notable.clone())).abort_handle(),
         ];

@@ -86,6 +86,13 @@ impl Members {
         member.applied.extend(part.applied);
     }
 
+    /// The buckets of which a report tells of slices, and of which the node had none before.
+    fn opened(&self, key: &(NodeKind, String), report: &Member) -> Vec<String> {
+        let before = self.seen.get(key).filter(|m| m.incarnation == report.incarnation);
+        let known = |bucket: &String| before.is_some_and(|m| m.slices.contains_key(bucket));
+        report.slices.keys().filter(|bucket| !known(bucket)).cloned().collect()
+    }
+
     /// Without a cluster manager its last word counts for a while only.
     pub(super) fn forget_cluster(&mut self, now: u64, config: &Config) {
         if now > self.seen_cluster + 2 * config.patience() {
@@ -241,6 +248,10 @@ impl Core {
             reading: join.reading,
             reads: join.reads,
         };
+        // Who has just opened slices has not heard of any timestamp.
+        for bucket in self.members.opened(&key, &member) {
+            self.repeat_stability(&bucket);
+        }
         if let Some(only) = &join.only {
             self.members.take(&key, only, member);
             self.urgent = true;
@@ -261,11 +272,6 @@ impl Core {
                 || b.lost != member.lost
                 || b.urgent != member.urgent
         });
-        // Who has just opened its slices has not heard of any timestamp.
-        let opened = before.is_none_or(|b| b.incarnation != member.incarnation || b.slices.is_empty());
-        if opened && !member.slices.is_empty() {
-            self.repeat_stability();
-        }
         self.members.seen.insert(key, member);
     }
 

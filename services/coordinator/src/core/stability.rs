@@ -163,9 +163,11 @@ impl Core {
         self.issue(now, &sync.bucket, out);
     }
 
-    /// The newest ones are told again soon.
-    pub(super) fn repeat_stability(&mut self) {
-        self.stability.values_mut().for_each(|entry| entry.published_at = 0);
+    /// The newest one of a bucket is told again soon.
+    pub(super) fn repeat_stability(&mut self, bucket: &str) {
+        if let Some(entry) = self.stability.get_mut(bucket) {
+            entry.published_at = 0;
+        }
     }
 
     pub(super) fn issue_all(&mut self, now: u64, out: &mut Vec<Action>) {

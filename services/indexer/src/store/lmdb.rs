@@ -292,12 +292,13 @@ impl SliceStore for LmdbStore {
 
     fn memory(&self) -> usize {
         let layers: usize = self.layers.iter().map(|l| l.memory()).sum();
-        let written: usize = self.layers[..self.frozen_layers].iter().map(|l| l.memory()).sum();
-        let frozen = self.frozen.as_ref();
-        let (rows, collected) = frozen.map_or((0, 0), |f| (f.rows.memory(), f.collected.bytes()));
+        let frozen = self.frozen.as_ref().map_or(0, |f| f.rows.memory() + f.collected.bytes());
+        // What a running commit writes is held twice: as layers and rows, and as LMDB's dirty pages.
+        let dirty = self.frozen.as_ref().filter(|f| f.running.load(Ordering::Relaxed)).map_or(0, |f| {
+            f.rows.memory() + self.layers[..self.frozen_layers].iter().map(|l| l.memory()).sum::<usize>()
+        });
         let collecting = self.building.as_ref().map_or(0, |b| b.collected.bytes());
-        // What a commit writes is held twice: as layers and rows, and as LMDB's dirty pages.
-        layers + written + 2 * rows + collected + collecting + self.open.memory() + self.rows.memory()
+        layers + frozen + dirty + collecting + self.open.memory() + self.rows.memory()
     }
 
     fn is_clean(&self) -> bool {

@@ -46,6 +46,8 @@ pub(super) struct Frozen {
     pub layers: Vec<Arc<Layer>>,
     pub rows: Rows,
     pub collected: Collected,
+    /// Set when its job is no longer only waiting for its turn.
+    pub running: AtomicBool,
     /// Set when a commit begins, taken back when it certainly did not happen.
     pub uncertain: AtomicBool,
 }
@@ -131,6 +133,7 @@ impl PersistJob {
     /// Writes, commits and syncs.
     pub fn run(self) -> PersistOutcome {
         let Self { dir, identity, limits, mark, purpose, frozen, work } = self;
+        frozen.running.store(true, Ordering::Relaxed);
         let context = Context { identity: &identity, limits: &limits, mark: &mark, purpose, frozen: &frozen };
         let result = match work {
             Work::Refused(error) => Err(error),

@@ -106,16 +106,22 @@ fn numbers_that_cannot_rise_are_not_given() {
 
 #[test]
 fn who_has_opened_its_slices_hears_the_newest_timestamp_at_once() {
-    let mut d = Driver::with_index();
-    d.now = 1_000;
-    d.sync(1, 9, 0);
-    d.join(NodeKind::Indexer, "i", 2, Vec::new(), None);
-    d.tick(20);
-    let before = d.published.len();
-    d.join(NodeKind::Indexer, "i", 2, vec![report(SliceState::Active, 0)], None);
-    d.tick(20);
-    assert_eq!((d.published.len(), d.last().vbs[0].position.seqno), (before + 1, 9));
-    d.join(NodeKind::Indexer, "i", 2, vec![report(SliceState::Active, 0)], None);
-    d.tick(20);
-    assert_eq!(d.published.len(), before + 1, "once");
+    for news in [false, true] {
+        let mut d = Driver::with_index();
+        d.now = 1_000;
+        d.sync(1, 9, 0);
+        d.join(NodeKind::Indexer, "i", 2, Vec::new(), None);
+        d.tick(20);
+        let before = d.published.len();
+        // In a report of everything, or in one of what is new.
+        let (term, slices) = (d.core.context().term, vec![report(SliceState::Active, 0)]);
+        let only = news.then(|| vec!["b".to_owned()]);
+        let opened = Join { term, only, slices, ..Join::new(NodeKind::Indexer, "i", 2) };
+        d.event(Event::Join(opened.clone()));
+        d.tick(20);
+        assert_eq!((d.published.len(), d.last().vbs[0].position.seqno), (before + 1, 9));
+        d.event(Event::Join(opened));
+        d.tick(20);
+        assert_eq!(d.published.len(), before + 1, "once");
+    }
 }

@@ -199,3 +199,20 @@ fn an_outcome_is_taken_back_only_by_its_store() {
     let foreign = b.begin_persist(mark(1), Purpose::Snapshot { at: 1 }).expect("begins").run();
     assert!(matches!(a.finish_persist(foreign), Err(StoreError::Misuse(_))));
 }
+
+#[test]
+fn what_a_commit_writes_is_held_twice_only_while_it_does() {
+    let dir = directory();
+    let mut store = filled(dir.path());
+    for n in 0..100 {
+        store.replace(0, &format!("d{n}"), 10 + n, &[ENTRY], None).expect("replaces");
+    }
+    store.seal().expect("seals");
+    let held = store.memory();
+    let job = store.begin_persist(mark(2), Purpose::Snapshot { at: 2 }).expect("begins");
+    assert_eq!(store.memory(), held, "it waits for its turn");
+    let outcome = job.run();
+    assert!(store.memory() > held + held / 2, "{} of {held}", store.memory());
+    store.finish_persist(outcome).expect("persists");
+    assert!(store.memory() < held, "{} of {held}", store.memory());
+}
