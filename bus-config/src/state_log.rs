@@ -81,10 +81,14 @@ impl StateLog {
         if rollup {
             headers.insert(header::NATS_ROLLUP, "all");
         }
-        let outcome = match self.bus.js.publish_with_headers(STATE_SUBJECT, headers, record).await {
-            Ok(acknowledged) => acknowledged.await,
-            Err(error) => Err(error),
+        let sent = async {
+            match self.bus.js.publish_with_headers(STATE_SUBJECT, headers, record).await {
+                Ok(acknowledged) => acknowledged.await,
+                Err(error) => Err(error),
+            }
         };
+        // An acknowledgement that got lost with the connection is not waited for.
+        let Some(outcome) = self.bus.unless_lost(sent).await else { return Appended::Unknown };
         match outcome {
             Ok(ack) => Appended::Acked(ack.sequence),
             Err(e) => match e.kind() {
@@ -100,10 +104,11 @@ impl StateLog {
     pub async fn read_at(&self, seq: u64) -> Result<Option<Bytes>, BusError> {
         let other = |e: String| BusError::other("read the log", e);
         let stream = self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
-        match stream.get_raw_message(seq).await {
-            Ok(message) => Ok(Some(message.payload)),
-            Err(e) if no_message(&e) || no_stream(&e) => Ok(None),
-            Err(e) => Err(other(e.to_string())),
+        match self.bus.unless_lost(stream.get_raw_message(seq)).await {
+            Some(Ok(message)) => Ok(Some(message.payload)),
+            Some(Err(e)) if no_message(&e) || no_stream(&e) => Ok(None),
+            Some(Err(e)) => Err(other(e.to_string())),
+            None => Err(other("the connection was lost".into())),
         }
     }
 }
