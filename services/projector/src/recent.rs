@@ -6,8 +6,9 @@
 //! - what is still there of them is what was read there, and
 //! - every document that was read above the newest of those has a newer message, above all that was read.
 //!
-//! Then who reads on has every document as it is once a last sequence is reached that was asked for after that; until then nothing
-//! more is covered ([`crate::cover::Cover::doubt`]).
+//! Then who reads on has every document that was written as it is once a last sequence is reached that was asked for after that;
+//! until then nothing more is covered ([`crate::cover::Cover::doubt`]). A message that had been removed without a message may be
+//! there again all the same, which only a reconcile shows.
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -90,13 +90,13 @@ impl Task {
         }
     }
 
-    /// What is hidden now may have been lost by the server: it counts as covered once a reconcile that begins after now is in the
-    /// chain.
+    /// What is hidden or overwritten now may have been lost by the server: what follows counts as covered once a reconcile that
+    /// begins after now is in the chain.
     pub(super) fn freeze(&mut self) {
         let at = self.covered();
         self.frozen = Some(Frozen { at, after: self.plan.borrow().newest_reconcile });
         self.assignment.known_to_all.frozen.store(true, Ordering::Relaxed);
-        self.ask_to_reconcile("the server restarted while revisions were hidden");
+        self.ask_to_reconcile("the server restarted while revisions were hidden or overwritten");
     }
 
     /// Puts into the chain what is due.

@@ -152,7 +152,8 @@ impl Task {
             return Err(self.unproven("the server restarted again before the end of the stream was reached", intact));
         }
         self.verify().await?;
-        if hidden {
+        // Below what is overwritten, what was removed without a message may be there again.
+        if hidden || self.doubt.is_some() {
             self.freeze();
         } else if self.asked_for != self.source {
             // Once for each run of the server.

@@ -62,6 +62,8 @@ pub struct Env {
     /// Things go wrong.
     pub faulty: bool,
     pub verbose: bool,
+    /// How many of a thousand chunks are remembered by their last message.
+    pub marked: u64,
     pub sources: Vec<Source>,
     pub topic: Topic,
     pub catchups: BTreeMap<u64, Topic>,
@@ -80,6 +82,7 @@ pub struct Env {
 
 impl Env {
     pub fn new(mut rng: Rng, vbuckets: usize, verbose: bool) -> Self {
+        let marked = rng.pick(&[1_000, 300, 100]).expect("there is one");
         let sources = (0..vbuckets).map(|_| Source::new(if rng.chance(700) { 1 } else { 3 })).collect();
         Self {
             now: 10,
@@ -87,6 +90,7 @@ impl Env {
             rng,
             faulty: false,
             verbose,
+            marked,
             sources,
             topic: Topic { created: 1, ..Topic::default() },
             catchups: BTreeMap::new(),

@@ -358,6 +358,8 @@ impl Task {
         self.last_message = (last.message.time, last.message.uid);
         if self.live() {
             self.look_at_doubt();
+        }
+        if self.live() && env.rng.chance(env.marked) {
             let mark = bookmark(last.seq, &last.message, if self.doubt.is_some() { 0 } else { self.source });
             self.marks.push(mark.clone());
             thin(&mut self.marks, MARKS);

@@ -6,7 +6,7 @@ use super::{
     env::{BUCKET, Env, Letter, Request},
     indexer::Indexer,
     projector::Projector,
-    source::KEYS,
+    source::{KEYS, Source},
 };
 use crate::{rng::Rng, world::Outcome};
 use highwater_coordinator::core::Event;
@@ -39,6 +39,13 @@ struct Weights {
     topic: u64,
     catchup: u64,
     term: u64,
+}
+
+impl Weights {
+    fn write_one(&self, source: &mut Source, rng: &mut Rng, now: u64) {
+        let key = if self.hot && rng.chance(700) { 0 } else { rng.below(KEYS as u64) as usize };
+        source.write(key, !rng.chance(self.delete), now);
+    }
 }
 
 /// A simulated data path.
@@ -170,9 +177,9 @@ impl DataWorld {
         let (now, step) = (env.now, env.step);
         for vb in 0..env.sources.len() {
             let (source, rng) = (&mut env.sources[vb], &mut env.rng);
+            let run = source.run;
             while rng.chance(weights.write) {
-                let key = if weights.hot && rng.chance(700) { 0 } else { rng.below(KEYS as u64) as usize };
-                source.write(key, !rng.chance(weights.delete), now);
+                weights.write_one(source, rng, now);
             }
             if rng.chance(weights.remove) {
                 source.remove(rng, now, step);
@@ -193,6 +200,14 @@ impl DataWorld {
                 env.count("faults of sources");
                 let source = &env.sources[vb];
                 env.say(|| format!("source {vb} {what}: last {} with {:?}", source.last_seq, source.messages));
+            }
+            let (source, rng) = (&mut env.sources[vb], &mut env.rng);
+            if source.run != run && rng.chance(400) {
+                // Clients are back before anybody looks at it.
+                for _ in 0..rng.range(1, 4 * KEYS as u64) {
+                    weights.write_one(source, rng, now);
+                }
+                env.count("restarts that are overwritten");
             }
         }
         if env.rng.chance(40) {

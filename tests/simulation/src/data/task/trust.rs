@@ -31,11 +31,11 @@ impl Task {
         self.source = read_from;
         self.line = source.line();
         self.compared = Some(read_from);
-        self.doubt = overwritten;
+        self.doubt = overwritten.or(self.doubt.filter(|_| !self.cover.is_closed()));
         if overwritten.is_some() {
             env.count("histories accounted for");
             self.cover.doubt();
-        } else {
+        } else if self.doubt.is_none() {
             self.trust();
         }
         Ok(())
@@ -81,7 +81,7 @@ impl Task {
             }));
         }
         self.verify(env, all)?;
-        if hidden {
+        if hidden || self.doubt.is_some() {
             self.freeze(all);
         }
         self.ask_to_reconcile(all);
