@@ -15,7 +15,8 @@
 //! which that timestamp had.
 //!
 //! What vanished without a message may be gone from a timestamp that nobody had before that. It is gone from every one that is newer
-//! than one from which it is gone, or from which on the indexes are known to have followed.
+//! than one from which it is gone, or from which on the indexes are known to have followed. Before that it may also be what it was
+//! before a revision that went before anybody read it.
 //!
 //! What cannot be proven: which revision below its seqno an answer that is not exact shows of one document, and which of another.
 //! A write that was not acknowledged counts as one that may have been stored at any seqno of which nobody knows the write.
@@ -246,7 +247,7 @@ fn holds(
             let first = group[0].answer;
             let (number, seqno) = (first.st, first.seqnos[vb]);
             let may_be = document.may_be(number, *floor, seqno);
-            agree(group, name, &may_be, truth.indexes)?;
+            agree(group, name, &may_be, truth.indexes).with_context(|| document.vanished())?;
             document.learn(number, *floor, seqno, |revision| group.iter().all(|a| a.is(name, revision, truth.indexes)));
             for checked in *group {
                 sums.entry(checked.at).or_default().add(checked, &may_be, truth.indexes);

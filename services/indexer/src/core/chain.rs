@@ -8,6 +8,7 @@ use crate::payload::Payload;
 use highwater_schemas::{Position, wire::BatchView};
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     sync::Arc,
 };
 
@@ -91,6 +92,19 @@ pub struct Chain {
     /// In the order of `from`.
     queue: VecDeque<Queued>,
     bytes: usize,
+}
+
+/// What is queued, for people.
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |b: &Batch| {
+            let (from, to) = (b.from, b.to);
+            format!("{}: {}.{} to {}.{}", b.generation, from.seqno, from.round, to.seqno, to.round)
+        };
+        let newest = self.queue.iter().rev().take(4).rev().map(|q| show(&q.batch));
+        let all = self.queue.iter().take(4).map(|q| show(&q.batch)).chain(newest).collect::<Vec<_>>();
+        write!(f, "{} batches, the first and last {}", self.queue.len(), all.join(", "))
+    }
 }
 
 impl Chain {

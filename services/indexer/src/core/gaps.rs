@@ -45,7 +45,10 @@ impl BucketCore {
             };
         }
         let patience = if slice.cut { GAP_SOON } else { GAP_AFTER };
-        if slice.stuck.iter().flatten().any(|(since, _)| now >= since + patience) {
+        let gap = slice.stuck.iter().position(|stuck| stuck.is_some_and(|(since, _)| now >= since + patience));
+        if let Some(vb) = gap {
+            let (at, stuck, chain) = (slice.vbs[vb].position, slice.stuck[vb].map(|(_, end)| end), &self.chains[vb]);
+            tracing::info!(slice = ?slice.name, vb, ?at, ?stuck, held = %chain, "the chain has a gap");
             slice.fall_out();
             out.push(Action::Report);
         }

@@ -30,6 +30,7 @@ pub(super) struct Document<'l> {
 }
 
 /// What vanished without a message.
+#[derive(Debug)]
 struct Gone {
     /// No timestamp up to this number knows of it.
     not_before: u64,
@@ -67,6 +68,12 @@ impl<'l> Document<'l> {
         self.but_for(usize::MAX, number, floor, seqno)
     }
 
+    /// What it was and what vanished of it, for people.
+    pub(super) fn vanished(&self) -> String {
+        let revisions: Vec<u64> = self.revisions.iter().map(|revision| revision.seqno).collect();
+        format!("its revisions are {revisions:?}, vanished are {:?}", self.vanished)
+    }
+
     /// What cannot be explained without a removal follows it, and so does all that comes later.
     pub(super) fn learn(&self, number: u64, floor: u64, seqno: u64, agrees: impl Fn(&Revision) -> bool) {
         for (at, gone) in
@@ -90,11 +97,14 @@ impl<'l> Document<'l> {
         let known = |gone: &Gone| number > gone.not_before && gone.surely <= seqno;
         let others = self.vanished.iter().enumerate().filter(|(at, gone)| *at != removal && known(gone));
         for (_, gone) in others {
-            if gone.followed.get().is_some_and(|from| number >= from) {
+            let followed = gone.followed.get().is_some_and(|from| number >= from);
+            if followed {
                 may_be.retain(|revision| revision.seqno > gone.surely || gone.leaves(revision));
             }
             if needed <= gone.perhaps {
-                let older = self.revisions.iter().filter(|revision| gone.leaves(revision));
+                // Before that is followed also what was there before a revision that went before anybody read it.
+                let unread = |revision: &&Revision| !followed && (1..needed).contains(&revision.seqno);
+                let older = self.revisions.iter().filter(|revision| gone.leaves(revision) || unread(revision));
                 may_be.extend(older);
             }
         }

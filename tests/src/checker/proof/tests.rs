@@ -292,4 +292,6 @@ fn what_went_while_documents_were_written_is_hidden_by_what_came_then() {
     let at = |seqno, rows: &[_]| proven(&[of(30, OLD, (12, 12), Need::Nothing, seqno, rows)], &log).is_ok();
     assert!(!at(3, &[("x", 2), ("y", 7)]) && at(3, &[("y", 7)]));
     assert!(at(4, &[("x", 4), ("y", 7)]) && at(4, &[("y", 7)]), "it may have gone as well");
+    let before = |rows: &[_]| proven(&[of(20, OLD, (12, 12), Need::Nothing, 4, rows)], &log).is_ok();
+    assert!(before(&[("x", 2), ("y", 7)]) && !at(4, &[("x", 2), ("y", 7)]), "and before anybody read it");
 }
