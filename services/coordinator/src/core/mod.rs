@@ -272,8 +272,13 @@ impl Core {
         self.urgent = false;
         self.check_members(now, out);
         self.check_topics(now, out);
-        if self.ready() {
+        let ready = self.ready();
+        if ready {
             self.recover_stability();
+        }
+        // Before generations and branches begin where the last timestamp is: one from beyond that would be void.
+        self.issue_all(now, out);
+        if ready {
             self.start_branches(random, out);
             self.check_rollbacks(out);
             if self.topics_checked {
@@ -286,7 +291,6 @@ impl Core {
             self.resume_jobs(out);
         }
         self.step_bootstrap(now);
-        self.issue_all(now, out);
     }
 
     /// Every live indexer follows this term, and has said what it has applied.

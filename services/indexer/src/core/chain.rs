@@ -5,7 +5,7 @@
 //! slice's position and ends above it.
 
 use crate::payload::Payload;
-use highwater_schemas::{Position, wire::BatchView};
+use highwater_schemas::{Position, StVb, wire::BatchView};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
@@ -48,6 +48,11 @@ impl Shares {
     /// What a branch held above that is certainly gone.
     pub fn is_broken_since(&self, vbuuid: u64) -> bool {
         self.branches.iter().take_while(|b| b.vbuuid != vbuuid).any(|b| b.broken)
+    }
+
+    /// Whether a timestamp's position counts: one beyond where a later generation began is void, and may never be reached.
+    pub fn counts(&self, state: &StVb) -> bool {
+        self.starts.range(state.generation + 1..).all(|(_, start)| state.position.le(*start))
     }
 
     /// The part of a batch's interval that counts: a coordinator that has not heard of the last ST of another begins lower than

@@ -26,11 +26,11 @@ impl BucketCore {
     /// the others grow.
     pub(super) fn look_for_gap(&mut self, name: SliceName, now: u64, out: &mut Vec<Action>) {
         let Some(slice) = self.slices.get(&name) else { return };
-        let waiting = self.pending.range(slice.applied + 1..).map(|(_, st)| st).find(|st| {
-            st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares).all(|((s, vb), shares)| {
-                s.vbuuid == vb.vbuuid && vb.position.le(s.position) && s.generation <= shares.generation
-            })
-        });
+        let known = |st: &StabilityTimestamp| {
+            st.vbs.iter().zip(&self.view.shares).all(|(s, shares)| s.generation <= shares.generation)
+        };
+        let later = self.pending.range(slice.applied + 1..).map(|(_, st)| st);
+        let waiting = later.filter(|st| known(st)).find(|st| self.ahead(slice, st));
         let ends = waiting.map(|st| self.short_of(slice, st));
         let Some(slice) = self.slices.get_mut(&name) else { return };
         let Some(ends) = ends else {
@@ -48,7 +48,7 @@ impl BucketCore {
         let gap = slice.stuck.iter().position(|stuck| stuck.is_some_and(|(since, _)| now >= since + patience));
         if let Some(vb) = gap {
             let (at, stuck, chain) = (slice.vbs[vb].position, slice.stuck[vb].map(|(_, end)| end), &self.chains[vb]);
-            tracing::info!(slice = ?slice.name, vb, ?at, ?stuck, held = %chain, "the chain has a gap");
+            tracing::info!(slice = ?slice.name, vb, ?at, ?stuck, st = ?waiting.map(|st| (st.number, st.vbs[vb].generation, st.vbs[vb].position)), held = %chain, "the chain has a gap");
             slice.fall_out();
             out.push(Action::Report);
         }

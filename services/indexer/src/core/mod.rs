@@ -256,13 +256,18 @@ impl BucketCore {
         }
     }
 
+    /// A slice may come to an ST. If not, that is of another branch, or void, or the slice is beyond it: it can never show it.
+    fn ahead(&self, slice: &Slice, st: &StabilityTimestamp) -> bool {
+        let mut all = st.vbs.iter().zip(&slice.vbs).zip(&self.view.shares);
+        all.all(|((s, vb), shares)| s.vbuuid == vb.vbuuid && vb.position.le(s.position) && shares.counts(s))
+    }
+
     /// Applies the next ST of a slice: the first wanted one, or the newest before it that is within reach.
     fn apply_next(&mut self, name: SliceName, out: &mut Vec<Action>) -> bool {
         let Some(slice) = self.slices.get(&name) else { return false };
         let mut best: Option<(Arc<StabilityTimestamp>, Steps)> = None;
         for st in self.pending.range(slice.applied + 1..).map(|(_, st)| st) {
-            if st.vbs.iter().zip(&slice.vbs).any(|(s, vb)| s.vbuuid != vb.vbuuid || !vb.position.le(s.position)) {
-                // Of another branch, or the slice is beyond it: it can never show this one.
+            if !self.ahead(slice, st) {
                 continue;
             }
             let Some(steps) = self.reach(slice, st) else { break };

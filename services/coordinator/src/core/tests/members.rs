@@ -125,3 +125,20 @@ fn who_has_opened_its_slices_hears_the_newest_timestamp_at_once() {
         assert_eq!(d.published.len(), before + 1, "once");
     }
 }
+
+#[test]
+fn no_timestamp_is_issued_beyond_the_start_of_a_generation_that_begins_with_it() {
+    let mut d = Driver::with_index();
+    d.now = 1_000;
+    d.join(NodeKind::Projector, "q", 1, Vec::new(), None);
+    d.sync(1, 5, 0);
+    d.sync(1, 9, 0);
+    assert_eq!(d.last().vbs[0].position.seqno, 5, "the second waits for the interval");
+    d.core.handle(d.now, cluster(500, vec![Presence { node: P.1.into(), kind: P.0, incarnation: 1, alive: false }]));
+    d.now += 20;
+    d.event(Event::Tick { random: 5 });
+    let vbucket = &d.core.context().buckets["b"].vbuckets[0];
+    assert_eq!(vbucket.projector, "q");
+    let (_, start) = vbucket.starts[&2];
+    assert_eq!((d.last().vbs[0].position, start.seqno), (start, 9));
+}

@@ -40,3 +40,18 @@ fn what_is_beyond_the_start_of_any_later_generation_is_void() {
     core.live(3, batch(3, 1, 0, 5, 9, 9));
     assert_eq!(core.high_watermark().unwrap()[0].seqno, 9);
 }
+
+#[test]
+fn a_void_timestamp_is_not_waited_for() {
+    // It was issued for generation 1 when generation 2 had begun at 6, and its place is none of that.
+    let mut core = in_step(5, &[(1, 0), (2, 6)]);
+    core.live(1, batch(1, 1, 0, 5, 6, 6));
+    core.live(2, batch(2, 1, 0, 6, 9, 9));
+    let mut void = st(2, 1, 8, 8, true);
+    void.vbs[0].position.round = 1;
+    core.stability([void, st(3, 2, 9, 9, true)]);
+    core.advance(0);
+    core.advance(GAP_AFTER);
+    assert_eq!((state(&core), core.high_watermark().unwrap()[0].seqno), (SliceState::Active, 9));
+    assert!(core.slices().all(|slice| slice.applied == 3));
+}
