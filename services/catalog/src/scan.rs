@@ -26,8 +26,6 @@ const GRACE: Duration = Duration::from_millis(250);
 const ROW_BYTES: u64 = 4_096;
 /// The log may reach us a moment after the reply to a `create` reached the client.
 const LOG_GRACE: Duration = Duration::from_millis(100);
-/// The state of a source that cannot be read is asked for again after this.
-const AGAIN: Duration = Duration::from_millis(50);
 
 pub async fn scan(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
     let run = Run::begin(shared, payload, Mode::Scan).await?;
@@ -156,20 +154,12 @@ impl<'a> Run<'a> {
     }
 
     async fn source(&self, stream: &str) -> Result<SourceNow, ApiError> {
-        let state = loop {
-            match self.shared.bus.stream_state(stream).await {
-                Ok(state) => break state,
-                Err(BusError::NoStream(name)) => {
-                    let message = format!("source stream {name} does not exist at present");
-                    return Err(ApiError::new(ErrorCode::SourceMissing, message));
-                }
-                Err(error) if self.left() <= AGAIN => {
-                    return Err(late(&format!("the state of source stream {stream} cannot be read: {error}")));
-                }
-                Err(error) => tracing::debug!(stream, %error, "asking again for the state of a source stream"),
+        let state = self.shared.bus.stream_state(stream).await.map_err(|e| match e {
+            BusError::NoStream(name) => {
+                ApiError::new(ErrorCode::SourceMissing, format!("source stream {name} does not exist at present"))
             }
-            tokio::time::sleep(AGAIN).await;
-        };
+            e => late(&format!("the state of source stream {stream} cannot be read: {e}")),
+        })?;
         let run = format!("{} {}", self.shared.bus.server_id(), state.leader);
         let run_since = self.shared.core().run_since(&self.plan.bucket, stream, run);
         Ok(SourceNow { created: state.created, last_seq: state.last_seq, last_time: state.last_time, run_since })
