@@ -90,6 +90,9 @@ impl<'a> Truth<'a> {
             Need::Acknowledged { epoch, seqnos } => {
                 let at = self.at(*epoch);
                 let acknowledged = seqnos[vb].min(self.common(vb, self.logs[at].history[vb], history));
+                // It may have been asked before the source was taken back, and answered when less was there.
+                let later = if answer.ended < self.fault.0 { &[] } else { &self.logs[at + 1..] };
+                let acknowledged = later.iter().map(|log| log.began_at[vb]).fold(acknowledged, u64::min);
                 let held = self.logs[at..].iter().filter(|log| log.history[vb] == history);
                 let held = held.filter(|log| log.since.is_some_and(|since| since <= answer.began));
                 held.map(|log| log.began_at[vb]).fold(acknowledged, u64::max)
