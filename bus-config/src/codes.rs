@@ -60,6 +60,11 @@ pub(crate) fn no_stream(error: &impl Coded) -> bool {
     error.code() == Some(ErrorCode::STREAM_NOT_FOUND)
 }
 
+/// JetStream is there, and the servers have no leader among them now.
+pub(crate) fn unavailable(error: &jetstream::Error) -> bool {
+    error.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +88,6 @@ mod tests {
         assert!(no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_059)))));
         assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::Request)));
         assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_008)))));
+        assert!(unavailable(&told(10_008)) && !unavailable(&told(10_039)));
     }
 }

@@ -1,10 +1,10 @@
 //! A connection, checked, and the core of the bus: publish, request, subscribe.
 
-use crate::{error::BusError, troubles::Troubles};
+use crate::{codes::unavailable, error::BusError, troubles::Troubles};
 use async_nats::{
     Client, ConnectErrorKind, Event, HeaderMap,
     client::RequestErrorKind,
-    jetstream::{self, Context},
+    jetstream::{self, Context, response::Response},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -24,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that is silent is given up after two of these: a network that was cut off and came back is found again soon.
 const PING: Duration = Duration::from_secs(5);
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// JetStream is given this long to say that it is there.
+const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How to reach NATS.
 #[derive(Debug, Clone, Default)]
@@ -86,7 +88,8 @@ impl Subscription {
 }
 
 impl Bus {
-    /// Connects and checks version and JetStream. Later losses of the connection are healed by the client.
+    /// Connects and checks version and JetStream. Later losses of the connection are healed by the client, and JetStream that
+    /// does not answer now is waited for wherever it is needed.
     pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
         let url = settings.url.clone();
         let troubles = Troubles::default();
@@ -136,17 +139,8 @@ impl Bus {
             return Err(BusError::OldServer { found: version, needed: OLDEST_SERVER });
         }
         let js = jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
-        match client.request("$JS.API.INFO", Bytes::new()).await {
-            Ok(reply) => {
-                let info: serde_json::Value = serde_json::from_slice(&reply.payload).unwrap_or_default();
-                if let Some(why) = info.pointer("/error/description").and_then(|d| d.as_str()) {
-                    return Err(BusError::Other { what: "JetStream", why: why.into() });
-                }
-                Ok(Self { client, js, troubles, lost })
-            }
-            Err(e) if e.kind() == RequestErrorKind::NoResponders => Err(BusError::NoJetStream { url }),
-            Err(e) => Err(BusError::other("JetStream", e)),
-        }
+        check_jetstream(&client, &url).await?;
+        Ok(Self { client, js, troubles, lost })
     }
 
     /// The largest message that the server takes, bytes.
@@ -215,6 +209,24 @@ impl Bus {
         let error = message.headers.as_ref().and_then(error_headers);
         Ok(Reply { payload: message.payload, error })
     }
+}
+
+/// Whether this account has JetStream at all. Servers that have no leader among them, or that change it, answer later or never.
+async fn check_jetstream(client: &Client, url: &str) -> Result<(), BusError> {
+    let request = async_nats::Request::new().timeout(Some(CHECKED_WITHIN));
+    let later = match client.send_request("$JS.API.INFO", request).await {
+        Ok(reply) => match serde_json::from_slice::<Response<serde_json::Value>>(&reply.payload) {
+            Ok(Response::Ok(_)) => return Ok(()),
+            Ok(Response::Err { error }) if unavailable(&error) => error.to_string(),
+            Ok(Response::Err { error }) => return Err(BusError::other("JetStream", error)),
+            Err(error) => return Err(BusError::other("JetStream", error)),
+        },
+        Err(e) if e.kind() == RequestErrorKind::NoResponders => return Err(BusError::NoJetStream { url: url.into() }),
+        Err(e) if e.kind() == RequestErrorKind::TimedOut => "no answer in time".into(),
+        Err(e) => return Err(BusError::other("JetStream", e)),
+    };
+    tracing::warn!(why = later, "JetStream does not answer yet");
+    Ok(())
 }
 
 /// What happens to the connection is stated for a while.

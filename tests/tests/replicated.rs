@@ -6,7 +6,7 @@ use highwater_tests::{
     load,
     prelude::*,
     scenarios::{copies, log, sleep},
-    trial::{NODES, SETTLED_WITHIN, Trial},
+    trial::{NODES, QUICK, SETTLED_WITHIN, Trial},
 };
 
 const DOCUMENTS: u64 = 2_000;
@@ -59,6 +59,47 @@ async fn terms_rise_without_the_cluster_managers_bucket() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stray_old_copy_follows_the_log_even_when_it_is_elected() -> Result<()> {
     copies::stray("stray copy, replicated", deployed().await?).await
+}
+
+/// Two of three servers are down: the third takes connections, and its JetStream has no leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_that_start_before_jetstream_has_a_leader_wait_for_it() -> Result<()> {
+    let cluster = Cluster::replicated().await?.with_arguments("cluster-manager", &QUICK);
+    let test = async |cluster: &mut Cluster| {
+        for server in &mut cluster.servers()[1..] {
+            server.kill();
+        }
+        let client = cluster.client().await?;
+        until("JetStream has no leader", LED_WITHIN, async || {
+            client.js.query_account().await.map_or(Ok(()), |_| Err("it answers".into()))
+        })
+        .await?;
+        for node in NODES {
+            cluster.spawn(node)?;
+        }
+        for node in NODES {
+            let child = cluster.node(node)?;
+            until(&format!("{node} misses JetStream"), LED_WITHIN, async || {
+                let log = child.log();
+                if log.contains("JetStream does not answer yet") { Ok(()) } else { Err(log) }
+            })
+            .await?;
+        }
+        cluster.check()?;
+        for server in &mut cluster.servers()[1..] {
+            server.start_again()?;
+        }
+        for node in NODES {
+            cluster.wait_ready(node).await?;
+        }
+        client.wait_formed(&NODES).await?;
+        let source = Source::key_value_replicated(&client, "late", 3).await?;
+        load::write(&source, DOCUMENTS, &mut Rng::seeded("late JetStream")).await?;
+        let indexes = documents::indexes(1);
+        client.create_indexes("late", &indexes, SETTLED_WITHIN).await?;
+        ask::each(&client, &source, &indexes).await
+    };
+    cluster.run(test).await
 }
 
 /// Kills the server that leads a stream, perhaps with the master, while indexes are created and documents are written.

@@ -34,9 +34,9 @@ const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection that is lost takes messages until its buffer is full.
 const PUBLISH: Duration = Duration::from_millis(500);
-/// How long the bucket is waited for at the start, and how often it is looked for.
-const MADE_WITHIN: Duration = Duration::from_secs(15);
-const MAKE_AGAIN: Duration = Duration::from_millis(200);
+/// How long the bucket is waited for at the start, and how often it is looked for at least.
+const MADE_WITHIN: Duration = Duration::from_secs(60);
+const MAKE_AGAIN: Duration = Duration::from_secs(1);
 /// How long giving up the lease may take at the end.
 const RELEASE: Duration = Duration::from_secs(3);
 
@@ -69,14 +69,14 @@ struct Shell {
 
 /// Makes the bucket where it is missing. One that another instance has just made on several servers answers nobody until they
 /// have elected its leader, and servers that are still finding each other make none.
-async fn make(bucket: &ClusterBucket) -> Result<(), BusError> {
+async fn make(bus: &Bus, bucket: &ClusterBucket) -> Result<(), BusError> {
+    let mut retry = bus.retry("making the bucket of the cluster managers").within(MAKE_AGAIN);
     let deadline = Instant::now() + MADE_WITHIN;
     loop {
         match bucket.ensure().await {
             Ok(_) => return Ok(()),
             Err(error @ BusError::Other { .. }) if Instant::now() < deadline => {
-                tracing::warn!(%error, "the bucket of the cluster managers cannot be looked at yet");
-                tokio::time::sleep(MAKE_AGAIN).await;
+                retry.wait(&error).await;
             }
             Err(error) => return Err(error),
         }
@@ -92,7 +92,7 @@ pub async fn run(
 ) -> Result<(), ClusterManagerError> {
     config.check().map_err(ClusterManagerError::Config)?;
     let bucket = ClusterBucket::new(bus.clone(), config.replicas);
-    make(&bucket).await?;
+    make(&bus, &bucket).await?;
     let mut joins = bus.subscribe(subjects::CLUSTER_JOIN).await?;
     let mut leaves = bus.subscribe(subjects::CLUSTER_LEAVE).await?;
     let mut events = bus.subscribe(subjects::CLUSTER_EVENT).await?;
