@@ -58,7 +58,7 @@ pub fn run(long: bool) -> Result<()> {
             if long {
                 tests.env(LONG, "1");
             }
-            passes(needs.give(tests.args(["test", "--workspace"])), "tests failed")
+            passes(needs.give(tests.args(["test", "--workspace", "--no-fail-fast"])), "tests failed")
         });
         step(&mut steps, "foreign client (nats-py)", || foreign(&target, needs));
     }
