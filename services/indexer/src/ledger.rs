@@ -44,8 +44,8 @@ impl Ledger {
         self.share_above(self.quota)
     }
 
-    /// The same above half of the quota: what follows the live chain keeps what a persist writes until it is written, and as
-    /// much comes together meanwhile.
+    /// The same above half of the quota: a filled slice keeps what a persist writes until it is written, and as much comes
+    /// together meanwhile.
     pub(crate) fn much(&self) -> Option<usize> {
         self.share_above(self.quota / 2)
     }

@@ -81,8 +81,9 @@ impl Run<'_> {
             self.fleet.kill(INDEXER)?;
             let since = Instant::now();
             self.fleet.start_again(self.sources.binary, INDEXER).await?;
-            self.counted(&names, "any").await?;
+            self.answered(&names, "any").await?;
             restart = restart.max(since.elapsed());
+            self.counted(&names, "any").await?;
         }
         let entries = self.documents * INDEXES.len() as u64;
         step(&format!("restart of an indexer with {} entries", group(entries)), restart);
@@ -108,8 +109,9 @@ impl Run<'_> {
         let since = Instant::now();
         self.fleet.start_again(self.sources.binary, INDEXER).await?;
         let started = since.elapsed();
-        self.counted(&names[..KEPT], "request_plus").await?;
+        self.answered(&names[..KEPT], "request_plus").await?;
         let took = since.elapsed();
+        self.counted(&names[..KEPT], "request_plus").await?;
         step(&format!("{} documents caught up, {started:?} of it until it was started", group(self.documents)), took);
         Ok((self.documents as f64 / took.as_secs_f64(), read))
     }
@@ -145,8 +147,9 @@ impl Run<'_> {
             ensure!(since.elapsed() < PATIENCE, "the bucket is not rolled back");
             tokio::time::sleep(POLL).await;
         };
-        self.counted(names, "request_plus").await?;
+        self.answered(names, "request_plus").await?;
         let resumed = since.elapsed();
+        self.counted(names, "request_plus").await?;
         let log = std::fs::read_to_string(self.fleet.path().join(format!("{INDEXER}.log"))).context("no log")?;
         let took: Vec<u64> = log.lines().filter(|line| line.contains("rolled back")).filter_map(took).collect();
         ensure!(took.len() >= names.len(), "the log of {INDEXER} does not say how long it took; {history}");
@@ -165,6 +168,20 @@ impl Run<'_> {
         }
         writer.flush().await?;
         step(&format!("{} documents replaced", group(documents)), since.elapsed());
+        Ok(())
+    }
+
+    /// Waits until every one of these indexes answers a scan.
+    async fn answered(&self, names: &[&str], consistency: &str) -> Result<()> {
+        let since = Instant::now();
+        for name in names {
+            let request =
+                json!({"bucket": BUCKET, "index": name, "consistency": consistency, "timeout_ms": 60_000, "limit": 1});
+            while let Err(refused) = self.highwater.ask("hw.query.scan", &request).await {
+                ensure!(since.elapsed() < PATIENCE, "{name} is not scanned: {}", refused.text);
+                tokio::time::sleep(POLL).await;
+            }
+        }
         Ok(())
     }
 

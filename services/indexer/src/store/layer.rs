@@ -93,6 +93,9 @@ impl Changes {
         let (key, rest) = bytes.split_at(usize::from(rec.key_len));
         Change { key, value: &rest[..rec.value_len as usize], kind: rec.kind }
     }
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Change<'_>> {
+        (0..self.len()).map(|i| self.get(i))
+    }
     fn key(&self, i: usize) -> &[u8] {
         let rec = &self.recs[i];
         &self.bytes[rec.at as usize..][..usize::from(rec.key_len)]

@@ -22,6 +22,7 @@
 //!   durable yet lie in hash maps (open layer, sealed, being persisted).
 //! - [`SliceStore::begin_persist`] freezes the sealed layers. The job writes them while the store goes on; until its outcome
 //!   is taken back, the frozen layers stay where they are.
+//! - What a persist and a rollback write is sorted first, and written with one cursor for each database (`ascending.rs`).
 //! - A persist for a persistence timestamp makes a *kept snapshot*: an undo slot holds the prior row of every document that
 //!   changed since the snapshot before it (`undo.rs`). [`SliceStore::roll_back`] walks the slots back in one transaction.
 //!   While there is no kept snapshot, nothing is recorded: a build has nothing to go back to.
@@ -95,6 +96,7 @@
 //! # }
 //! ```
 
+mod ascending;
 mod base;
 mod build;
 mod collect;

@@ -2,10 +2,11 @@
 
 use super::{
     SliceIdentity, SliceMark, StoreError, StoreLimits,
+    ascending::{Reader, Writer},
     base::{Base, Bytemap, Databases, ReadTxn, SliceEnv},
     build::{self, Build, Collected, SharedProgress},
     error,
-    layer::{Changes, Kind, Layer, compose},
+    layer::{Changes, Layer},
     meta::Meta,
     rows::Rows,
     sort::{Item, sorted},
@@ -27,6 +28,8 @@ pub(super) const META_KEY: &[u8] = b"meta";
 /// Written to see whether a failed commit met a full disk: as much as LMDB writes at once.
 const PROBE_BYTES: usize = 64 * 4096;
 const PROBE_FILE: &str = "probe.tmp";
+/// Rows that are written together, after what undoes them.
+const ROWS_AT_ONCE: usize = 4_096;
 
 /// What a persist is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,18 +238,25 @@ impl Context<'_> {
         }
         let slot = history.begin(dbs, slots, txn)?;
         let flags = append_if_empty(dbs.rows, txn)?;
-        let mut prior = Vec::new();
-        for item in sorted_rows(rows) {
-            let (key, row) = (rows.key(item.rec as usize), rows.row(item.rec as usize));
+        let mut priors = Changes::default();
+        for items in sorted_rows(rows).chunks(ROWS_AT_ONCE) {
+            let key = |item: &Item| rows.key(item.rec as usize);
             if let Some(slot) = slot {
-                prior.clear();
-                prior.extend_from_slice(dbs.rows.get(txn, key)?.unwrap_or_default());
-                remember(slot, &mut history.open, txn, key, &prior)?;
+                priors.clear();
+                let mut present = Reader::new(dbs.rows, txn)?;
+                for item in items {
+                    let prior = present.get(key(item))?.unwrap_or_default();
+                    priors.append(key(item), prior);
+                }
+                drop(present);
+                remember(slot, &mut history.open, txn, &priors)?;
             }
-            if row.is_empty() {
-                dbs.rows.delete(txn, key)?;
-            } else {
-                dbs.rows.put_with_flags(txn, flags, key, row)?;
+            let mut writer = Writer::new(dbs.rows, txn)?;
+            for item in items {
+                match rows.row(item.rec as usize) {
+                    [] => writer.delete(key(item))?,
+                    row => writer.put(flags, key(item), row)?,
+                }
             }
         }
         Ok(())
@@ -260,14 +270,7 @@ fn sorted_rows(rows: &Rows) -> Vec<Item> {
 
 fn apply(db: Bytemap, txn: &mut RwTxn<'_>, sources: &[&Changes]) -> Result<(), StoreError> {
     let flags = append_if_empty(db, txn)?;
-    compose(sources, |change| {
-        if change.kind == Kind::Delete {
-            db.delete(txn, change.key)?;
-        } else {
-            db.put_with_flags(txn, flags, change.key, change.value)?;
-        }
-        Ok(())
-    })
+    Writer::new(db, txn)?.apply(flags, sources)
 }
 
 /// Keys come in order, so into an empty database they are appended, which fills pages to the brim.

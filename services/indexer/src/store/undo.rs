@@ -9,9 +9,10 @@
 
 use super::{
     SliceMark, StoreError, StoreLimits,
+    ascending::{Reader, Writer},
     base::{Bytemap, Databases, SliceEnv},
     diff::{Sink, decode_row_key},
-    layer::{Changes, Kind, compose},
+    layer::{Change, Changes},
     meta::{KeptSnapshot, Meta, UndoSlot},
     persist::META_KEY,
     value::{self, decode},
@@ -188,18 +189,18 @@ fn clear(slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot) -> Result<(), Store
     Ok(())
 }
 
-/// Remembers what a document had, unless an earlier change of the same slot did.
+/// Remembers what documents had, keys ascending, unless an earlier change of the same slot did.
 pub(super) fn remember(
     slot: Bytemap,
     undo: &mut UndoSlot,
     txn: &mut RwTxn<'_>,
-    key: &[u8],
-    prior: &[u8],
+    priors: &Changes,
 ) -> Result<(), StoreError> {
-    match slot.put_with_flags(txn, PutFlags::NO_OVERWRITE, key, prior) {
-        Ok(()) => undo.bytes += (key.len() + prior.len()) as u64,
-        Err(heed::Error::Mdb(heed::MdbError::KeyExist)) => {}
-        Err(e) => return Err(e.into()),
+    let mut slot = Writer::new(slot, txn)?;
+    for prior in priors.iter() {
+        if slot.put_new(prior.key, prior.value)? {
+            undo.bytes += (prior.key.len() + prior.value.len()) as u64;
+        }
     }
     Ok(())
 }
@@ -208,56 +209,47 @@ pub(super) fn remember(
 fn take_back(dbs: Databases, slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot) -> Result<(), StoreError> {
     let Some(slot) = undo.slot.and_then(|slot| slots.get(usize::from(slot))) else { return Ok(()) };
     let mut after: Option<Vec<u8>> = None;
-    let (mut entries, mut unindexed) = (Changes::default(), Changes::default());
+    let (mut priors, mut entries, mut unindexed) = (Changes::default(), Changes::default(), Changes::default());
     loop {
         let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut chunk: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        let mut bytes = 0;
+        priors.clear();
         for record in slot.range(txn, &(from, Bound::Unbounded))?.take(CHUNK) {
             let (key, prior) = record?;
-            bytes += key.len() + prior.len();
-            chunk.push((key.to_vec(), prior.to_vec()));
-            if bytes > CHUNK_BYTES {
+            priors.append(key, prior);
+            if priors.bytes() > CHUNK_BYTES {
                 break;
             }
         }
-        let Some((last, _)) = chunk.last() else { break };
-        after = Some(last.clone());
+        let Some(last) = priors.iter().next_back() else { break };
+        after = Some(last.key.to_vec());
         entries.clear();
         unindexed.clear();
-        let mut suffix = Vec::new();
-        for (key, prior) in &chunk {
-            let present = dbs.rows.get(txn, key)?.map(decode).transpose()?;
-            let prior = if prior.is_empty() { None } else { Some(decode(prior)?) };
-            let (vb, docid) = decode_row_key(key)?;
-            suffix.clear();
-            encode_entry_suffix(docid, vb, &mut suffix);
-            Sink { entries: &mut entries, unindexed: &mut unindexed }.replace(
-                key,
-                &suffix,
-                present.as_ref(),
-                prior.as_ref(),
-            );
+        let sink = Sink { entries: &mut entries, unindexed: &mut unindexed };
+        differences(Reader::new(dbs.rows, txn)?, &priors, sink)?;
+        let mut rows = Writer::new(dbs.rows, txn)?;
+        for Change { key, value, .. } in priors.iter() {
+            if value.is_empty() { rows.delete(key) } else { rows.put(PutFlags::empty(), key, value) }?;
         }
-        for (key, prior) in &chunk {
-            if prior.is_empty() {
-                dbs.rows.delete(txn, key)?;
-            } else {
-                dbs.rows.put(txn, key, prior)?;
-            }
-        }
+        drop(rows);
         for (db, changes) in [(dbs.entries, &entries), (dbs.unindexed, &unindexed)] {
-            compose(&[changes], |change| {
-                if change.kind == Kind::Delete {
-                    db.delete(txn, change.key)?;
-                } else {
-                    db.put(txn, change.key, change.value)?;
-                }
-                Ok::<(), StoreError>(())
-            })?;
+            Writer::new(db, txn)?.apply(PutFlags::empty(), &[changes])?;
         }
     }
     clear(slots, txn, undo)
+}
+
+/// What turns the present rows of these documents into those that they had.
+fn differences(mut present: Reader<'_>, priors: &Changes, mut sink: Sink<'_>) -> Result<(), StoreError> {
+    let mut suffix = Vec::new();
+    for Change { key, value, .. } in priors.iter() {
+        let present = present.get(key)?.map(decode).transpose()?;
+        let prior = if value.is_empty() { None } else { Some(decode(value)?) };
+        let (vb, docid) = decode_row_key(key)?;
+        suffix.clear();
+        encode_entry_suffix(docid, vb, &mut suffix);
+        sink.replace(key, &suffix, present.as_ref(), prior.as_ref());
+    }
+    Ok(())
 }
 
 /// Checks the records of every slot; answers how many there are.

@@ -156,10 +156,12 @@ impl Worker {
         let too_much = self.outside.ledger.too_much().is_some();
         let now = Instant::now();
         let due = |o: &Open| !o.rests(now) && o.store.memory() >= share;
-        let large: Vec<SliceName> = self.open.iter().filter(|(_, o)| due(o)).map(|(name, _)| *name).collect();
-        for slice in large {
+        let large: Vec<(SliceName, bool)> =
+            self.open.iter().filter(|(_, o)| due(o)).map(|(name, o)| (*name, o.store.in_bulk())).collect();
+        for (slice, bulk) in large {
             let mut actions = self.core.persist_now(slice);
-            if too_much {
+            // What is collected in bulk is written quickly, and the more at once the better.
+            if too_much || !bulk {
                 actions.extend(self.core.persist_session(slice));
             }
             self.carry_out(actions);

@@ -1,5 +1,6 @@
 //! Tests of the store: what opening accepts, what replacing means, scans beside the writer, and random histories.
 
+mod ascending;
 mod builds;
 mod durability;
 mod model;
@@ -9,7 +10,18 @@ mod semantics;
 
 use super::*;
 use highwater_schemas::{collation::encode_entry_suffix, wire::ByteRange};
-use std::{collections::BTreeMap, path::Path};
+use proptest::{
+    strategy::Strategy,
+    test_runner::{Config, RngSeed, TestCaseResult, TestRunner},
+};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    path::Path,
+};
+
+/// Set to repeat a run of random cases.
+const SEED: &str = "HIGHWATER_STORE_SEED";
 
 /// Entries of a slice in scan order.
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
@@ -19,6 +31,16 @@ fn directory() -> tempfile::TempDir {
     let shared_memory = Path::new("/dev/shm");
     let made = if shared_memory.is_dir() { tempfile::tempdir_in(shared_memory) } else { tempfile::tempdir() };
     made.expect("temporary directory")
+}
+
+/// Tries random cases, and says with which seed.
+fn each<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value) -> TestCaseResult) {
+    let seed = std::env::var(SEED).ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(0));
+    eprintln!("{SEED}={seed}");
+    let config = Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
+    if let Err(failure) = TestRunner::new(config).run(strategy, test) {
+        panic!("{SEED}={seed}: {failure}");
+    }
 }
 
 fn identity() -> SliceIdentity {

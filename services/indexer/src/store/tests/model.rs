@@ -1,20 +1,13 @@
 //! Random histories against the model.
 
 use super::{super::persist::Done, *};
-use proptest::{
-    collection::vec,
-    prelude::*,
-    test_runner::{Config, RngSeed, TestRunner},
-};
-use std::hash::{BuildHasher, RandomState};
+use proptest::{collection::vec, prelude::*};
 
 /// Cases of a run; set the variable for more.
 const CASES: u32 = 400;
 const CASES_VARIABLE: &str = "HIGHWATER_STORE_CASES";
 const BUILDING: usize = 30;
 const OPERATIONS: usize = 80;
-/// Set to repeat a run.
-const SEED: &str = "HIGHWATER_STORE_SEED";
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -455,12 +448,9 @@ fn check(snapshot: &Snapshot, model: &Model) {
 
 #[test]
 fn random_histories_match_the_model() {
-    let seed = std::env::var(SEED).ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| RandomState::new().hash_one(0));
-    eprintln!("{SEED}={seed}");
     let cases = std::env::var(CASES_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(CASES);
-    let config = Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
     let history = (vec(building(), 0..BUILDING), vec(op(), 1..OPERATIONS)).prop_map(|(a, b)| [a, b].concat());
-    let run = TestRunner::new(config).run(&(any::<bool>(), history), |(files, history)| {
+    each(cases, &(any::<bool>(), history), |(files, history)| {
         let mut harness = Harness::new(files);
         for op in &history {
             harness.apply(op);
@@ -470,7 +460,4 @@ fn random_histories_match_the_model() {
         }
         Ok(())
     });
-    if let Err(failure) = run {
-        panic!("{SEED}={seed}: {failure}");
-    }
 }
