@@ -11,8 +11,8 @@ use super::{
 use heed::{MdbError, PutFlags, RoRange, RoTxn, RwIter, RwTxn, WithoutTls, types::Bytes};
 use std::ops::Bound;
 
-/// Records that are passed over before a key is searched from the root.
-const NEAR: usize = 4;
+/// Records that are passed over before a key is searched from the root; where keys are farther from each other throughout, each is.
+const NEAR: u64 = 4;
 
 /// Writes.
 pub(super) struct Writer<'t> {
@@ -67,28 +67,42 @@ impl<'t> Writer<'t> {
 pub(super) struct Reader<'t> {
     db: Bytemap,
     txn: &'t RoTxn<'t, WithoutTls>,
+    /// None: keys are too far from each other.
+    cursor: Option<Cursor<'t>>,
+}
+
+struct Cursor<'t> {
     range: RoRange<'t, Bytes, Bytes>,
     at: Option<(&'t [u8], &'t [u8])>,
 }
 
-impl<'t> Reader<'t> {
-    pub fn new(db: Bytemap, txn: &'t RoTxn<'_, WithoutTls>) -> Result<Self, StoreError> {
-        let mut range = db.range(txn, &(..))?;
+impl<'t> Cursor<'t> {
+    fn from(db: Bytemap, txn: &'t RoTxn<'_, WithoutTls>, from: Bound<&[u8]>) -> Result<Self, StoreError> {
+        let mut range = db.range(txn, &(from, Bound::Unbounded))?;
         let at = range.next().transpose()?;
-        Ok(Self { db, txn, range, at })
+        Ok(Self { range, at })
+    }
+}
+
+impl<'t> Reader<'t> {
+    /// About so many keys will be asked for.
+    pub fn new(db: Bytemap, txn: &'t RoTxn<'_, WithoutTls>, keys: usize) -> Result<Self, StoreError> {
+        let dense = keys as u64 * NEAR >= db.len(txn)?;
+        let cursor = if dense { Some(Cursor::from(db, txn, Bound::Unbounded)?) } else { None };
+        Ok(Self { db, txn, cursor })
     }
 
     /// The value of a key that is above the last one.
     pub fn get(&mut self, key: &[u8]) -> Result<Option<&'t [u8]>, StoreError> {
+        let Some(cursor) = &mut self.cursor else { return Ok(self.db.get(self.txn, key)?) };
         for _ in 0..=NEAR {
-            match self.at {
+            match cursor.at {
                 Some((found, value)) if found == key => return Ok(Some(value)),
-                Some((found, _)) if found < key => self.at = self.range.next().transpose()?,
+                Some((found, _)) if found < key => cursor.at = cursor.range.next().transpose()?,
                 _ => return Ok(None),
             }
         }
-        self.range = self.db.range(self.txn, &(Bound::Included(key), Bound::Unbounded))?;
-        self.at = self.range.next().transpose()?;
-        Ok(self.at.filter(|(found, _)| *found == key).map(|(_, value)| value))
+        *cursor = Cursor::from(self.db, self.txn, Bound::Included(key))?;
+        Ok(cursor.at.filter(|(found, _)| *found == key).map(|(_, value)| value))
     }
 }

@@ -243,7 +243,7 @@ impl Context<'_> {
             let key = |item: &Item| rows.key(item.rec as usize);
             if let Some(slot) = slot {
                 priors.clear();
-                let mut present = Reader::new(dbs.rows, txn)?;
+                let mut present = Reader::new(dbs.rows, txn, rows.len())?;
                 for item in items {
                     let prior = present.get(key(item))?.unwrap_or_default();
                     priors.append(key(item), prior);

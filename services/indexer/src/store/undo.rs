@@ -208,6 +208,7 @@ pub(super) fn remember(
 /// Gives the documents of a slot back what they had, and clears it.
 fn take_back(dbs: Databases, slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot) -> Result<(), StoreError> {
     let Some(slot) = undo.slot.and_then(|slot| slots.get(usize::from(slot))) else { return Ok(()) };
+    let documents = slot.len(txn)? as usize;
     let mut after: Option<Vec<u8>> = None;
     let (mut priors, mut entries, mut unindexed) = (Changes::default(), Changes::default(), Changes::default());
     loop {
@@ -225,7 +226,7 @@ fn take_back(dbs: Databases, slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot)
         entries.clear();
         unindexed.clear();
         let sink = Sink { entries: &mut entries, unindexed: &mut unindexed };
-        differences(Reader::new(dbs.rows, txn)?, &priors, sink)?;
+        differences(Reader::new(dbs.rows, txn, documents)?, &priors, sink)?;
         let mut rows = Writer::new(dbs.rows, txn)?;
         for Change { key, value, .. } in priors.iter() {
             if value.is_empty() { rows.delete(key) } else { rows.put(PutFlags::empty(), key, value) }?;

@@ -70,9 +70,11 @@ fn rounds_of_sorted_steps_are_what_a_map_makes_of_them() {
             let wanted: Vec<_> = model.iter().map(|(key, value)| (&key[..], &value[..])).collect();
             prop_assert!(found == wanted, "{} records instead of {}", found.len(), wanted.len());
             prop_assert_eq!(db.len(&txn).expect("counts"), model.len() as u64);
-            let mut reader = Reader::new(db, &txn).expect("opens a cursor");
-            for (key, _) in &steps {
-                prop_assert_eq!(reader.get(key).expect("reads"), model.get(key).map(Vec::as_slice));
+            for keys in [0, usize::from(u16::MAX)] {
+                let mut reader = Reader::new(db, &txn, keys).expect("opens a cursor");
+                for (key, _) in &steps {
+                    prop_assert_eq!(reader.get(key).expect("reads"), model.get(key).map(Vec::as_slice));
+                }
             }
         }
         let mut writer = Writer::new(db, &mut txn).expect("opens a cursor");
