@@ -49,6 +49,8 @@ pub struct Bus {
     pub(crate) client: Client,
     pub(crate) js: Context,
     pub(crate) troubles: Troubles,
+    /// As it was given.
+    url: String,
     /// Rises when the connection is lost.
     lost: watch::Receiver<u64>,
 }
@@ -88,8 +90,7 @@ impl Subscription {
 }
 
 impl Bus {
-    /// Connects and checks version and JetStream. Later losses of the connection are healed by the client, and JetStream that
-    /// does not answer now is waited for wherever it is needed.
+    /// Connects and checks the version. Later losses of the connection are healed by the client.
     pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
         let url = settings.url.clone();
         let troubles = Troubles::default();
@@ -139,8 +140,28 @@ impl Bus {
             return Err(BusError::OldServer { found: version, needed: OLDEST_SERVER });
         }
         let js = jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
-        check_jetstream(&client, &url).await?;
-        Ok(Self { client, js, troubles, lost })
+        Ok(Self { client, js, troubles, url, lost })
+    }
+
+    /// Whether JetStream answers now. When servers have no leader among them, or change it, it does later.
+    ///
+    /// # Errors
+    /// There is none for this account.
+    pub async fn jetstream_answers(&self) -> Result<bool, BusError> {
+        let request = async_nats::Request::new().timeout(Some(CHECKED_WITHIN));
+        match self.client.send_request("$JS.API.INFO", request).await {
+            Ok(reply) => match serde_json::from_slice::<Response<serde_json::Value>>(&reply.payload) {
+                Ok(Response::Ok(_)) => Ok(true),
+                Ok(Response::Err { error }) if unavailable(&error) => Ok(false),
+                Ok(Response::Err { error }) => Err(BusError::other("JetStream", error)),
+                Err(error) => Err(BusError::other("JetStream", error)),
+            },
+            Err(e) if e.kind() == RequestErrorKind::NoResponders => {
+                Err(BusError::NoJetStream { url: self.url.clone() })
+            }
+            Err(e) if e.kind() == RequestErrorKind::TimedOut => Ok(false),
+            Err(e) => Err(BusError::other("JetStream", e)),
+        }
     }
 
     /// The largest message that the server takes, bytes.
@@ -209,24 +230,6 @@ impl Bus {
         let error = message.headers.as_ref().and_then(error_headers);
         Ok(Reply { payload: message.payload, error })
     }
-}
-
-/// Whether this account has JetStream at all. Servers that have no leader among them, or that change it, answer later or never.
-async fn check_jetstream(client: &Client, url: &str) -> Result<(), BusError> {
-    let request = async_nats::Request::new().timeout(Some(CHECKED_WITHIN));
-    let later = match client.send_request("$JS.API.INFO", request).await {
-        Ok(reply) => match serde_json::from_slice::<Response<serde_json::Value>>(&reply.payload) {
-            Ok(Response::Ok(_)) => return Ok(()),
-            Ok(Response::Err { error }) if unavailable(&error) => error.to_string(),
-            Ok(Response::Err { error }) => return Err(BusError::other("JetStream", error)),
-            Err(error) => return Err(BusError::other("JetStream", error)),
-        },
-        Err(e) if e.kind() == RequestErrorKind::NoResponders => return Err(BusError::NoJetStream { url: url.into() }),
-        Err(e) if e.kind() == RequestErrorKind::TimedOut => "no answer in time".into(),
-        Err(e) => return Err(BusError::other("JetStream", e)),
-    };
-    tracing::warn!(why = later, "JetStream does not answer yet");
-    Ok(())
 }
 
 /// What happens to the connection is stated for a while.

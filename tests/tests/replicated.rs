@@ -3,7 +3,7 @@
 
 use highwater_schemas::subjects;
 use highwater_tests::{
-    load,
+    cli, load,
     prelude::*,
     scenarios::{copies, log, sleep},
     trial::{NODES, QUICK, SETTLED_WITHIN, Trial},
@@ -86,6 +86,11 @@ async fn services_that_start_before_jetstream_has_a_leader_wait_for_it() -> Resu
             .await?;
         }
         cluster.check()?;
+        let (code, _, said) = cli::highwater(&["ping", "--nats", "--nats-url", cluster.url()])?;
+        ensure!(code == Some(1) && said.contains("JetStream does not answer"), "ping --nats: {code:?} {said}");
+        // Whoever waits can be stopped.
+        cluster.stop("cluster-manager-2").await?;
+        cluster.spawn("cluster-manager-2")?;
         for server in &mut cluster.servers()[1..] {
             server.start_again()?;
         }

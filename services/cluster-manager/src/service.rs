@@ -74,7 +74,10 @@ async fn make(bus: &Bus, bucket: &ClusterBucket) -> Result<(), BusError> {
     let deadline = Instant::now() + MADE_WITHIN;
     loop {
         match bucket.ensure().await {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                retry.over();
+                return Ok(());
+            }
             Err(error @ BusError::Other { .. }) if Instant::now() < deadline => {
                 retry.wait(&error).await;
             }
@@ -92,7 +95,10 @@ pub async fn run(
 ) -> Result<(), ClusterManagerError> {
     config.check().map_err(ClusterManagerError::Config)?;
     let bucket = ClusterBucket::new(bus.clone(), config.replicas);
-    make(&bus, &bucket).await?;
+    tokio::select! {
+        made = make(&bus, &bucket) => made?,
+        _ = stop.changed() => return Ok(()),
+    }
     let mut joins = bus.subscribe(subjects::CLUSTER_JOIN).await?;
     let mut leaves = bus.subscribe(subjects::CLUSTER_LEAVE).await?;
     let mut events = bus.subscribe(subjects::CLUSTER_EVENT).await?;

@@ -1,7 +1,7 @@
 //! `highwater ping`: whether a node serves, or NATS does; what supervisors run as a health check.
 
 use crate::args::Ping;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use highwater_bus::Bus;
 use highwater_schemas::{api, names, subjects};
 use std::time::{Duration, Instant};
@@ -23,7 +23,10 @@ pub(crate) async fn ping(args: Ping) -> Result<()> {
 
 async fn answer(args: &Ping, within: Duration) -> Result<()> {
     let bus = Bus::connect(&args.nats.settings("highwater ping")).await?;
-    let Some(node) = &args.node else { return Ok(()) };
+    let Some(node) = &args.node else {
+        ensure!(bus.jetstream_answers().await?, "NATS takes connections, but JetStream does not answer");
+        return Ok(());
+    };
     let reply = bus.request(&subjects::node(node, "ping"), b"{}".to_vec(), within).await?;
     api::reply(&reply.payload)?;
     Ok(())

@@ -82,6 +82,10 @@ pub(crate) async fn start(
     let dir = place.data_dir.join(kind.as_str());
     let lock = if kind.keeps_files() { Some(lock(&dir)?) } else { None };
     let bus = Bus::connect(settings).await?;
+    if !bus.jetstream_answers().await? {
+        // Whoever needs it tries until it does.
+        tracing::warn!("JetStream does not answer yet; or this user may not ask $JS.API.INFO");
+    }
     let incarnation = uuid::Uuid::new_v4().as_u64_pair().0;
     let node = place.node.to_owned();
     Ok(match kind {

@@ -27,7 +27,8 @@ impl<'t> Writer<'t> {
     #[allow(unsafe_code)]
     fn put_with(&mut self, flags: PutFlags, key: &[u8], value: &[u8]) -> Result<(), heed::Error> {
         // SAFETY: neither may lie in the database that is changed. The cursor borrows the transaction for as long as it lives, so
-        // nobody holds what was read through it.
+        // nobody holds what was read through it. That the key must be the cursor's own holds for `MDB_CURRENT` alone, which
+        // `PutFlags` does not have: LMDB looks any other up.
         unsafe { self.cursor.put_current_with_options::<Bytes>(flags, key, value) }
     }
 
@@ -44,13 +45,14 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// One that is not there is fine.
+    /// One that is not there is fine, but costs a write.
     #[allow(unsafe_code)]
     pub fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
         // The cursor has no search of its own: this leaves it at the key, whether it was there or not.
         self.put_new(key, &[])?;
         // SAFETY: as above.
-        unsafe { self.cursor.del_current() }?;
+        let deleted = unsafe { self.cursor.del_current() }?;
+        debug_assert!(deleted, "the cursor is at the key");
         Ok(())
     }
 

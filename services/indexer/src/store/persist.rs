@@ -28,8 +28,9 @@ pub(super) const META_KEY: &[u8] = b"meta";
 /// Written to see whether a failed commit met a full disk: as much as LMDB writes at once.
 const PROBE_BYTES: usize = 64 * 4096;
 const PROBE_FILE: &str = "probe.tmp";
-/// Rows that are written together, after what undoes them.
+/// Rows that are written together, after what undoes them, and bytes of that.
 const ROWS_AT_ONCE: usize = 4_096;
+const PRIORS_AT_ONCE: usize = 8 * 1024 * 1024;
 
 /// What a persist is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,25 +240,32 @@ impl Context<'_> {
         let slot = history.begin(dbs, slots, txn)?;
         let flags = append_if_empty(dbs.rows, txn)?;
         let mut priors = Changes::default();
-        for items in sorted_rows(rows).chunks(ROWS_AT_ONCE) {
-            let key = |item: &Item| rows.key(item.rec as usize);
-            if let Some(slot) = slot {
-                priors.clear();
-                let mut present = Reader::new(dbs.rows, txn, rows.len())?;
-                for item in items {
-                    let prior = present.get(key(item))?.unwrap_or_default();
-                    priors.append(key(item), prior);
+        let mut items = &sorted_rows(rows)[..];
+        while !items.is_empty() {
+            priors.clear();
+            let mut present = Reader::new(dbs.rows, txn, rows.len())?;
+            for item in items.iter().take(ROWS_AT_ONCE) {
+                let key = rows.key(item.rec as usize);
+                priors.append(key, present.get(key)?.unwrap_or_default());
+                if priors.bytes() > PRIORS_AT_ONCE {
+                    break;
                 }
-                drop(present);
+            }
+            drop(present);
+            if let Some(slot) = slot {
                 remember(slot, &mut history.open, txn, &priors)?;
             }
+            let (now, later) = items.split_at(priors.len());
             let mut writer = Writer::new(dbs.rows, txn)?;
-            for item in items {
+            for (item, prior) in now.iter().zip(priors.iter()) {
                 match rows.row(item.rec as usize) {
-                    [] => writer.delete(key(item))?,
-                    row => writer.put(flags, key(item), row)?,
+                    // It came and went since the last commit.
+                    [] if prior.value.is_empty() => {}
+                    [] => writer.delete(prior.key)?,
+                    row => writer.put(flags, prior.key, row)?,
                 }
             }
+            items = later;
         }
         Ok(())
     }

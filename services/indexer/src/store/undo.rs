@@ -226,10 +226,14 @@ fn take_back(dbs: Databases, slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot)
         entries.clear();
         unindexed.clear();
         let sink = Sink { entries: &mut entries, unindexed: &mut unindexed };
-        differences(Reader::new(dbs.rows, txn, documents)?, &priors, sink)?;
+        let present = differences(Reader::new(dbs.rows, txn, documents)?, &priors, sink)?;
         let mut rows = Writer::new(dbs.rows, txn)?;
-        for Change { key, value, .. } in priors.iter() {
-            if value.is_empty() { rows.delete(key) } else { rows.put(PutFlags::empty(), key, value) }?;
+        for (Change { key, value, .. }, present) in priors.iter().zip(present) {
+            if !value.is_empty() {
+                rows.put(PutFlags::empty(), key, value)?;
+            } else if present {
+                rows.delete(key)?;
+            }
         }
         drop(rows);
         for (db, changes) in [(dbs.entries, &entries), (dbs.unindexed, &unindexed)] {
@@ -239,18 +243,19 @@ fn take_back(dbs: Databases, slots: &Slots, txn: &mut RwTxn<'_>, undo: UndoSlot)
     clear(slots, txn, undo)
 }
 
-/// What turns the present rows of these documents into those that they had.
-fn differences(mut present: Reader<'_>, priors: &Changes, mut sink: Sink<'_>) -> Result<(), StoreError> {
-    let mut suffix = Vec::new();
+/// What turns the present rows of these documents into those that they had; answers which have one.
+fn differences(mut rows: Reader<'_>, priors: &Changes, mut sink: Sink<'_>) -> Result<Vec<bool>, StoreError> {
+    let (mut suffix, mut there) = (Vec::new(), Vec::with_capacity(priors.len()));
     for Change { key, value, .. } in priors.iter() {
-        let present = present.get(key)?.map(decode).transpose()?;
+        let present = rows.get(key)?.map(decode).transpose()?;
+        there.push(present.is_some());
         let prior = if value.is_empty() { None } else { Some(decode(value)?) };
         let (vb, docid) = decode_row_key(key)?;
         suffix.clear();
         encode_entry_suffix(docid, vb, &mut suffix);
         sink.replace(key, &suffix, present.as_ref(), prior.as_ref());
     }
-    Ok(())
+    Ok(there)
 }
 
 /// Checks the records of every slot; answers how many there are.

@@ -155,7 +155,8 @@ impl Worker {
         let Some(share) = self.outside.ledger.much() else { return };
         let too_much = self.outside.ledger.too_much().is_some();
         let now = Instant::now();
-        let due = |o: &Open| !o.rests(now) && o.store.memory() >= share;
+        // What is clean holds no more than room for what comes.
+        let due = |o: &Open| !o.rests(now) && !o.store.is_clean() && o.store.memory() >= share;
         let large: Vec<(SliceName, bool)> =
             self.open.iter().filter(|(_, o)| due(o)).map(|(name, o)| (*name, o.store.in_bulk())).collect();
         for (slice, bulk) in large {

@@ -216,3 +216,27 @@ fn what_a_commit_writes_is_held_twice_only_while_it_does() {
     store.finish_persist(outcome).expect("persists");
     assert!(store.memory() < held, "{} of {held}", store.memory());
 }
+
+#[test]
+fn documents_that_come_and_go_between_commits_cost_no_pages_of_the_index() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    store.replace(0, "stays", 1, &[ENTRY], None).expect("replaces");
+    store.seal().expect("seals");
+    persist(&mut store, 1);
+    store.replace(0, "stays", 2, &[], None).expect("replaces");
+    store.seal().expect("seals");
+    persist(&mut store, 2);
+    let pages = |store: &LmdbStore| store.live().expect("is open").env.info().last_page_number;
+    let before = pages(&store);
+    for number in 0..2_000 {
+        let document = format!("comes and goes {number}");
+        store.replace(0, &document, 10 + number, &[ENTRY], None).expect("replaces");
+        store.replace(0, &document, 11 + number, &[], None).expect("replaces");
+    }
+    store.seal().expect("seals");
+    persist(&mut store, 3);
+    // What undoes it names them all.
+    let grown = pages(&store) - before;
+    assert!(grown < 100, "{grown} pages for 2,000 documents");
+}
