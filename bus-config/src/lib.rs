@@ -10,6 +10,7 @@
 //! - [`ClusterBucket`]: the cluster managers' lease, and the registered index managers
 //! - [`Heart`]: a node's heartbeats, as often as the active cluster manager asks for; [`leave`]: its goodbye
 //! - [`Retry`]: what is tried until it succeeds, and stated in the heartbeats meanwhile
+//! - [`supervise`]: how every task, thread and job is started, and how its end is heard; [`fault`]: how tests break them
 //! - [`Endpoints`]: ADR-32 services with coded errors
 //!
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
@@ -17,6 +18,7 @@
 mod codes;
 mod connect;
 mod error;
+mod faults;
 mod forward;
 mod heart;
 mod lease;
@@ -27,10 +29,12 @@ mod service;
 mod state_log;
 mod state_view;
 mod streams;
+pub mod supervise;
 mod troubles;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Incoming, Reply, Subscription};
 pub use error::BusError;
+pub use faults::{ENVIRONMENT as FAULTS_ENVIRONMENT, fault};
 pub use heart::{Heart, leave};
 pub use lease::ClusterBucket;
 pub use publisher::{Ack, PublishFailure, Publisher};
@@ -39,6 +43,7 @@ pub use service::{Endpoints, ServiceRequest, ServiceSpec};
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
 pub use state_view::{StateTail, StateView};
 pub use streams::{Looked, StreamSpec, StreamState};
+pub use supervise::{Ending, Incidents, TaskSet};
 pub use troubles::Retry;
 
 pub use bytes::Bytes;

@@ -18,6 +18,10 @@ const LONGEST: Duration = Duration::from_secs(2);
 const LASTING: Duration = Duration::from_secs(1);
 /// A happening, which nothing ends, is stated for so long after its last time.
 const STATED: Duration = Duration::from_secs(30);
+/// An incident is stated for so long after its last time: somebody should look at it.
+const INCIDENT: Duration = Duration::from_secs(600);
+/// Happenings and incidents that are remembered at once; the one that is longest ago gives way.
+const MOST_HAPPENED: usize = 64;
 /// Characters of an error.
 const WORDS: usize = 300;
 
@@ -29,7 +33,8 @@ pub(crate) struct Troubles(Arc<Mutex<Open>>);
 struct Open {
     next: u64,
     met: BTreeMap<u64, Met>,
-    happened: BTreeMap<&'static str, Met>,
+    /// Each with how long it is stated after its last time.
+    happened: BTreeMap<String, (Met, Duration)>,
 }
 
 #[derive(Debug)]
@@ -61,17 +66,34 @@ impl Troubles {
     /// Those to state, the oldest first.
     pub(crate) fn list(&self, now: Instant) -> Vec<Trouble> {
         let mut open = self.open();
-        open.happened.retain(|_, met| now.saturating_duration_since(met.last) < STATED);
+        open.happened.retain(|_, (met, stated)| now.saturating_duration_since(met.last) < *stated);
         let lasting = open.met.values().filter(|met| met.last >= met.began + LASTING);
-        let mut stated: Vec<Trouble> = lasting.chain(open.happened.values()).map(|met| met.trouble.clone()).collect();
+        let mut stated: Vec<Trouble> =
+            lasting.chain(open.happened.values().map(|(met, _)| met)).map(|met| met.trouble.clone()).collect();
         stated.sort_by_key(|trouble| trouble.since);
         stated.truncate(MOST_TROUBLES);
         stated
     }
 
     /// Something that passes by itself.
-    pub(crate) fn happened(&self, what: &'static str, error: &dyn Display, now: Instant) {
-        self.open().happened.entry(what).or_insert_with(|| Met::new(what, now)).again(error, now);
+    pub(crate) fn happened(&self, what: &str, error: &dyn Display, now: Instant) {
+        self.enter(what, error, now, STATED);
+    }
+
+    /// Something that should not happen: a panic, an end that nobody asked for.
+    pub(crate) fn incident(&self, what: &str, error: &dyn Display, now: Instant) {
+        self.enter(what, error, now, INCIDENT);
+    }
+
+    fn enter(&self, what: &str, error: &dyn Display, now: Instant, stated: Duration) {
+        let mut open = self.open();
+        if open.happened.len() >= MOST_HAPPENED && !open.happened.contains_key(what) {
+            let oldest = open.happened.iter().min_by_key(|(_, (met, _))| met.last).map(|(what, _)| what.clone());
+            oldest.and_then(|oldest| open.happened.remove(&oldest));
+        }
+        let (met, until) = open.happened.entry(what.to_owned()).or_insert_with(|| (Met::new(what, now), stated));
+        *until = stated;
+        met.again(error, now);
     }
 }
 
@@ -193,6 +215,15 @@ mod tests {
         let stated = troubles.list(at(39));
         assert_eq!((stated[0].times, stated[0].error.as_str()), (2, "messages were dropped again"));
         assert_eq!(troubles.list(at(40)), []);
+        troubles.incident("lane", &"it panicked", at(0));
+        assert_eq!(troubles.list(at(599)).len(), 1);
+        assert_eq!(troubles.list(at(600)), []);
+        for n in 0..=MOST_HAPPENED {
+            troubles.incident(&format!("lane {n:02}"), &"it panicked", at(n as u64));
+        }
+        assert_eq!(troubles.open().happened.len(), MOST_HAPPENED);
+        assert_eq!(troubles.list(at(70))[0].what, "lane 01", "the oldest gave way");
+        assert_eq!(troubles.list(at(700)), []);
         let mut many: Vec<Retry> = (0..100).map(|n| troubles.retry(n.to_string())).collect();
         for retry in &mut many {
             retry.failed_at(&"x".repeat(1_000), at(50));
