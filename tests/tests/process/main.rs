@@ -1,0 +1,32 @@
+//! Every test that runs processes, in one program: it is linked once, and its tests are run side by side.
+
+mod cluster_manager;
+mod commands;
+mod coordination;
+mod coordination_copies;
+mod coordination_log;
+mod coordination_sleep;
+mod damaged_files;
+mod dev;
+mod diagnosis;
+mod errors_documents;
+mod errors_requests;
+mod errors_startup;
+mod garbage;
+mod hidden_revisions;
+mod kills;
+mod nats_faults;
+mod oracle;
+mod ping;
+mod removals;
+mod replicated;
+mod restarts;
+mod rollback;
+mod rollback_blocks;
+mod rollback_hard;
+mod rollback_phases;
+mod rollback_restore;
+mod routine_restarts;
+mod tight_limits;
+mod topics;
+mod topics_lost;
