@@ -1,29 +1,37 @@
 //! A connection, checked, and the core of the bus: publish, request, subscribe.
 
-use crate::{codes::unavailable, error::BusError, troubles::Troubles};
+use crate::{
+    codes::unavailable,
+    error::BusError,
+    frames::{Dial, Link, credentials::Credentials},
+    supervise::{self, Task},
+    troubles::Troubles,
+};
 use async_nats::{
-    Client, ConnectErrorKind, Event, HeaderMap,
+    Client, ConnectError, ConnectErrorKind, Event, HeaderMap,
     client::RequestErrorKind,
     jetstream::{self, Context, response::Response},
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
 use std::{
     path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
     time::{Duration, Instant},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// A log directive that silences the NATS client: what matters of it is in our own errors.
 pub const CLIENT_LOG_OFF: &str = "async_nats=off";
 /// The oldest server that Highwater supports.
 const OLDEST_SERVER: &str = "2.11";
-/// Messages that may wait in one subscription before the client drops them; a reader never asks for more than this at once.
+/// Answers that may wait in the client library before it drops them.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that is silent is given up after two of these: a network that was cut off and came back is found again soon.
 const PING: Duration = Duration::from_secs(5);
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// After a connection could not be opened, it is tried again after this.
+const AGAIN: Duration = Duration::from_millis(100);
 /// JetStream is given this long to say that it is there.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -43,16 +51,31 @@ pub struct ConnectSettings {
     pub name: String,
 }
 
-/// A connection to NATS with JetStream.
+/// Connections to NATS with JetStream: the client library's, for what we send and the answers to it, and one of our own
+/// ([`crate::frames`]) for what any client may have sent.
 #[derive(Debug, Clone)]
 pub struct Bus {
-    pub(crate) client: Client,
-    pub(crate) js: Context,
+    inner: Arc<Inner>,
     pub(crate) troubles: Troubles,
+}
+
+#[derive(Debug)]
+struct Inner {
     /// As it was given.
     url: String,
-    /// Rises when the connection is lost.
-    lost: watch::Receiver<u64>,
+    session: RwLock<Session>,
+    link: Link,
+    dial: Arc<Dial>,
+    /// Rises when the client library's connection is lost.
+    lost: watch::Sender<u64>,
+    keeper: Mutex<Option<Task>>,
+}
+
+/// The client library's connection.
+#[derive(Debug, Clone)]
+struct Session {
+    client: Client,
+    js: Context,
 }
 
 /// The answer to a request.
@@ -63,84 +86,159 @@ pub struct Reply {
     pub error: Option<(String, u16)>,
 }
 
-/// A message of a subscription.
-#[derive(Debug, Clone)]
-pub struct Incoming {
-    pub subject: String,
-    pub payload: Bytes,
-    pub reply: Option<String>,
+/// Opens sessions of the client library, one after the other.
+struct Opener {
+    servers: Vec<String>,
+    name: String,
+    credentials: Credentials,
+    troubles: Troubles,
+    lost: watch::Sender<u64>,
+    /// Told when the library's task for a session has ended.
+    ended: mpsc::Sender<()>,
 }
 
-/// A core subscription.
-#[derive(Debug)]
-pub struct Subscription {
-    inner: async_nats::Subscriber,
-}
+/// Is dropped with the library's task for a session, however that ends.
+struct Ending(mpsc::Sender<()>);
 
-impl Subscription {
-    /// The next message; None when the connection is closed.
-    pub async fn next(&mut self) -> Option<Incoming> {
-        let message = self.inner.next().await?;
-        Some(Incoming {
-            subject: message.subject.to_string(),
-            payload: message.payload,
-            reply: message.reply.map(|r| r.to_string()),
-        })
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // One that waits already tells as much.
+        let _ = self.0.try_send(());
     }
 }
 
-impl Bus {
-    /// Connects and checks the version. Later losses of the connection are healed by the client.
-    pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
-        let url = settings.url.clone();
-        let troubles = Troubles::default();
-        let noted = troubles.clone();
-        let (losses, lost) = watch::channel(0);
+impl Opener {
+    async fn open(&self) -> Result<Session, ConnectError> {
+        let (troubles, lost, ending) = (self.troubles.clone(), self.lost.clone(), Ending(self.ended.clone()));
         let mut options = async_nats::ConnectOptions::new()
-            .name(&settings.name)
+            .name(&self.name)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING)
             .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 20).min(500)))
             .event_callback(move |event| {
-                note(&noted, &event);
+                let _lives_as_long = &ending;
+                note(&troubles, &event);
                 if matches!(event, Event::Disconnected) {
-                    losses.send_modify(|losses| *losses += 1);
+                    lost.send_modify(|losses| *losses += 1);
                 }
                 std::future::ready(())
             });
-        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-            options = options.user_and_password(user.clone(), password.clone());
-        } else if let Some(token) = &settings.token {
-            options = options.token(token.clone());
-        } else if let Some(seed) = &settings.nkey {
-            if nkeys_seed_is_damaged(seed) {
-                return Err(BusError::Settings(
-                    "the nkey seed is damaged: it begins with SU and has 58 characters".into(),
-                ));
+        options = match &self.credentials {
+            Credentials::None => options,
+            Credentials::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
+            Credentials::Token(token) => options.token(token.clone()),
+            Credentials::Nkey(seed) => options.nkey(seed.clone()),
+            // It was read before.
+            Credentials::File { text, .. } => {
+                options.credentials(text).map_err(|e| ConnectError::with_source(ConnectErrorKind::Authentication, e))?
             }
-            options = options.nkey(seed.clone());
-        } else if let Some(path) = &settings.creds {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| BusError::Settings(format!("cannot read credentials file {}: {e}", path.display())))?;
-            options = options
-                .credentials(&text)
-                .map_err(|e| BusError::Settings(format!("credentials file {} is damaged: {e}", path.display())))?;
+        };
+        let client = options.connect(self.servers.as_slice()).await?;
+        let js = jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
+        Ok(Session { client, js })
+    }
+}
+
+/// Opens a new session when the library's task has ended: by a panic, as nothing else ends it while it is used.
+async fn keep_open(bus: &Weak<Inner>, opener: Opener, mut ended: mpsc::Receiver<()>) {
+    while ended.recv().await.is_some() {
+        if bus.strong_count() == 0 {
+            return;
         }
-        let servers: Vec<&str> = url.split(',').collect();
-        let client = options.connect(servers).await.map_err(|e| match e.kind() {
+        let why = "the NATS client ended unexpectedly; it is connected again";
+        tracing::error!("{why}");
+        opener.troubles.happened("connection to NATS", &why, Instant::now());
+        opener.lost.send_modify(|losses| *losses += 1);
+        let session = loop {
+            match opener.open().await {
+                Ok(session) => break session,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot connect");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        };
+        let Some(bus) = bus.upgrade() else { return };
+        *bus.session.write().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+}
+
+impl Bus {
+    /// Connects and checks the version. Later losses of the connections are healed, also when the client library's own task ends.
+    pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
+        let url = settings.url.clone();
+        let credentials = Credentials::of(settings)?;
+        let troubles = Troubles::default();
+        let lost = watch::Sender::new(0);
+        let (ending, ended) = mpsc::channel(1);
+        let dial = Dial::new(&url, credentials.clone(), &settings.name)
+            .map_err(|_| BusError::Settings(format!("{url} is not a NATS URL")))?;
+        let opener = Opener {
+            servers: url.split(',').map(|url| url.trim().to_owned()).collect(),
+            name: settings.name.clone(),
+            credentials,
+            troubles: troubles.clone(),
+            lost: lost.clone(),
+            ended: ending,
+        };
+        let session = opener.open().await.map_err(|e| match e.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                 BusError::Credentials { url: url.clone() }
             }
             ConnectErrorKind::ServerParse => BusError::Settings(format!("{url} is not a NATS URL")),
             _ => BusError::Unreachable { url: url.clone(), why: e.to_string() },
         })?;
-        let version = client.server_info().version;
+        let version = session.client.server_info().version;
         if !new_enough(&version) {
             return Err(BusError::OldServer { found: version, needed: OLDEST_SERVER });
         }
-        let js = jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
-        Ok(Self { client, js, troubles, url, lost })
+        let dial = Arc::new(dial);
+        let link = Link::connect(Arc::clone(&dial), troubles.clone())
+            .await
+            .map_err(|why| BusError::Unreachable { url: url.clone(), why })?;
+        let inner = Arc::new(Inner { url, session: RwLock::new(session), link, dial, lost, keeper: Mutex::default() });
+        let bus = Arc::downgrade(&inner);
+        let kept = supervise::task(&troubles.clone().into(), "the keeper of the NATS client", async move {
+            let incidents = opener.troubles.clone().into();
+            let ending =
+                supervise::caught(&incidents, "reopening the NATS client", keep_open(&bus, opener, ended)).await;
+            if let (supervise::Ending::Panicked(_), Some(bus)) = (ending, bus.upgrade()) {
+                // Nobody would open the client again: who waits for messages hears that the bus has ended.
+                bus.link.close();
+            }
+        });
+        // It ends with the last handle of the bus.
+        *inner.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        Ok(Self { inner, troubles })
+    }
+
+    fn session(&self) -> RwLockReadGuard<'_, Session> {
+        self.inner.session.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.session().client.clone()
+    }
+
+    pub(crate) fn js(&self) -> Context {
+        self.session().js.clone()
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// A connection of its own, for who reads so much that others would wait.
+    pub(crate) async fn another_link(&self) -> Result<Link, BusError> {
+        let link = Link::connect(Arc::clone(&self.inner.dial), self.troubles.clone()).await;
+        link.map_err(|why| BusError::other("connect", why))
+    }
+
+    /// A text that no other call and no other process gets.
+    pub(crate) fn unique_id(&self) -> String {
+        let inbox = self.client().new_inbox();
+        inbox.rsplit('.').next().unwrap_or(&inbox).to_owned()
     }
 
     /// Whether JetStream answers now. When servers have no leader among them, or change it, it does later.
@@ -149,7 +247,7 @@ impl Bus {
     /// There is none for this account.
     pub async fn jetstream_answers(&self) -> Result<bool, BusError> {
         let request = async_nats::Request::new().timeout(Some(CHECKED_WITHIN));
-        match self.client.send_request("$JS.API.INFO", request).await {
+        match self.client().send_request("$JS.API.INFO", request).await {
             Ok(reply) => match serde_json::from_slice::<Response<serde_json::Value>>(&reply.payload) {
                 Ok(Response::Ok(_)) => Ok(true),
                 Ok(Response::Err { error }) if unavailable(&error) => Ok(false),
@@ -157,7 +255,7 @@ impl Bus {
                 Err(error) => Err(BusError::other("JetStream", error)),
             },
             Err(e) if e.kind() == RequestErrorKind::NoResponders => {
-                Err(BusError::NoJetStream { url: self.url.clone() })
+                Err(BusError::NoJetStream { url: self.inner.url.clone() })
             }
             Err(e) if e.kind() == RequestErrorKind::TimedOut => Ok(false),
             Err(e) => Err(BusError::other("JetStream", e)),
@@ -166,33 +264,38 @@ impl Bus {
 
     /// The largest message that the server takes, bytes.
     pub fn max_payload(&self) -> usize {
-        self.client.max_payload()
+        self.client().max_payload()
     }
 
-    /// Changes when the connection moved to another server or the server restarted.
+    /// Changes when the connection on which answers come moved to another server, or its server restarted.
     pub fn server_id(&self) -> String {
-        self.client.server_info().server_id
+        self.client().server_info().server_id
     }
 
     /// Whether the server that we are connected to leads a stream: its restarts do not go unseen.
     pub fn leads(&self, state: &crate::StreamState) -> bool {
-        state.leader.is_empty() || state.leader == self.client.server_info().server_name
+        state.leader.is_empty() || state.leader == self.client().server_info().server_name
     }
 
-    /// How often the connection was lost.
+    /// How often a connection was lost.
     pub fn losses(&self) -> u64 {
-        *self.lost.borrow()
+        *self.inner.lost.borrow() + self.inner.link.losses()
+    }
+
+    /// How often the connection was lost on which answers come.
+    pub(crate) fn answers_lost(&self) -> u64 {
+        *self.inner.lost.borrow()
     }
 
     /// What was sent before the connection was lost is not answered any more, and the client would wait for it until it is too
     /// late; None: it was lost meanwhile.
     pub(crate) async fn unless_lost<F: Future>(&self, answer: F) -> Option<F::Output> {
-        self.unless_lost_since(self.losses(), answer).await
+        self.unless_lost_since(self.answers_lost(), answer).await
     }
 
     /// The same for what was sent when it had been lost so often.
     pub(crate) async fn unless_lost_since<F: Future>(&self, losses: u64, answer: F) -> Option<F::Output> {
-        let mut lost = self.lost.clone();
+        let mut lost = self.inner.lost.subscribe();
         tokio::select! {
             biased;
             answer = answer => Some(answer),
@@ -202,7 +305,7 @@ impl Bus {
 
     /// Core publish: may be lost.
     pub async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), BusError> {
-        self.client.publish(subject.to_owned(), payload.into()).await.map_err(|e| BusError::other("publish", e))
+        self.client().publish(subject.to_owned(), payload.into()).await.map_err(|e| BusError::other("publish", e))
     }
 
     /// Publishes an answer.
@@ -210,19 +313,17 @@ impl Bus {
         self.publish(reply, payload).await
     }
 
-    pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
-        let inner = self.client.subscribe(subject.to_owned()).await.map_err(|e| BusError::other("subscribe", e))?;
-        Ok(Subscription { inner })
-    }
-
     /// Waits until the server has seen what was sent so far, subscriptions included.
     pub async fn flush(&self) -> Result<(), BusError> {
-        self.client.flush().await.map_err(|e| BusError::other("flush", e))
+        let (sent, subscribed) = (self.client(), self.link());
+        let (sent, subscribed) = tokio::join!(sent.flush(), subscribed.flush());
+        sent.map_err(|e| BusError::other("flush", e))?;
+        if subscribed { Ok(()) } else { Err(BusError::other("flush", "the connection was lost")) }
     }
 
     pub async fn request(&self, subject: &str, payload: Vec<u8>, timeout: Duration) -> Result<Reply, BusError> {
         let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
-        let message = self.client.send_request(subject.to_owned(), request).await.map_err(|e| match e.kind() {
+        let message = self.client().send_request(subject.to_owned(), request).await.map_err(|e| match e.kind() {
             RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.into() },
             RequestErrorKind::TimedOut => BusError::Timeout { subject: subject.into() },
             _ => BusError::other("request", e),
@@ -244,13 +345,6 @@ fn note(troubles: &Troubles, event: &Event) {
         Event::ServerError(error) => troubles.happened("answers of NATS", error, now),
         _ => {}
     }
-}
-
-/// The client would only say that the server refused it.
-fn nkeys_seed_is_damaged(seed: &str) -> bool {
-    seed.len() != 58
-        || !seed.starts_with("SU")
-        || !seed.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
 }
 
 fn error_headers(headers: &HeaderMap) -> Option<(String, u16)> {

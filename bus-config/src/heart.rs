@@ -4,7 +4,6 @@
 //! [`Heart`].
 
 use crate::{connect::Bus, error::BusError};
-use futures_util::StreamExt;
 use highwater_schemas::{
     api::{Join, JoinReply, Leave, heartbeat},
     subjects::{CLUSTER_JOIN, CLUSTER_LEAVE},
@@ -32,8 +31,8 @@ pub struct Heart {
 impl Heart {
     /// One that beats `every` so often until a cluster manager says otherwise; the first beat is due at once.
     pub async fn new(bus: &Bus, every: Duration) -> Result<Self, BusError> {
-        let inbox = bus.client.new_inbox();
-        let mut answers = bus.client.subscribe(inbox.clone()).await.map_err(|e| BusError::other("subscribe", e))?;
+        let inbox = format!("_INBOX.{}", bus.unique_id());
+        let mut answers = bus.subscribe(&inbox).await?;
         let (told, every) = watch::channel(every);
         let replies = tokio::spawn(async move {
             while let Some(answer) = answers.next().await {
@@ -71,7 +70,8 @@ impl Heart {
     pub async fn say(&self, join: &Join) {
         let join = Join { troubles: self.bus.troubles(), ..join.clone() };
         let payload = serde_json::to_vec(&join).unwrap_or_default();
-        let sent = self.bus.client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
+        let client = self.bus.client();
+        let sent = client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
         match timeout(SENT_WITHIN, sent).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "cannot send a heartbeat"),

@@ -52,7 +52,7 @@ impl ClusterBucket {
     }
 
     async fn stream(&self) -> Result<Stream<()>, BusError> {
-        self.bus.js.get_stream_no_info(CLUSTER_STREAM).await.map_err(|e| BusError::other("stream", e))
+        self.bus.js().get_stream_no_info(CLUSTER_STREAM).await.map_err(|e| BusError::other("stream", e))
     }
 
     /// Revision and value of the lease, as the stream's leader has it; the value is None when it cannot be read.
@@ -80,7 +80,7 @@ impl ClusterBucket {
         // Whole seconds, and never less than the holder counts on; with every renewal, else it would last for ever.
         headers.insert(header::NATS_MESSAGE_TTL, format!("{}s", lease.lease_ms.div_ceil(1_000)).as_str());
         let write = async {
-            match self.bus.js.publish_with_headers(CLUSTER_LEASE, headers, value.into()).await {
+            match self.bus.js().publish_with_headers(CLUSTER_LEASE, headers, value.into()).await {
                 Ok(acknowledged) => acknowledged.await,
                 Err(e) => Err(e),
             }
@@ -120,7 +120,7 @@ impl ClusterBucket {
     /// Remembers an index manager.
     pub async fn register(&self, node: &str) -> Result<(), BusError> {
         let subject = subjects::cluster_registered(node);
-        let write = async { self.bus.js.publish(subject.clone(), "{}".into()).await?.await };
+        let write = async { self.bus.js().publish(subject.clone(), "{}".into()).await?.await };
         match timeout(API_TIMEOUT, write).await {
             Ok(done) => done.map(|_| ()).map_err(|e| BusError::other("register", e)),
             Err(_) => Err(BusError::Timeout { subject }),

@@ -1,139 +1,198 @@
-//! Overlapping pulls from one consumer, over the client's core messages.
+//! Overlapping pulls from one consumer, over our own connection.
 //!
-//! The client's own stream of a consumer gives every message a handle to acknowledge it with. A reader that acknowledges
-//! nothing, of a stream with half a million messages a second, spends a sixth of its time on these.
+//! Each pull asks for a number of messages and of bytes, so that no more than some MiB is ever under way, whatever the size of the
+//! messages: a server that has more to send than its client takes ends the connection. Half of what was asked for is always
+//! still to come, so the server never waits for the reader.
 //!
-//! Half of what was asked for is always still to come, so the server never waits for the reader; it never has more than
-//! `asked` to send, which is far less than the client holds for a subscription.
+//! The server serves waiting pulls in turn. It says when one ends early (its time is over, or the next message is larger than
+//! what is left of its bytes) and what was left of it; one whose last message was sent ends without a word. What is left of
+//! the bytes of such a pull is not known, so that count may be too high: the count of messages asks in its place then.
 
-use async_nats::{Client, Message, StatusCode, Subject, Subscriber};
-use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use crate::{
+    connect::Bus,
+    frames::{Interest, Link, codec::Message, headers::Headers, inbox::Arrived},
+};
 use std::{
-    sync::atomic::Ordering,
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
-/// Messages asked for at once of a stream of documents, and of a topic of packed batches: megabytes, also when they are large.
-pub(crate) const DOCUMENTS: u64 = 8_192;
-pub(crate) const PACKED: u64 = 64;
+/// Messages that one pull asks for.
+const BATCH: u64 = 8_192;
+/// What a message of the largest payload has besides: its subject and its reply subject, bytes.
+const BESIDES: u64 = 64 * 1024;
+/// Bytes that one pull asks for at least.
+const BYTES: u64 = 1024 * 1024;
+/// And at most, for a stream that holds larger messages than the server takes now.
+const MOST_BYTES: u64 = 128 * 1024 * 1024;
 const EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A server that says nothing for so long has lost the pulls.
 const SILENCE: Duration = Duration::from_millis(4_500);
-/// While nothing comes, the connection is looked at this often: the server forgets pulls of one that was lost.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// Pulls from a consumer.
 pub(crate) struct Pulls {
-    client: Client,
-    subscriber: Subscriber,
+    interest: Interest,
     /// Where to ask, for the answers to go to the inbox.
-    next: Subject,
-    inbox: Subject,
-    request: Bytes,
-    /// Messages asked for at once.
-    batch: u64,
-    /// Messages asked for that have not come.
-    asked: u64,
-    /// Times that the client had connected when the pulls began.
-    connects: u64,
+    next: String,
+    inbox: String,
+    asked: Asked,
+    /// Arrived and not handed out.
+    ready: VecDeque<Message>,
     /// When the server last said something.
     heard: Instant,
 }
 
-impl Pulls {
-    /// Begins to pull.
-    pub(crate) async fn start(client: &Client, stream: &str, consumer: &str, batch: u64) -> Result<Self, String> {
-        let inbox = Subject::from(client.new_inbox());
-        let subscriber = client.subscribe(inbox.clone()).await.map_err(|e| e.to_string())?;
-        let request = serde_json::json!({
-            "batch": batch, "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
-        });
-        let mut pulls = Self {
-            connects: connects(client),
-            heard: Instant::now(),
-            client: client.clone(),
-            subscriber,
-            next: Subject::from(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
-            inbox,
-            request: Bytes::from(request.to_string()),
-            batch,
-            asked: 0,
+/// What was asked for and has not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Asked {
+    messages: u64,
+    bytes: u64,
+    /// What one pull asks for.
+    batch: u64,
+    batch_bytes: u64,
+    /// A message came since the last pull.
+    delivered: bool,
+}
+
+impl Asked {
+    fn new(max_payload: u64) -> Self {
+        Self { messages: 0, bytes: 0, batch: BATCH, batch_bytes: (max_payload + BESIDES).max(BYTES), delivered: false }
+    }
+
+    /// True while another pull is due; it counts as asked for from then on.
+    fn is_due(&mut self) -> bool {
+        if self.messages == 0 || self.bytes == 0 {
+            (self.messages, self.bytes) = (0, 0);
+        }
+        let due = self.messages <= self.batch / 2 || self.bytes <= self.batch_bytes / 2;
+        if due {
+            self.messages += self.batch;
+            self.bytes += self.batch_bytes;
+            self.delivered = false;
+        }
+        due
+    }
+
+    fn came(&mut self, size: usize) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(size as u64);
+        self.delivered = true;
+    }
+
+    /// The server said something about a pull.
+    ///
+    /// # Errors
+    /// The reading is over, for this reason.
+    fn status(&mut self, headers: Headers<'_>) -> Result<(), String> {
+        // What is no status is of somebody who writes to inboxes.
+        let Some((code, text)) = headers.status() else { return Ok(()) };
+        let left = |name| headers.number(name);
+        let ended = |asked: &mut Self| {
+            asked.messages = left("Nats-Pending-Messages").map_or(0, |left| asked.messages.saturating_sub(left));
+            asked.bytes = left("Nats-Pending-Bytes").map_or(asked.bytes, |left| asked.bytes.saturating_sub(left));
         };
-        pulls.ask().await?;
+        let limit = || text.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok()).filter(|limit| *limit > 0);
+        match code {
+            // A heartbeat, or flow control.
+            100 => {}
+            404 | 408 => ended(self),
+            409 if text.contains("MaxBytes") && !text.contains("Exceeded") => {
+                ended(self);
+                if !self.delivered && self.bytes == 0 {
+                    self.batch_bytes = (self.batch_bytes * 2).min(MOST_BYTES);
+                }
+            }
+            409 if text.contains("Batch Completed") => ended(self),
+            409 if text.contains("Exceeded MaxRequestBatch") && limit().is_some_and(|limit| limit < self.batch) => {
+                let refused = self.batch;
+                self.batch = limit().unwrap_or(refused);
+                self.messages = self.messages.saturating_sub(refused);
+                self.bytes = self.bytes.saturating_sub(self.batch_bytes);
+            }
+            code => return Err(format!("the server answered {code} {text}")),
+        }
+        Ok(())
+    }
+}
+
+impl Pulls {
+    /// Begins to pull on this connection.
+    pub(crate) async fn start(bus: &Bus, link: &Link, stream: &str, consumer: &str) -> Result<Self, String> {
+        let inbox = format!("_INBOX.{}", bus.unique_id());
+        let mut interest = link.interest();
+        interest.add(&inbox, None).await;
+        let mut pulls = Self {
+            interest,
+            next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            inbox,
+            asked: Asked::new(bus.max_payload() as u64),
+            ready: VecDeque::new(),
+            heard: Instant::now(),
+        };
+        pulls.ask()?;
         Ok(pulls)
     }
 
-    async fn ask(&mut self) -> Result<(), String> {
-        while self.asked <= self.batch / 2 {
-            let (next, inbox) = (self.next.clone(), self.inbox.clone());
-            let sent = self.client.publish_with_reply(next, inbox, self.request.clone()).await;
-            sent.map_err(|e| e.to_string())?;
-            self.asked += self.batch;
+    fn ask(&mut self) -> Result<(), String> {
+        while self.asked.is_due() {
+            let request = serde_json::json!({
+                "batch": self.asked.batch, "max_bytes": self.asked.batch_bytes,
+                "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+            });
+            if !self.interest.link().publish(&self.next, &self.inbox, request.to_string().as_bytes()) {
+                return Err("too much waits to be sent".into());
+            }
         }
         Ok(())
     }
 
-    /// Waits for a message, then hands what is ready to `take`, at most `most`. Cancel safe.
+    /// Waits for a message, then hands what is ready to `take`, at most `most` and, but for the first, `most_bytes`. Cancel safe:
+    /// nothing is waited for once a message was taken.
     pub(crate) async fn next_ready(
         &mut self,
         most: usize,
+        most_bytes: usize,
         mut take: impl FnMut(Message) -> Result<(), String>,
     ) -> Result<(), String> {
-        let mut taken = 0;
-        while taken < most {
-            self.ask().await?;
-            let message = match self.subscriber.next().now_or_never() {
-                Some(ready) => ready,
-                None if taken > 0 => break,
-                None => self.wait().await?,
-            };
-            let message = message.ok_or("the subscription ended")?;
-            match message.status {
-                None => {
-                    self.asked = self.asked.saturating_sub(1);
-                    taken += 1;
-                    take(message)?;
-                }
-                Some(status) => self.asked = still_asked(self.asked, status, &message)?,
-            }
-        }
-        self.heard = Instant::now();
-        Ok(())
-    }
-
-    async fn wait(&mut self) -> Result<Option<Message>, String> {
         loop {
-            if let Ok(message) = tokio::time::timeout(LOOK, self.subscriber.next()).await {
+            let (mut taken, mut bytes) = (0, 0);
+            while taken < most && bytes < most_bytes {
+                if self.ready.is_empty() {
+                    self.interest.inbox().take_all(&mut self.ready);
+                }
+                let Some(message) = self.ready.pop_front() else { break };
+                if message.reply().starts_with(b"$JS.ACK.") {
+                    self.asked.came(message.size());
+                    taken += 1;
+                    bytes += message.size();
+                    take(message)?;
+                } else {
+                    self.asked.status(Headers::new(message.headers()))?;
+                }
+            }
+            self.ask()?;
+            if taken > 0 {
                 self.heard = Instant::now();
-                return Ok(message);
+                return Ok(());
             }
-            if connects(&self.client) != self.connects {
-                return Err("the connection was lost meanwhile".into());
-            }
-            if self.heard.elapsed() >= SILENCE {
-                return Err("the server says nothing".into());
+            if self.ready.is_empty() {
+                self.wait().await?;
             }
         }
     }
-}
 
-fn connects(client: &Client) -> u64 {
-    client.statistics().connects.load(Ordering::Relaxed)
-}
-
-/// How many messages are still to come after a status; an error when it ends the reading.
-fn still_asked(asked: u64, status: StatusCode, message: &Message) -> Result<u64, String> {
-    let text = message.description.as_deref().unwrap_or_default();
-    let left = message.headers.as_ref().and_then(|h| h.get("Nats-Pending-Messages"));
-    let ended = || left.and_then(|n| n.as_str().parse::<u64>().ok()).map_or(0, |left| asked.saturating_sub(left));
-    match status.as_u16() {
-        // A heartbeat, or flow control.
-        100 => Ok(asked),
-        404 | 408 => Ok(ended()),
-        409 if text.contains("MaxBytes") || text.contains("Batch Completed") => Ok(ended()),
-        code => Err(format!("the server answered {code} {text}")),
+    async fn wait(&mut self) -> Result<(), String> {
+        match tokio::time::timeout(SILENCE.saturating_sub(self.heard.elapsed()), self.interest.inbox().arrived(0)).await
+        {
+            Ok(Arrived::Messages) => {
+                self.heard = Instant::now();
+                Ok(())
+            }
+            Ok(Arrived::Lost(_)) => Err("the connection was lost meanwhile".into()),
+            Ok(Arrived::Closed) => Err("the connection ended".into()),
+            Err(_) => Err("the server says nothing".into()),
+        }
     }
 }
 
@@ -150,64 +209,92 @@ pub(crate) struct Told {
 
 /// Reads `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or the newer form with domain
 /// and account before the stream and a token at the end.
-pub(crate) fn told(reply: &str) -> Option<Told> {
-    let rest = reply.strip_prefix("$JS.ACK.")?;
-    let numbers = match rest.split('.').count() {
-        7 => 3,
-        9.. => 5,
+pub(crate) fn told(reply: &[u8]) -> Option<Told> {
+    let rest = reply.strip_prefix(b"$JS.ACK.")?;
+    let numbers = match memchr::memchr_iter(b'.', rest).count() {
+        6 => 3,
+        8.. => 5,
         _ => return None,
     };
-    let mut tokens = rest.split('.').skip(numbers);
-    let mut number = || tokens.next()?.parse::<u64>().ok();
+    let mut tokens = rest.split(|byte| *byte == b'.').skip(numbers);
+    let mut number = || {
+        tokens.next().filter(|digits| !digits.is_empty())?.iter().try_fold(0u64, |number, digit| {
+            number.checked_mul(10)?.checked_add(u64::from(digit.is_ascii_digit().then(|| digit - b'0')?))
+        })
+    };
     let (stream_seq, consumer_seq, time, pending) = (number()?, number()?, number()?, number()?);
-    Some(Told { stream_seq, consumer_seq, time: time as i64, pending })
+    Some(Told { stream_seq, consumer_seq, time: i64::try_from(time).ok()?, pending })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn status(code: u16, text: &str, left: Option<&str>) -> (StatusCode, Message) {
-        let status = StatusCode::from_u16(code).unwrap();
-        let headers = left.map(|left| {
-            let mut headers = async_nats::HeaderMap::new();
-            headers.insert("Nats-Pending-Messages", left);
-            headers
-        });
-        let message = Message {
-            subject: "inbox".into(),
-            reply: None,
-            payload: Bytes::new(),
-            headers,
-            status: Some(status),
-            description: Some(text.into()),
-            length: 0,
-        };
-        (status, message)
+    fn asked() -> Asked {
+        let mut asked = Asked::new(1024 * 1024);
+        assert!(asked.is_due() && !asked.is_due());
+        asked
+    }
+
+    #[test]
+    fn another_pull_is_due_at_half_of_the_messages_or_of_the_bytes() {
+        let mut small = asked();
+        (0..BATCH / 2 - 1).for_each(|_| small.came(10));
+        assert!(!small.is_due());
+        small.came(10);
+        assert!(small.is_due() && !small.is_due());
+        let mut large = asked();
+        large.came(large.batch_bytes as usize / 2 - 1);
+        assert!(!large.is_due());
+        large.came(2);
+        assert!(large.is_due() && !large.is_due());
+        assert!(large.bytes <= large.batch_bytes * 3 / 2, "no more is under way than one and a half pulls");
     }
 
     #[test]
     fn a_status_ends_a_pull_or_the_reading() {
-        let still = |code, text, left| {
-            let (status, message) = status(code, text, left);
-            still_asked(100, status, &message)
+        let after = |block: &str| {
+            let mut asked = Asked { messages: 100, bytes: 1_000, ..asked() };
+            asked.status(Headers::new(block.as_bytes())).map(|()| (asked.messages, asked.bytes, asked.batch))
         };
-        assert_eq!(still(100, "Idle Heartbeat", None), Ok(100));
-        assert_eq!(still(408, "Request Timeout", Some("60")), Ok(40));
-        assert_eq!(still(409, "Message Size Exceeds MaxBytes", Some("7")), Ok(93));
-        assert_eq!(still(404, "No Messages", None), Ok(0));
-        assert!(still(409, "Consumer Deleted", None).is_err());
-        assert!(still(503, "", None).is_err());
+        let left = |n| format!("Nats-Pending-Messages: {n}\r\nNats-Pending-Bytes: 300\r\n\r\n");
+        assert_eq!(after("NATS/1.0 100 Idle Heartbeat\r\n\r\n"), Ok((100, 1_000, BATCH)));
+        assert_eq!(after(&format!("NATS/1.0 408 Request Timeout\r\n{}", left(60))), Ok((40, 700, BATCH)));
+        assert_eq!(after(&format!("NATS/1.0 409 Message Size Exceeds MaxBytes\r\n{}", left(7))), Ok((93, 700, BATCH)));
+        assert_eq!(after("NATS/1.0 404 No Messages\r\n\r\n"), Ok((0, 1_000, BATCH)));
+        assert_eq!(after("NATS/1.0 409 Exceeded MaxRequestBatch of 256\r\n\r\n"), Ok((0, 0, 256)));
+        assert!(after("NATS/1.0 409 Exceeded MaxRequestExpires of 1s\r\n\r\n").is_err());
+        assert!(after("NATS/1.0 409 Consumer Deleted\r\n\r\n").is_err());
+        assert!(after("NATS/1.0 503\r\n\r\n").is_err());
+        assert_eq!(after("rubbish"), Ok((100, 1_000, BATCH)));
+    }
+
+    #[test]
+    fn a_message_that_no_pull_has_room_for_gets_a_larger_one() {
+        let mut asked = asked();
+        let first = asked.batch_bytes;
+        let refused = format!(
+            "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: {BATCH}\r\nNats-Pending-Bytes: {first}\r\n\r\n"
+        );
+        asked.status(Headers::new(refused.as_bytes())).unwrap();
+        assert!(asked.is_due());
+        assert_eq!(asked.bytes, first * 2);
     }
 
     #[test]
     fn reply_subjects_of_both_forms_are_read_and_others_refused() {
         let told_is = Told { stream_seq: 17, consumer_seq: 4, time: 1_700_000_000_000_000_000, pending: 9 };
-        assert_eq!(told("$JS.ACK.KV_users.c1.1.17.4.1700000000000000000.9"), Some(told_is));
-        assert_eq!(told("$JS.ACK.hub.ACC.KV_users.c1.1.17.4.1700000000000000000.9.token"), Some(told_is));
-        assert_eq!(told("$JS.ACK.hub.ACC.KV_users.c1.1.17.4.1700000000000000000.9"), Some(told_is));
-        for other in ["", "_INBOX.1", "$JS.ACK.KV_users.c1.1.17.4", "$JS.ACK.a.b.1.x.4.5.9"] {
-            assert_eq!(told(other), None, "{other}");
+        assert_eq!(told(b"$JS.ACK.KV_users.c1.1.17.4.1700000000000000000.9"), Some(told_is));
+        assert_eq!(told(b"$JS.ACK.hub.ACC.KV_users.c1.1.17.4.1700000000000000000.9.token"), Some(told_is));
+        assert_eq!(told(b"$JS.ACK.hub.ACC.KV_users.c1.1.17.4.1700000000000000000.9"), Some(told_is));
+        for other in [
+            "",
+            "_INBOX.1",
+            "$JS.ACK.KV_users.c1.1.17.4",
+            "$JS.ACK.a.b.1.x.4.5.9",
+            "$JS.ACK.a.b.1.99999999999999999999.4.5.9",
+        ] {
+            assert_eq!(told(other.as_bytes()), None, "{other}");
         }
     }
 }

@@ -8,17 +8,20 @@
 use crate::{
     connect::Bus,
     error::BusError,
-    pulls::{self, Pulls, told},
-    streams::StreamState,
+    frames::{Link, codec::Message},
+    jetstream::StreamState,
+    listing,
+    message::StreamMessage,
+    pulls::{Pulls, told},
 };
-use async_nats::{
-    Message,
-    jetstream::consumer::{AckPolicy, DeliverPolicy, pull},
-};
-use bytes::Bytes;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use std::time::Duration;
 
 const INACTIVE: Duration = Duration::from_secs(30);
+/// A consumer that lists is made again so often to have it placed on the stream's leader: of five servers nearly always.
+const MOST_PLACED: usize = 64;
+/// Bytes of messages that are handed out together, but for a single larger one.
+const CHUNK_BYTES: usize = 256 * 1024;
 /// A stream that cannot be opened again is tried at least this often.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -33,6 +36,8 @@ pub struct ReadFrom {
     pub created: Option<i64>,
     /// Begin with the last message of every subject, once, and go on with what is written after these were determined.
     pub lists: bool,
+    /// Over a connection of its own: for who reads so much that other readers of this process would wait.
+    pub apart: bool,
 }
 
 /// The messages that a reader begins with when it lists.
@@ -44,25 +49,12 @@ pub struct List {
     pub messages: u64,
 }
 
-/// A message of a stream.
-#[derive(Debug, Clone)]
-pub struct StreamMessage {
-    pub seq: u64,
-    /// Server time, nanoseconds since the epoch.
-    pub time: i64,
-    /// Messages that the server still held for this reader when it sent this one; a hint.
-    pub pending: u64,
-    pub subject: async_nats::Subject,
-    /// `KV-Operation`.
-    pub operation: Option<String>,
-    /// `Nats-Marker-Reason` is set.
-    pub marker: bool,
-    pub payload: Bytes,
-}
-
 /// Reads one stream in order.
 pub struct StreamReader {
     bus: Bus,
+    /// The connection that it reads over, its own or the one of the bus.
+    link: Link,
+    apart: bool,
     stream: String,
     filter: Option<String>,
     place: Place,
@@ -73,6 +65,8 @@ pub struct StreamReader {
     /// Times that the reader was opened again on another server, or on one that had, or may have, restarted.
     restarts: u64,
     list: Option<List>,
+    /// Who led the stream when the list was begun.
+    leader: String,
 }
 
 /// How far a reader is.
@@ -86,6 +80,7 @@ struct Place {
 impl StreamReader {
     /// Opens a stream; it must exist and agree with `from`.
     pub async fn open(bus: &Bus, stream: &str, from: ReadFrom) -> Result<Self, BusError> {
+        let link = if from.apart { bus.another_link().await? } else { bus.link().clone() };
         let state = bus.stream_state(stream).await?;
         let mut reader = Self {
             bus: bus.clone(),
@@ -93,11 +88,14 @@ impl StreamReader {
             filter: from.filter,
             place: Place { after: from.after, consumer_seq: 0 },
             created: from.created.unwrap_or(state.created),
-            server_id: bus.server_id(),
+            server_id: link.server_id(),
+            link,
+            apart: from.apart,
             pulls: None,
             consumer: String::new(),
             restarts: 0,
             list: from.lists.then_some(List { upto: state.last_seq, messages: 0 }),
+            leader: state.leader.clone(),
         };
         reader.check(&state)?;
         let pulls = reader.subscribe().await?;
@@ -117,11 +115,26 @@ impl StreamReader {
         self.list.is_some_and(|list| self.place.after < list.upto)
     }
 
-    /// Messages that the server holds for this reader.
-    pub async fn pending(&self) -> Result<u64, BusError> {
-        let other = |e: String| BusError::other("consumer", format!("{}: {e}", self.stream));
-        let stream = self.bus.js.get_stream_no_info(&self.stream).await.map_err(|e| other(e.to_string()))?;
-        stream.consumer_info(&self.consumer).await.map(|info| info.num_pending).map_err(|e| other(e.to_string()))
+    /// Whether all that the list names has come, as the stream's leader says.
+    pub async fn list_is_complete(&self) -> Result<bool, BusError> {
+        match self.list {
+            Some(list) => listing::is_complete(&self.bus, &self.stream, self.place.after, list.upto).await,
+            None => Ok(true),
+        }
+    }
+
+    /// To be called when all has come: whether the server still leads whose list it is.
+    ///
+    /// # Errors
+    /// [`BusError::StreamChanged`] when it does not.
+    pub async fn list_ended(&mut self) -> Result<(), BusError> {
+        let leader = self.bus.stream_state(&self.stream).await?.leader;
+        if leader != self.leader {
+            let why = format!("server {leader:?} leads it now, and the list is of {:?}", self.leader);
+            return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
+        }
+        self.list = None;
+        Ok(())
     }
 
     /// Creation time of the stream, nanoseconds since the epoch.
@@ -162,22 +175,41 @@ impl StreamReader {
             ..pull::Config::default()
         };
         let refused = |why: &dyn std::fmt::Display| BusError::other("consumer", format!("{}: {why}", self.stream));
-        let made = self.bus.js.create_consumer_on_stream(config, self.stream.clone());
-        let consumer = match self.bus.unless_lost(made).await {
-            Some(made) => made.map_err(|e| refused(&e))?,
-            None => return Err(refused(&"the connection was lost")),
+        let js = self.bus.js();
+        let mut attempts = 0;
+        let info = loop {
+            let made = js.create_consumer_on_stream(config.clone(), self.stream.clone());
+            let consumer = match self.bus.unless_lost(made).await {
+                Some(made) => made.map_err(|e| refused(&e))?,
+                None => return Err(refused(&"the connection was lost")),
+            };
+            let info = consumer.cached_info().clone();
+            let server = info.cluster.as_ref().and_then(|cluster| cluster.leader.clone());
+            // A server without a cluster does not say where a consumer is.
+            if !listing || server.is_none_or(|server| server == self.leader) {
+                break info;
+            }
+            self.remove_consumer(&info.name).await;
+            attempts += 1;
+            if attempts == MOST_PLACED {
+                return Err(refused(&"no consumer was placed on the stream's leader"));
+            }
         };
-        self.consumer.clone_from(&consumer.cached_info().name);
+        self.consumer.clone_from(&info.name);
         if let Some(list) = self.list.as_mut().filter(|_| listing) {
-            list.messages = consumer.cached_info().num_pending;
+            list.messages = info.num_pending;
         }
-        // Filtered are the topics between services: their messages are large.
-        let batch = if self.filter.is_some() { pulls::PACKED } else { pulls::DOCUMENTS };
-        let pulls = Pulls::start(&self.bus.client, &self.stream, &self.consumer, batch).await;
+        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
-        self.server_id = self.bus.server_id();
+        self.server_id = self.link.server_id();
         Ok(pulls)
+    }
+
+    /// Best effort: the server also removes one that is inactive.
+    async fn remove_consumer(&self, name: &str) {
+        let js = self.bus.js();
+        let _ = self.bus.unless_lost(js.delete_consumer_from_stream(name, self.stream.as_str())).await;
     }
 
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
@@ -189,11 +221,19 @@ impl StreamReader {
         tracing::info!(stream = self.stream, after = self.place.after, why, "opening the stream again");
         self.pulls = None;
         let before = self.server_id.clone();
-        // Best effort: the server also removes it when it is inactive.
         let old = std::mem::take(&mut self.consumer);
-        let _ = self.bus.unless_lost(self.bus.js.delete_consumer_from_stream(old, self.stream.as_str())).await;
+        self.remove_consumer(&old).await;
         let mut retry = self.bus.retry(format!("reading stream {}", self.stream)).within(LONGEST);
         loop {
+            if self.apart && self.link.is_over() {
+                match self.bus.another_link().await {
+                    Ok(link) => self.link = link,
+                    Err(error) => {
+                        retry.wait(&error).await;
+                        continue;
+                    }
+                }
+            }
             let error = match self.bus.stream_state(&self.stream).await {
                 Ok(state) => {
                     self.check(&state)?;
@@ -234,7 +274,7 @@ impl StreamReader {
                 continue;
             };
             let place = &mut self.place;
-            if let Err(why) = pulls.next_ready(most, |message| place.take(message, out)).await {
+            if let Err(why) = pulls.next_ready(most, CHUNK_BYTES, |message| place.take(message, out)).await {
                 if out.is_empty() {
                     self.reopen(&why).await?;
                 } else {
@@ -254,8 +294,8 @@ impl StreamReader {
 
 impl Place {
     fn take(&mut self, message: Message, out: &mut Vec<StreamMessage>) -> Result<(), String> {
-        let reply = message.reply.as_deref().unwrap_or_default();
-        let told = told(reply).ok_or_else(|| format!("a message with the reply subject {reply:?}"))?;
+        let reply = || String::from_utf8_lossy(message.reply()).into_owned();
+        let told = told(message.reply()).ok_or_else(|| format!("a message with the reply subject {:?}", reply()))?;
         if told.consumer_seq != self.consumer_seq + 1 {
             return Err(format!("message {} of the consumer came after {}", told.consumer_seq, self.consumer_seq));
         }
@@ -264,16 +304,7 @@ impl Place {
         }
         self.consumer_seq = told.consumer_seq;
         self.after = told.stream_seq;
-        let headers = message.headers.as_ref();
-        out.push(StreamMessage {
-            seq: told.stream_seq,
-            time: told.time,
-            pending: told.pending,
-            operation: headers.and_then(|h| h.get("KV-Operation")).map(|v| v.as_str().to_owned()),
-            marker: headers.is_some_and(|h| h.get("Nats-Marker-Reason").is_some()),
-            subject: message.subject,
-            payload: message.payload,
-        });
+        out.push(StreamMessage::new(told, message));
         Ok(())
     }
 }

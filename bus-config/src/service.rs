@@ -1,20 +1,21 @@
-//! ADR-32 services whose error replies carry a body.
+//! ADR-32 services, whose requests any client may send.
 //!
-//! The client's own error reply has an empty body, so an error is answered as a success with the error headers set, and counted
-//! in the `data` of the service's statistics.
+//! Requests and discovery (`$SRV.>`) are read by our own connection, so that nothing in them can end it; answers are published by
+//! the client library. An error is answered with a body, with the error headers set, and counted in the statistics.
 
-use crate::{connect::Bus, error::BusError};
-use async_nats::{
-    HeaderMap,
-    service::{Service, ServiceExt, endpoint::Endpoint},
+mod discovery;
+
+use crate::{
+    connect::Bus,
+    error::BusError,
+    frames::{Interest, codec::Message},
+    subscription,
 };
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::SelectAll};
+use discovery::Discovery;
 use highwater_schemas::{ApiError, ErrorCode, api};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 /// What headers may take of a message, bytes.
 const HEADROOM: usize = 1_024;
@@ -30,14 +31,13 @@ pub struct ServiceSpec {
     pub queue_group: Option<String>,
 }
 
-type Errors = Arc<Mutex<HashMap<String, u64>>>;
-
 /// The requests of a service.
 pub struct Endpoints {
-    // Dropping the service ends its discovery subscriptions.
-    _service: Service,
-    requests: SelectAll<Endpoint>,
-    errors: Errors,
+    interest: Interest,
+    losses: u64,
+    /// The endpoint of each subscription, by its place in what was offered.
+    places: HashMap<u64, usize>,
+    discovery: Discovery,
     bus: Bus,
 }
 
@@ -45,18 +45,20 @@ pub struct Endpoints {
 pub struct ServiceRequest {
     pub subject: String,
     pub payload: Bytes,
-    inner: async_nats::service::Request,
-    errors: Errors,
-    max_payload: usize,
+    reply: Option<String>,
+    endpoint: usize,
+    came: Instant,
+    discovery: Arc<discovery::Statistics>,
+    bus: Bus,
 }
 
 impl ServiceRequest {
     /// Answers with a whole reply body, or with an error.
     pub async fn respond(self, answer: Result<Vec<u8>, ApiError>) {
-        let (body, code) = reply(answer, self.max_payload);
+        let (body, code) = reply(answer, self.bus.max_payload());
         let mut headers = HeaderMap::new();
         if let Some(code) = code {
-            *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(self.subject.clone()).or_default() += 1;
+            self.discovery.failed(self.endpoint, &self.subject, code);
             headers.insert("Nats-Service-Error", code.as_str());
             headers.insert("Nats-Service-Error-Code", code.number().to_string().as_str());
         }
@@ -65,7 +67,7 @@ impl ServiceRequest {
 
     /// Passes on another service's answer with its error headers.
     pub async fn pass_on(self, reply: crate::Reply) {
-        if too_large(reply.payload.len(), self.max_payload) {
+        if too_large(reply.payload.len(), self.bus.max_payload()) {
             return self.respond(Ok(reply.payload.to_vec())).await;
         }
         let mut headers = HeaderMap::new();
@@ -77,8 +79,16 @@ impl ServiceRequest {
     }
 
     async fn send(self, body: Bytes, headers: HeaderMap) {
-        if let Err(error) = self.inner.respond_with_headers(Ok(body), headers).await {
-            tracing::debug!(subject = self.subject, %error, "the requester is gone");
+        self.discovery.served(self.endpoint, self.came.elapsed());
+        let Some(reply) = self.reply else { return };
+        let client = self.bus.client();
+        let sent = if headers.is_empty() {
+            client.publish(reply, body).await
+        } else {
+            client.publish_with_headers(reply, headers, body).await
+        };
+        if let Err(error) = sent {
+            tracing::debug!(subject = self.subject, %error, "a request cannot be answered");
         }
     }
 }
@@ -105,39 +115,43 @@ fn reply(answer: Result<Vec<u8>, ApiError>, max_payload: usize) -> (Vec<u8>, Opt
 impl Bus {
     /// Starts a service.
     pub async fn service(&self, spec: &ServiceSpec) -> Result<Endpoints, BusError> {
-        let errors: Errors = Arc::default();
-        let counted = Arc::clone(&errors);
-        let mut builder = self.client.service_builder().description(&spec.description).stats_handler(move |_, _| {
-            let errors = counted.lock().unwrap_or_else(PoisonError::into_inner);
-            serde_json::json!({ "errors_by_subject": *errors })
-        });
-        if let Some(group) = &spec.queue_group {
-            builder = builder.queue_group(group);
+        let mut interest = self.link().interest();
+        let mut places = HashMap::new();
+        for (place, (_, subject)) in spec.endpoints.iter().enumerate() {
+            let group = spec.queue_group.as_deref().unwrap_or(discovery::DEFAULT_GROUP);
+            places.insert(interest.add(subject, Some(group)).await, place);
         }
-        let service =
-            builder.start(&spec.name, env!("CARGO_PKG_VERSION")).await.map_err(|e| BusError::other("service", e))?;
-        let mut requests = SelectAll::new();
-        for (name, subject) in &spec.endpoints {
-            let mut endpoint = service.endpoint_builder().name(name);
-            if let Some(group) = &spec.queue_group {
-                endpoint = endpoint.queue_group(group);
-            }
-            requests.push(endpoint.add(subject).await.map_err(|e| BusError::other("service endpoint", e))?);
-        }
-        Ok(Endpoints { _service: service, requests, errors, bus: self.clone() })
+        let discovery = Discovery::start(self, spec).await;
+        interest.confirmed().await;
+        Ok(Endpoints { interest, losses: 0, places, discovery, bus: self.clone() })
     }
 }
 
 impl Endpoints {
-    /// The next request; None when the connection is closed.
+    /// The next request; None when the connection is closed for good, or nobody answers discovery any more. Cancel safe.
     pub async fn next(&mut self) -> Option<ServiceRequest> {
-        let inner = self.requests.next().await?;
+        loop {
+            let message = tokio::select! {
+                message = subscription::next(&self.interest, &mut self.losses) => message?,
+                () = self.discovery.ended() => return None,
+            };
+            if let Some(request) = self.request(&message) {
+                return Some(request);
+            }
+        }
+    }
+
+    /// None: the subject is not text, so no request that we know.
+    fn request(&self, message: &Message) -> Option<ServiceRequest> {
+        let endpoint = *self.places.get(&message.sid)?;
         Some(ServiceRequest {
-            subject: inner.message.subject.to_string(),
-            payload: inner.message.payload.clone(),
-            inner,
-            errors: Arc::clone(&self.errors),
-            max_payload: self.bus.max_payload(),
+            subject: std::str::from_utf8(message.subject()).ok()?.to_owned(),
+            payload: Bytes::copy_from_slice(message.payload()),
+            reply: subscription::reply(message),
+            endpoint,
+            came: Instant::now(),
+            discovery: self.discovery.statistics(),
+            bus: self.bus.clone(),
         })
     }
 }

@@ -3,10 +3,11 @@
 //! What an append came to is for the caller to find out: [`StateLog`] does one thing at a time and says what the server said.
 
 use crate::{
-    codes::{no_message, no_stream, wrong_sequence},
+    codes::wrong_sequence,
     connect::Bus,
     error::BusError,
-    reader::{ReadFrom, StreamMessage, StreamReader},
+    message::StreamMessage,
+    reader::{ReadFrom, StreamReader},
     streams::StreamSpec,
 };
 use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
@@ -67,7 +68,7 @@ impl StateLog {
             reader.next_ready(FOLLOW_BATCH, &mut batch).await?;
             for message in batch.drain(..) {
                 seen = message.seq;
-                contents.records.push(message.payload);
+                contents.records.push(message.payload_bytes());
             }
         }
         contents.last_seq = contents.last_seq.max(seen);
@@ -82,7 +83,7 @@ impl StateLog {
             headers.insert(header::NATS_ROLLUP, "all");
         }
         let sent = async {
-            match self.bus.js.publish_with_headers(STATE_SUBJECT, headers, record).await {
+            match self.bus.js().publish_with_headers(STATE_SUBJECT, headers, record).await {
                 Ok(acknowledged) => acknowledged.await,
                 Err(error) => Err(error),
             }
@@ -102,13 +103,10 @@ impl StateLog {
 
     /// The record at a sequence, if there is one.
     pub async fn read_at(&self, seq: u64) -> Result<Option<Bytes>, BusError> {
-        let other = |e: String| BusError::other("read the log", e);
-        let stream = self.bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
-        match self.bus.unless_lost(stream.get_raw_message(seq)).await {
-            Some(Ok(message)) => Ok(Some(message.payload)),
-            Some(Err(e)) if no_message(&e) || no_stream(&e) => Ok(None),
-            Some(Err(e)) => Err(other(e.to_string())),
-            None => Err(other("the connection was lost".into())),
+        match self.bus.message_at(STATE_STREAM, seq).await {
+            Ok(message) => Ok(message.map(|message| message.payload)),
+            Err(BusError::NoStream(_)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
@@ -193,7 +191,7 @@ async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
             match reader.next_ready(FOLLOW_BATCH, &mut batch).await {
                 Ok(()) => {
                     for message in batch.drain(..) {
-                        if items.send(Followed::Record(message.seq, message.payload)).await.is_err() {
+                        if items.send(Followed::Record(message.seq, message.payload_bytes())).await.is_err() {
                             return;
                         }
                     }
@@ -215,11 +213,5 @@ async fn open(bus: &Bus) -> Result<(StreamReader, u64), BusError> {
 /// Sequence of the newest record that is still there, 0 for none: the stream's own last sequence may be that of one that was
 /// removed by hand.
 async fn last_record(bus: &Bus) -> Result<u64, BusError> {
-    let other = |e: String| BusError::other("read the log", e);
-    let stream = bus.js.get_stream_no_info(STATE_STREAM).await.map_err(|e| other(e.to_string()))?;
-    match stream.get_last_raw_message_by_subject(STATE_SUBJECT).await {
-        Ok(message) => Ok(message.sequence),
-        Err(e) if no_message(&e) => Ok(0),
-        Err(e) => Err(other(e.to_string())),
-    }
+    Ok(bus.last_of(STATE_STREAM, STATE_SUBJECT).await?.map_or(0, |message| message.seq))
 }

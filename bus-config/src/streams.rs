@@ -1,11 +1,7 @@
 //! Stream definitions as data, applied idempotently, and the state of a stream.
 
-use crate::{
-    codes::{no_message, no_stream},
-    connect::Bus,
-    error::BusError,
-};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageError, RetentionPolicy, StorageType};
+use crate::{codes::no_stream, connect::Bus, error::BusError};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use highwater_schemas::subjects;
 use std::time::Duration;
@@ -121,42 +117,12 @@ impl StreamSpec {
     }
 }
 
-/// What a stream holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StreamState {
-    /// Nanoseconds since the epoch.
-    pub created: i64,
-    pub first_seq: u64,
-    pub last_seq: u64,
-    /// Time of the last message, nanoseconds since the epoch; 0 when there never was one.
-    pub last_time: i64,
-    pub messages: u64,
-    pub subjects: Vec<String>,
-    pub max_messages_per_subject: i64,
-    /// Which server leads it; empty where there is no cluster.
-    pub leader: String,
-    /// Its limits remove messages by age, bytes or number.
-    pub expires: bool,
-    /// How long a delete marker that the server writes stays; None: it writes none.
-    pub marker_life: Option<std::time::Duration>,
-}
-
-/// A message of a stream, looked up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Looked {
-    pub seq: u64,
-    pub subject: String,
-    /// Server time, nanoseconds since the epoch.
-    pub time: i64,
-    pub payload: bytes::Bytes,
-}
-
 impl Bus {
     /// Creates the stream, or brings it to the definition; true when it was created. A difference that cannot be updated is an
     /// error, and so is a stream of which nothing can be learned: it may be there.
     pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<bool, BusError> {
         let wanted = spec.config();
-        match self.js.get_stream(&spec.name).await {
+        match self.js().get_stream(&spec.name).await {
             Ok(stream) => {
                 let found = &stream.cached_info().config;
                 let same = found.subjects == wanted.subjects
@@ -170,12 +136,12 @@ impl Bus {
                     && found.num_replicas == wanted.num_replicas;
                 if !same {
                     let differs = |why: String| BusError::StreamDiffers { stream: spec.name.clone(), why };
-                    self.js.update_stream(wanted).await.map_err(|e| differs(e.to_string()))?;
+                    self.js().update_stream(wanted).await.map_err(|e| differs(e.to_string()))?;
                 }
                 Ok(false)
             }
             Err(e) if no_stream(&e) => {
-                let made = self.js.create_stream(wanted).await;
+                let made = self.js().create_stream(wanted).await;
                 made.map(|_| true).map_err(|e| BusError::other("create stream", format!("{}: {e}", spec.name)))
             }
             Err(e) => Err(BusError::other("stream info", format!("{}: {e}", spec.name))),
@@ -184,7 +150,7 @@ impl Bus {
 
     /// Deletes a stream; one that does not exist is fine.
     pub async fn delete_stream(&self, name: &str) -> Result<(), BusError> {
-        match self.js.delete_stream(name).await {
+        match self.js().delete_stream(name).await {
             Ok(_) => Ok(()),
             Err(_) if matches!(self.stream_state(name).await, Err(BusError::NoStream(_))) => Ok(()),
             Err(e) => Err(BusError::other("delete stream", e)),
@@ -193,33 +159,13 @@ impl Bus {
 
     /// Removes messages of a subject, up to and excluding `below` when given.
     pub async fn purge(&self, stream: &str, subject: &str, below: Option<u64>) -> Result<(), BusError> {
-        let handle = self.js.get_stream_no_info(stream).await.map_err(|e| BusError::other("purge", e))?;
+        let handle = self.js().get_stream_no_info(stream).await.map_err(|e| BusError::other("purge", e))?;
         let purge = handle.purge().filter(subject);
         let done = match below {
             Some(seq) => purge.sequence(seq).await,
             None => purge.await,
         };
         done.map(|_| ()).map_err(|e| BusError::other("purge", e))
-    }
-
-    /// The first message at or above a sequence, asked of the store itself: unlike a consumer's count of pending messages it
-    /// is never behind an acknowledged write. None when there is none.
-    pub async fn next_message(&self, name: &str, from: u64) -> Result<Option<Looked>, BusError> {
-        let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        let next = self.unless_lost(stream.get_first_raw_message_by_subject(">", from)).await;
-        looked(name, next)
-    }
-
-    /// The message at a sequence, if it is there.
-    pub async fn message_at(&self, name: &str, seq: u64) -> Result<Option<Looked>, BusError> {
-        let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        looked(name, self.unless_lost(stream.get_raw_message(seq)).await)
-    }
-
-    /// The last message of a subject, if there is one.
-    pub async fn last_of(&self, name: &str, subject: &str) -> Result<Option<Looked>, BusError> {
-        let stream = self.js.get_stream_no_info(name).await.map_err(|e| BusError::other("stream", e))?;
-        looked(name, self.unless_lost(stream.get_last_raw_message_by_subject(subject)).await)
     }
 
     /// The last sequences of these subjects, several asked for at once; of one that has no message None.
@@ -242,7 +188,7 @@ impl Bus {
     /// The subjects that a stream holds messages of.
     pub async fn stream_subjects(&self, name: &str) -> Result<Vec<String>, BusError> {
         let other = |e: String| BusError::other("stream subjects", format!("{name}: {e}"));
-        let stream = self.js.get_stream_no_info(name).await.map_err(|e| other(e.to_string()))?;
+        let stream = self.js().get_stream_no_info(name).await.map_err(|e| other(e.to_string()))?;
         let mut subjects = stream.info_with_subjects(">").await.map_err(|e| other(e.to_string()))?;
         let mut found = Vec::new();
         while let Some(subject) = subjects.next().await {
@@ -253,61 +199,11 @@ impl Bus {
 
     /// Every stream of the account.
     pub async fn stream_names(&self) -> Result<Vec<String>, BusError> {
-        let mut names = self.js.stream_names();
+        let mut names = self.js().stream_names();
         let mut found = Vec::new();
         while let Some(name) = names.next().await {
             found.push(name.map_err(|e| BusError::other("stream names", e))?);
         }
         Ok(found)
     }
-
-    /// The stream's state now, as its leader sees it.
-    pub async fn stream_state(&self, name: &str) -> Result<StreamState, BusError> {
-        let stream = match self.unless_lost(self.js.get_stream(name)).await {
-            Some(Ok(stream)) => stream,
-            Some(Err(e)) if no_stream(&e) => return Err(BusError::NoStream(name.into())),
-            Some(Err(e)) => return Err(BusError::other("stream info", format!("{name}: {e}"))),
-            None => return Err(lost("stream info", name)),
-        };
-        let info = stream.cached_info();
-        let nanos = |t: time_nanos::Time| t.unix_timestamp_nanos() as i64;
-        let last_time = if info.state.last_sequence == 0 { 0 } else { nanos(info.state.last_timestamp).max(0) };
-        Ok(StreamState {
-            created: nanos(info.created),
-            first_seq: info.state.first_sequence,
-            last_seq: info.state.last_sequence,
-            last_time,
-            messages: info.state.messages,
-            subjects: info.config.subjects.clone(),
-            max_messages_per_subject: info.config.max_messages_per_subject,
-            leader: info.cluster.as_ref().and_then(|c| c.leader.clone()).unwrap_or_default(),
-            expires: !info.config.max_age.is_zero() || info.config.max_bytes > 0 || info.config.max_messages > 0,
-            marker_life: info.config.subject_delete_marker_ttl,
-        })
-    }
-}
-
-type Raw = async_nats::jetstream::message::StreamMessage;
-
-/// None: the connection was lost meanwhile.
-fn looked(stream: &str, got: Option<Result<Raw, RawMessageError>>) -> Result<Option<Looked>, BusError> {
-    match got {
-        Some(Ok(raw)) => Ok(Some(Looked {
-            seq: raw.sequence,
-            subject: raw.subject.to_string(),
-            time: raw.time.unix_timestamp_nanos() as i64,
-            payload: raw.payload,
-        })),
-        Some(Err(e)) if no_message(&e) => Ok(None),
-        Some(Err(e)) => Err(BusError::other("message", format!("{stream}: {e}"))),
-        None => Err(lost("message", stream)),
-    }
-}
-
-fn lost(what: &'static str, stream: &str) -> BusError {
-    BusError::other(what, format!("{stream}: the connection was lost"))
-}
-
-mod time_nanos {
-    pub(super) type Time = async_nats::datetime::DateTime;
 }

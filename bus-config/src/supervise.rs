@@ -85,6 +85,12 @@ impl Incidents {
     }
 }
 
+impl From<Troubles> for Incidents {
+    fn from(troubles: Troubles) -> Self {
+        Self(troubles)
+    }
+}
+
 impl Bus {
     /// Where the incidents of this connection's node are noted.
     pub fn incidents(&self) -> Incidents {

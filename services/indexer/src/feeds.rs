@@ -66,7 +66,8 @@ impl Feed {
             first = false;
             // Nothing is left of it that could still help.
             let cut = resume.is_some() && state.first_seq > state.last_seq.max(after);
-            let from = ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created), lists: false };
+            let from =
+                ReadFrom { after, filter: Some(subject.clone()), created: Some(state.created), ..ReadFrom::default() };
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {
                     retry.over();
@@ -91,7 +92,8 @@ impl Feed {
     /// Follows a session until aborted.
     pub(crate) async fn session(self, session: u64) {
         let stream = subjects::catchup_stream(&self.bucket);
-        let from = ReadFrom { after: 0, filter: Some(subjects::catchup(&self.bucket, session)), ..ReadFrom::default() };
+        let filter = Some(subjects::catchup(&self.bucket, session));
+        let from = ReadFrom { after: 0, filter, apart: true, ..ReadFrom::default() };
         let share = Arc::new(Semaphore::new(SESSION_BYTES));
         let mut retry = self.bus.retry(format!("reading session {session} of stream {stream}")).within(LONGEST);
         loop {
@@ -131,13 +133,13 @@ impl Feed {
                 Err(error) => retry.wait(&error).await,
             }
             for message in messages.drain(..) {
-                let size = message.payload.len().clamp(1, quota) as u32;
+                let size = message.payload().len().clamp(1, quota) as u32;
                 let Ok(permit) = Arc::clone(share).acquire_many_owned(size).await else { return Err(()) };
-                match Batch::parse(&self.bucket, Payload::new(message.payload, Some(permit))) {
+                match Batch::parse(&self.bucket, Payload::new(message.payload_bytes(), Some(permit))) {
                     Ok(batch) => self.events.send(event(message.seq, Arc::new(batch))).await.map_err(|_| ())?,
                     Err(error) => {
                         if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
-                            tracing::warn!(subject = message.subject.as_str(), seq = message.seq, %error, "refused a batch; further ones are only counted");
+                            tracing::warn!(subject = &*message.subject_text(), seq = message.seq, %error, "refused a batch; further ones are only counted");
                         }
                     }
                 }

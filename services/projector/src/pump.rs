@@ -9,9 +9,7 @@ pub(crate) const CAPACITY: usize = 4;
 /// Messages of one chunk.
 const CHUNK: usize = 512;
 /// A list of which nothing comes for so long may be complete.
-const SILENCE: Duration = Duration::from_millis(300);
-/// What was on its way when nothing more was pending is here after this time.
-const SETTLED: Duration = Duration::from_millis(100);
+const SILENCE: Duration = Duration::from_millis(100);
 /// One of which nothing comes for so long, though it is not complete, is begun again.
 const STALLED: Duration = Duration::from_secs(20);
 
@@ -31,105 +29,123 @@ pub(crate) enum Pumped {
     Changed(String),
 }
 
+/// Why a pump ends.
+enum Over {
+    /// Nobody takes what it yields.
+    Unwanted,
+    Changed(String),
+}
+
 /// Runs until the receiver is dropped or the stream contradicts.
 pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
+    let over = match open(&bus, &stream, from, &out).await {
+        Ok(reader) => Pump { list: reader.list(), heard: Instant::now(), reader, out: &out, stream }.run().await,
+        Err(over) => over,
+    };
+    if let Over::Changed(why) = over {
+        // Who is told may be gone.
+        let _ = out.send(Pumped::Changed(why)).await;
+    }
+}
+
+async fn open(bus: &Bus, stream: &str, from: ReadFrom, out: &mpsc::Sender<Pumped>) -> Result<StreamReader, Over> {
     let mut retry = bus.retry(format!("reading source stream {stream}"));
-    let mut reader = loop {
-        match StreamReader::open(&bus, &stream, from.clone()).await {
-            Ok(reader) => break reader,
-            Err(BusError::StreamChanged { why, .. }) => {
-                let _ = out.send(Pumped::Changed(why)).await;
-                return;
-            }
+    loop {
+        match StreamReader::open(bus, stream, from.clone()).await {
+            Ok(reader) => return Ok(reader),
+            Err(BusError::StreamChanged { why, .. }) => return Err(Over::Changed(why)),
             Err(error) => {
                 tokio::select! {
                     () = retry.wait(&error) => {}
-                    () = out.closed() => return,
+                    () = out.closed() => return Err(Over::Unwanted),
                 }
             }
         }
-    };
-    drop(retry);
-    if out.send(Pumped::Opened { created: reader.created() }).await.is_err() {
-        return;
     }
-    let mut list = reader.list();
-    let mut listed_at = Instant::now();
-    if let Some(done) = list.take_if(|list| list.messages == 0)
-        && out.send(Pumped::Listed { upto: done.upto }).await.is_err()
-    {
-        return;
+}
+
+struct Pump<'a> {
+    reader: StreamReader,
+    /// The list that is not complete yet.
+    list: Option<List>,
+    /// When the list last brought something.
+    heard: Instant,
+    out: &'a mpsc::Sender<Pumped>,
+    stream: String,
+}
+
+impl Pump<'_> {
+    async fn run(mut self) -> Over {
+        let over = self.send(Pumped::Opened { created: self.reader.created() }).await;
+        if let Err(over) = over {
+            return over;
+        }
+        loop {
+            if let Err(over) = self.step().await {
+                return over;
+            }
+        }
     }
-    loop {
+
+    async fn send(&self, pumped: Pumped) -> Result<(), Over> {
+        self.out.send(pumped).await.map_err(|_| Over::Unwanted)
+    }
+
+    /// Takes what comes, and ends the list once the store says that it is complete.
+    async fn step(&mut self) -> Result<(), Over> {
         let mut messages = Vec::new();
-        let silence = if list.is_some() { SILENCE } else { Duration::MAX };
-        let read = tokio::select! {
-            read = tokio::time::timeout(silence, reader.next_ready(CHUNK, &mut messages)) => read,
-            () = out.closed() => return,
+        // A list without messages is complete at once, else after the last one.
+        let silence = match self.list {
+            Some(list) if list.messages == 0 => Duration::ZERO,
+            Some(_) => SILENCE,
+            None => Duration::MAX,
         };
-        let (pumped, over) = match read {
-            // The rest of the list may have been removed meanwhile.
-            Err(_) => match reader.pending().await {
-                // What was sent before that answer is here by now.
-                Ok(0) => match tokio::time::timeout(SETTLED, reader.next_ready(CHUNK, &mut messages)).await {
-                    Err(_) => (Vec::new(), true),
-                    Ok(Ok(())) => (split(messages, list, reader.restarts()), false),
-                    Ok(Err(error)) => {
-                        let _ = out.send(Pumped::Changed(error.to_string())).await;
-                        return;
-                    }
-                },
-                pending if listed_at.elapsed() >= STALLED => {
-                    let _ = out.send(Pumped::Changed(format!("the list stopped, with {pending:?} to come"))).await;
-                    return;
-                }
-                _ => continue,
+        tokio::select! {
+            // Nothing that was taken is lost when the time is over: see the reader.
+            read = tokio::time::timeout(silence, self.reader.next_ready(CHUNK, &mut messages)) => match read {
+                Ok(Ok(())) => self.heard = Instant::now(),
+                Err(_) => {}
+                Ok(Err(BusError::StreamChanged { why, .. })) => return Err(Over::Changed(why)),
+                Ok(Err(error)) => tracing::warn!(stream = self.stream, %error, "reading the source"),
             },
-            Ok(Ok(())) => (split(messages, list, reader.restarts()), false),
-            Ok(Err(BusError::StreamChanged { why, .. })) => {
-                let _ = out.send(Pumped::Changed(why)).await;
-                return;
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(stream, %error, "reading the source");
-                continue;
-            }
+            () = self.out.closed() => return Err(Over::Unwanted),
+        }
+        let silent = messages.is_empty();
+        let restarts = self.reader.restarts();
+        let Some(list) = self.list else {
+            return self.send(Pumped::Messages { messages, restarts }).await;
         };
-        let ended = list.filter(|list| over || list_ends(&pumped, list.upto));
-        // What is beyond the list comes after its end.
-        let (within, beyond): (Vec<_>, Vec<_>) = pumped.into_iter().partition(|p| match (p, list) {
-            (Pumped::Messages { messages, .. }, Some(list)) => messages.first().is_none_or(|m| m.seq <= list.upto),
-            _ => true,
-        });
-        let end = ended.map(|list| Pumped::Listed { upto: list.upto });
-        if ended.is_some() {
-            list = None;
+        let beyond = messages.split_off(messages.partition_point(|m| m.seq <= list.upto));
+        let last = messages.last().map(|last| last.pending);
+        if !messages.is_empty() {
+            self.send(Pumped::Messages { messages, restarts }).await?;
         }
-        for pumped in within.into_iter().chain(end).chain(beyond) {
-            if out.send(pumped).await.is_err() {
-                return;
+        // The list comes in the order of seqnos: what is beyond comes after all of it.
+        if !beyond.is_empty() {
+            self.end(list).await?;
+            return self.send(Pumped::Messages { messages: beyond, restarts }).await;
+        }
+        if silent || last == Some(0) {
+            match self.reader.list_is_complete().await {
+                Ok(true) => return self.end(list).await,
+                Ok(false) => {}
+                Err(BusError::StreamChanged { why, .. }) => return Err(Over::Changed(why)),
+                Err(error) => tracing::debug!(stream = self.stream, %error, "whether a list is complete"),
+            }
+            if self.heard.elapsed() >= STALLED {
+                return Err(Over::Changed("the list stopped before it was complete".into()));
+            }
+            if list.messages == 0 {
+                // What is missing comes, or is asked for again.
+                self.list = Some(List { messages: 1, ..list });
             }
         }
-        listed_at = Instant::now();
+        Ok(())
     }
-}
 
-/// Messages of the list and those beyond it.
-fn split(mut messages: Vec<StreamMessage>, list: Option<List>, restarts: u64) -> Vec<Pumped> {
-    let within = list.map_or(messages.len(), |list| messages.partition_point(|m| m.seq <= list.upto));
-    let beyond = messages.split_off(within);
-    if messages.is_empty() && beyond.is_empty() {
-        // Only that it was opened again.
-        return vec![Pumped::Messages { messages, restarts }];
+    async fn end(&mut self, list: List) -> Result<(), Over> {
+        self.reader.list_ended().await.map_err(|error| Over::Changed(error.to_string()))?;
+        self.list = None;
+        self.send(Pumped::Listed { upto: list.upto }).await
     }
-    let parts = [messages, beyond].into_iter().filter(|part| !part.is_empty());
-    parts.map(|messages| Pumped::Messages { messages, restarts }).collect()
-}
-
-/// Whether nothing of a list is to come after these.
-fn list_ends(pumped: &[Pumped], upto: u64) -> bool {
-    pumped.iter().any(|p| match p {
-        Pumped::Messages { messages, .. } => messages.last().is_some_and(|m| m.seq > upto || m.pending == 0),
-        _ => false,
-    })
 }

@@ -20,7 +20,7 @@ use crate::{
     verify::{self, Known, Suspected},
 };
 use asking::{Answer, Asking, answered};
-use highwater_bus::{Bus, ReadFrom, StreamMessage};
+use highwater_bus::{Bus, Operation, ReadFrom, StreamMessage};
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
@@ -144,7 +144,7 @@ pub(crate) async fn run(
     let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
     let before = if live { recent::BEFORE } else { 0 };
     let after = assignment.from.seqno.saturating_sub(before);
-    let from = ReadFrom { after, lists: assignment.lists, ..ReadFrom::default() };
+    let from = ReadFrom { after, lists: assignment.lists, apart: !live, ..ReadFrom::default() };
     let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out));
     // The pump ends when its receiver is dropped with this task.
     drop(pump);
@@ -364,16 +364,17 @@ impl Task {
             }
             self.pending = message.pending;
             self.remember(message);
-            if let Some(docid) = message.subject.as_str().strip_prefix(self.assignment.prefix.as_str()) {
+            let docid = message.subject().strip_prefix(self.assignment.prefix.as_bytes());
+            if let Some(docid) = docid.and_then(|docid| std::str::from_utf8(docid).ok()) {
                 if is_delete(message, self.assignment.kv) {
                     self.evaluator.delete(message.seq, docid, &mut versions);
                 } else {
-                    self.evaluator.evaluate(message.seq, docid, &message.payload, &mut versions);
+                    self.evaluator.evaluate(message.seq, docid, message.payload(), &mut versions);
                 }
             }
             let last = i + 1 == messages.len();
             if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
-                self.last_message = (message.time, verify::fingerprint(&message.subject, &message.payload));
+                self.last_message = (message.time, verify::fingerprint(&message.subject_text(), message.payload()));
                 self.mark(message);
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }
@@ -492,5 +493,5 @@ fn is_delete(message: &StreamMessage, kv: bool) -> bool {
     if message.marker {
         return true;
     }
-    if kv { matches!(message.operation.as_deref(), Some("DEL" | "PURGE")) } else { message.payload.is_empty() }
+    if kv { message.operation == Operation::Delete } else { message.payload().is_empty() }
 }

@@ -16,8 +16,9 @@ impl Task {
     /// Remembers a message of the live chain.
     pub(super) fn remember(&mut self, message: &StreamMessage) {
         if self.live() {
-            let hash = verify::fingerprint(&message.subject, &message.payload);
-            self.recent.push(message.seq, &message.subject, message.time, hash);
+            let subject = message.subject_text();
+            let hash = verify::fingerprint(&subject, message.payload());
+            self.recent.push(message.seq, &subject, message.time, hash);
         }
     }
 
@@ -39,7 +40,7 @@ impl Task {
         self.look_at_doubt();
         let mark = Bookmark {
             seqno: message.seq,
-            subject: message.subject.to_string(),
+            subject: message.subject_text().into_owned(),
             time: message.time,
             hash: self.last_message.1,
             // Before the end is reached again, that it was read proves nothing of what came before it.

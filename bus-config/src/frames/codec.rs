@@ -1,0 +1,319 @@
+//! From the bytes of a NATS connection to frames.
+//!
+//! A control line ends with CR LF and its words are separated by blanks; `MSG` and `HMSG` carry as many bytes as their last word
+//! says. What a subject, a header block or a payload holds does not matter here.
+//!
+//! A message is one slice of the buffer that it was read into, with the places of its parts: reading one copies nothing.
+
+use bytes::{Buf, Bytes, BytesMut};
+use std::ops::Range;
+
+/// The longest control line, bytes: an `INFO` that names a thousand servers has some ten thousand, a subject four thousand
+/// unless the server is told otherwise.
+pub const MOST_LINE: usize = 1024 * 1024;
+/// The largest message that a nats-server can be told to take, bytes, headers included.
+pub const MOST_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// What a server sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// JSON.
+    Info(Bytes),
+    Message(Message),
+    Ping,
+    Pong,
+    Ok,
+    /// The server's words, without quotes.
+    Error(String),
+}
+
+/// A message as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// The subscription that it came for.
+    pub sid: u64,
+    bytes: Bytes,
+    subject: Range<u32>,
+    reply: Range<u32>,
+    headers: Range<u32>,
+    payload: Range<u32>,
+}
+
+impl Message {
+    /// Never holds a blank, a tab or an LF; anything else is possible.
+    pub fn subject(&self) -> &[u8] {
+        self.part(&self.subject)
+    }
+
+    /// Empty: there is none.
+    pub fn reply(&self) -> &[u8] {
+        self.part(&self.reply)
+    }
+
+    /// The header block from its version line on; empty: there is none.
+    pub fn headers(&self) -> &[u8] {
+        self.part(&self.headers)
+    }
+
+    pub fn payload(&self) -> &[u8] {
+        self.part(&self.payload)
+    }
+
+    /// The payload, sharing the buffer that the message was read into.
+    pub fn payload_bytes(&self) -> Bytes {
+        self.bytes.slice(self.payload.start as usize..self.payload.end as usize)
+    }
+
+    /// What nats-server counts when a pull is limited in bytes: subject, reply subject, headers and payload.
+    pub fn size(&self) -> usize {
+        self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len()
+    }
+
+    fn part(&self, range: &Range<u32>) -> &[u8] {
+        &self.bytes[range.start as usize..range.end as usize]
+    }
+}
+
+/// What no nats-server sends: the connection is of no use any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("a control line has more than {MOST_LINE} bytes")]
+    LongLine,
+    #[error("a message of {0} bytes is larger than any that nats-server takes")]
+    LargeMessage(usize),
+    #[error("a message is not followed by the end of a line")]
+    Unterminated,
+    #[error("not a line of the NATS protocol: {0:?}")]
+    Unknown(String),
+}
+
+/// Takes the next frame off the front of what was read; None: more must be read first.
+///
+/// # Errors
+/// See [`FrameError`]; nothing of the buffer was taken.
+pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+    let Some(line) = line_end(buffer)? else { return Ok(None) };
+    let words = &buffer[..line];
+    match words.first() {
+        Some(b'M' | b'm' | b'H' | b'h') => message(buffer, line),
+        Some(b'P' | b'p') if is(words, "PING") => Ok(Some(taken(buffer, line, Frame::Ping))),
+        Some(b'P' | b'p') if is(words, "PONG") => Ok(Some(taken(buffer, line, Frame::Pong))),
+        Some(b'+') if is(words, "+OK") => Ok(Some(taken(buffer, line, Frame::Ok))),
+        Some(b'I' | b'i') if starts(words, "INFO") => {
+            let mut whole = buffer.split_to(line + 2).freeze();
+            whole.truncate(line);
+            whole.advance("INFO".len());
+            Ok(Some(Frame::Info(whole)))
+        }
+        Some(b'-') if starts(words, "-ERR") => {
+            let text = String::from_utf8_lossy(&words["-ERR".len()..]);
+            let error = text.trim().trim_matches('\'').to_owned();
+            Ok(Some(taken(buffer, line, Frame::Error(error))))
+        }
+        _ => Err(unknown(words)),
+    }
+}
+
+/// How many bytes before the end of the first line; None: it is not whole.
+fn line_end(buffer: &[u8]) -> Result<Option<usize>, FrameError> {
+    let looked = &buffer[..buffer.len().min(MOST_LINE + 2)];
+    // A subject may hold a CR; an LF only ends a line.
+    match memchr::memchr(b'\n', looked) {
+        Some(0) => Err(unknown(b"")),
+        Some(at) if looked[at - 1] == b'\r' => Ok(Some(at - 1)),
+        Some(at) => Err(unknown(&looked[..at])),
+        None if looked.len() > MOST_LINE => Err(FrameError::LongLine),
+        None => Ok(None),
+    }
+}
+
+fn taken(buffer: &mut BytesMut, line: usize, frame: Frame) -> Frame {
+    buffer.advance(line + 2);
+    frame
+}
+
+fn is(words: &[u8], what: &str) -> bool {
+    words.trim_ascii_end().eq_ignore_ascii_case(what.as_bytes())
+}
+
+fn starts(words: &[u8], what: &str) -> bool {
+    words.get(..what.len()).is_some_and(|head| head.eq_ignore_ascii_case(what.as_bytes()))
+        && words.get(what.len()).is_none_or(|next| matches!(next, b' ' | b'\t'))
+}
+
+fn unknown(words: &[u8]) -> FrameError {
+    FrameError::Unknown(String::from_utf8_lossy(&words[..words.len().min(80)]).into_owned())
+}
+
+/// `MSG <subject> <sid> [reply] <bytes>` or `HMSG <subject> <sid> [reply] <bytes of headers> <bytes of all>`.
+fn message(buffer: &mut BytesMut, line: usize) -> Result<Option<Frame>, FrameError> {
+    let words = &buffer[..line];
+    let refused = || unknown(words);
+    let with_headers = starts(words, "HMSG");
+    if !with_headers && !starts(words, "MSG") {
+        return Err(refused());
+    }
+    // The name, and at most five words.
+    let mut parts: [Range<usize>; 6] = std::array::from_fn(|_| 0..0);
+    let mut found = 0;
+    for part in split(words) {
+        *parts.get_mut(found).ok_or_else(refused)? = part;
+        found += 1;
+    }
+    let numbers = if with_headers { 2 } else { 1 };
+    let reply = match found.checked_sub(3 + numbers) {
+        Some(0) => 0..0,
+        Some(1) => parts[3].clone(),
+        _ => return Err(refused()),
+    };
+    let number = |part: &Range<usize>| number(&words[part.clone()]).ok_or_else(refused);
+    let sid = number(&parts[2])?;
+    let size = number(&parts[found - 1])?;
+    let head = if with_headers { number(&parts[found - 2])? } else { 0 };
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if size > MOST_MESSAGE {
+        return Err(FrameError::LargeMessage(size));
+    }
+    let head = usize::try_from(head).ok().filter(|head| *head <= size).ok_or_else(refused)?;
+    let subject = parts[1].clone();
+    let begin = line + 2;
+    let end = begin + size;
+    if buffer.len() < end + 2 {
+        // Whole messages are read into one buffer.
+        buffer.reserve(end + 2 - buffer.len());
+        return Ok(None);
+    }
+    if &buffer[end..end + 2] != b"\r\n" {
+        return Err(FrameError::Unterminated);
+    }
+    let small = |range: Range<usize>| range.start as u32..range.end as u32;
+    let bytes = buffer.split_to(end + 2).freeze();
+    Ok(Some(Frame::Message(Message {
+        sid,
+        bytes,
+        subject: small(subject),
+        reply: small(reply),
+        headers: small(begin..begin + head),
+        payload: small(begin + head..end),
+    })))
+}
+
+/// The words of a line, with their places.
+fn split(line: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at + line[at..].iter().position(|b| !matches!(b, b' ' | b'\t'))?;
+        let end = memchr::memchr2(b' ', b'\t', &line[start..]).map_or(line.len(), |n| start + n);
+        at = end;
+        Some(start..end)
+    })
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || digits.len() > 19 {
+        return None;
+    }
+    digits.iter().try_fold(0u64, |n, digit| {
+        digit.is_ascii_digit().then(|| n.checked_mul(10)?.checked_add(u64::from(digit - b'0'))).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(bytes: &[u8]) -> Result<Vec<Frame>, FrameError> {
+        let mut buffer = BytesMut::from(bytes);
+        let mut frames = Vec::new();
+        while let Some(frame) = decode(&mut buffer)? {
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+
+    fn one(bytes: &[u8]) -> Message {
+        match all(bytes).unwrap().pop() {
+            Some(Frame::Message(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn messages_are_read_by_their_lengths_whatever_they_hold() {
+        let plain = one(b"MSG a.b 7 5\r\nhe\r\no\r\n");
+        assert_eq!(
+            (plain.subject(), plain.sid, plain.reply(), plain.payload()),
+            (&b"a.b"[..], 7, &b""[..], &b"he\r\no"[..])
+        );
+        let headers = b"NATS/1.0\r\nX-Note: a\rb\r\n\r\n";
+        let mut bytes =
+            format!("HMSG orders.\u{2003}b 12 _INBOX.x {} {}\r\n", headers.len(), headers.len() + 2).into_bytes();
+        bytes.extend_from_slice(headers);
+        bytes.extend_from_slice(b"{}\r\n");
+        let message = one(&bytes);
+        assert_eq!((message.subject(), message.reply()), ("orders.\u{2003}b".as_bytes(), &b"_INBOX.x"[..]));
+        assert_eq!((message.headers(), message.payload()), (&headers[..], &b"{}"[..]));
+        assert_eq!(message.size(), message.subject().len() + 8 + headers.len() + 2);
+        assert_eq!(message.payload_bytes(), "{}");
+        assert_eq!(one(b"MSG orders.\xff\x00 1 0\r\n\r\n").subject(), b"orders.\xff\x00");
+        let rubbish = one(b"HMSG a 1 4 4\r\n\xff\r\n\x00\r\n");
+        assert_eq!((rubbish.headers(), rubbish.payload()), (&b"\xff\r\n\x00"[..], &b""[..]));
+    }
+
+    #[test]
+    fn every_kind_of_line_is_known() {
+        let frames = all(b"INFO {\"a\":1}\r\nPING\r\nPONG\r\n+OK\r\n-ERR 'Slow Consumer'\r\n").unwrap();
+        let info = Frame::Info(Bytes::from_static(b" {\"a\":1}"));
+        assert_eq!(frames, [info, Frame::Ping, Frame::Pong, Frame::Ok, Frame::Error("Slow Consumer".into())]);
+    }
+
+    #[test]
+    fn a_frame_that_is_not_whole_waits_for_the_rest() {
+        let whole = b"HMSG a 1 r 12 14\r\nNATS/1.0\r\n\r\n{}\r\nPING\r\n";
+        for cut in 0..whole.len() {
+            let mut buffer = BytesMut::from(&whole[..cut]);
+            let mut frames = Vec::new();
+            while let Some(frame) = decode(&mut buffer).unwrap() {
+                frames.push(frame);
+            }
+            buffer.extend_from_slice(&whole[cut..]);
+            while let Some(frame) = decode(&mut buffer).unwrap() {
+                frames.push(frame);
+            }
+            assert_eq!((frames.len(), buffer.len()), (2, 0), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_no_server_sends_is_refused() {
+        let refused: &[&[u8]] = &[
+            b"\r\n",
+            b"\n",
+            b"GET / HTTP/1.1\r\n",
+            b"MSG\r\n",
+            b"MSG a 1\r\n",
+            b"MSG a 1 r s 5\r\n",
+            b"MSG a x 5\r\n",
+            b"MSG a 1 -5\r\n",
+            b"MSG a 1 18446744073709551616\r\n",
+            b"MSGa 1 2\r\n",
+            b"HMSG a 1 5 4\r\n",
+            b"HMSG a 1 4\r\n",
+            b"MSG a 1 1\r\nabc",
+            b"PINGS\r\n",
+            b"PING\n",
+            b"MSG a 1 99999999999\r\n",
+            b"INFORM {}\r\n",
+        ];
+        for bytes in refused {
+            assert!(all(bytes).is_err(), "{:?}", String::from_utf8_lossy(bytes));
+        }
+        assert_eq!(
+            all(format!("MSG a 1 {}\r\n", MOST_MESSAGE + 1).as_bytes()),
+            Err(FrameError::LargeMessage(MOST_MESSAGE + 1))
+        );
+        assert_eq!(all(format!("MSG a 1 {MOST_MESSAGE}\r\n").as_bytes()), Ok(vec![]), "the largest is waited for");
+        assert_eq!(all(&vec![b'x'; MOST_LINE + 1]), Err(FrameError::LongLine));
+        assert_eq!(all(&vec![b'x'; MOST_LINE]), Ok(vec![]), "the end may follow");
+    }
+}

@@ -1,0 +1,251 @@
+//! Questions for JetStream whose answers hold what other people stored or configured.
+//!
+//! The client library reads such answers strictly: it refuses header blocks, and settings of streams that it does not know. Here
+//! only what we use is read.
+
+use crate::{connect::Bus, error::BusError};
+use async_nats::{Request, client::RequestErrorKind};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::time::Duration;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+const NO_MESSAGE: u64 = 10_037;
+const NO_STREAM: u64 = 10_059;
+
+#[derive(Deserialize)]
+struct Answer<T> {
+    error: Option<ServerError>,
+    #[serde(flatten)]
+    answer: Option<T>,
+}
+
+#[derive(Deserialize)]
+struct ServerError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// What a stream holds and how it is set up, as its leader says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamState {
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    /// Time of the last message, nanoseconds since the epoch; 0 when there never was one.
+    pub last_time: i64,
+    /// The server's clock when it answered, nanoseconds since the epoch; 0: it does not say.
+    pub now: i64,
+    pub messages: u64,
+    pub subjects: Vec<String>,
+    pub max_messages_per_subject: i64,
+    /// Which server leads it; empty where there is no cluster.
+    pub leader: String,
+    /// Its limits remove messages by age, bytes or number.
+    pub expires: bool,
+    /// How long a delete marker that the server writes stays; None: it writes none.
+    pub marker_life: Option<Duration>,
+}
+
+/// A message that was looked up by its sequence or its subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    pub seq: u64,
+    /// As the server writes it: each byte that is not UTF-8 is U+FFFD.
+    pub subject: String,
+    /// Server time, nanoseconds since the epoch.
+    pub time: i64,
+    pub payload: Bytes,
+}
+
+#[derive(Deserialize)]
+struct InfoAnswer {
+    config: ConfigAnswer,
+    created: String,
+    state: StateAnswer,
+    cluster: Option<ClusterAnswer>,
+    ts: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct ConfigAnswer {
+    subjects: Option<Vec<String>>,
+    max_msgs_per_subject: i64,
+    max_msgs: i64,
+    max_bytes: i64,
+    max_age: i64,
+    subject_delete_marker_ttl: i64,
+}
+
+impl Default for ConfigAnswer {
+    fn default() -> Self {
+        Self {
+            subjects: None,
+            max_msgs_per_subject: -1,
+            max_msgs: -1,
+            max_bytes: -1,
+            max_age: 0,
+            subject_delete_marker_ttl: 0,
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct StateAnswer {
+    messages: u64,
+    first_seq: u64,
+    last_seq: u64,
+    last_ts: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ClusterAnswer {
+    leader: String,
+}
+
+#[derive(Deserialize)]
+struct MessageAnswer {
+    message: StoredAnswer,
+}
+
+#[derive(Deserialize)]
+struct StoredAnswer {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    data: String,
+    time: String,
+}
+
+fn nanos(text: &str) -> Option<i64> {
+    i64::try_from(OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos()).ok()
+}
+
+fn damaged(stream: &str) -> BusError {
+    BusError::other("JetStream", format!("{stream}: an answer that cannot be read"))
+}
+
+impl InfoAnswer {
+    fn state(self) -> Option<StreamState> {
+        let set = |limit: i64| limit > 0;
+        let last_time = if self.state.last_seq == 0 { 0 } else { nanos(&self.state.last_ts).unwrap_or(0).max(0) };
+        let marker = u64::try_from(self.config.subject_delete_marker_ttl).unwrap_or(0);
+        Some(StreamState {
+            created: nanos(&self.created)?,
+            first_seq: self.state.first_seq,
+            last_seq: self.state.last_seq,
+            last_time,
+            now: self.ts.as_deref().and_then(nanos).unwrap_or(0),
+            messages: self.state.messages,
+            expires: set(self.config.max_age) || set(self.config.max_bytes) || set(self.config.max_msgs),
+            max_messages_per_subject: self.config.max_msgs_per_subject,
+            subjects: self.config.subjects.unwrap_or_default(),
+            leader: self.cluster.unwrap_or_default().leader,
+            marker_life: (marker > 0).then(|| Duration::from_nanos(marker)),
+        })
+    }
+}
+
+impl Bus {
+    /// Asks JetStream; the error of a server that answered has its code.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        stream: &str,
+        what: &'static str,
+        question: &Value,
+    ) -> Result<Result<T, ServerError>, BusError> {
+        let subject = format!("$JS.API.{what}.{stream}");
+        let payload = if question.is_null() { Bytes::new() } else { question.to_string().into() };
+        let client = self.client();
+        let request = Request::new().payload(payload).timeout(Some(ANSWERED_WITHIN));
+        let reply = match self.unless_lost(client.send_request(subject.clone(), request)).await {
+            Some(Ok(reply)) => reply,
+            Some(Err(e)) if e.kind() == RequestErrorKind::TimedOut => return Err(BusError::Timeout { subject }),
+            Some(Err(e)) => return Err(BusError::other("JetStream", format!("{stream}: {e}"))),
+            None => return Err(BusError::other("JetStream", format!("{stream}: the connection was lost"))),
+        };
+        let answer: Answer<T> = serde_json::from_slice(&reply.payload).map_err(|_| damaged(stream))?;
+        match (answer.error, answer.answer) {
+            (Some(error), _) => Ok(Err(error)),
+            (None, Some(answer)) => Ok(Ok(answer)),
+            (None, None) => Err(damaged(stream)),
+        }
+    }
+
+    /// The stream's state now, as its leader sees it.
+    pub async fn stream_state(&self, name: &str) -> Result<StreamState, BusError> {
+        match self.ask::<InfoAnswer>(name, "STREAM.INFO", &Value::Null).await? {
+            Ok(info) => info.state().ok_or_else(|| damaged(name)),
+            Err(error) if error.err_code == NO_STREAM => Err(BusError::NoStream(name.into())),
+            Err(error) => Err(BusError::other("stream info", format!("{name}: {}", error.description))),
+        }
+    }
+
+    async fn look_up(&self, stream: &str, question: Value) -> Result<Option<Looked>, BusError> {
+        let message = match self.ask::<MessageAnswer>(stream, "STREAM.MSG.GET", &question).await? {
+            Ok(answer) => answer.message,
+            Err(error) if error.err_code == NO_MESSAGE => return Ok(None),
+            Err(error) if error.err_code == NO_STREAM => return Err(BusError::NoStream(stream.into())),
+            Err(error) => return Err(BusError::other("message", format!("{stream}: {}", error.description))),
+        };
+        let payload = STANDARD.decode(&message.data).map_err(|_| damaged(stream))?;
+        let time = nanos(&message.time).ok_or_else(|| damaged(stream))?;
+        Ok(Some(Looked { seq: message.seq, subject: message.subject, time, payload: payload.into() }))
+    }
+
+    /// The first message at or above a sequence, asked of the store itself: unlike a consumer's count of pending messages it
+    /// is never behind an acknowledged write. None when there is none.
+    pub async fn next_message(&self, name: &str, from: u64) -> Result<Option<Looked>, BusError> {
+        self.look_up(name, json!({ "seq": from.max(1), "next_by_subj": ">" })).await
+    }
+
+    /// The message at a sequence, if it is there.
+    pub async fn message_at(&self, name: &str, seq: u64) -> Result<Option<Looked>, BusError> {
+        if seq == 0 { Ok(None) } else { self.look_up(name, json!({ "seq": seq })).await }
+    }
+
+    /// The last message of a subject, if there is one.
+    pub async fn last_of(&self, name: &str, subject: &str) -> Result<Option<Looked>, BusError> {
+        self.look_up(name, json!({ "last_by_subj": subject })).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_nobody_knows_do_not_matter() {
+        let text = r#"{"type":"io.nats.jetstream.api.v1.stream_info_response","config":{"name":"S","retention":"later","subjects":null,
+            "max_age":5,"persist_mode":"async","subject_delete_marker_ttl":1000000000},"created":"2026-01-02T03:04:05.000000006Z",
+            "state":{"messages":1,"first_seq":2,"last_seq":3,"last_ts":"2026-01-02T03:04:06+00:00","lost":{}},"cluster":{"leader":"n1","x":[]},
+            "ts":"2026-01-02T03:04:07Z","mirror":{}}"#;
+        let answer: Answer<InfoAnswer> = serde_json::from_str(text).unwrap();
+        let state = answer.answer.unwrap().state().unwrap();
+        assert_eq!((state.first_seq, state.last_seq, state.messages, state.leader.as_str()), (2, 3, 1, "n1"));
+        assert_eq!((state.last_time - state.created, state.now - state.last_time), (999_999_994, 1_000_000_000));
+        assert_eq!((state.expires, state.marker_life), (true, Some(Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn an_error_has_its_code_and_a_message_its_bytes() {
+        let error = r#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
+        let answer: Answer<MessageAnswer> = serde_json::from_str(error).unwrap();
+        assert_eq!(answer.error.unwrap().err_code, NO_MESSAGE);
+        let stored =
+            r#"{"message":{"subject":"a.\ufffd","seq":7,"hdrs":"/w==","data":"e30=","time":"2026-01-02T03:04:05Z"}}"#;
+        let answer: Answer<MessageAnswer> = serde_json::from_str(stored).unwrap();
+        let message = answer.answer.unwrap().message;
+        assert_eq!((message.seq, message.subject.as_str()), (7, "a.\u{fffd}"));
+        assert_eq!(STANDARD.decode(message.data).unwrap(), b"{}");
+    }
+}

@@ -1,0 +1,51 @@
+//! Whether a list of a stream's present documents is complete.
+//!
+//! What a list does not name is taken for removed, so the store must prove it. A consumer's count of what is pending proves nothing:
+//! it may lag behind acknowledged writes. And of a replicated stream a consumer may live on a server that lags behind the
+//! leader, whose store lacks what was written last, or what it has still to fetch.
+//!
+//! So a list is read from the stream's leader (a consumer that was placed elsewhere is made again), comes in the order of
+//! sequences, and is complete when the leader has no message between the last one that came and the list's end which is the
+//! last of its subject. A message that is not was overwritten after the list was begun, and what took its place comes after
+//! the list. If another server leads when the list ends, it is begun again.
+
+use crate::{connect::Bus, error::BusError, jetstream::Looked};
+
+/// Messages behind the last one that came that are looked at for one answer.
+const MOST_LOOKED_AT: usize = 256;
+
+/// Whether nothing of a list that goes up to `upto` is to come after the message `position`.
+pub(crate) async fn is_complete(bus: &Bus, stream: &str, position: u64, upto: u64) -> Result<bool, BusError> {
+    let mut after = position;
+    for _ in 0..MOST_LOOKED_AT {
+        if after >= upto {
+            return Ok(true);
+        }
+        let Some(Looked { seq, subject, .. }) = bus.next_message(stream, after + 1).await? else { return Ok(true) };
+        if seq > upto {
+            return Ok(true);
+        }
+        if is_literal(&subject) && bus.last_of(stream, &subject).await?.is_some_and(|last| last.seq <= upto) {
+            return Ok(false);
+        }
+        after = seq;
+    }
+    Ok(false)
+}
+
+/// False for subjects that a question would take for more than they are, or for another: none of them is a document's.
+fn is_literal(subject: &str) -> bool {
+    !subject.contains(char::REPLACEMENT_CHARACTER) && !subject.split('.').any(|token| matches!(token, "*" | ">"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_literal;
+
+    #[test]
+    fn subjects_with_wildcards_are_not_asked_for() {
+        for (subject, literal) in [("a.b", true), ("a.*b", true), ("a.*", false), (">", false), ("a.\u{fffd}", false)] {
+            assert_eq!(is_literal(subject), literal, "{subject}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! A core subscription: broadcasts that any client may have sent.
+
+use crate::{
+    connect::Bus,
+    error::BusError,
+    frames::{Interest, codec::Message, inbox::Arrived},
+};
+use bytes::Bytes;
+
+/// A message of a subscription.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    pub subject: String,
+    pub payload: Bytes,
+    /// None: no answer is expected, or its subject is none that we can write.
+    pub reply: Option<String>,
+}
+
+/// A core subscription.
+pub struct Subscription {
+    interest: Interest,
+    /// Losses of the connection that were passed over.
+    losses: u64,
+}
+
+impl Subscription {
+    /// The next message; None when the connection is closed for good. Cancel safe.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        let message = next(&self.interest, &mut self.losses).await?;
+        Some(Incoming {
+            // Our subjects are text; one that is not differs in what a wildcard stands for, and names nothing that we know.
+            subject: String::from_utf8_lossy(message.subject()).into_owned(),
+            payload: Bytes::copy_from_slice(message.payload()),
+            reply: reply(&message),
+        })
+    }
+}
+
+impl Bus {
+    /// Takes messages of a subject from now on, as the server has confirmed unless it is away.
+    pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
+        let mut interest = self.link().interest();
+        interest.add(subject, None).await;
+        interest.confirmed().await;
+        Ok(Subscription { interest, losses: 0 })
+    }
+}
+
+/// The next message of an interest; what is lost with a connection is passed over. None when none will come.
+pub(crate) async fn next(interest: &Interest, losses: &mut u64) -> Option<Message> {
+    loop {
+        if let Some(message) = interest.inbox().take_one() {
+            return Some(message);
+        }
+        match interest.inbox().arrived(*losses).await {
+            Arrived::Messages => {}
+            Arrived::Lost(now) => *losses = now,
+            Arrived::Closed => return None,
+        }
+    }
+}
+
+/// Where to answer, if it can be written.
+pub(crate) fn reply(message: &Message) -> Option<String> {
+    let reply = std::str::from_utf8(message.reply()).ok()?;
+    (!reply.is_empty()).then(|| reply.to_owned())
+}
