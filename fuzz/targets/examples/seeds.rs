@@ -73,7 +73,48 @@ fn main() -> Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/corpus");
     save(&corpus.join("key_encoding"), &keys())?;
     save(&corpus.join("batch_decoder"), &messages())?;
-    save(&corpus.join("scan_request"), &requests())
+    save(&corpus.join("scan_request"), &requests())?;
+    save(&corpus.join("frames"), &frames())
+}
+
+/// What servers send, and what none does.
+fn frames() -> Vec<Vec<u8>> {
+    let blocks: [&[u8]; 12] = [
+        b"NATS/1.0\r\n\r\n",
+        b"NATS/1.0\r\nX-Note: a\rb\r\n\r\n",
+        b"NATS/1.0\r\nFilename: r\xe9sum\xe9.pdf\r\n\r\n",
+        b"NATS/1.0\r\nna me: x\r\nno colon\r\n\r\n",
+        b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n",
+        b"NATS/1.0\r\nNats-Batch-Id: b\r\nNats-Batch-Sequence: 7\r\nNats-Batch-Commit: 1\r\n\r\n",
+        b"NATS/1.0 503\r\n\r\n",
+        b"NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: 1\r\nNats-Pending-Bytes: 2\r\n\r\n",
+        b"\xff\x00",
+        b"",
+        b"\r\n\r\n\r\n",
+        b"NATS/1.0",
+    ];
+    let mut inputs: Vec<Vec<u8>> = Vec::new();
+    for block in blocks {
+        let line =
+            format!("HMSG orders.2 1 $JS.ACK.S.c.1.17.4.1700000000000000000.9 {} {}\r\n", block.len(), block.len() + 2);
+        inputs.push([line.as_bytes(), block, b"{}\r\n"].concat());
+    }
+    let lines: [&[u8]; 12] = [
+        b"MSG orders.\xff 1 2\r\n{}\r\n",
+        "MSG orders.a\u{2003}b 1 r\u{3000} 2\r\n{}\r\n".as_bytes(),
+        b"MSG a 1 0\r\n\r\nPING\r\nPONG\r\n+OK\r\n",
+        b"INFO {\"server_id\":\"N\",\"max_payload\":1048576}\r\n-ERR 'Slow Consumer'\r\n",
+        b"MSG a 1 r s 2\r\n{}\r\n",
+        b"MSG a 1 99999999999\r\n",
+        b"HMSG a 1 9 4\r\n",
+        b"MSG a 18446744073709551615 2\r\n{}\r\n",
+        b"MSG  a\t1  2\r\n{}\r\n",
+        b"MSG a 1 2\r\n{}xx",
+        b"ping\r\nmsg a 1 1\r\nx\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ];
+    inputs.extend(lines.iter().map(|line| line.to_vec()));
+    inputs
 }
 
 fn save(directory: &Path, inputs: &[Vec<u8>]) -> Result<()> {
