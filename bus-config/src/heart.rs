@@ -1,9 +1,14 @@
 //! The heartbeat of a node.
 //!
 //! One task reads the cluster manager's replies and keeps the interval that they tell, in a watch channel; it ends with its
-//! [`Heart`].
+//! [`Heart`], which starts it again at the next beat when it has ended.
 
-use crate::{connect::Bus, error::BusError};
+use crate::{
+    connect::Bus,
+    error::BusError,
+    faults::fault,
+    supervise::{self, Task},
+};
 use highwater_schemas::{
     api::{Join, JoinReply, Leave, heartbeat},
     subjects::{CLUSTER_JOIN, CLUSTER_LEAVE},
@@ -11,7 +16,6 @@ use highwater_schemas::{
 use std::time::Duration;
 use tokio::{
     sync::watch,
-    task::AbortHandle,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -23,27 +27,19 @@ const SENT_WITHIN: Duration = Duration::from_secs(1);
 pub struct Heart {
     bus: Bus,
     inbox: String,
+    told: watch::Sender<Duration>,
     every: watch::Receiver<Duration>,
     last: Option<Instant>,
-    replies: AbortHandle,
+    replies: Task,
 }
 
 impl Heart {
     /// One that beats `every` so often until a cluster manager says otherwise; the first beat is due at once.
     pub async fn new(bus: &Bus, every: Duration) -> Result<Self, BusError> {
         let inbox = format!("_INBOX.{}", bus.unique_id());
-        let mut answers = bus.subscribe(&inbox).await?;
         let (told, every) = watch::channel(every);
-        let replies = tokio::spawn(async move {
-            while let Some(answer) = answers.next().await {
-                // Empty when no cluster manager is there.
-                if let Ok(reply) = serde_json::from_slice::<JoinReply>(&answer.payload) {
-                    let interval = heartbeat(reply.heartbeat_ms);
-                    told.send_if_modified(|every| std::mem::replace(every, interval) != interval);
-                }
-            }
-        });
-        Ok(Self { bus: bus.clone(), inbox, every, last: None, replies: replies.abort_handle() })
+        let replies = listen(bus, &inbox, told.clone()).await?;
+        Ok(Self { bus: bus.clone(), inbox, told, every, last: None, replies })
     }
 
     /// Waits until the next beat is due. Cancel safe.
@@ -63,6 +59,12 @@ impl Heart {
     /// Sends a heartbeat, without waiting for the answer.
     pub async fn beat(&mut self, join: &Join) {
         self.last = Some(Instant::now());
+        if self.replies.is_over() {
+            match listen(&self.bus, &self.inbox, self.told.clone()).await {
+                Ok(replies) => self.replies = replies,
+                Err(error) => tracing::debug!(%error, "cannot hear the cluster manager"),
+            }
+        }
         self.say(join).await;
     }
 
@@ -98,8 +100,17 @@ pub async fn leave(bus: &Bus, leave: &Leave) {
     }
 }
 
-impl Drop for Heart {
-    fn drop(&mut self) {
-        self.replies.abort();
-    }
+/// Reads the replies to heartbeats.
+async fn listen(bus: &Bus, inbox: &str, told: watch::Sender<Duration>) -> Result<Task, BusError> {
+    let mut answers = bus.subscribe(inbox).await?;
+    Ok(supervise::task(&bus.incidents(), "replies to heartbeats", async move {
+        while let Some(answer) = answers.next().await {
+            fault("heart", "");
+            // Empty when no cluster manager is there.
+            if let Ok(reply) = serde_json::from_slice::<JoinReply>(&answer.payload) {
+                let interval = heartbeat(reply.heartbeat_ms);
+                told.send_if_modified(|every| std::mem::replace(every, interval) != interval);
+            }
+        }
+    }))
 }

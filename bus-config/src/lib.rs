@@ -39,7 +39,7 @@ mod troubles;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Reply};
 pub use error::BusError;
-pub use faults::{ENVIRONMENT as FAULTS_ENVIRONMENT, fault};
+pub use faults::fault;
 pub use heart::{Heart, leave};
 pub use jetstream::{Looked, StreamState};
 pub use lease::ClusterBucket;

@@ -6,15 +6,17 @@ use crate::{
     codes::wrong_sequence,
     connect::Bus,
     error::BusError,
+    faults::fault,
     message::StreamMessage,
     reader::{ReadFrom, StreamReader},
     streams::StreamSpec,
+    supervise::{self, Task},
 };
 use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use highwater_schemas::subjects::{STATE_STREAM, STATE_SUBJECT};
 use std::{error::Error, time::Duration};
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::sync::mpsc;
 
 /// A log that cannot be opened is tried at least this often.
 const LONGEST: Duration = Duration::from_millis(500);
@@ -117,7 +119,8 @@ impl StateLog {
 /// wait.
 pub struct StateFollower {
     items: mpsc::Receiver<Followed>,
-    task: AbortHandle,
+    /// Ends with this.
+    _task: Task,
     opened: bool,
     /// The log's last sequence when it was opened.
     end: u64,
@@ -139,8 +142,9 @@ impl Bus {
     /// Follows the log from its beginning.
     pub fn follow_state(&self) -> StateFollower {
         let (sender, items) = mpsc::channel(FOLLOW_BATCH);
-        let task = tokio::spawn(follow(self.clone(), sender)).abort_handle();
-        StateFollower { items, task, opened: false, end: 0, seen: 0 }
+        let what = format!("reading stream {STATE_STREAM}");
+        let task = supervise::task(&self.incidents(), what, follow(self.clone(), sender));
+        StateFollower { items, _task: task, opened: false, end: 0, seen: 0 }
     }
 }
 
@@ -163,12 +167,6 @@ impl StateFollower {
     }
 }
 
-impl Drop for StateFollower {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// Reads the log until nobody follows any more; from its beginning whenever it is not what it was.
 async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
     let mut retry = bus.retry(format!("reading stream {STATE_STREAM}")).within(LONGEST);
@@ -188,6 +186,7 @@ async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
         }
         let mut batch: Vec<StreamMessage> = Vec::new();
         loop {
+            fault("follower", "");
             match reader.next_ready(FOLLOW_BATCH, &mut batch).await {
                 Ok(()) => {
                     for message in batch.drain(..) {

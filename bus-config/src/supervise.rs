@@ -5,6 +5,7 @@
 //! the ending any more. Nothing here starts anything again: that is for its owner to decide.
 //!
 //! - [`TaskSet`]: many tasks or jobs, each with a key; dropping the set aborts its tasks
+//! - [`Errands`]: short tasks of which nobody waits for the end, as those that answer requests
 //! - [`task`]: one task; dropping its [`Task`] aborts it
 //! - [`job`], [`thread`]: blocking work, which cannot be aborted; who drops its [`Job`] does not wait for it
 //! - [`caught`]: a future in place, for who owes somebody an answer; [`caught_now`]: the same without waiting
@@ -73,12 +74,13 @@ pub struct Incidents(Troubles);
 
 impl Incidents {
     /// Notes and logs that `what`, as a person would call it ("vbucket 3 of bucket orders"), ended as it should not.
-    pub fn note(&self, what: &str, why: &dyn Display) {
+    pub fn note(&self, what: &dyn Display, why: &dyn Display) {
+        let what = what.to_string();
         tracing::error!(what, %why, "ended as it should not");
-        self.0.incident(what, why, Instant::now());
+        self.0.incident(&what, why, Instant::now());
     }
 
-    fn panicked<T>(&self, what: &str, payload: &(dyn Any + Send)) -> Ending<T> {
+    fn panicked<T>(&self, what: &dyn Display, payload: &(dyn Any + Send)) -> Ending<T> {
         let why = words(payload);
         self.note(what, &format_args!("it panicked: {why}"));
         Ending::Panicked(why)
@@ -105,14 +107,14 @@ pub struct TaskSet<K, T = ()> {
     incidents: Incidents,
 }
 
-impl<K: Display, T: Send + 'static> TaskSet<K, T> {
+impl<K: Clone + Display + Send + Sync + 'static, T: Send + 'static> TaskSet<K, T> {
     pub fn new(incidents: Incidents) -> Self {
         Self { running: JoinSet::new(), keys: HashMap::new(), incidents }
     }
 
     /// Starts a task.
     pub fn spawn(&mut self, key: K, future: impl Future<Output = T> + Send + 'static) -> AbortHandle {
-        let (incidents, what) = (self.incidents.clone(), key.to_string());
+        let (incidents, what) = (self.incidents.clone(), key.clone());
         let started = self.running.spawn(async move { caught(&incidents, &what, future).await });
         self.keys.insert(started.id(), key);
         started
@@ -120,7 +122,7 @@ impl<K: Display, T: Send + 'static> TaskSet<K, T> {
 
     /// Starts a blocking job; it cannot be aborted once it runs.
     pub fn spawn_job(&mut self, key: K, work: impl FnOnce() -> T + Send + 'static) -> AbortHandle {
-        let (incidents, what) = (self.incidents.clone(), key.to_string());
+        let (incidents, what) = (self.incidents.clone(), key.clone());
         let started = self.running.spawn_blocking(move || caught_now(&incidents, &what, work));
         self.keys.insert(started.id(), key);
         started
@@ -139,6 +141,12 @@ impl<K: Display, T: Send + 'static> TaskSet<K, T> {
         }
     }
 
+    fn forget_ended(&mut self) {
+        while let Some(ended) = self.running.try_join_next_with_id() {
+            self.keys.remove(&ended.map_or_else(|error| error.id(), |(id, _)| id));
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.running.len()
     }
@@ -151,6 +159,33 @@ impl<K: Display, T: Send + 'static> TaskSet<K, T> {
 impl<K, T> fmt::Debug for TaskSet<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskSet").field("running", &self.keys.len()).finish_non_exhaustive()
+    }
+}
+
+/// Short work that nobody waits for: who asked for it is answered within it, so that of its ends a panic alone matters, and that
+/// is noted. Dropping this aborts what is under way.
+#[derive(Debug)]
+pub struct Errands(TaskSet<&'static str>);
+
+impl Errands {
+    pub fn new(incidents: Incidents) -> Self {
+        Self(TaskSet::new(incidents))
+    }
+
+    pub fn spawn(&mut self, what: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        self.0.forget_ended();
+        self.0.spawn(what, future);
+    }
+
+    pub fn spawn_job(&mut self, what: &'static str, work: impl FnOnce() + Send + 'static) {
+        self.0.forget_ended();
+        self.0.spawn_job(what, work);
+    }
+
+    /// How many are under way.
+    pub fn under_way(&mut self) -> usize {
+        self.0.forget_ended();
+        self.0.len()
     }
 }
 
@@ -238,18 +273,22 @@ impl<T> Future for Job<T> {
 }
 
 /// Runs a future in place; a panic of it is its ending.
-pub async fn caught<T>(incidents: &Incidents, what: &str, future: impl Future<Output = T>) -> Ending<T> {
+pub async fn caught<T>(
+    incidents: &Incidents,
+    what: &(impl Display + ?Sized),
+    future: impl Future<Output = T>,
+) -> Ending<T> {
     match AssertUnwindSafe(future).catch_unwind().await {
         Ok(value) => Ending::Done(value),
-        Err(payload) => incidents.panicked(what, &*payload),
+        Err(payload) => incidents.panicked(&what, &*payload),
     }
 }
 
 /// Runs a function in place; a panic of it is its ending.
-pub fn caught_now<T>(incidents: &Incidents, what: &str, work: impl FnOnce() -> T) -> Ending<T> {
+pub fn caught_now<T>(incidents: &Incidents, what: &(impl Display + ?Sized), work: impl FnOnce() -> T) -> Ending<T> {
     match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(value) => Ending::Done(value),
-        Err(payload) => incidents.panicked(what, &*payload),
+        Err(payload) => incidents.panicked(&what, &*payload),
     }
 }
 

@@ -9,6 +9,7 @@ mod serve;
 
 use args::{Args, Command, With};
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use highwater_bus::{Incidents, supervise};
 use limits::Limits;
 use serve::{Kind, one};
 use std::{io::IsTerminal, process::ExitCode};
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    if let Err(error) = supervise::prepare() {
+        eprintln!("highwater: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -34,7 +39,8 @@ fn main() -> ExitCode {
         }
     };
     // On a worker, so that the service's own loop is woken where its messages arrive rather than on this thread.
-    let outcome = runtime.block_on(async { tokio::spawn(run(args)).await }).unwrap_or_else(|e| Err(e.into()));
+    let running = async { supervise::task(&Incidents::default(), "highwater", run(args)).await.done() };
+    let outcome = runtime.block_on(running).unwrap_or_else(|e| Err(e.into()));
     // Scans on blocking threads may still be under way.
     runtime.shutdown_background();
     match outcome {

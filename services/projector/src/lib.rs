@@ -7,7 +7,8 @@
 //! - [`evaluate`]: one document → its entries in every index
 //! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
 //! - `pump`: the task under it that takes messages off the stream
-//! - `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read
+//! - `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read; `panics`: how long what follows from a
+//!   panic waits where they repeat themselves
 //!
 //! What is pure of `cover`, `recent`, `removals` and `verify` is public for the simulation.
 //!
@@ -23,6 +24,7 @@
 mod config;
 pub mod cover;
 pub mod evaluate;
+mod panics;
 mod pump;
 mod reads;
 pub mod recent;

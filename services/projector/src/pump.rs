@@ -1,6 +1,6 @@
 //! Takes messages off a source stream, so that re-opening it never holds up the vbucket's task.
 
-use highwater_bus::{Bus, BusError, List, ReadFrom, StreamMessage, StreamReader};
+use highwater_bus::{Bus, BusError, List, ReadFrom, StreamMessage, StreamReader, fault};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -93,6 +93,7 @@ impl Pump<'_> {
 
     /// Takes what comes, and ends the list once the store says that it is complete.
     async fn step(&mut self) -> Result<(), Over> {
+        fault("pump", &self.stream);
         let mut messages = Vec::new();
         // A list without messages is complete at once, else after the last one.
         let silence = match self.list {

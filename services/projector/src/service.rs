@@ -2,11 +2,12 @@
 
 use crate::{
     config::Config,
+    panics::Panics,
     reads::{Purpose, Totals},
     vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
-use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceSpec, StateView};
+use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet};
 use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, SessionReading, Suspicion},
@@ -19,11 +20,13 @@ use highwater_schemas::{
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{Arc, PoisonError, atomic::Ordering},
+    time::Instant,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, JoinSet},
+    task::AbortHandle,
 };
 
 /// Why the projector ended.
@@ -31,6 +34,8 @@ use tokio::{
 pub enum ProjectorError {
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error("the connection to NATS has ended")]
+    Disconnected,
 }
 
 /// A vbucket of a generation, or of a session when that is not 0.
@@ -41,6 +46,15 @@ struct Key {
     vb: u16,
     generation: u64,
     session: u64,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.session {
+            0 => write!(f, "vbucket {} of bucket {}", self.vb, self.bucket),
+            _ => write!(f, "a session for vbucket {} of bucket {}", self.vb, self.bucket),
+        }
+    }
 }
 
 struct Running {
@@ -72,13 +86,13 @@ struct Shell {
     bus: Bus,
     state: StateView,
     running: BTreeMap<Key, Running>,
-    tasks: JoinSet<(Key, End)>,
+    tasks: TaskSet<Key, End>,
     lanes: mpsc::Sender<OpenLane>,
     suspicions: Vec<Suspicion>,
-    /// Sessions that cannot go on.
-    broken: BTreeSet<(String, u64)>,
-    /// Vbuckets, with the generation, whose chains cannot go on.
-    lost: BTreeSet<(String, u16, u64)>,
+    /// Sessions that cannot go on, and vbuckets, with the generation, whose chains cannot: each from when on it is reported.
+    broken: BTreeMap<(String, u64), Instant>,
+    lost: BTreeMap<(String, u16, u64), Instant>,
+    panics: Panics,
     /// What tasks that are over have read.
     reads: Totals,
     /// Damaged wants so far.
@@ -99,13 +113,14 @@ pub async fn run(
     let mut shell = Shell {
         config,
         state: StateView::new(&bus),
-        bus,
         running: BTreeMap::new(),
-        tasks: JoinSet::new(),
+        tasks: TaskSet::new(bus.incidents()),
+        bus,
         lanes,
         suspicions: Vec::new(),
-        broken: BTreeSet::new(),
-        lost: BTreeSet::new(),
+        broken: BTreeMap::new(),
+        lost: BTreeMap::new(),
+        panics: Panics::default(),
         reads: Totals::default(),
         refused: Cell::new(0),
     };
@@ -120,17 +135,17 @@ pub async fn run(
             }
             want = wants.next() => match want {
                 Some(message) => shell.want(&message.payload),
-                None => return Ok(()),
+                None => return Err(ProjectorError::Disconnected),
             },
-            Some(ended) = shell.tasks.join_next() => {
-                if let Ok((key, end)) = ended {
+            Some((key, ending)) = shell.tasks.join_next() => {
+                if let Some(end) = shell.end(&key, ending) {
                     shell.ended(&key, end);
                     heart.beat(&shell.report()).await;
                 }
             }
             request = requests.next() => match request {
                 Some(request) => request.respond(Ok(api::ok(&api::Empty {}))).await,
-                None => return Ok(()),
+                None => return Err(ProjectorError::Disconnected),
             },
             () = heart.due() => {
                 if shell.state.ready() {
@@ -275,22 +290,33 @@ impl Shell {
         );
         let (plan_in, plan_out) = watch::channel(plan);
         let (wants_in, wants_out) = mpsc::channel(WANTS);
-        let (bus, lanes, name) = (self.bus.clone(), self.lanes.clone(), key.clone());
-        let abort =
-            self.tasks.spawn(async move { (name, vbucket::run(bus, assignment, plan_out, wants_out, lanes).await) });
+        let task = vbucket::run(self.bus.clone(), assignment, plan_out, wants_out, self.lanes.clone());
+        let abort = self.tasks.spawn(key.clone(), task);
         let purpose = Purpose::of(session_kind);
         let running =
             Running { abort, purpose, wants: wants_in, plan: plan_in, vbuuid, known_to_all, reading, durable };
         self.running.insert(key, running);
     }
 
+    /// How a task ended, unless it was us who ended it.
+    fn end(&mut self, key: &Key, ending: Ending<End>) -> Option<End> {
+        match ending {
+            Ending::Done(End::Crashed) | Ending::Panicked(_) => {
+                self.panics.count(&key.bucket, key.vb, Instant::now());
+                Some(if key.session == 0 { End::Lost } else { End::Broken("a task of it panicked".into()) })
+            }
+            Ending::Done(end) => Some(end),
+            Ending::Aborted => None,
+        }
+    }
+
     /// A task ended by itself.
     fn ended(&mut self, key: &Key, end: End) {
         let (bucket, vb, session) = (&key.bucket, key.vb, key.session);
         match end {
-            End::Lost => {
+            End::Lost | End::Crashed => {
                 tracing::warn!(bucket, vb, generation = key.generation, "asking for another generation");
-                self.lost.insert((bucket.clone(), vb, key.generation));
+                self.lost.insert((bucket.clone(), vb, key.generation), self.panics.patience(bucket, vb));
             }
             End::Again => {
                 // The next look at the log starts it again.
@@ -300,7 +326,7 @@ impl Shell {
             }
             End::Broken(why) => {
                 tracing::info!(bucket, vb, session, why, "the session is over");
-                self.broken.insert((bucket.clone(), session));
+                self.broken.insert((bucket.clone(), session), self.panics.patience(bucket, vb));
             }
             End::Suspected(Suspected { reason, intact, last, broken, bookmarks }) => {
                 let Some(running) = self.running.get(key) else { return };
@@ -343,8 +369,8 @@ impl Shell {
                 .and_then(|b| b.vbuckets.get(usize::from(s.vb)))
                 .is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
-        self.broken.retain(|(bucket, id)| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
-        self.lost.retain(|(bucket, vb, generation)| {
+        self.broken.retain(|(bucket, id), _| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
+        self.lost.retain(|(bucket, vb, generation), _| {
             let vbucket = context.buckets.get(bucket).and_then(|b| b.vbuckets.get(usize::from(*vb)));
             vbucket.is_some_and(|v| v.generation == *generation)
         });
@@ -367,13 +393,19 @@ impl Shell {
             reads: live.map(|key| reads.of(&key.bucket, key.vb)).collect(),
             term: self.state.context().term,
             reconciles: self.reconciles(),
-            lost_chains: self.lost.iter().cloned().collect(),
+            lost_chains: due(&self.lost),
             urgent: self.frozen(),
             suspicions: self.suspicions.clone(),
-            broken_sessions: self.broken.iter().cloned().collect(),
+            broken_sessions: due(&self.broken),
             ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
         }
     }
+}
+
+/// What is to be reported by now.
+fn due<T: Clone>(from: &BTreeMap<T, Instant>) -> Vec<T> {
+    let now = Instant::now();
+    from.iter().filter(|(_, at)| **at <= now).map(|(what, _)| what.clone()).collect()
 }
 
 /// What the source of a vbucket is compared with.

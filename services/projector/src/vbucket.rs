@@ -20,7 +20,7 @@ use crate::{
     verify::{self, Known, Suspected},
 };
 use asking::{Answer, Asking, answered};
-use highwater_bus::{Bus, Operation, ReadFrom, StreamMessage};
+use highwater_bus::{Bus, Ending, Operation, ReadFrom, StreamMessage, fault, supervise};
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
@@ -38,7 +38,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Wants that may wait for a vbucket task.
 pub(crate) const WANTS: usize = 256;
@@ -50,6 +50,8 @@ const NEAR: u64 = 4_096;
 const POLL: Duration = Duration::from_secs(1);
 /// An answer that shows the source ahead is checked against the consumer after this silence.
 const SILENCE: Duration = Duration::from_millis(5);
+/// Within this a reader that panicked has ended.
+const PUMP_ENDS: Duration = Duration::from_millis(100);
 /// Key versions of one chunk, bytes, or an eighth of what the server takes in one message.
 const CHUNK_BYTES: usize = 128 * 1024;
 /// Slices in step have taken up a session after this time, mostly; those that have not give it up.
@@ -120,6 +122,8 @@ pub(crate) enum End {
     Again,
     /// Its lane or its reader is gone: the chain goes on under another generation.
     Lost,
+    /// Its lane or its reader panicked: what it has sent is lost, or broken.
+    Crashed,
 }
 
 /// Runs until aborted, or until the source or its lane ends it.
@@ -145,9 +149,9 @@ pub(crate) async fn run(
     let before = if live { recent::BEFORE } else { 0 };
     let after = assignment.from.seqno.saturating_sub(before);
     let from = ReadFrom { after, lists: assignment.lists, apart: !live, ..ReadFrom::default() };
-    let pump = tokio::spawn(pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out));
-    // The pump ends when its receiver is dropped with this task.
-    drop(pump);
+    let reading = format!("reading source stream {}", assignment.stream);
+    let pump = pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out);
+    let pump = supervise::task(&bus.incidents(), reading, pump);
     let created = match pumped.recv().await {
         Some(Pumped::Opened { created }) => created,
         Some(Pumped::Changed(why)) if !live => return End::Broken(why),
@@ -160,7 +164,8 @@ pub(crate) async fn run(
         // The server restarted meanwhile: what was compared may be lost.
         return End::Again;
     }
-    let (lane, input) = mpsc::channel(LANE_CAPACITY);
+    let (lane, taken) = mpsc::channel(LANE_CAPACITY);
+    let input = lane.clone();
     let open = OpenLane {
         bucket: assignment.bucket.clone(),
         vb: assignment.vb,
@@ -170,7 +175,7 @@ pub(crate) async fn run(
         from: assignment.from,
         dropped: assignment.dropped,
         created,
-        input,
+        input: taken,
     };
     if lanes.send(open).await.is_err() {
         return End::Again;
@@ -234,8 +239,19 @@ pub(crate) async fn run(
         assignment,
     };
     let end = task.run(pumped, wants).await;
-    // What was sent of the chain must not be sent again with other content.
-    if live && end == End::Again { End::Lost } else { end }
+    if end != End::Again {
+        return end;
+    }
+    // A reader whose messages nobody takes any more ends.
+    let pump = tokio::time::timeout(PUMP_ENDS, pump).await;
+    if input.is_closed() || matches!(pump, Ok(Ending::Panicked(_))) {
+        End::Crashed
+    } else if live {
+        // What was sent of the chain must not be sent again with other content.
+        End::Lost
+    } else {
+        End::Broken("its reader has ended".into())
+    }
 }
 
 struct Task {
@@ -300,7 +316,9 @@ impl Task {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let place = if self.live() { "vbucket" } else { "session" };
         loop {
+            fault(place, &self.assignment.bucket);
             self.ask_if_needed();
             let ended: Result<(), End> = tokio::select! {
                 biased;
@@ -399,37 +417,6 @@ impl Task {
             anchor,
         };
         self.lane.send(chunk).await.map_err(|_| End::Again)
-    }
-
-    /// Asks at once near the end or for a want, now and then while far behind.
-    fn ask_if_needed(&mut self) {
-        let open = self.cover.needs_answer()
-            && (self.pending < NEAR || self.asked_at.is_none_or(|at| at.elapsed() >= ASK_FAR));
-        if open || !self.waiting.is_empty() || self.removals.needs_answer() {
-            self.ask();
-        }
-    }
-
-    fn ask(&mut self) {
-        if self.asking.is_some() {
-            return;
-        }
-        let (done, answer) = oneshot::channel();
-        let (bus, stream) = (self.bus.clone(), self.assignment.stream.clone());
-        let (position, silent) = (self.cover.position(), self.read_at.elapsed() >= SILENCE);
-        self.asking = Some(Asking {
-            question: self.cover.question(),
-            staged: self.removals.question(),
-            wants: std::mem::take(&mut self.waiting),
-            answer,
-        });
-        self.asked_at = Some(Instant::now());
-        tokio::spawn(async move {
-            let state = bus.stream_state(&stream).await;
-            let ahead = state.as_ref().is_ok_and(|s| s.last_seq > position);
-            let nothing_above = ahead && silent && matches!(bus.next_message(&stream, position + 1).await, Ok(None));
-            let _ = done.send(Answer { state, position, nothing_above });
-        });
     }
 
     async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {

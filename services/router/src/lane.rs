@@ -4,7 +4,7 @@ use crate::{
     packer::{Limits, Packed, Packer, Step},
     window::{Part, Resend, Window},
 };
-use highwater_bus::{Bus, Publisher, Retry};
+use highwater_bus::{Bus, Ending, Publisher, Retry, TaskSet, fault};
 use highwater_schemas::{
     Position, StVb,
     lane::{Chunk, LaneTarget, OpenLane},
@@ -14,11 +14,12 @@ use highwater_schemas::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::task::JoinSet;
 
 /// Key versions wait at most this long for company.
 const LINGER: Duration = Duration::from_millis(2);
@@ -40,7 +41,7 @@ struct Lane {
     packer: Packer,
     window: Window,
     /// Each with why it was not taken.
-    acks: JoinSet<(Part, Option<String>)>,
+    acks: TaskSet<Sending, Option<String>>,
     sync: StVb,
     source_last: u64,
     /// What was covered or asked at positions that are not yet published, oldest first.
@@ -60,11 +61,24 @@ struct Lane {
 }
 
 struct LaneInfo {
-    bucket: String,
+    bucket: Arc<str>,
     vb: u16,
     vbuuid: u64,
     generation: u64,
     target: LaneTarget,
+}
+
+/// A message that waits to be acknowledged.
+#[derive(Debug, Clone)]
+struct Sending {
+    bucket: Arc<str>,
+    part: Part,
+}
+
+impl fmt::Display for Sending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "publishing key versions of bucket {}", self.bucket)
+    }
 }
 
 /// Runs until its input ends.
@@ -74,9 +88,9 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
     let mut lane = Lane {
         publisher: Publisher::new(bus.clone()),
         packer: Packer::new(open.from, open.dropped, Limits::new(bus.max_payload())),
+        acks: TaskSet::new(bus.incidents()),
         bus,
         window: Window::default(),
-        acks: JoinSet::new(),
         sync: StVb {
             vbuuid: open.vbuuid,
             generation: open.generation,
@@ -88,7 +102,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
             ..StVb::default()
         },
         open: LaneInfo {
-            bucket: open.bucket,
+            bucket: open.bucket.into(),
             vb: open.vb,
             vbuuid: open.vbuuid,
             generation: open.generation,
@@ -106,14 +120,16 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         refuse: BTreeMap::new(),
     };
     loop {
+        fault("lane", &lane.open.bucket);
         let linger = lane.due.map_or(SYNC_REPEAT, |due| due.saturating_duration_since(Instant::now()));
         let sync_in = if lane.changed { SYNC_SPACING } else { SYNC_REPEAT }.saturating_sub(lane.synced_at.elapsed());
         tokio::select! {
-            Some(done) = lane.acks.join_next() => {
-                if let Ok((part, refused)) = done {
-                    lane.settled(part, refused).await;
-                }
-            }
+            Some((sending, ending)) = lane.acks.join_next() => match ending {
+                Ending::Done(refused) => lane.settled(sending.part, refused).await,
+                // Whether it was taken is not known: the topic knows a second one by its id.
+                Ending::Panicked(why) => lane.settled(sending.part, Some(why)).await,
+                Ending::Aborted => {}
+            },
             chunk = input.recv(), if !lane.window.full() => match chunk {
                 Some(chunk) => lane.chunk(chunk, input.is_empty()).await,
                 None => return,
@@ -255,7 +271,7 @@ impl Lane {
             part.attempt
         );
         let mut batch = Batch {
-            bucket: self.open.bucket.clone(),
+            bucket: self.open.bucket.to_string(),
             vb: self.open.vb,
             vbuuid: self.open.vbuuid,
             generation: self.open.generation,
@@ -275,16 +291,18 @@ impl Lane {
         };
         let payload: highwater_bus::Bytes = wire::encode(&batch).into();
         std::mem::swap(versions, &mut batch.versions);
+        let bucket = Arc::clone(&self.open.bucket);
+        let sending = Sending { bucket: Arc::clone(&bucket), part };
         if delay.is_zero() {
             // In order: the message is on its way before the next one is packed.
             let sent = self.publisher.send(&subject, &id, payload).await;
-            self.acks.spawn(acknowledged(part, subject, sent));
+            self.acks.spawn(sending, acknowledged(bucket, subject, sent));
         } else {
             let publisher = self.publisher.clone();
-            self.acks.spawn(async move {
+            self.acks.spawn(sending, async move {
                 tokio::time::sleep(delay).await;
                 let sent = publisher.send(&subject, &id, payload).await;
-                acknowledged(part, subject, sent).await
+                acknowledged(bucket, subject, sent).await
             });
         }
     }
@@ -307,7 +325,7 @@ impl Lane {
         if left_out && !std::mem::replace(said, true) {
             tracing::warn!(
                 topic = node,
-                bucket = self.open.bucket,
+                bucket = %self.open.bucket,
                 "takes nothing: it is left out until it does again"
             );
         }
@@ -369,7 +387,7 @@ impl Lane {
         self.changed = false;
         self.synced_at = Instant::now();
         let sync = Sync {
-            bucket: self.open.bucket.clone(),
+            bucket: self.open.bucket.to_string(),
             vbs: vec![SyncVb {
                 vb: self.open.vb,
                 state: self.sync.clone(),
@@ -388,10 +406,12 @@ type Sent = Result<
     highwater_bus::BusError,
 >;
 
-async fn acknowledged(part: Part, subject: String, sent: Sent) -> (Part, Option<String>) {
+/// Why a message was not taken, if it was not.
+async fn acknowledged(bucket: Arc<str>, subject: String, sent: Sent) -> Option<String> {
+    fault("acknowledgement", &bucket);
     let outcome = match sent {
         Ok(ack) => ack.await.map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    (part, outcome.err().map(|why| format!("{subject}: {why}")))
+    outcome.err().map(|why| format!("{subject}: {why}"))
 }

@@ -20,4 +20,4 @@ pub mod packer;
 mod service;
 pub mod window;
 
-pub use service::{RouterError, run};
+pub use service::run;

@@ -1,41 +1,26 @@
 //! Takes up lanes until the projector is gone.
 
 use crate::lane;
-use highwater_bus::Bus;
+use highwater_bus::{Bus, TaskSet};
 use highwater_schemas::lane::OpenLane;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use tokio::sync::{mpsc, watch};
 
-/// Why the router ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RouterError {
-    #[error("a lane ended in a panic: {0}")]
-    Lane(String),
-}
-
-/// Runs the router until `stop` turns true or nobody can open lanes any more.
-pub async fn run(
-    bus: Bus,
-    mut lanes: mpsc::Receiver<OpenLane>,
-    mut stop: watch::Receiver<bool>,
-) -> Result<(), RouterError> {
-    let mut running = JoinSet::new();
+/// Runs the router until `stop` turns true or nobody can open lanes any more. A lane that panics lets go of its input, so that
+/// the vbucket's task loses its chain, and another generation goes on; the other lanes are untouched.
+pub async fn run(bus: Bus, mut lanes: mpsc::Receiver<OpenLane>, mut stop: watch::Receiver<bool>) {
+    let mut running: TaskSet<String> = TaskSet::new(bus.incidents());
     loop {
         tokio::select! {
             lane = lanes.recv() => match lane {
                 Some(open) => {
-                    running.spawn(lane::run(bus.clone(), open));
+                    let name = format!("lane of vbucket {} of bucket {}", open.vb, open.bucket);
+                    running.spawn(name, lane::run(bus.clone(), open));
                 }
-                None => return Ok(()),
+                None => return,
             },
-            Some(ended) = running.join_next() => {
-                if let Err(error) = ended {
-                    return Err(RouterError::Lane(error.to_string()));
-                }
-            }
-            _ = stop.changed() => return Ok(()),
+            // The set has noted a panic.
+            Some(_) = running.join_next() => {}
+            _ = stop.changed() => return,
         }
     }
 }

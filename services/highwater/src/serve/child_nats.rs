@@ -67,6 +67,11 @@ impl ChildNats {
         }
     }
 
+    /// The id of its process.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Asks it to end, and waits.
     pub(crate) async fn stop(mut self) {
         if let Some(id) = self.child.id() {

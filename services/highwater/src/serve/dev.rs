@@ -2,11 +2,12 @@
 
 use super::{
     child_nats::ChildNats,
-    services::{Kind, Place, Running, lock, say, start, stopped},
+    ending,
+    services::{Kind, Place, Running, lock, say, start},
 };
 use crate::args::Dev;
-use anyhow::{Result, anyhow};
-use highwater_bus::{Bus, ConnectSettings};
+use anyhow::{Result, anyhow, bail};
+use highwater_bus::{Bus, ConnectSettings, Ending, Incidents, TaskSet};
 use highwater_schemas::{
     api::{self, NodeKind},
     subjects,
@@ -14,12 +15,17 @@ use highwater_schemas::{
 use std::time::Duration;
 use tokio::{
     sync::{oneshot, watch},
-    task::JoinSet,
+    time::timeout,
 };
 
 const KINDS: [Kind; 5] = [Kind::ClusterManager, Kind::Coordinator, Kind::Projector, Kind::Indexer, Kind::Catalog];
 const POLL: Duration = Duration::from_millis(20);
 const SERVES_WITHIN: Duration = Duration::from_secs(60);
+/// How long the whole may take to end: the services, and their nats-server after them.
+const ENDS_WITHIN: Duration = Duration::from_secs(40);
+
+/// The services by name, each with what came of it.
+type Services = TaskSet<&'static str, Result<()>>;
 
 pub(crate) async fn dev(args: Dev) -> Result<()> {
     let _lock = lock(&args.data_dir)?;
@@ -27,6 +33,46 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
         Some(_) => None,
         None => Some(ChildNats::start(&args.data_dir.join("nats"), args.nats_port).await?),
     };
+    let server = nats.as_ref().and_then(ChildNats::id);
+    let stop = ending::on_signal(ENDS_WITHIN, move || {
+        if let Some(id) = server {
+            // It must not outlive us; we end in any case.
+            let _ = std::process::Command::new("kill").args(["-KILL", &id.to_string()]).status();
+        }
+    })?;
+    let (stopper, told) = watch::channel(false);
+    let mut running: Services = TaskSet::new(Incidents::default());
+    let mut asked = stop.clone();
+    let outcome = tokio::select! {
+        outcome = serve(&args, &mut nats, &mut running, told) => outcome,
+        () = ending::asked(&mut asked) => Ok(()),
+    };
+    stopper.send_replace(true);
+    let mut errors = Vec::new();
+    let ended = timeout(ending::WITHIN, async {
+        while let Some((name, ending)) = running.join_next().await {
+            errors.extend(failure(name, ending));
+        }
+    });
+    let in_time = ended.await.is_ok();
+    if let Some(nats) = nats {
+        nats.stop().await;
+    }
+    outcome?;
+    match errors.into_iter().next() {
+        Some(error) => Err(error),
+        None if !in_time => bail!("not every service ended within {} s of being asked", ending::WITHIN.as_secs()),
+        None => Ok(()),
+    }
+}
+
+/// Starts everything, and waits for what ends by itself; that is an error.
+async fn serve(
+    args: &Dev,
+    nats: &mut Option<ChildNats>,
+    running: &mut Services,
+    told: watch::Receiver<bool>,
+) -> Result<()> {
     let url = args.nats_url.clone().or_else(|| nats.as_ref().map(|n| n.url.clone())).unwrap_or_default();
     // Our own nats-server asks for no credentials.
     let settings = if nats.is_none() {
@@ -34,15 +80,13 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
     } else {
         ConnectSettings { url: url.clone(), name: "highwater dev".into(), ..ConnectSettings::default() }
     };
-    let (stopper, stop) = watch::channel(false);
-    let mut running: JoinSet<Result<()>> = JoinSet::new();
     let mut serving = Vec::new();
     for kind in KINDS {
         let (ready, is_ready) = oneshot::channel();
         let node = format!("dev-{}", kind.as_str());
         let place = Place { node: &node, data_dir: &args.data_dir, limits: &args.limits };
-        let service: Running = start(kind, &place, &settings, ready, stop.clone()).await?;
-        running.spawn(service);
+        let service: Running = start(kind, &place, &settings, ready, told.clone()).await?;
+        running.spawn(kind.as_str(), service);
         serving.push(is_ready);
     }
     let bus = Bus::connect(&settings).await?;
@@ -50,38 +94,37 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
         for is_ready in serving {
             is_ready.await.map_err(|_| anyhow!("a service ended before it served"))?;
         }
-        tokio::time::timeout(SERVES_WITHIN, all_joined(&bus))
-            .await
-            .map_err(|_| anyhow!("the services did not find each other"))
+        timeout(SERVES_WITHIN, all_joined(&bus)).await.map_err(|_| anyhow!("the services did not find each other"))
     };
-    let outcome = tokio::select! {
-        up = up => match up {
-            Ok(()) => {
-                say(&format!("highwater ready {url}"));
-                tokio::select! {
-                    ended = running.join_next() => ended_early(ended),
-                    () = stopped() => Ok(()),
-                    why = child_ended(&mut nats) => Err(anyhow!(why)),
-                }
-            }
-            Err(error) => Err(error),
-        },
-        ended = running.join_next() => ended_early(ended),
-        () = stopped() => Ok(()),
-    };
-    let _ = stopper.send(true);
-    while running.join_next().await.is_some() {}
-    if let Some(nats) = nats {
-        nats.stop().await;
+    tokio::select! {
+        // What ended tells more than that it does not serve.
+        biased;
+        ended = running.join_next() => return Err(ended_early(ended)),
+        up = up => up?,
     }
-    outcome
+    say(&format!("highwater ready {url}"));
+    tokio::select! {
+        ended = running.join_next() => Err(ended_early(ended)),
+        why = child_ended(nats) => Err(anyhow!(why)),
+    }
 }
 
-fn ended_early(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> Result<()> {
+/// What is wrong with an end that was not asked for.
+fn ended_early(ended: Option<(&'static str, Ending<Result<()>>)>) -> anyhow::Error {
     match ended {
-        Some(Ok(Err(error))) => Err(error),
-        Some(Err(error)) => Err(anyhow!("a service panicked: {error}")),
-        _ => Err(anyhow!("a service ended")),
+        Some((name, ending)) => {
+            failure(name, ending).unwrap_or_else(|| anyhow!("{name} ended, and nobody had asked it to"))
+        }
+        None => anyhow!("no service runs any more"),
+    }
+}
+
+/// What went wrong in a service that has ended, if anything did.
+fn failure(name: &str, ending: Ending<Result<()>>) -> Option<anyhow::Error> {
+    match ending.done() {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(unfinished) => Some(anyhow!("{name}: {unfinished}")),
     }
 }
 

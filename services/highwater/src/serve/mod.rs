@@ -2,6 +2,7 @@
 
 mod child_nats;
 mod dev;
+mod ending;
 mod services;
 
 pub(crate) use dev::dev;

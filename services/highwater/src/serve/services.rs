@@ -1,5 +1,6 @@
 //! One service, from its arguments to its end.
 
+use super::ending;
 use crate::{args::Service, limits::Limits};
 use anyhow::{Context, Result, bail};
 use highwater_bus::{Bus, ConnectSettings};
@@ -11,10 +12,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// The services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,24 +42,30 @@ impl Kind {
 /// A running service: ends with an error, or well when told to stop.
 pub(crate) type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// Runs one service until SIGTERM or SIGINT.
+/// Runs one service until SIGTERM or SIGINT. An end that nobody asked for is an error.
 pub(crate) async fn one(kind: Kind, args: Service, limits: Limits) -> Result<()> {
     names::check("node", &args.node_id)?;
     let (ready, serving) = oneshot::channel();
-    let (stopper, stop) = watch::channel(false);
+    let mut stop = ending::on_signal(ending::WITHIN, || ())?;
     let settings = args.nats.settings(&format!("highwater {} {}", kind.as_str(), args.node_id));
     let place = Place { node: &args.node_id, data_dir: &args.data_dir, limits: &limits };
-    let mut running = start(kind, &place, &settings, ready, stop).await?;
-    tokio::spawn(async move {
-        stopped().await;
-        let _ = stopper.send(true);
-    });
-    let node = args.node_id;
-    tokio::select! {
-        ended = &mut running => return ended,
-        Ok(()) = serving => say(&format!("highwater ready {} {node}", kind.as_str())),
+    let starting = start(kind, &place, &settings, ready, stop.clone());
+    let mut running = tokio::select! {
+        running = starting => running?,
+        () = ending::asked(&mut stop) => return Ok(()),
+    };
+    let node = &args.node_id;
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        Ok(()) = serving => {
+            say(&format!("highwater ready {} {node}", kind.as_str()));
+            running.await
+        }
+    };
+    if ended.is_ok() && !*stop.borrow() {
+        bail!("{} {node} ended, and nobody had asked it to", kind.as_str());
     }
-    running.await
+    ended
 }
 
 /// What a service is started with.
@@ -108,11 +112,8 @@ pub(crate) async fn start(
                 let mut projector = std::pin::pin!(highwater_projector::run(config, bus, lanes, ready, stop));
                 tokio::select! {
                     ended = &mut projector => Ok(ended?),
-                    ended = router => {
-                        ended?;
-                        // It has a goodbye to say.
-                        Ok(projector.await?)
-                    }
+                    // The projector has a goodbye to say.
+                    () = router => Ok(projector.await?),
                 }
             })
         }
@@ -169,17 +170,6 @@ pub(crate) fn lock(dir: &Path) -> Result<File> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!("data directory {} is in use by another process", dir.display()),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
-}
-
-/// Waits for SIGTERM or SIGINT.
-pub(crate) async fn stopped() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
     }
 }
 
