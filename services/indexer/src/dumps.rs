@@ -17,6 +17,7 @@ pub(crate) fn coded(error: &StoreError) -> ApiError {
     let code = match error {
         StoreError::GivenUp => ErrorCode::Timeout,
         StoreError::Busy => ErrorCode::TooManyRequests,
+        StoreError::Unfinished(_) => ErrorCode::Internal,
         _ => ErrorCode::StorageFailed,
     };
     ApiError::new(code, error.to_string())

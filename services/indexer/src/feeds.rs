@@ -6,7 +6,7 @@ use crate::{
     payload::Payload,
     worker::Event,
 };
-use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader, Subscription};
+use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader, Subscription, fault};
 use highwater_schemas::{
     subjects,
     wire::{self, HighWatermark, Stability},
@@ -124,6 +124,7 @@ impl Feed {
         let mut messages: Vec<StreamMessage> = Vec::new();
         let mut retry = self.bus.retry(format!("reading topics of bucket {}", self.bucket)).within(LONGEST);
         loop {
+            fault("feed", &self.bucket);
             match reader.next_ready(TAKE, &mut messages).await {
                 Ok(()) => retry.over(),
                 Err(error @ BusError::StreamChanged { .. }) => {

@@ -168,6 +168,20 @@ impl Held {
         self.lock().remove(&(bucket.to_owned(), slice));
     }
 
+    /// Closes what a bucket has; see [`HeldSlice::close`].
+    pub(crate) fn close_all(&self, bucket: &str, code: ErrorCode, why: &str) {
+        let of_bucket: Vec<Arc<HeldSlice>> =
+            self.lock().iter().filter(|((b, _), _)| b == bucket).map(|(_, held)| Arc::clone(held)).collect();
+        for held in of_bucket {
+            held.close(code, why.to_owned());
+        }
+    }
+
+    /// Takes back what a bucket has.
+    pub(crate) fn forget(&self, bucket: &str) {
+        self.lock().retain(|(of, _), _| of != bucket);
+    }
+
     pub(crate) fn get(&self, bucket: &str, slice: SliceName) -> Option<Arc<HeldSlice>> {
         self.lock().get(&(bucket.to_owned(), slice)).cloned()
     }

@@ -2,11 +2,12 @@
 //! and may run side by side, layers are merged and files checked one after the other.
 
 use crate::worker::Event;
-use std::sync::Arc;
-use tokio::{
-    sync::{Mutex, mpsc},
-    task::JoinSet,
+use highwater_bus::{
+    Incidents, TaskSet, fault,
+    supervise::{self, Unfinished},
 };
+use std::sync::Arc;
+use tokio::sync::{Mutex, mpsc};
 
 /// Jobs that may wait in a lane.
 const WAITING: usize = 1_024;
@@ -15,7 +16,11 @@ const BUILDS: usize = 2;
 
 /// What to do, and who is told what came of it.
 pub(crate) struct Job {
+    /// As a person would call it.
+    pub(crate) what: String,
     pub(crate) work: Box<dyn FnOnce() -> Event + Send>,
+    /// What is told when the work panicked.
+    pub(crate) failed: Box<dyn FnOnce(Unfinished) -> Event + Send>,
     pub(crate) to: mpsc::Sender<Event>,
 }
 
@@ -29,30 +34,77 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
-    pub(crate) fn start(tasks: &mut JoinSet<()>) -> Self {
-        Self { persist: lane(tasks, 1), build: lane(tasks, BUILDS), merge: lane(tasks, 1), check: lane(tasks, 1) }
+    /// The lanes' tasks go on as long as anybody can give them work.
+    pub(crate) fn start(tasks: &mut TaskSet<&'static str>, incidents: &Incidents) -> Self {
+        let mut lane = |name, place, at_once| {
+            let (sender, waiting) = mpsc::channel(WAITING);
+            let waiting = Arc::new(Mutex::new(waiting));
+            for _ in 0..at_once {
+                tasks.spawn(name, work(place, incidents.clone(), Arc::clone(&waiting)));
+            }
+            sender
+        };
+        Self {
+            persist: lane("the lane of persists", "persist", 1),
+            build: lane("the lane of builds", "build", BUILDS),
+            merge: lane("the lane of merges", "merge", 1),
+            check: lane("the lane of checks", "check", 1),
+        }
     }
 }
 
-fn lane(tasks: &mut JoinSet<()>, at_once: usize) -> mpsc::Sender<Job> {
-    let (sender, waiting) = mpsc::channel(WAITING);
-    let waiting = Arc::new(Mutex::new(waiting));
-    for _ in 0..at_once {
-        tasks.spawn(work(Arc::clone(&waiting)));
-    }
-    sender
-}
-
-async fn work(waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
+async fn work(place: &'static str, incidents: Incidents, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
     loop {
         let next = waiting.lock().await.recv().await;
-        let Some(Job { work, to }) = next else { return };
-        match tokio::task::spawn_blocking(work).await {
-            Ok(event) => {
-                // The worker ended meanwhile: nobody waits for it.
-                let _ = to.send(event).await;
+        let Some(Job { what, work, failed, to }) = next else { return };
+        let run = move || {
+            fault(place, "");
+            work()
+        };
+        let event = supervise::job(&incidents, what, run).await.done().unwrap_or_else(failed);
+        // The worker ended meanwhile: nobody waits for it.
+        let _ = to.send(event).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_panics_has_failed_and_the_next_one_is_done() {
+        let incidents = Incidents::default();
+        let mut tasks = TaskSet::new(incidents.clone());
+        let jobs = Jobs::start(&mut tasks, &incidents);
+        let (to, mut events) = mpsc::channel(1);
+        for lane in [&jobs.persist, &jobs.build, &jobs.merge, &jobs.check] {
+            for panics in [true, false] {
+                let job = Job {
+                    what: "a job".into(),
+                    work: Box::new(move || if panics { panic!("no more") } else { Event::Tick }),
+                    failed: Box::new(|why| Event::TopicOpened {
+                        after: why.to_string().len() as u64,
+                        created: 0,
+                        cut: true,
+                    }),
+                    to: to.clone(),
+                };
+                assert!(lane.send(job).await.is_ok());
+                match events.recv().await {
+                    Some(Event::TopicOpened { after, cut: true, .. }) => {
+                        assert!(panics && after == "it panicked: no more".len() as u64);
+                    }
+                    Some(Event::Tick) => assert!(!panics),
+                    _ => panic!("another event"),
+                }
             }
-            Err(error) => tracing::error!(%error, "a job panicked"),
         }
+        drop(jobs);
+        let mut ended = 0;
+        while let Some((_, ending)) = tasks.join_next().await {
+            assert!(ending.done().is_ok());
+            ended += 1;
+        }
+        assert_eq!(ended, 5, "every lane ends when nobody can give it work");
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     held::{At, Held},
     store::{Snapshot, StoreError},
 };
+use highwater_bus::{Incidents, fault, supervise};
 use highwater_schemas::{
     ErrorCode, collation,
     state::SliceName,
@@ -23,8 +24,16 @@ const LOOK: u64 = 4_096;
 const HEADROOM: usize = 8 * 1024;
 
 /// Waits for the ST and answers a page or a count; never fails otherwise than by a coded refusal.
-pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore, max_payload: usize) -> ScanReply {
+pub(crate) async fn serve(
+    incidents: &Incidents,
+    held: &Held,
+    mut request: ScanRequest,
+    turns: &Semaphore,
+    max_payload: usize,
+) -> ScanReply {
     let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
+    // More than that cannot be sent in any case.
+    request.page_bytes = request.page_bytes.min(u32::try_from(max_payload).unwrap_or(u32::MAX));
     let slice = SliceName { index: request.index, partition: request.partition };
     let Some(held) = held.get(&request.bucket, slice) else {
         return ScanReply::refused(ErrorCode::TopologyStale, "this node does not host the slice");
@@ -42,14 +51,10 @@ pub(crate) async fn serve(held: &Held, request: ScanRequest, turns: &Semaphore, 
         // Handing it to another thread would take longer than the scan.
         return read(&at, &request, deadline, max_payload, held.directions());
     }
-    let reply = match tokio::task::spawn_blocking(move || read(&at, &request, deadline, max_payload, held.directions()))
-        .await
-    {
-        Ok(reply) => reply,
-        Err(error) => ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")),
-    };
+    let reading = move || read(&at, &request, deadline, max_payload, held.directions());
+    let reply = supervise::job(incidents, "a scan", reading).await.done();
     drop(turn);
-    reply
+    reply.unwrap_or_else(|error| ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")))
 }
 
 fn read(
@@ -59,6 +64,7 @@ fn read(
     max_payload: usize,
     directions: &[bool],
 ) -> ScanReply {
+    fault("scan", &request.bucket);
     let mut page = ScanPage {
         st: (**st).clone(),
         unindexed: snapshot.unindexed(),

@@ -1,10 +1,12 @@
 //! Follows the replicated log, runs a worker per bucket, answers scans and status, reports to the coordinator.
 //!
-//! `diagnosis`: the requests that look into slices; `reports`: what the coordinator is told.
+//! `diagnosis`: the requests that look into slices; `reports`: what the coordinator is told; `workers`: how the workers end, and
+//! what follows.
 
 mod diagnosis;
 mod reports;
 mod view;
+mod workers;
 
 use crate::{
     config::{Config, MOST_SCANS},
@@ -18,9 +20,12 @@ use crate::{
     report::BucketReport,
     scan,
     store::StoreError,
-    worker::{self, EVENTS, Event, Outside, SliceInfo, Worker},
+    worker::{self, EVENTS, Event, Outside, SliceInfo},
 };
-use highwater_bus::{Bus, BusError, Endpoints, Heart, ServiceRequest, ServiceSpec, StateView};
+use highwater_bus::{
+    Bus, BusError, Ending, Endpoints, Heart, ServiceRequest, ServiceSpec, StateView, TaskSet, fault,
+    supervise::{self, Errands},
+};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, NodeKind, NodeStatus, UnindexedDoc},
@@ -32,11 +37,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    task::{AbortHandle, JoinSet},
+    task::AbortHandle,
 };
 use view::{hosted_slices, infos, view};
 
@@ -48,8 +53,6 @@ const TICK: Duration = Duration::from_millis(50);
 const LISTED: usize = 100;
 /// What the log does not know is kept this long after the start: a log that lost its tail may be completed.
 const ORPHANS_AFTER: Duration = Duration::from_secs(30);
-/// How long buckets may take to make themselves durable at the end.
-const DRAIN: Duration = Duration::from_secs(20);
 
 /// Why the indexer ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,9 @@ pub enum IndexerError {
     Disk(#[from] io::Error),
     #[error("data directory: {0}")]
     Store(#[from] StoreError),
+    /// What the whole node stands on.
+    #[error("{0}")]
+    Ended(String),
 }
 
 struct Running {
@@ -75,6 +81,8 @@ struct Running {
     feed: Feed,
     tasks: Vec<AbortHandle>,
     sessions: BTreeMap<u64, AbortHandle>,
+    /// When its worker is started again, after it panicked.
+    again: Option<Instant>,
 }
 
 impl Drop for Running {
@@ -99,6 +107,12 @@ struct Shell {
     refused: Refused,
     /// Requests that look into slices.
     diagnoses: Arc<Semaphore>,
+    errands: Errands,
+    /// What reads and speaks for the buckets, and their workers with when each bucket was declared.
+    feeds: TaskSet<String>,
+    workers: TaskSet<workers::Of, Ending<()>>,
+    /// By bucket, when its worker was started after a panic for the last time.
+    restarted: BTreeMap<String, Instant>,
     /// Changes whenever a bucket has something to report.
     notable: watch::Sender<u64>,
     /// The term of the last report of all buckets.
@@ -114,11 +128,12 @@ pub async fn run(
 ) -> Result<(), IndexerError> {
     config.check()?;
     std::fs::create_dir_all(&config.data_dir)?;
-    let mut tasks = JoinSet::new();
-    let jobs = Jobs::start(&mut tasks);
+    let incidents = bus.incidents();
+    let mut tasks = TaskSet::new(incidents.clone());
+    let jobs = Jobs::start(&mut tasks, &incidents);
     let marks = open_marks(&config)?;
     let (purges, purging) = mpsc::channel(PURGES);
-    tasks.spawn(purge(bus.clone(), purging));
+    tasks.spawn("what purges catchup topics", purge(bus.clone(), purging));
     let held = Held::new(config.snapshot_age);
     let mut requests = endpoints(&bus, &config).await?;
     let notable = watch::Sender::new(0);
@@ -135,6 +150,10 @@ pub async fn run(
         buckets: BTreeMap::new(),
         refused: Refused::default(),
         diagnoses: Arc::new(Semaphore::new(diagnosis::AT_ONCE)),
+        errands: Errands::new(incidents.clone()),
+        feeds: TaskSet::new(incidents.clone()),
+        workers: TaskSet::new(incidents),
+        restarted: BTreeMap::new(),
         notable,
         said: 0,
         config: config.clone(),
@@ -171,7 +190,15 @@ pub async fn run(
             }
             request = requests.next() => match request {
                 Some(request) => shell.request(request, &held, &scans, &waiting).await,
-                None => return Ok(()),
+                None => return Err(IndexerError::Ended("the connection to NATS has ended".into())),
+            },
+            // None of them ends by itself.
+            Some((name, _)) = tasks.join_next() => return Err(IndexerError::Ended(format!("{name} has ended"))),
+            Some((name, Ending::Panicked(_))) = shell.feeds.join_next() => {
+                return Err(IndexerError::Ended(format!("{name}: it panicked")));
+            }
+            Some((of, ending)) = shell.workers.join_next() => if shell.worker_ended(&of, ending) {
+                heart.beat(&shell.report()).await;
             },
             () = heart.due(), if caught_up => heart.beat(&shell.report()).await,
             Ok(()) = noted.changed(), if caught_up => if let Some(news) = shell.news() {
@@ -188,6 +215,7 @@ pub async fn run(
                     // A full inbox keeps the worker going without ticks.
                     let _ = bucket.events.try_send(Event::Tick);
                 }
+                shell.start_again().await;
             }
             _ = stop.changed() => {
                 shell.drain().await;
@@ -224,6 +252,7 @@ fn open_marks(config: &Config) -> Result<Marks, StoreError> {
 
 async fn purge(bus: Bus, mut purges: mpsc::Receiver<(String, u64, u64)>) {
     while let Some((bucket, session, below)) = purges.recv().await {
+        fault("purge", &bucket);
         let stream = subjects::catchup_stream(&bucket);
         if let Err(error) = bus.purge(&stream, &subjects::catchup(&bucket, session), Some(below)).await {
             tracing::debug!(stream, session, %error, "cannot purge");
@@ -240,7 +269,7 @@ impl Shell {
         context.version > 0 && reply.is_some_and(|reply| reply["master"]["term"] == context.term)
     }
 
-    fn remove_orphans(&self) {
+    fn remove_orphans(&mut self) {
         let known: BTreeSet<(String, String)> = self
             .state
             .context()
@@ -251,7 +280,7 @@ impl Shell {
             })
             .collect();
         let files = self.files.clone();
-        tokio::task::spawn_blocking(move || {
+        self.errands.spawn_job("removing files of slices that are gone", move || {
             if let Err(error) = files.remove_orphans(&known) {
                 tracing::warn!(%error, "files of slices that are not here any more cannot be removed");
             }
@@ -264,7 +293,10 @@ impl Shell {
         let stay = |name: &String, r: &Running| context.buckets.get(name).is_some_and(|b| b.declared == r.declared);
         let gone: Vec<String> = self.buckets.iter().filter(|(n, r)| !stay(n, r)).map(|(n, _)| n.clone()).collect();
         for name in gone {
-            self.buckets.remove(&name);
+            // A worker that ends well takes back what it held by itself.
+            if self.buckets.remove(&name).is_some_and(|running| running.again.is_some()) {
+                self.held.forget(&name);
+            }
         }
         let names: Vec<String> = match touched {
             Concerns::Nothing => Vec::new(),
@@ -285,7 +317,7 @@ impl Shell {
     }
 
     async fn update(&mut self, name: &str, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
-        let Some(running) = self.buckets.get_mut(name) else { return };
+        let Some(running) = self.buckets.get_mut(name).filter(|running| running.again.is_none()) else { return };
         running.sessions.retain(|id, task| {
             let open = view.sessions.contains_key(id);
             if !open {
@@ -295,13 +327,13 @@ impl Shell {
         });
         for id in view.sessions.keys() {
             if !running.sessions.contains_key(id) {
-                let task = tokio::spawn(running.feed.clone().session(*id)).abort_handle();
+                let what = format!("reading session {id} of bucket {name}");
+                let task = self.feeds.spawn(what, running.feed.clone().session(*id));
                 running.sessions.insert(*id, task);
             }
         }
-        if running.events.send(Event::State { view, infos }).await.is_err() {
-            tracing::error!(bucket = name, "the bucket's worker has ended");
-        }
+        // A worker that has ended is heard of by itself.
+        let _ = running.events.send(Event::State { view, infos }).await;
     }
 
     async fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
@@ -322,10 +354,27 @@ impl Shell {
             watermark,
             report,
             purges: self.purges.clone(),
+            incidents: self.bus.incidents(),
         };
-        let thread = std::thread::Builder::new().name(format!("bucket {name}"));
-        if let Err(error) = thread.spawn(move || Worker::new(outside).run(inbox)) {
-            tracing::error!(bucket = name, %error, "cannot start the bucket's worker");
+        let feed = Feed {
+            bus: self.bus.clone(),
+            bucket: name.to_owned(),
+            events: events.clone(),
+            refused: Arc::clone(&self.refused),
+        };
+        let (report_of, feed_of) = (watched.clone(), feed.clone());
+        let running = Running {
+            declared,
+            events: events.clone(),
+            report: watched,
+            told: 0,
+            feed,
+            tasks: Vec::new(),
+            sessions: BTreeMap::new(),
+            again: None,
+        };
+        self.buckets.insert(name.to_owned(), running);
+        if !self.start_worker(name, declared, outside, inbox) {
             return;
         }
         let (resume, resumed) = oneshot::channel();
@@ -334,27 +383,29 @@ impl Shell {
             return;
         }
         let Ok(from) = resumed.await else { return };
-        let feed = Feed {
-            bus: self.bus.clone(),
-            bucket: name.to_owned(),
-            events: events.clone(),
-            refused: Arc::clone(&self.refused),
-        };
         // Before the coordinator is told of the slices, as it answers with a timestamp.
         let heard = self.bus.subscribe(&subjects::stability(name)).await.ok();
+        let what = |does: &str| format!("{does} bucket {name}");
         let tasks = vec![
-            tokio::spawn(feed.clone().mutation(self.config.node.clone(), from)).abort_handle(),
-            tokio::spawn(feed.clone().stability(heard)).abort_handle(),
-            tokio::spawn(feeds::speak(self.bus.clone(), watermarks)).abort_handle(),
-            tokio::spawn(reports::note(watched.clone(), self.notable.clone())).abort_handle(),
+            self.feeds.spawn(what("reading the topic of"), feed_of.clone().mutation(self.config.node.clone(), from)),
+            self.feeds.spawn(what("hearing the timestamps of"), feed_of.stability(heard)),
+            self.feeds.spawn(what("speaking for"), feeds::speak(self.bus.clone(), watermarks)),
+            self.feeds.spawn(what("reporting on"), reports::note(report_of, self.notable.clone())),
         ];
-        let running = Running { declared, events, report: watched, told: 0, feed, tasks, sessions: BTreeMap::new() };
-        self.buckets.insert(name.to_owned(), running);
+        if let Some(running) = self.buckets.get_mut(name) {
+            running.tasks = tasks;
+        }
         // Sessions that were open before are taken up as any other.
         self.update(name, sessions, infos).await;
     }
 
-    async fn request(&self, request: ServiceRequest, held: &Held, scans: &Arc<Semaphore>, waiting: &Arc<Semaphore>) {
+    async fn request(
+        &mut self,
+        request: ServiceRequest,
+        held: &Held,
+        scans: &Arc<Semaphore>,
+        waiting: &Arc<Semaphore>,
+    ) {
         match request.subject.rsplit('.').next() {
             Some("scan") => {
                 let Ok(place) = Arc::clone(waiting).try_acquire_owned() else {
@@ -363,10 +414,14 @@ impl Shell {
                     return;
                 };
                 let (held, scans, refused) = (held.clone(), Arc::clone(scans), Arc::clone(&self.refused));
-                let max_payload = self.bus.max_payload();
-                tokio::spawn(async move {
+                let (max_payload, incidents) = (self.bus.max_payload(), self.bus.incidents());
+                self.errands.spawn("a scan", async move {
                     let reply = match wire::decode::<ScanRequest>(&request.payload) {
-                        Ok(scan) => scan::serve(&held, scan, &scans, max_payload).await,
+                        Ok(scan) => {
+                            let served = scan::serve(&incidents, &held, scan, &scans, max_payload);
+                            let served = supervise::caught(&incidents, "a scan", served).await.done();
+                            served.unwrap_or_else(|error| ScanReply::refused(ErrorCode::Internal, error.to_string()))
+                        }
                         Err(error) => {
                             refused.fetch_add(1, Ordering::Relaxed);
                             ScanReply::refused(ErrorCode::MalformedRequest, error.to_string())
@@ -385,7 +440,11 @@ impl Shell {
                 request.respond(answer.map(|()| api::ok(&api::Empty {}))).await;
             }
             Some("status") => {
-                let status = self.status(&request.payload);
+                let asked = supervise::caught_now(&self.bus.incidents(), "a request for the status", || {
+                    fault("status", "");
+                    self.status(&request.payload)
+                });
+                let status = asked.done().unwrap_or_else(|error| Err(internal(&error)));
                 request.respond(status.map(|s| api::ok(&s))).await;
             }
             _ => request.respond(Ok(api::ok(&api::Empty {}))).await,
@@ -433,23 +492,8 @@ impl Shell {
         }
         Ok(())
     }
+}
 
-    /// Makes durable what is applied.
-    async fn drain(&mut self) {
-        let mut waiting = Vec::new();
-        for running in self.buckets.values() {
-            let (done, drained) = oneshot::channel();
-            if running.events.send(Event::Drain(done)).await.is_ok() {
-                waiting.push(drained);
-            }
-        }
-        let all = async {
-            for drained in waiting {
-                let _ = drained.await;
-            }
-        };
-        if tokio::time::timeout(DRAIN, all).await.is_err() {
-            tracing::warn!("not everything could be made durable in time");
-        }
-    }
+fn internal(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Internal, error.to_string())
 }

@@ -9,6 +9,7 @@ use highwater_schemas::{Position, StVb, wire::BatchView};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
+    ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
 
@@ -52,14 +53,15 @@ impl Shares {
 
     /// Whether a timestamp's position counts: one beyond where a later generation began is void, and may never be reached.
     pub fn counts(&self, state: &StVb) -> bool {
-        self.starts.range(state.generation + 1..).all(|(_, start)| state.position.le(*start))
+        self.starts.range((Excluded(state.generation), Unbounded)).all(|(_, start)| state.position.le(*start))
     }
 
     /// The part of a batch's interval that counts: a coordinator that has not heard of the last ST of another begins lower than
     /// the generation before, and what is beyond that is void whoever published it.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
         let lo = batch.from.max(*self.starts.get(&batch.generation)?);
-        let hi = self.starts.range(batch.generation + 1..).fold(batch.to, |hi, (_, next)| hi.min(*next));
+        let hi =
+            self.starts.range((Excluded(batch.generation), Unbounded)).fold(batch.to, |hi, (_, next)| hi.min(*next));
         (lo.le(hi) && whole(batch, hi)).then_some((lo, hi))
     }
 }

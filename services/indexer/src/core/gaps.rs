@@ -3,6 +3,7 @@
 use super::{Action, BucketCore, Slice};
 use crate::store::SliceVb;
 use highwater_schemas::{Position, StVb, StabilityTimestamp, state::SliceName};
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// An ST out of reach for this long, with no batch that helps, is a gap. Milliseconds.
 pub(super) const GAP_AFTER: u64 = 2_000;
@@ -29,7 +30,7 @@ impl BucketCore {
         let known = |st: &StabilityTimestamp| {
             st.vbs.iter().zip(&self.view.shares).all(|(s, shares)| s.generation <= shares.generation)
         };
-        let later = self.pending.range(slice.applied + 1..).map(|(_, st)| st);
+        let later = self.pending.range((Excluded(slice.applied), Unbounded)).map(|(_, st)| st);
         let waiting = later.filter(|st| known(st)).find(|st| self.ahead(slice, st));
         let ends = waiting.map(|st| self.short_of(slice, st));
         let Some(slice) = self.slices.get_mut(&name) else { return };

@@ -19,6 +19,7 @@ use chain::Chain;
 use highwater_schemas::{Position, StabilityTimestamp, state::SliceName, wire::Removal};
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
 
@@ -126,7 +127,7 @@ impl BucketCore {
             .shares
             .iter()
             .enumerate()
-            .map(|(vb, shares)| shares.starts.range(known(vb) + 1..).map(|(_, x)| *x).collect())
+            .map(|(vb, shares)| shares.starts.range((Excluded(known(vb)), Unbounded)).map(|(_, x)| *x).collect())
             .collect();
         if view.term > self.view.term {
             // What a coordinator of an earlier term said and nobody has applied yet counts no more.
@@ -266,7 +267,7 @@ impl BucketCore {
     fn apply_next(&mut self, name: SliceName, out: &mut Vec<Action>) -> bool {
         let Some(slice) = self.slices.get(&name) else { return false };
         let mut best: Option<(Arc<StabilityTimestamp>, Steps)> = None;
-        for st in self.pending.range(slice.applied + 1..).map(|(_, st)| st) {
+        for st in self.pending.range((Excluded(slice.applied), Unbounded)).map(|(_, st)| st) {
             if !self.ahead(slice, st) {
                 continue;
             }
@@ -380,7 +381,7 @@ impl BucketCore {
             .map(|s| if s.holds() { 0 } else { s.applied })
             .min();
         if let Some(done) = done {
-            self.pending = self.pending.split_off(&(done + 1));
+            self.pending = self.pending.split_off(&done.saturating_add(1));
         }
     }
 

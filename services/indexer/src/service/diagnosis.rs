@@ -6,7 +6,7 @@ use crate::{
     store::{self, StoreError},
     worker::Event,
 };
-use highwater_bus::ServiceRequest;
+use highwater_bus::{Incidents, ServiceRequest, fault, supervise};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
@@ -39,7 +39,7 @@ struct Target {
 }
 
 impl Shell {
-    pub(super) async fn diagnose(&self, verb: &str, request: ServiceRequest) {
+    pub(super) async fn diagnose(&mut self, verb: &str, request: ServiceRequest) {
         let Ok(place) = Arc::clone(&self.diagnoses).try_acquire_owned() else {
             let message = format!("{AT_ONCE} requests look into slices already");
             request.respond(Err(ApiError::new(ErrorCode::TooManyRequests, message))).await;
@@ -51,13 +51,19 @@ impl Shell {
         } else {
             self.plan_dump(&request.payload).map(Plan::Dump)
         };
-        tokio::spawn(async move {
-            let answer = match planned {
-                Ok(Plan::Verify((targets, asked))) => Ok(api::ok(&verify(&node, targets, &asked).await)),
-                Ok(Plan::Dump((target, asked))) => dump(&node, target, asked, most).await.map(|d| api::ok(&d)),
-                Err(error) => Err(error),
+        let incidents = self.bus.incidents();
+        self.errands.spawn("a look into slices", async move {
+            let look = async {
+                match planned {
+                    Ok(Plan::Verify((targets, asked))) => Ok(api::ok(&verify(&node, targets, &asked).await)),
+                    Ok(Plan::Dump((target, asked))) => {
+                        dump(&incidents, &node, target, asked, most).await.map(|d| api::ok(&d))
+                    }
+                    Err(error) => Err(error),
+                }
             };
-            request.respond(answer).await;
+            let answer = supervise::caught(&incidents, "a look into slices", look).await.done();
+            request.respond(answer.unwrap_or_else(|error| Err(super::internal(&error)))).await;
             drop(place);
         });
     }
@@ -176,7 +182,13 @@ async fn verify(node: &str, targets: Vec<Target>, asked: &NodeVerifyRequest) -> 
     NodeVerify { slices }
 }
 
-async fn dump(node: &str, target: Target, asked: NodeDumpRequest, most: usize) -> Result<NodeDump, ApiError> {
+async fn dump(
+    incidents: &Incidents,
+    node: &str,
+    target: Target,
+    asked: NodeDumpRequest,
+    most: usize,
+) -> Result<NodeDump, ApiError> {
     let (answer, answered) = oneshot::channel();
     let look = timeout_at(Instant::now() + LOOK_TIMEOUT, async {
         let sent = target.events.send(Event::Look { slice: target.slice, answer }).await;
@@ -190,7 +202,8 @@ async fn dump(node: &str, target: Target, asked: NodeDumpRequest, most: usize) -
     if let (None, Some(why)) = (&dump.error, target.error) {
         dump.error = Some(ApiError::new(ErrorCode::StorageFailed, why));
     }
-    let read = tokio::task::spawn_blocking(move || {
+    let read = supervise::job(incidents, "reading a slice", move || {
+        fault("dump", "");
         // A build may end meanwhile and remove its runs.
         for path in store::runs(look.back.directory()).unwrap_or_default() {
             dump.runs.extend(store::run_info(&path).ok().as_ref().map(dumps::run));
@@ -198,7 +211,7 @@ async fn dump(node: &str, target: Target, asked: NodeDumpRequest, most: usize) -
         let from = (asked.vb, asked.from.as_deref().unwrap_or_default());
         dumps::read_rows(&mut dump, &look.back, from, asked.rows, most).map(|()| dump)
     });
-    let dump = read.await.map_err(|e| ApiError::new(ErrorCode::Internal, format!("reading failed: {e}")))??;
+    let dump = read.await.done().map_err(|e| super::internal(&e))??;
     Ok(NodeDump { slices: vec![dump] })
 }
 

@@ -68,6 +68,19 @@ pub(super) struct Collected {
     pub memory: Vec<Collector>,
 }
 
+/// Dropping it ends the thread that syncs while an environment is filled.
+struct Over<'a> {
+    filled: &'a AtomicBool,
+    syncer: std::thread::Thread,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.filled.store(true, Ordering::Release);
+        self.syncer.unpark();
+    }
+}
+
 impl Collected {
     pub fn newest(&mut self) -> &mut Collector {
         if self.memory.is_empty() {
@@ -223,9 +236,10 @@ impl Build<'_> {
                 }
                 Ok(())
             });
+            // Also when filling panics: the scope waits for the thread.
+            let over = Over { filled: &filled, syncer: syncer.thread().clone() };
             let outcome = self.fill(&opened.env, opened.dbs, &opened.slots, Some(GROUP));
-            filled.store(true, Ordering::Release);
-            syncer.thread().unpark();
+            drop(over);
             let synced = syncer.join().map_err(|_| StoreError::Misuse("the syncing thread panicked"))?;
             outcome?;
             synced.map_err(StoreError::from)

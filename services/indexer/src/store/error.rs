@@ -44,6 +44,9 @@ pub enum StoreError {
     /// A sync failed earlier: only reopening the slice shows what is durable.
     #[error("slice no longer persists until reopened: {0}")]
     Poisoned(String),
+    /// A job did not run to its end.
+    #[error("a job of the slice failed: {0}")]
+    Unfinished(String),
     #[error("storage failed: {0}")]
     Io(io::Error),
     /// LMDB answered what no correct use of it should meet.

@@ -260,9 +260,9 @@ impl SliceStore for LmdbStore {
         Some(job)
     }
 
-    fn finish_merge(&mut self, outcome: MergeOutcome) {
+    fn finish_merge(&mut self, outcome: Option<MergeOutcome>) {
         self.merging = false;
-        if outcome.put(&mut self.layers, self.frozen_layers) {
+        if outcome.is_some_and(|outcome| outcome.put(&mut self.layers, self.frozen_layers)) {
             self.refresh();
         }
     }
@@ -307,17 +307,10 @@ impl SliceStore for LmdbStore {
     }
 
     fn begin_persist(&mut self, mark: SliceMark, purpose: Purpose) -> Option<PersistJob> {
-        if let Some(frozen) = &self.frozen {
-            if Arc::strong_count(frozen) > 1 {
-                return None;
-            }
-            // Job or outcome was dropped.
-            if frozen.uncertain.load(Ordering::SeqCst) {
-                self.poison = Some("a persist was lost after it began to commit".into());
-            } else if let Err(e) = self.thaw() {
-                self.poison = Some(e.to_string());
-            }
+        if self.frozen.as_ref().is_some_and(|frozen| Arc::strong_count(frozen) > 1) {
+            return None;
         }
+        self.lose_persist();
         let mut frozen = Arc::new(Frozen::default());
         let target = match &self.poison {
             Some(reason) => Err(StoreError::Poisoned(reason.clone())),
@@ -348,6 +341,15 @@ impl SliceStore for LmdbStore {
         let (dir, identity) = (self.dir.clone(), self.identity.clone());
         let limits = StoreLimits { map_size: self.map_size, ..self.limits.clone() };
         Some(PersistJob { dir, identity, limits, mark, purpose, frozen, work })
+    }
+
+    fn lose_persist(&mut self) {
+        let Some(frozen) = self.frozen.as_ref().filter(|frozen| Arc::strong_count(frozen) == 1) else { return };
+        if frozen.uncertain.load(Ordering::SeqCst) {
+            self.poison = Some("a persist was lost after it began to commit".into());
+        } else if let Err(e) = self.thaw() {
+            self.poison = Some(e.to_string());
+        }
     }
 
     fn finish_persist(&mut self, outcome: PersistOutcome) -> Result<(), StoreError> {

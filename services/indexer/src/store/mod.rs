@@ -271,8 +271,11 @@ pub trait SliceStore: Send {
     /// Work to be done on another thread while scans meet more layers than they should; None while such work goes on.
     fn begin_merge(&mut self) -> Option<MergeJob>;
 
-    /// Takes the outcome; snapshots from now on have fewer layers.
-    fn finish_merge(&mut self, outcome: MergeOutcome);
+    /// Takes the outcome; snapshots from now on have fewer layers. None: the work did not run to its end, and may be begun again.
+    fn finish_merge(&mut self, outcome: Option<MergeOutcome>);
+
+    /// The job of a persist did not run to its end: what it was to write waits for the next one.
+    fn lose_persist(&mut self);
 
     /// True while the slice is empty and can be filled with [`Self::bulk`].
     fn in_bulk(&self) -> bool;

@@ -7,6 +7,7 @@ use crate::{
     marks::Unchanged,
     store::{PersistOutcome, Purpose, SliceMark, SliceStore, StoreError},
 };
+use highwater_bus::supervise::Unfinished;
 use highwater_schemas::state::SliceName;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -53,10 +54,16 @@ impl Worker {
         let (opening, kept) = (open.opening, mark.clone());
         let lane = if job.is_build() { &self.outside.jobs.build } else { &self.outside.jobs.persist };
         let work = Box::new(move || {
-            let outcome = Box::new(job.run());
+            let outcome = Ok(Box::new(job.run()));
             Event::Persisted { slice, opening, mark, topic, outcome }
         });
-        match lane.try_send(Job { work, to }) {
+        let meant = kept.clone();
+        let failed = Box::new(move |unfinished: Unfinished| {
+            let outcome = Err(StoreError::Unfinished(unfinished.to_string()));
+            Event::Persisted { slice, opening, mark: meant, topic, outcome }
+        });
+        let what = format!("making bucket {} durable", self.outside.bucket);
+        match lane.try_send(Job { what, work, failed, to }) {
             Ok(()) => {
                 open.collected = 0;
                 Vec::new()
@@ -71,10 +78,16 @@ impl Worker {
         opening: u64,
         mark: &SliceMark,
         topic: u64,
-        outcome: PersistOutcome,
+        outcome: Result<Box<PersistOutcome>, StoreError>,
     ) -> Vec<Action> {
         let Some(open) = self.open.get_mut(&slice).filter(|o| o.opening == opening) else { return Vec::new() };
-        let finished = open.store.finish_persist(outcome);
+        let finished = match outcome {
+            Ok(outcome) => open.store.finish_persist(*outcome),
+            Err(error) => {
+                open.store.lose_persist();
+                Err(error)
+            }
+        };
         let bulk = open.store.in_bulk();
         self.core.set_bulk(slice, bulk);
         match finished {
@@ -118,12 +131,17 @@ impl Worker {
         let opening = |slice| self.open.get(slice).map_or(0, |o| o.opening);
         let slices: Vec<_> = unchanged.iter().map(|(slice, one)| (*slice, opening(slice), one.mark.clone())).collect();
         let Some(to) = self.outside.events.upgrade() else { return };
-        let (marks, written) = (self.outside.marks.clone(), slices.clone());
+        let (marks, written, meant) = (self.outside.marks.clone(), slices.clone(), slices.clone());
         let work = Box::new(move || {
             let unchanged: Vec<_> = unchanged.into_iter().map(|(_, one)| one).collect();
             Event::Marked { slices: written, outcome: marks.write(&unchanged) }
         });
-        if self.outside.jobs.persist.try_send(Job { work, to }).is_err() {
+        let failed = Box::new(move |unfinished: Unfinished| {
+            let outcome = Err(StoreError::Unfinished(unfinished.to_string()));
+            Event::Marked { slices: meant, outcome }
+        });
+        let what = format!("writing marks of bucket {}", self.outside.bucket);
+        if self.outside.jobs.persist.try_send(Job { what, work, failed, to }).is_err() {
             let actions = self.marked(&slices, &Err(StoreError::Busy));
             self.carry_out(actions);
         }

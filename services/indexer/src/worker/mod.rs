@@ -19,11 +19,12 @@ use crate::{
         StoreStats, Verified,
     },
 };
+use highwater_bus::{Incidents, fault};
 use highwater_schemas::{ErrorCode, StabilityTimestamp, state::SliceName, wire::HighWatermark};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use stores::Open;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,6 +33,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) const EVENTS: usize = 256;
 /// Events taken before what they allow is applied.
 const BURST: usize = 128;
+
+/// Layers whose merge panicked are merged again after this.
+const MERGE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a slice is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +94,8 @@ pub(crate) enum Event {
         opening: u64,
         mark: SliceMark,
         topic: u64,
-        outcome: Box<PersistOutcome>,
+        /// Why the job did not run to its end, if it did not.
+        outcome: Result<Box<PersistOutcome>, StoreError>,
     },
     /// Marks of slices without changes were written, or not.
     Marked {
@@ -101,7 +106,8 @@ pub(crate) enum Event {
     Merged {
         slice: SliceName,
         opening: u64,
-        outcome: MergeOutcome,
+        /// None: the job did not run to its end.
+        outcome: Option<MergeOutcome>,
     },
     /// A slice was checked, or the pages of a large one.
     Checked {
@@ -139,6 +145,7 @@ pub(crate) struct Outside {
     pub(crate) watermark: watch::Sender<Option<HighWatermark>>,
     pub(crate) report: watch::Sender<BucketReport>,
     pub(crate) purges: mpsc::Sender<(String, u64, u64)>,
+    pub(crate) incidents: Incidents,
 }
 
 pub(crate) struct Worker {
@@ -189,6 +196,7 @@ impl Worker {
     /// Runs until told to end, or until nobody can tell it anything any more.
     pub(crate) fn run(mut self, mut events: mpsc::Receiver<Event>) {
         while let Some(event) = events.blocking_recv() {
+            fault("worker", &self.outside.bucket);
             self.handle(event);
             for _ in 0..BURST {
                 match events.try_recv() {
@@ -211,7 +219,6 @@ impl Worker {
         for slice in self.open.keys() {
             self.outside.held.remove(&self.outside.bucket, *slice);
         }
-        self.outside.ledger.enter(&mut self.entered, 0, 0);
     }
 
     fn handle(&mut self, event: Event) {
@@ -250,11 +257,14 @@ impl Worker {
                 Vec::new()
             }
             Event::Persisted { slice, opening, mark, topic, outcome } => {
-                self.persisted(slice, opening, &mark, topic, *outcome)
+                self.persisted(slice, opening, &mark, topic, outcome)
             }
             Event::Marked { slices, outcome } => self.marked(&slices, &outcome),
             Event::Merged { slice, opening, outcome } => {
                 if let Some(open) = self.open.get_mut(&slice).filter(|o| o.opening == opening) {
+                    if outcome.is_none() {
+                        open.merges_after = Some(Instant::now() + MERGE_AGAIN);
+                    }
                     open.store.finish_merge(outcome);
                 }
                 Vec::new()
@@ -376,6 +386,13 @@ impl Worker {
             let _ = done.send(());
         }
         true
+    }
+}
+
+impl Drop for Worker {
+    /// Also when it panics: what it held in memory is free.
+    fn drop(&mut self) {
+        self.outside.ledger.enter(&mut self.entered, 0, 0);
     }
 }
 

@@ -14,9 +14,13 @@ use crate::{
     jobs::Job,
     store::{LmdbStore, SliceMark, SliceStore, StoreError},
 };
+use highwater_bus::{
+    fault,
+    supervise::{self, Unfinished},
+};
 use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Delete markers live this long where clients purge them, milliseconds.
 const MARKER_LIFE: u64 = 30 * 60 * 1_000;
@@ -39,6 +43,8 @@ pub(super) struct Open {
     pub(super) brought: Instant,
     /// Nothing becomes durable out of turn before, after a failure.
     pub(super) rests_until: Option<Instant>,
+    /// Layers are not merged before, after a merge that panicked.
+    pub(super) merges_after: Option<Instant>,
     /// What the list of a session has named so far.
     pub(super) listed: Option<Listed>,
     /// What it has staged for a reconcile.
@@ -120,6 +126,7 @@ impl Worker {
                         collected: 0,
                         brought: Instant::now(),
                         rests_until: None,
+                        merges_after: None,
                         listed: None,
                         stage: None,
                         oldest: BTreeMap::new(),
@@ -253,10 +260,15 @@ impl Worker {
     /// Has many layers merged on another thread.
     pub(super) fn merge_layers(&mut self, slice: SliceName) {
         let (Some(open), Some(to)) = (self.open.get_mut(&slice), self.outside.events.upgrade()) else { return };
+        if open.merges_after.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
         let Some(job) = open.store.begin_merge() else { return };
         let opening = open.opening;
-        let work = Box::new(move || super::Event::Merged { slice, opening, outcome: job.run() });
-        if let Err(refused) = self.outside.jobs.merge.try_send(Job { work, to }) {
+        let what = format!("merging layers of bucket {}", self.outside.bucket);
+        let work = Box::new(move || super::Event::Merged { slice, opening, outcome: Some(job.run()) });
+        let failed = Box::new(move |_| super::Event::Merged { slice, opening, outcome: None });
+        if let Err(refused) = self.outside.jobs.merge.try_send(Job { what, work, failed, to }) {
             // Too many wait: merged here, since the store waits for the outcome.
             if let super::Event::Merged { outcome, .. } = (refused.into_inner().work)() {
                 open.store.finish_merge(outcome);
@@ -297,7 +309,7 @@ impl Worker {
         let Ok(verifier) = store.verifier() else { return };
         let work = Box::new(move || super::Event::Checked { slice, opening, outcome: verifier.pages() });
         // Where too many wait, the next opening checks again.
-        let _ = self.outside.jobs.check.try_send(Job { work, to });
+        let _ = self.outside.jobs.check.try_send(self.check(slice, opening, work, to));
     }
 
     /// A slice, or its pages, have been checked.
@@ -339,8 +351,14 @@ impl Worker {
             (Ok(_), None) => return,
         };
         let opening = open.opening;
+        let (incidents, what) = (self.outside.incidents.clone(), format!("checking bucket {}", self.outside.bucket));
         let work = Box::new(move || {
-            let found = verifier.run_while(&|| !answer.is_closed());
+            let look = || {
+                fault("verify", "");
+                verifier.run_while(&|| !answer.is_closed())
+            };
+            let looked = supervise::caught_now(&incidents, &what, look).done();
+            let found = looked.unwrap_or_else(|unfinished| Err(StoreError::Unfinished(unfinished.to_string())));
             let outcome = match &found {
                 Err(StoreError::Damaged(what)) => Err(StoreError::Damaged(what.clone())),
                 _ => Ok(()),
@@ -350,7 +368,21 @@ impl Worker {
             super::Event::Checked { slice, opening, outcome }
         });
         // Where too many wait, the answer's sender is dropped, which says so.
-        let _ = self.outside.jobs.check.try_send(Job { work, to });
+        let _ = self.outside.jobs.check.try_send(self.check(slice, opening, work, to));
+    }
+
+    fn check(
+        &self,
+        slice: SliceName,
+        opening: u64,
+        work: Box<dyn FnOnce() -> super::Event + Send>,
+        to: mpsc::Sender<super::Event>,
+    ) -> Job {
+        let failed = Box::new(move |unfinished: Unfinished| {
+            let outcome = Err(StoreError::Unfinished(unfinished.to_string()));
+            super::Event::Checked { slice, opening, outcome }
+        });
+        Job { what: format!("checking bucket {}", self.outside.bucket), work, failed, to }
     }
 
     /// What a slice is and how far it goes, with a way to read its documents.

@@ -396,7 +396,7 @@ impl Harness {
             }
             Op::FinishMerge => {
                 if let Some(outcome) = self.merged.take() {
-                    self.store().finish_merge(outcome);
+                    self.store().finish_merge(Some(outcome));
                     self.seal();
                 }
             }

@@ -59,7 +59,7 @@ fn every_scan_beside_the_writer_reads_exactly_its_timestamp() {
             assert_eq!(snapshot.items(), DOCUMENTS);
             *newest.lock().expect("healthy") = (round, snapshot);
             if let Some(merge) = store.begin_merge() {
-                store.finish_merge(merge.run());
+                store.finish_merge(Some(merge.run()));
             }
             if round % 3 == 0 {
                 job = store
