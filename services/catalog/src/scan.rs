@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
                 (Err(e), StChoice::Exactly(number))
                     if e.code == ErrorCode::SnapshotExpired && self.left() > Duration::ZERO =>
                 {
-                    waiting.lowest = number + 1;
+                    waiting.lowest = number.saturating_add(1);
                     waiting.since = self.shared.core().next_want();
                 }
                 (Err(e), _) => return Err(e),

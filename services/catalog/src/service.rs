@@ -1,8 +1,10 @@
 //! The shell: tasks, subscriptions and the dispatch of requests. See the crate's head for who does what.
 
 use crate::{CatalogError, Config, core::Core, list, scan, stats::Highest};
-use futures_util::FutureExt as _;
-use highwater_bus::{Bus, Followed, Heart, ServiceRequest, ServiceSpec, StateTail, Subscription};
+use highwater_bus::{
+    Bus, Followed, Heart, ServiceRequest, ServiceSpec, StateTail, Subscription, TaskSet, fault,
+    supervise::{self, Errands, Unfinished},
+};
 use highwater_schemas::{
     ApiError, ErrorCode, api,
     api::{Join, Master, NodeKind},
@@ -10,13 +12,11 @@ use highwater_schemas::{
     wire::{self, HighWatermark, Stability},
 };
 use std::{
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
     sync::{Semaphore, oneshot, watch},
-    task::JoinSet,
     time::timeout,
 };
 
@@ -84,12 +84,13 @@ pub async fn run(
     let stability = bus.subscribe(&subjects::stability("*")).await?;
     let reports = bus.subscribe(&subjects::hwt("*", "*")).await?;
     let (read, caught_up) = oneshot::channel();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(follow(Arc::clone(&shared), read));
-    tasks.spawn(listen(Arc::clone(&shared), stability, reports));
+    let mut tasks = TaskSet::new(bus.incidents());
+    tasks.spawn("what follows the log", follow(Arc::clone(&shared), read));
+    tasks.spawn("what hears timestamps", listen(Arc::clone(&shared), stability, reports));
+    let mut errands = Errands::new(bus.incidents());
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
-        ended = tasks.join_next() => return Err(why(ended)),
+        Some((name, ending)) = tasks.join_next() => return Err(why(name, ending.done())),
         Ok(()) = caught_up => {}
     }
     let mut queries = bus.service(&query_spec()).await?;
@@ -104,7 +105,7 @@ pub async fn run(
     loop {
         let request = tokio::select! {
             _ = stop.changed() => break,
-            ended = tasks.join_next() => return Err(why(ended)),
+            Some((name, ending)) = tasks.join_next() => return Err(why(name, ending.done())),
             request = queries.next() => request,
             request = admin.next() => request,
             Some(ping) = pings.next() => {
@@ -119,7 +120,7 @@ pub async fn run(
         let Some(request) = request else { return Err(CatalogError::Ended("the connection to NATS")) };
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             let shared = Arc::clone(&shared);
-            tokio::spawn(async move {
+            errands.spawn("a request", async move {
                 serve(&shared, request).await;
                 drop(slot);
             });
@@ -137,10 +138,10 @@ pub async fn run(
 }
 
 /// The error of the background task that ended first; none of them ends by itself.
-fn why(ended: Option<Result<Result<(), CatalogError>, tokio::task::JoinError>>) -> CatalogError {
+fn why(name: &'static str, ended: Result<Result<(), CatalogError>, Unfinished>) -> CatalogError {
     match ended {
-        Some(Ok(Err(error))) => error,
-        _ => CatalogError::Ended("a background task"),
+        Ok(Err(error)) => error,
+        Ok(Ok(())) | Err(_) => CatalogError::Ended(name),
     }
 }
 
@@ -174,23 +175,33 @@ fn node_spec(node: &str) -> ServiceSpec {
 
 async fn serve(shared: &Arc<Shared>, request: ServiceRequest) {
     if let Some(noun_verb) = request.subject.strip_prefix(&subjects::admin("")) {
-        let noun_verb = noun_verb.to_owned();
         let mut master = shared.master.subscribe();
-        match shared.bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await {
-            Ok(reply) => request.pass_on(reply).await,
-            Err(error) => request.respond(Err(error)).await,
+        let forwarded = async {
+            fault("admin", noun_verb);
+            shared.bus.forward(&mut master, noun_verb, request.payload.to_vec()).await
+        };
+        match supervise::caught(&shared.bus.incidents(), "an administrative request", forwarded).await.done() {
+            Ok(Ok(reply)) => request.pass_on(reply).await,
+            Ok(Err(error)) => request.respond(Err(error)).await,
+            Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
         }
         return;
     }
-    let answer = AssertUnwindSafe(query(shared, &request.subject, &request.payload)).catch_unwind().await;
+    let answer = query(shared, &request.subject, &request.payload);
+    let answer = supervise::caught(&shared.bus.incidents(), "a query", answer).await.done();
     // A requester must hear of our mistake too, rather than wait for its own timeout.
-    let answer =
-        answer.unwrap_or_else(|_| Err(ApiError::new(ErrorCode::Internal, "the catalog panicked; its log says where")));
+    let answer = answer.unwrap_or_else(|unfinished| Err(internal(&unfinished)));
     request.respond(answer).await;
 }
 
+fn internal(unfinished: &Unfinished) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("the catalog's work failed: {unfinished}"))
+}
+
 async fn query(shared: &Arc<Shared>, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
-    match subject.rsplit('.').next().unwrap_or_default() {
+    let verb = subject.rsplit('.').next().unwrap_or_default();
+    fault("query", verb);
+    match verb {
         "scan" => scan::scan(shared, payload).await,
         "count" => scan::count(shared, payload).await,
         "list" => list::list(shared, payload).await,
@@ -204,6 +215,7 @@ async fn follow(shared: Arc<Shared>, read: oneshot::Sender<()>) -> Result<(), Ca
     let mut tail = StateTail::new(&shared.bus);
     let mut read = Some(read);
     loop {
+        fault("follow", "");
         let taken = tail.next(|followed, all| {
             let mut core = shared.core();
             let taken = match &followed {
@@ -241,6 +253,7 @@ async fn listen(
 ) -> Result<(), CatalogError> {
     let mut refused = 0u64;
     loop {
+        fault("listener", "");
         let taken = tokio::select! {
             message = stability.next() => {
                 let message = message.ok_or(CatalogError::Ended("the connection to NATS"))?;

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`core`]: the state machine, `(now, event) -> actions`; no I/O, clock or randomness of its own
 //! - `service`: the only async part: one task that turns messages into events and actions into messages
+//! - `questions`: what that task has asked beside it
 //! - [`Config`]: settings with limits
 //!
 //! # Tasks and channels
@@ -20,6 +21,7 @@
 
 mod config;
 pub mod core;
+mod questions;
 mod service;
 
 pub use config::{Config, allowed};

@@ -5,21 +5,21 @@
 use crate::{
     config::Config,
     core::{Action, Core, Event, Seen},
+    questions::{BOOTSTRAP_TIMEOUT, look, nominate, with_master},
 };
-use highwater_bus::{Bus, BusError, ClusterBucket, Endpoints, Reply, ServiceRequest, ServiceSpec};
+use highwater_bus::{
+    Bus, BusError, ClusterBucket, Endpoints, ServiceRequest, ServiceSpec, TaskSet, fault,
+    supervise::{self, Errands, Unfinished},
+};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{
-        self, Bootstrap, BootstrapReply, ClusterEvent, ClusterStatus, Join, JoinReply, Leave, ManagerStatus,
-        MasterReply, MembersReply, NodeKind, NodeStatus,
-    },
+    api::{self, ClusterEvent, Join, JoinReply, LeaseWritten, Leave, MasterReply, MembersReply, NodeKind, NodeStatus},
     names, subjects,
 };
 use serde::de::DeserializeOwned;
 use std::time::{Duration, Instant};
 use tokio::{
     sync::{oneshot, watch},
-    task::JoinSet,
     time::timeout,
 };
 
@@ -29,9 +29,6 @@ const MOST_TASKS: usize = 1_024;
 /// Replies that wait for the master or for the active instance; further ones leave out what only the master knows, or are
 /// refused.
 const MOST_ASKING: usize = 64;
-const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
-/// A master that does not answer in this time is not waited for.
-const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection that is lost takes messages until its buffer is full.
 const PUBLISH: Duration = Duration::from_millis(500);
 /// How long the bucket is waited for at the start, and how often it is looked for at least.
@@ -59,8 +56,8 @@ struct Shell {
     core: Core,
     started: Instant,
     /// What waits for an answer; each yields what is to be told to the core.
-    tasks: JoinSet<Option<Event>>,
-    asking: JoinSet<()>,
+    tasks: TaskSet<&'static str, Option<Event>>,
+    asking: Errands,
     /// Damaged messages so far: the first is logged.
     refused: u64,
     /// Who was active and who coordinated when that was last logged.
@@ -108,11 +105,11 @@ pub async fn run(
     let mut shell = Shell {
         core: Core::new(config.clone(), 0),
         config,
+        tasks: TaskSet::new(bus.incidents()),
+        asking: Errands::new(bus.incidents()),
         bus,
         bucket,
         started: Instant::now(),
-        tasks: JoinSet::new(),
-        asking: JoinSet::new(),
         refused: 0,
         said: (false, String::new(), 0),
     };
@@ -150,12 +147,11 @@ pub async fn run(
                 let request = request.ok_or_else(ended)?;
                 if request.subject.ends_with(".recover") { shell.recover(request).await } else { shell.own(request).await }
             }
-            Some(done) = shell.tasks.join_next() => {
-                if let Ok(Some(event)) = done {
+            Some((_, ending)) = shell.tasks.join_next() => {
+                if let Ok(Some(event)) = ending.done() {
                     shell.handle(event).await;
                 }
             }
-            Some(_) = shell.asking.join_next() => {}
             () = tokio::time::sleep(wait) => shell.handle(Event::Tick).await,
             // Requests are answered until the lease is let go.
             _ = stop.changed(), if ends_by.is_none() => {
@@ -282,17 +278,19 @@ impl Shell {
                 self.publish(subjects::CLUSTER_EVENT, serde_json::to_vec(&event).unwrap_or_default()).await;
             }
             Action::ReadLease => {
-                self.tasks.spawn(async move { Some(Event::LeaseSeen(look(&bucket).await)) });
+                let failed = Some(Event::LeaseSeen(Seen::Failed));
+                self.spawn("looking at the lease", failed, async move { Some(Event::LeaseSeen(look(&bucket).await)) });
             }
             Action::WriteLease { lease, expected } => {
                 let (sent_at, patience) = (self.now(), self.config.lease / 3);
-                self.tasks.spawn(async move {
+                let failed = Some(Event::LeaseWritten { sent_at, outcome: LeaseWritten::Unknown });
+                self.spawn("writing the lease", failed, async move {
                     let outcome = bucket.write(&lease, expected, patience).await;
                     Some(Event::LeaseWritten { sent_at, outcome })
                 });
             }
             Action::ReleaseLease { revision } => {
-                self.tasks.spawn(async move {
+                self.spawn("giving up the lease", None, async move {
                     if let Err(error) = bucket.release(revision).await {
                         tracing::debug!(%error, "the lease runs out by itself");
                     }
@@ -300,7 +298,7 @@ impl Shell {
                 });
             }
             Action::MakeBucket => {
-                self.tasks.spawn(async move {
+                self.spawn("making the bucket of the lease", None, async move {
                     match bucket.ensure().await {
                         Ok(true) => Some(Event::BucketMade),
                         Ok(false) => None,
@@ -314,10 +312,11 @@ impl Shell {
             Action::Register { node } if crowded => {
                 // Said again at the next heartbeat.
                 let event = Event::NotRegistered { node };
-                self.tasks.spawn(std::future::ready(Some(event)));
+                self.spawn("registering an index manager", None, std::future::ready(Some(event)));
             }
             Action::Register { node } => {
-                self.tasks.spawn(async move {
+                let failed = Some(Event::NotRegistered { node: node.clone() });
+                self.spawn("registering an index manager", failed, async move {
                     let outcome = bucket.register(&node).await;
                     outcome.err().map(|error| {
                         tracing::debug!(node, %error, "cannot remember the index manager yet");
@@ -327,16 +326,35 @@ impl Shell {
             }
             Action::ListRegistered | Action::Nominate { .. } if crowded => {}
             Action::ListRegistered => {
-                self.tasks.spawn(async move { bucket.registered().await.ok().map(Event::Registered) });
+                let listed = async move { bucket.registered().await.ok().map(Event::Registered) };
+                self.spawn("listing index managers", None, listed);
             }
             Action::Nominate { to, bootstrap } => {
-                self.tasks.spawn(async move {
-                    let term = bootstrap.term;
+                let term = bootstrap.term;
+                let failed = Some(Event::BootstrapAnswered { node: to.clone(), term, reply: None });
+                self.spawn("nominating an index manager", failed, async move {
                     let reply = nominate(&bus, &to, &bootstrap).await;
                     Some(Event::BootstrapAnswered { node: to, term, reply })
                 });
             }
         }
+    }
+
+    /// Does something beside the loop; it yields what the core is told, `failed` when it panicked.
+    fn spawn(
+        &mut self,
+        what: &'static str,
+        failed: Option<Event>,
+        work: impl Future<Output = Option<Event>> + Send + 'static,
+    ) {
+        let incidents = self.bus.incidents();
+        self.tasks.spawn(what, async move {
+            let work = async {
+                fault("errand", what);
+                work.await
+            };
+            supervise::caught(&incidents, what, work).await.done().unwrap_or(failed)
+        });
     }
 
     /// An operator gives up index managers that are missing: the active instance tells who it nominates next.
@@ -360,17 +378,21 @@ impl Shell {
                     let active = self.core.status(now).cluster_manager;
                     if active.is_empty() || request.subject.starts_with("hw.node.") {
                         Err(ApiError::new(ErrorCode::NoCoordinator, "no cluster manager is active at the moment"))
-                    } else if self.asking.len() >= MOST_ASKING {
+                    } else if self.asking.under_way() >= MOST_ASKING {
                         Err(ApiError::new(ErrorCode::TooManyRequests, "too many requests are being passed on"))
                     } else {
                         let (bus, payload) = (self.bus.clone(), request.payload.to_vec());
-                        self.asking.spawn(async move {
-                            match bus.request(&subjects::node(&active, "recover"), payload, BOOTSTRAP_TIMEOUT).await {
-                                Ok(reply) => request.pass_on(reply).await,
-                                Err(e) => {
+                        self.asking.spawn("passing a request on", async move {
+                            let subject = subjects::node(&active, "recover");
+                            let asked = bus.request(&subject, payload, BOOTSTRAP_TIMEOUT);
+                            let what = "passing a request on";
+                            match supervise::caught(&bus.incidents(), what, asked).await.done() {
+                                Ok(Ok(reply)) => request.pass_on(reply).await,
+                                Ok(Err(e)) => {
                                     let error = ApiError::new(ErrorCode::NoCoordinator, e.to_string());
                                     request.respond(Err(error)).await;
                                 }
+                                Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
                             }
                         });
                         return;
@@ -401,14 +423,19 @@ impl Shell {
             }
             subjects::CLUSTER_REPLICAS => request.respond(Ok(api::ok(&of_kind(NodeKind::Coordinator)))).await,
             subjects::CLUSTER_INDEXERS => request.respond(Ok(api::ok(&of_kind(NodeKind::Indexer)))).await,
-            _ if status.coordinator.is_empty() || self.asking.len() >= MOST_ASKING => {
+            _ if status.coordinator.is_empty() || self.asking.under_way() >= MOST_ASKING => {
                 request.respond(Ok(api::ok(&status))).await;
             }
             _ => {
                 let bus = self.bus.clone();
-                self.asking.spawn(async move {
-                    let status = with_master(&bus, status).await;
-                    request.respond(Ok(api::ok(&status))).await;
+                self.asking.spawn("asking the master", async move {
+                    let asked = async {
+                        fault("members", "");
+                        with_master(&bus, status).await
+                    };
+                    let status = supervise::caught(&bus.incidents(), "asking the master", asked).await.done();
+                    let answer = status.map(|status| api::ok(&status)).map_err(|unfinished| internal(&unfinished));
+                    request.respond(answer).await;
                 });
             }
         }
@@ -431,50 +458,11 @@ impl Shell {
     }
 
     /// Nothing waits for an answer.
-    fn idle(&self) -> bool {
-        self.tasks.is_empty() && self.asking.is_empty()
+    fn idle(&mut self) -> bool {
+        self.tasks.is_empty() && self.asking.under_way() == 0
     }
 }
 
-async fn look(bucket: &ClusterBucket) -> Seen {
-    match bucket.read().await {
-        Ok(None) => Seen::Missing,
-        Ok(Some((revision, lease))) => Seen::Held { revision, lease },
-        Err(BusError::NoStream(_)) => Seen::NoBucket,
-        Err(error) => {
-            tracing::debug!(%error, "cannot look at the lease");
-            Seen::Failed
-        }
-    }
-}
-
-async fn nominate(bus: &Bus, to: &str, bootstrap: &Bootstrap) -> Option<BootstrapReply> {
-    let payload = serde_json::to_vec(bootstrap).ok()?;
-    let reply = bus.request(&subjects::node(to, "bootstrap"), payload, BOOTSTRAP_TIMEOUT).await;
-    match reply {
-        Ok(reply) => read(&reply),
-        Err(error) => {
-            tracing::debug!(to, %error, "no answer to the bootstrap");
-            None
-        }
-    }
-}
-
-/// What only the master knows, when it answers in time.
-async fn with_master(bus: &Bus, mut status: ClusterStatus) -> ClusterStatus {
-    let subject = subjects::node(&status.coordinator, "status");
-    if let Ok(reply) = bus.request(&subject, b"{}".to_vec(), STATUS_TIMEOUT).await
-        && let Some(master) = read::<ManagerStatus>(&reply)
-    {
-        status.version = status.version.max(master.report.version);
-        status.bootstrap = master.bootstrap;
-        status.buckets = master.buckets;
-    }
-    status
-}
-
-/// A reply, unless it is an error or damaged.
-fn read<T: DeserializeOwned>(reply: &Reply) -> Option<T> {
-    let value = api::reply(&reply.payload).ok()?;
-    serde_json::from_value(value).ok()
+fn internal(unfinished: &Unfinished) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("the cluster manager's work failed: {unfinished}"))
 }

@@ -9,14 +9,17 @@ use crate::{
     core::Action,
     manager::chain::{Linked, What},
 };
+use highwater_bus::{
+    Incidents, fault,
+    supervise::{self, Job},
+};
 use std::sync::Arc;
-use tokio::task::JoinHandle;
 
 /// Records that may wait.
 const MOST: u64 = 1_024;
 
 /// A write under way: how many records are durable after it.
-type Writing = (u64, JoinHandle<Result<(), CopyError>>);
+type Writing = (u64, Job<Result<(), CopyError>>);
 
 pub(crate) struct Keeper {
     copy: Arc<Copy>,
@@ -29,10 +32,11 @@ pub(crate) struct Keeper {
     writing: Option<Writing>,
     /// What waits, each with how many records must be durable before.
     held: Vec<(u64, Action)>,
+    incidents: Incidents,
 }
 
 impl Keeper {
-    pub(crate) fn new(copy: Copy) -> Self {
+    pub(crate) fn new(copy: Copy, incidents: Incidents) -> Self {
         Self {
             copy: Arc::new(copy),
             waiting: Vec::new(),
@@ -41,6 +45,7 @@ impl Keeper {
             reserved: 0,
             writing: None,
             held: Vec::new(),
+            incidents,
         }
     }
 
@@ -67,7 +72,11 @@ impl Keeper {
             return;
         }
         let (copy, records) = (Arc::clone(&self.copy), std::mem::take(&mut self.waiting));
-        self.writing = Some((self.taken, tokio::task::spawn_blocking(move || copy.keep(&records, false))));
+        let write = move || {
+            fault("keep", "");
+            copy.keep(&records, false)
+        };
+        self.writing = Some((self.taken, supervise::job(&self.incidents, "writing the copy of the log", write)));
     }
 
     /// Waits for the write under way; for ever when there is none. Cancel safe.
@@ -76,7 +85,7 @@ impl Keeper {
         let (upto, outcome) = (*upto, task.await);
         self.writing = None;
         // A panic of the write is one of ours.
-        outcome.map_err(std::io::Error::other)??;
+        outcome.done().map_err(std::io::Error::other)??;
         self.durable = upto;
         self.begin();
         Ok(())
@@ -144,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn answers_wait_for_every_record_and_timestamps_for_their_numbers() {
         let dir = tempfile::tempdir().unwrap();
-        let mut keeper = Keeper::new(Copy::open(dir.path()).unwrap().0);
+        let mut keeper = Keeper::new(Copy::open(dir.path()).unwrap().0, Incidents::default());
         let mut context = StateContext::default();
         let reply = |token| Action::Reply { token, answer: Ok(Value::Null) };
         assert_eq!(keeper.hold(reply(1)), Some(reply(1)), "nothing waits to be durable");

@@ -14,7 +14,7 @@
 //!
 //! # Tasks and channels
 //! One task runs everything in turn. Appends, reads of the log, requests to hosts and all that is done to streams run beside it
-//! in short tasks, whose outcomes come back through a channel of 1,024; at most 256 requests wait for them, and as many are
+//! in short tasks, whose outcomes, a panic among them, come back through a channel of 1,024; at most 256 requests wait for them, and as many are
 //! being passed on. While an append is not settled, what nodes and administrators publish waits in its subscriptions; what
 //! other index managers pass on is taken, and waits in the state machine. Records become durable in a task of the blocking
 //! kind, one write at a time, of all that came since the last; answers wait for theirs. All end with the task, or at their own
@@ -52,4 +52,7 @@ pub enum CoordinatorError {
     Copy(#[from] CopyError),
     #[error("the connection to NATS has ended")]
     Disconnected,
+    /// Its state machine may be in any state.
+    #[error("the index manager panicked: {0}")]
+    Panicked(String),
 }

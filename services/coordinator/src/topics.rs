@@ -1,9 +1,9 @@
 //! The streams behind the topics.
 
 use crate::core::{Found, Wanted};
+use futures_util::{StreamExt, stream};
 use highwater_bus::{Bus, BusError, StreamSpec};
 use highwater_schemas::subjects;
-use tokio::task::JoinSet;
 
 /// Streams that are looked at at once.
 const AT_ONCE: usize = 16;
@@ -80,24 +80,8 @@ pub(crate) async fn delete(bus: &Bus, streams: Vec<String>) {
 }
 
 /// Does a few at once; what they come to is in no order.
-async fn each<F>(all: impl Iterator<Item = F>) -> Vec<F::Output>
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    let (mut all, mut under_way, mut done) = (all.fuse(), JoinSet::new(), Vec::new());
-    loop {
-        while under_way.len() < AT_ONCE
-            && let Some(next) = all.next()
-        {
-            under_way.spawn(next);
-        }
-        match under_way.join_next().await {
-            None => return done,
-            Some(Ok(output)) => done.push(output),
-            // None is aborted but with all of them.
-            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-        }
-    }
+async fn each<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    stream::iter(all).buffer_unordered(AT_ONCE).collect().await
 }
 
 #[cfg(test)]

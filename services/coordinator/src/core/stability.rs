@@ -9,7 +9,10 @@ use highwater_schemas::{
     timestamp::Bookmark,
     wire::{HighWatermark, Stability, Sync},
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
+};
 
 /// Wants within this time share one ST, milliseconds.
 const WANT_SPACING: u64 = 2;
@@ -89,7 +92,7 @@ fn sample(samples: &mut Vec<Bookmark>, new: Option<&Bookmark>) {
 
 /// A position beyond where a later generation began is void.
 fn counts(state: &StVb, vbucket: &Vbucket) -> bool {
-    vbucket.starts.range(state.generation + 1..).all(|(_, (_, x))| state.position.le(*x))
+    vbucket.starts.range((Excluded(state.generation), Unbounded)).all(|(_, (_, x))| state.position.le(*x))
 }
 
 impl Core {

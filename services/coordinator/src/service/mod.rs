@@ -3,7 +3,7 @@
 mod requests;
 
 use crate::{
-    CoordinatorError, admin,
+    CoordinatorError,
     config::Config,
     copy::{Copy, Kept},
     core::{self, Token},
@@ -13,13 +13,16 @@ use crate::{
     turns::Turns,
 };
 use highwater_bus::{
-    Appended, Bus, BusError, Endpoints, Followed, Heart, Retry, ServiceRequest, ServiceSpec, StateFollower, StateLog,
+    Appended, Bus, Ending, Endpoints, Followed, Heart, Incidents, Retry, ServiceRequest, StateFollower, StateLog,
+    Subscription, fault,
+    supervise::{self, Errands, Unfinished},
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, Assign, ClusterEvent, Join, Master, NodeKind},
     names, subjects, wire,
 };
+use requests::{admin_service, node_service};
 use std::{
     collections::HashMap,
     path::Path,
@@ -34,6 +37,8 @@ const OUTCOMES: usize = 1_024;
 const MOST_WAITING: usize = 256;
 /// How long a host may take to say whether it has room.
 const ASSIGN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long making records durable may take at the end.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// A record travels with headers.
 const HEADROOM: usize = 16 * 1024;
 
@@ -52,6 +57,8 @@ struct Shell {
     /// Room for requests that are passed on.
     passing: Arc<Semaphore>,
     turns: Turns,
+    errands: Errands,
+    incidents: Incidents,
     outcomes: mpsc::Sender<Event>,
     /// Whom requests are passed on to.
     master: watch::Sender<Option<Master>>,
@@ -77,18 +84,21 @@ pub async fn run(
 ) -> Result<(), CoordinatorError> {
     let (copy, Kept { context, chain, term }) = Copy::open(data_dir)?;
     let max_record = bus.max_payload().saturating_sub(HEADROOM);
-    let (outcomes, mut outcome) = mpsc::channel(OUTCOMES);
-    let mut joins = bus.subscribe(subjects::CLUSTER_JOIN).await?;
-    let mut events = bus.subscribe(subjects::CLUSTER_EVENT).await?;
-    let mut syncs = bus.subscribe("hw.sync.*").await?;
-    let mut hwts = bus.subscribe("hw.hwt.*.*").await?;
-    let mut admin = admin_service(&bus).await?;
-    let mut node = node_service(&bus, &config.node).await?;
+    let (outcomes, outcome) = mpsc::channel(OUTCOMES);
+    let mut heard = Heard {
+        joins: bus.subscribe(subjects::CLUSTER_JOIN).await?,
+        events: bus.subscribe(subjects::CLUSTER_EVENT).await?,
+        syncs: bus.subscribe("hw.sync.*").await?,
+        hwts: bus.subscribe("hw.hwt.*.*").await?,
+        admin: admin_service(&bus).await?,
+        node: node_service(&bus, &config.node).await?,
+        outcome,
+    };
     bus.flush().await?;
     let mut shell = Shell {
         manager: Manager::new(config.clone(), context, chain, term, max_record),
         log: StateLog::new(&bus, config.stream_replicas),
-        keeper: Keeper::new(copy),
+        keeper: Keeper::new(copy, bus.incidents()),
         follower: bus.follow_state(),
         started: Instant::now(),
         next_token: 0,
@@ -96,6 +106,8 @@ pub async fn run(
         nominations: HashMap::new(),
         passing: Arc::new(Semaphore::new(MOST_WAITING)),
         turns: Turns::default(),
+        errands: Errands::new(bus.incidents()),
+        incidents: bus.incidents(),
         outcomes,
         master: watch::Sender::new(None),
         nominated: None,
@@ -109,6 +121,32 @@ pub async fn run(
     };
     let _ = ready.send(());
     tracing::info!(node = shell.config.node, version = shell.manager.context().version, "index manager");
+    let incidents = shell.incidents.clone();
+    match supervise::caught(&incidents, "the index manager", serve(&mut shell, &mut heard, &mut stop)).await {
+        Ending::Done(ended) => ended,
+        ending => {
+            // Who waits hears of it, and others hear at once that somebody else is to coordinate.
+            let why = ending.done().map_or_else(|unfinished| unfinished.to_string(), |_| String::new());
+            shell.dismiss((ErrorCode::Internal, &format!("the index manager failed: {why}")), true).await;
+            let join = Join::new(NodeKind::Coordinator, &shell.config.node, shell.config.incarnation);
+            shell.heart.leave(&join).await;
+            Err(CoordinatorError::Panicked(why))
+        }
+    }
+}
+
+/// What an index manager hears.
+struct Heard {
+    joins: Subscription,
+    events: Subscription,
+    syncs: Subscription,
+    hwts: Subscription,
+    admin: Endpoints,
+    node: Endpoints,
+    outcome: mpsc::Receiver<Event>,
+}
+
+async fn serve(shell: &mut Shell, heard: &mut Heard, stop: &mut watch::Receiver<bool>) -> Result<(), CoordinatorError> {
     let mut ticked = 0;
     loop {
         let now = shell.now();
@@ -121,22 +159,22 @@ pub async fn run(
         // What is for the coordinator waits until its append is settled.
         let free = !shell.manager.busy();
         tokio::select! {
-            Some(event) = outcome.recv() => shell.handle(event).await?,
+            Some(event) = heard.outcome.recv() => shell.handle(event).await?,
             kept = shell.keeper.written() => {
                 kept?;
                 shell.release().await?;
             }
-            request = node.next() => shell.node_request(need(request)?).await?,
+            request = heard.node.next() => shell.node_request(need(request)?).await?,
             followed = shell.follower.next() => match followed? {
                 Followed::Opened { .. } => shell.handle(Event::Opened).await?,
                 Followed::Record(_, payload) => shell.handle(Event::Record(payload.to_vec())).await?,
             },
-            message = events.next() => {
+            message = heard.events.next() => {
                 if let Some(event) = shell.decoded::<ClusterEvent>(&need(message)?.payload) {
                     shell.cluster(event).await?;
                 }
             }
-            message = joins.next(), if free => {
+            message = heard.joins.next(), if free => {
                 if let Some(join) = shell.decoded::<Join>(&need(message)?.payload) {
                     match names::check("node", &join.node) {
                         Ok(()) => shell.handle(Event::Join(join)).await?,
@@ -144,20 +182,21 @@ pub async fn run(
                     }
                 }
             }
-            message = syncs.next(), if free => match wire::decode::<wire::Sync>(&need(message)?.payload) {
+            message = heard.syncs.next(), if free => match wire::decode::<wire::Sync>(&need(message)?.payload) {
                 Ok(sync) => shell.handle(Event::Lead(core::Event::Sync(sync))).await?,
                 Err(error) => shell.refuse(&error),
             },
-            message = hwts.next(), if free => match wire::decode::<wire::HighWatermark>(&need(message)?.payload) {
+            message = heard.hwts.next(), if free => match wire::decode::<wire::HighWatermark>(&need(message)?.payload) {
                 Ok(hwt) => shell.handle(Event::Lead(core::Event::HighWatermark(hwt))).await?,
                 Err(error) => shell.refuse(&error),
             },
-            request = admin.next(), if free => shell.admin_request(need(request)?).await?,
+            request = heard.admin.next(), if free => shell.admin_request(need(request)?).await?,
             () = shell.heart.due() => shell.beat().await,
             () = tokio::time::sleep(Duration::from_millis(due - now.ms)) => {}
             _ = stop.changed() => {
-                shell.settle().await?;
-                shell.dismiss("the index manager ends", true).await;
+                // What is not durable by then is in the log.
+                tokio::time::timeout(SETTLED_WITHIN, shell.settle()).await.unwrap_or(Ok(()))?;
+                shell.dismiss((ErrorCode::NoCoordinator, "the index manager ends"), true).await;
                 let join = shell.join();
                 shell.heart.leave(&join).await;
                 return Ok(());
@@ -168,27 +207,6 @@ pub async fn run(
 
 fn need<T>(item: Option<T>) -> Result<T, CoordinatorError> {
     item.ok_or(CoordinatorError::Disconnected)
-}
-
-async fn admin_service(bus: &Bus) -> Result<Endpoints, BusError> {
-    bus.service(&ServiceSpec {
-        name: subjects::ADMIN_SERVICE.into(),
-        description: "Highwater administration".into(),
-        endpoints: admin::NOUN_VERBS.iter().map(|v| (v.replace('.', "-"), subjects::admin(v))).collect(),
-        queue_group: Some(subjects::ADMIN_SERVICE.into()),
-    })
-    .await
-}
-
-async fn node_service(bus: &Bus, node: &str) -> Result<Endpoints, BusError> {
-    let endpoint = |verb: &str| (verb.replace(".>", ""), subjects::node(node, verb));
-    bus.service(&ServiceSpec {
-        name: "highwater-coordinator".into(),
-        description: "Highwater index manager".into(),
-        endpoints: ["bootstrap", "status", "ping", "admin.>"].map(endpoint).into(),
-        queue_group: None,
-    })
-    .await
 }
 
 fn random() -> u64 {
@@ -292,14 +310,15 @@ impl Shell {
             Action::Beat => self.beat().await,
             Action::ReadLog => {
                 let log = self.log.clone();
-                self.spawn(async move {
+                self.spawn("reading the log", |unfinished| Event::Read(Err(unfinished.to_string())), async move {
                     let read = log.read().await.map_err(|e| e.to_string());
                     Event::Read(read.map(|c| (c.last_seq, c.records.into_iter().map(|r| r.to_vec()).collect())))
                 });
             }
             Action::Append { id, expected, payload, rollup } => {
                 let log = self.log.clone();
-                self.spawn(async move {
+                let failed = move |_| Event::Appended { id, outcome: Outcome::Unknown };
+                self.spawn("appending to the log", failed, async move {
                     let outcome = match log.append(expected, payload.into(), rollup).await {
                         Appended::Acked(seq) => Outcome::Acked(seq),
                         Appended::Moved => Outcome::Moved,
@@ -314,7 +333,8 @@ impl Shell {
             }
             Action::ReadAt { id, seq } => {
                 let log = self.log.clone();
-                self.spawn(async move {
+                let failed = move |unfinished: Unfinished| Event::Found { id, record: Err(unfinished.to_string()) };
+                self.spawn("reading a record", failed, async move {
                     let record = log.read_at(seq).await.map_err(|e| e.to_string());
                     Event::Found { id, record: record.map(|r| r.map(|bytes| bytes.to_vec())) }
                 });
@@ -328,7 +348,7 @@ impl Shell {
             Action::SteppedDown(why) => {
                 tracing::warn!(why, "this index manager coordinates no more");
                 self.settle().await?;
-                self.dismiss(&format!("the coordinator stepped down: {why}"), false).await;
+                self.dismiss((ErrorCode::NoCoordinator, &format!("the coordinator stepped down: {why}")), false).await;
             }
             Action::Lead(action) => {
                 if let Some(action) = self.keeper.hold(action) {
@@ -346,14 +366,14 @@ impl Shell {
     }
 
     /// Refuses what waits for an outcome that nobody here will hear of; at the end nominations too.
-    async fn dismiss(&mut self, why: &str, end: bool) {
+    async fn dismiss(&mut self, (code, why): (ErrorCode, &str), end: bool) {
         let mut waiting: Vec<ServiceRequest> = self.waiting.drain().map(|(_, request)| request).collect();
         if end {
             waiting.extend(self.nominations.drain().map(|(_, request)| request));
         }
         for request in waiting {
             let message = format!("{why}; look whether it did what was asked");
-            request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
+            request.respond(Err(ApiError::new(code, message))).await;
         }
     }
 
@@ -380,31 +400,50 @@ impl Shell {
             }
             core::Action::EnsureStreams { job, bucket, topic } => {
                 let mut turn = self.turns.take(&topics::names(&bucket, topic.as_deref()));
-                self.spawn(async move {
+                let failed = move |unfinished: Unfinished| {
+                    let outcome = Err(unfinished.to_string());
+                    Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
+                };
+                self.spawn("making streams", failed, async move {
                     turn.come().await;
                     let outcome = topics::ensure(&bus, &bucket, topic.as_deref(), replicas).await;
                     Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
                 });
             }
-            core::Action::Assign { job, node, bucket, index, partitions } => self.spawn(async move {
-                let outcome = assign(&bus, &node, &Assign { bucket, index, partitions }).await;
-                Event::Lead(core::Event::Assigned { job, node, outcome })
-            }),
-            core::Action::CheckTopics { term, buckets, sweep } => self.spawn(async move {
-                let made = topics::check(&bus, &buckets, replicas).await;
-                let found = if sweep && made.is_ok() { topics::found(&bus, &buckets).await.ok() } else { None };
-                Event::Lead(core::Event::TopicsChecked { term, made, found })
-            }),
+            core::Action::Assign { job, node, bucket, index, partitions } => {
+                let asked = node.clone();
+                let failed = move |unfinished: Unfinished| {
+                    let outcome = Err(internal(&unfinished));
+                    Event::Lead(core::Event::Assigned { job, node: asked, outcome })
+                };
+                self.spawn("asking a host for room", failed, async move {
+                    let outcome = assign(&bus, &node, &Assign { bucket, index, partitions }).await;
+                    Event::Lead(core::Event::Assigned { job, node, outcome })
+                });
+            }
+            core::Action::CheckTopics { term, buckets, sweep } => {
+                let failed = move |unfinished: Unfinished| {
+                    let made = Err(unfinished.to_string());
+                    Event::Lead(core::Event::TopicsChecked { term, made, found: None })
+                };
+                self.spawn("checking topics", failed, async move {
+                    let made = topics::check(&bus, &buckets, replicas).await;
+                    let found = if sweep && made.is_ok() { topics::found(&bus, &buckets).await.ok() } else { None };
+                    Event::Lead(core::Event::TopicsChecked { term, made, found })
+                });
+            }
             core::Action::DeleteStreams { job, streams } => {
                 let mut turn = self.turns.take(&streams);
-                self.spawn(async move {
+                // What is left is found again later.
+                let failed = move |_| Event::Lead(core::Event::StreamsDeleted { job });
+                self.spawn("deleting streams", failed, async move {
                     turn.come().await;
                     topics::delete(&bus, streams).await;
                     Event::Lead(core::Event::StreamsDeleted { job })
                 });
             }
             core::Action::PurgeSession { bucket, session } => {
-                tokio::spawn(async move {
+                self.errands.spawn("purging a session", async move {
                     let stream = subjects::catchup_stream(&bucket);
                     if let Err(error) = bus.purge(&stream, &subjects::catchup(&bucket, session), None).await {
                         tracing::debug!(stream, session, %error, "cannot purge");
@@ -415,12 +454,22 @@ impl Shell {
         Ok(())
     }
 
-    /// Does something beside the loop; its outcome is an event.
-    fn spawn(&self, work: impl Future<Output = Event> + Send + 'static) {
-        let outcomes = self.outcomes.clone();
-        tokio::spawn(async move {
+    /// Does something beside the loop; its outcome is an event, a panic that of a failure.
+    fn spawn(
+        &mut self,
+        what: &'static str,
+        failed: impl FnOnce(Unfinished) -> Event + Send + 'static,
+        work: impl Future<Output = Event> + Send + 'static,
+    ) {
+        let (outcomes, incidents) = (self.outcomes.clone(), self.incidents.clone());
+        self.errands.spawn(what, async move {
+            let work = async {
+                fault("errand", what);
+                work.await
+            };
+            let event = supervise::caught(&incidents, what, work).await.done().unwrap_or_else(failed);
             // The loop may have ended.
-            let _ = outcomes.send(work.await).await;
+            let _ = outcomes.send(event).await;
         });
     }
 
@@ -436,6 +485,10 @@ impl Shell {
         let join = self.join();
         self.heart.beat(&join).await;
     }
+}
+
+fn internal(unfinished: &Unfinished) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("the index manager's work failed: {unfinished}"))
 }
 
 async fn assign(bus: &Bus, node: &str, request: &Assign) -> Result<(), ApiError> {

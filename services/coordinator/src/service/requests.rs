@@ -1,19 +1,43 @@
 //! What is asked of an index manager: by the cluster manager, by administrators, and by others that pass on.
 
-use super::{MOST_WAITING, Shell, random};
+use super::{MOST_WAITING, Shell, internal, random};
 use crate::{
     CoordinatorError,
     admin::{self, Admin},
     core,
     manager::Event,
 };
-use highwater_bus::ServiceRequest;
+use highwater_bus::{
+    Bus, BusError, Endpoints, ServiceRequest, ServiceSpec, fault,
+    supervise::{self, Unfinished},
+};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, Empty, ManagerStatus, StateGet, StateReply},
     subjects,
 };
 use std::sync::Arc;
+
+pub(super) async fn admin_service(bus: &Bus) -> Result<Endpoints, BusError> {
+    bus.service(&ServiceSpec {
+        name: subjects::ADMIN_SERVICE.into(),
+        description: "Highwater administration".into(),
+        endpoints: admin::NOUN_VERBS.iter().map(|v| (v.replace('.', "-"), subjects::admin(v))).collect(),
+        queue_group: Some(subjects::ADMIN_SERVICE.into()),
+    })
+    .await
+}
+
+pub(super) async fn node_service(bus: &Bus, node: &str) -> Result<Endpoints, BusError> {
+    let endpoint = |verb: &str| (verb.replace(".>", ""), subjects::node(node, verb));
+    bus.service(&ServiceSpec {
+        name: "highwater-coordinator".into(),
+        description: "Highwater index manager".into(),
+        endpoints: ["bootstrap", "status", "ping", "admin.>"].map(endpoint).into(),
+        queue_group: None,
+    })
+    .await
+}
 
 impl Shell {
     /// `hw.node.<id>.<verb>`.
@@ -49,7 +73,11 @@ impl Shell {
         let passed_on = request.subject.strip_prefix(&subjects::node(&self.config.node, "admin."));
         let noun_verb = passed_on.or_else(|| request.subject.strip_prefix(&subjects::admin("")));
         let (passed_on, noun_verb) = (passed_on.is_some(), noun_verb.unwrap_or_default().to_owned());
-        let ddl = match admin::parse(&noun_verb, &request.payload) {
+        let parsed = supervise::caught_now(&self.incidents, "an administrative request", || {
+            fault("admin", &noun_verb);
+            admin::parse(&noun_verb, &request.payload)
+        });
+        let ddl = match parsed.done().unwrap_or_else(|unfinished| Err(internal(&unfinished))) {
             Ok(Admin::Ddl(ddl)) => ddl,
             Ok(Admin::StateGet(wanted)) => {
                 request.respond(self.state(&wanted).map(|state| api::ok(&state))).await;
@@ -80,13 +108,18 @@ impl Shell {
         self.waiting.insert(token, request);
         let known = |name: &str| self.manager.context().buckets.contains_key(name);
         if let Some(definition) = ddl.probes().filter(|definition| !known(&definition.name)) {
-            let bus = self.bus.clone();
-            self.spawn(async move {
+            let (bus, asked) = (self.bus.clone(), ddl.clone());
+            let failed = move |unfinished: Unfinished| {
+                let probe = Err(internal(&unfinished));
+                Event::Lead(core::Event::Ddl { token, ddl: asked, probe, random: random() })
+            };
+            self.spawn("looking at a source", failed, async move {
                 let probe = admin::probe(&bus, &definition).await;
                 Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
             });
             return Ok(());
         }
+        fault("ddl", &noun_verb);
         let event = core::Event::Ddl { token, ddl, probe: core::unprobed(), random: random() };
         self.handle(Event::Lead(event)).await
     }
@@ -102,7 +135,7 @@ impl Shell {
     }
 
     /// To the coordinator; what was passed on once is not passed on again.
-    async fn pass_on(&self, request: ServiceRequest, noun_verb: String, passed_on: bool) {
+    async fn pass_on(&mut self, request: ServiceRequest, noun_verb: String, passed_on: bool) {
         if passed_on {
             let message = format!("index manager {} does not coordinate any more", self.config.node);
             request.respond(Err(ApiError::new(ErrorCode::NoCoordinator, message))).await;
@@ -112,11 +145,13 @@ impl Shell {
             request.respond(Err(too_many())).await;
             return;
         };
-        let (bus, mut master) = (self.bus.clone(), self.master.subscribe());
-        tokio::spawn(async move {
-            match bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await {
-                Ok(reply) => request.pass_on(reply).await,
-                Err(error) => request.respond(Err(error)).await,
+        let (bus, mut master, incidents) = (self.bus.clone(), self.master.subscribe(), self.incidents.clone());
+        self.errands.spawn("passing a request on", async move {
+            let forwarded = bus.forward(&mut master, &noun_verb, request.payload.to_vec());
+            match supervise::caught(&incidents, "passing a request on", forwarded).await.done() {
+                Ok(Ok(reply)) => request.pass_on(reply).await,
+                Ok(Err(error)) => request.respond(Err(error)).await,
+                Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
             }
             drop(room);
         });

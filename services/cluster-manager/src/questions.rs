@@ -1,0 +1,57 @@
+//! What the shell asks: the bucket of the lease, and index managers.
+
+use crate::core::Seen;
+use highwater_bus::{Bus, BusError, ClusterBucket, Reply};
+use highwater_schemas::{
+    api::{self, Bootstrap, BootstrapReply, ClusterStatus, ManagerStatus},
+    subjects,
+};
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+pub(crate) const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(1);
+/// A master that does not answer in this time is not waited for.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+
+pub(crate) async fn look(bucket: &ClusterBucket) -> Seen {
+    match bucket.read().await {
+        Ok(None) => Seen::Missing,
+        Ok(Some((revision, lease))) => Seen::Held { revision, lease },
+        Err(BusError::NoStream(_)) => Seen::NoBucket,
+        Err(error) => {
+            tracing::debug!(%error, "cannot look at the lease");
+            Seen::Failed
+        }
+    }
+}
+
+pub(crate) async fn nominate(bus: &Bus, to: &str, bootstrap: &Bootstrap) -> Option<BootstrapReply> {
+    let payload = serde_json::to_vec(bootstrap).ok()?;
+    let reply = bus.request(&subjects::node(to, "bootstrap"), payload, BOOTSTRAP_TIMEOUT).await;
+    match reply {
+        Ok(reply) => read(&reply),
+        Err(error) => {
+            tracing::debug!(to, %error, "no answer to the bootstrap");
+            None
+        }
+    }
+}
+
+/// What only the master knows, when it answers in time.
+pub(crate) async fn with_master(bus: &Bus, mut status: ClusterStatus) -> ClusterStatus {
+    let subject = subjects::node(&status.coordinator, "status");
+    if let Ok(reply) = bus.request(&subject, b"{}".to_vec(), STATUS_TIMEOUT).await
+        && let Some(master) = read::<ManagerStatus>(&reply)
+    {
+        status.version = status.version.max(master.report.version);
+        status.bootstrap = master.bootstrap;
+        status.buckets = master.buckets;
+    }
+    status
+}
+
+/// A reply, unless it is an error or damaged.
+fn read<T: DeserializeOwned>(reply: &Reply) -> Option<T> {
+    let value = api::reply(&reply.payload).ok()?;
+    serde_json::from_value(value).ok()
+}
