@@ -32,6 +32,55 @@ const IN_CORES: [Forbidden; 4] = [
     Forbidden { text: concat!("tokio::", "spawn"), why: "a core has no task of its own" },
 ];
 
+/// What starts something whose end nobody need hear of, or keeps a panic to itself.
+const STARTS: [&str; 10] = [
+    concat!("tokio::", "spawn("),
+    concat!("task::", "spawn("),
+    concat!("spawn_", "blocking("),
+    concat!("spawn_", "local("),
+    concat!("Join", "Set"),
+    concat!("thread::", "spawn("),
+    concat!("thread::", "Builder"),
+    concat!("thread::", "scope("),
+    concat!("Handle::current()", ".spawn("),
+    concat!("catch_", "unwind("),
+];
+/// Who may start tasks and threads otherwise, and why.
+const STARTERS: [(&str, &str); 7] = [
+    ("bus-config/src/supervise.rs", "what everybody else starts them with"),
+    ("services/indexer/src/store/build.rs", "a scope, which waits for its one thread and hands its error on"),
+    (
+        "services/indexer/src/stopped.rs",
+        "the command line: a panic is reported as damage of the one slice that is looked into",
+    ),
+    ("tests/", "tests and what they share: a panic fails the test that waits for it"),
+    ("xtask/", "tools, not services"),
+    ("compose/writer/", "a client, as users write them"),
+    ("fuzz/", "fuzz targets"),
+];
+
+/// Tasks, threads and jobs are started by what hears their ends; tests of a crate may start what they like.
+fn check_starts(file: &SourceFile, offences: &mut Vec<String>) {
+    let exempt = STARTERS.iter().any(|(path, _)| file.path.starts_with(path));
+    let tests = ["/tests/", "/examples/", "/benches/"].iter().any(|part| file.path.contains(part));
+    if exempt || tests || file.path.ends_with("/tests.rs") {
+        return;
+    }
+    for (number, line) in file.text.lines().enumerate() {
+        if line.starts_with("#[cfg(test)]") {
+            return;
+        }
+        let code = line.split("//").next().unwrap_or_default();
+        for start in STARTS.iter().filter(|start| code.contains(*start)) {
+            offences.push(format!(
+                "{}:{}: {start}: tasks, threads and jobs are started by highwater_bus::supervise, which hears their ends",
+                file.path,
+                number + 1
+            ));
+        }
+    }
+}
+
 /// Checks one file.
 pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
     let lines = file.text.lines().count();
@@ -42,6 +91,7 @@ pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
     if HEADS.contains(&name) && !file.text.starts_with("//!") {
         offences.push(format!("{}:1: must begin with //! and say what it is", file.path));
     }
+    check_starts(file, offences);
     let core = name == "core.rs" || file.path.contains("/core/");
     let nats = NATS_USERS.iter().any(|user| file.path.starts_with(user));
     for (number, line) in file.text.lines().enumerate() {
@@ -85,6 +135,24 @@ mod tests {
         assert_eq!(offences("services/a/src/core.rs", text).len(), 1);
         assert_eq!(offences("services/a/src/core/plan.rs", text).len(), 1);
         assert!(offences("services/a/src/service.rs", text).is_empty());
+    }
+
+    #[test]
+    fn what_is_started_is_heard_of() {
+        let start = concat!("use tokio::task;\nfn a() { task::", "spawn(async {}); }\n");
+        assert_eq!(offences("services/catalog/src/service.rs", start).len(), 1);
+        let after = concat!("fn a() {}\n#[cfg(test)]\nmod tests { fn b() { std::thread::", "spawn(|| {}); } }\n");
+        assert!(offences("services/catalog/src/service.rs", after).is_empty(), "a test");
+        for start in STARTS {
+            let text = format!("let x = {start}work);\n");
+            assert!(!offences("services/indexer/src/jobs.rs", &text).is_empty(), "{start}");
+            assert!(!offences("bus-config/src/heart.rs", &text).is_empty(), "{start}");
+            for (exempt, _) in STARTERS {
+                let path = if exempt.ends_with('/') { format!("{exempt}a.rs") } else { exempt.to_owned() };
+                assert!(offences(&path, &text).is_empty(), "{path}: {start}");
+            }
+        }
+        assert!(offences("services/a/src/b.rs", "// Not tokio::spawn(\nchild.spawn()\n").is_empty());
     }
 
     #[test]
