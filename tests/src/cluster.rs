@@ -134,6 +134,14 @@ impl Cluster {
         self
     }
 
+    /// These nodes can be made to fail from within; see [`crate::faults`].
+    pub fn breakable(self, nodes: &[&str]) -> Result<Self> {
+        for node in nodes {
+            fs::create_dir_all(self.faults_of(node).1).context("no directory for faults")?;
+        }
+        Ok(self)
+    }
+
     /// Of all servers, separated by commas.
     pub fn url(&self) -> &str {
         &self.url
@@ -176,6 +184,10 @@ impl Cluster {
         let url = self.detours.get(node).map_or(self.url(), String::as_str);
         command.args([service, "--node-id", node, "--nats-url", url, "--data-dir"]).arg(data);
         command.args(self.arguments.get(service).into_iter().flatten());
+        let (variable, faults) = self.faults_of(node);
+        if faults.exists() {
+            command.env(variable, faults);
+        }
         Ok(command)
     }
 

@@ -35,6 +35,7 @@ pub mod client;
 pub mod cluster;
 pub mod deleting;
 pub mod documents;
+pub mod faults;
 pub mod files;
 pub mod history;
 pub mod load;

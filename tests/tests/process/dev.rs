@@ -110,3 +110,26 @@ async fn the_server_of_a_killed_run_does_not_stand_in_the_way_of_the_next() -> R
     client.wait_active("people", &index.name, Duration::from_secs(30)).await?;
     ask::whole(&client, &source.over(&client), &index).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_in_one_process_ends_while_its_server_stands_still() -> Result<()> {
+    /// What `docs/operating.md` promises, and what a loaded machine may add.
+    const ENDS_WITHIN: Duration = Duration::from_secs(50);
+    let directory = tempfile::Builder::new().prefix("highwater-test-").tempdir()?;
+    let mut dev = Dev::start(directory.path(), free_port()?).await?;
+    let own = dev.child.id().to_string();
+    for server in servers(directory.path())?.into_iter().filter(|id| *id != own) {
+        Command::new("kill").args(["-s", "STOP", &server]).status().context("kill does not start")?;
+    }
+    let asked = Instant::now();
+    dev.child.terminate()?;
+    while dev.child.exited().is_none() {
+        ensure!(asked.elapsed() < ENDS_WITHIN, "it does not end\n{}", dev.child.log_tail());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    until("its server has gone with it", Duration::from_secs(5), async || {
+        let left = servers(directory.path()).map_err(|error| error.to_string())?;
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await
+}

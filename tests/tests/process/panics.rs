@@ -1,0 +1,339 @@
+//! A panic in any task, thread or job of a service: what it served goes on within seconds, the other bucket is untouched, and
+//! `status` states the incident.
+
+use highwater_tests::{cli, cluster::SERVICES, load::Scans, prelude::*};
+
+const BROKEN: &str = "orders";
+const OTHER: &str = "people";
+const FIRST: u64 = 500;
+/// Many times what it takes.
+const WITHIN: Duration = Duration::from_secs(40);
+
+/// Two buckets with documents and indexes, and scans of one of them that must never fail.
+struct Place {
+    client: Client,
+    source: Source,
+    indexes: Vec<Index>,
+    scans: Scans,
+}
+
+impl Place {
+    async fn start(cluster: &Cluster, rng: &mut Rng) -> Result<Self> {
+        let client = cluster.client().await?;
+        let indexes = documents::indexes(2);
+        for bucket in [OTHER, BROKEN] {
+            let source = Source::key_value(&client, bucket).await?;
+            source.write((0..FIRST).map(|_| documents::write(rng, 1, FIRST))).await?;
+            client.create_indexes(bucket, &indexes, WITHIN).await?;
+            if bucket == BROKEN {
+                let scans = Scans::start(&client, json!({"bucket": OTHER, "index": indexes[0].name, "limit": 3}));
+                return Ok(Self { client, source, indexes, scans });
+            }
+        }
+        bail!("one of the buckets is to be broken")
+    }
+
+    /// Documents that were written after a panic are found.
+    async fn goes_on(&self, rng: &mut Rng) -> Result<()> {
+        self.source.write((0..50).map(|_| documents::write(rng, 1, FIRST))).await?;
+        until("what is written is found", WITHIN, async || {
+            ask::newest(&self.client, &self.source, &self.indexes[0]).await.map_err(|error| format!("{error:#}"))
+        })
+        .await?;
+        ask::each(&self.client, &self.source, &self.indexes).await
+    }
+
+    async fn generation(&self, bucket: &str) -> Result<u64> {
+        let state = self.client.request("hw.admin.state.get", &json!({"bucket": bucket})).await?;
+        let generation = state["state"]["buckets"][bucket]["vbuckets"][0]["generation"].as_u64();
+        generation.with_context(|| format!("no generation: {state}"))
+    }
+
+    /// Waits until a node states an incident of this.
+    async fn incident(&self, node: &str, what: &str) -> Result<()> {
+        until(&format!("{node} states that {what:?} panicked"), WITHIN, async || {
+            let members = self.client.members().await.map_err(|refused| refused.to_string())?;
+            let mut all = members["members"].as_array().into_iter().flatten();
+            let found = all.any(|member| {
+                let mut troubles = member["troubles"].as_array().into_iter().flatten();
+                member["node"] == node
+                    && troubles.any(|trouble| {
+                        let says = |field: &str, word: &str| trouble[field].as_str().is_some_and(|t| t.contains(word));
+                        says("what", what) && says("error", "panicked") && says("error", ".rs:")
+                    })
+            });
+            found.then_some(()).ok_or_else(|| members.to_string())
+        })
+        .await
+    }
+
+    /// Nothing of the other bucket failed meanwhile.
+    async fn end(self) -> Result<()> {
+        let scanned = self.scans.stop().await?;
+        ensure!(scanned.answered > 0, "nothing was scanned");
+        ensure!(scanned.failed.is_empty(), "scans of the other bucket failed: {:?}", scanned.failed.first());
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_whose_task_panics_goes_on_in_another_generation() -> Result<()> {
+    let mut rng = Rng::seeded("panics of chains");
+    let cluster = Cluster::without_services()?.breakable(&["projector-1"])?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            let other = place.generation(OTHER).await?;
+            for (fault, what) in [
+                ("vbucket.orders", "vbucket 0 of bucket orders"),
+                ("lane.orders", "lane of vbucket 0 of bucket orders"),
+                ("pump.KV_orders", "reading source stream KV_orders"),
+            ] {
+                let before = place.generation(BROKEN).await?;
+                cluster.panic_at("projector-1", fault)?;
+                place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
+                cluster.hit("projector-1", fault).await.context(fault)?;
+                place.goes_on(&mut rng).await.context(fault)?;
+                place.incident("projector-1", what).await?;
+                let after = place.generation(BROKEN).await?;
+                ensure!(after > before, "{fault}: generation {after} after {before}");
+            }
+            // These are repeated beside the chain, which goes on.
+            for (fault, what) in [
+                ("question.KV_orders", "asking about source stream KV_orders"),
+                ("acknowledgement.orders", "publishing key versions of bucket orders"),
+            ] {
+                let before = place.generation(BROKEN).await?;
+                cluster.panic_at("projector-1", fault)?;
+                place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
+                cluster.hit("projector-1", fault).await.context(fault)?;
+                place.goes_on(&mut rng).await.context(fault)?;
+                place.incident("projector-1", what).await?;
+                ensure!(place.generation(BROKEN).await? == before, "{fault}: the chain was lost");
+            }
+            ensure!(place.generation(OTHER).await? == other, "the other bucket's chain was lost");
+            let (code, out, _) = cli::highwater(&["status", "--nats-url", cluster.url()])?;
+            ensure!(code == Some(0) && out.contains("vbucket 0 of bucket orders"), "status: {out}");
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_task_panics_is_followed_by_another() -> Result<()> {
+    let mut rng = Rng::seeded("panics of sessions");
+    let cluster = Cluster::without_services()?.breakable(&["projector-1"])?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            cluster.panic_at("projector-1", "session.orders")?;
+            let late = documents::passing("late");
+            place.client.create_index(&late.definition(BROKEN)).await?;
+            cluster.hit("projector-1", "session.orders").await?;
+            place.client.wait_active(BROKEN, &late.name, WITHIN).await?;
+            ask::whole(&place.client, &place.source, &late).await?;
+            place.incident("projector-1", "a session for vbucket 0 of bucket orders").await?;
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_panics_is_started_again_from_disk_at_most_once_a_minute() -> Result<()> {
+    let mut rng = Rng::seeded("panics of workers");
+    let cluster = Cluster::without_services()?.breakable(&["indexer-1"])?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            cluster.panic_at("indexer-1", "worker.orders")?;
+            cluster.hit("indexer-1", "worker.orders").await?;
+            place.goes_on(&mut rng).await?;
+            place.incident("indexer-1", "the worker of bucket orders").await?;
+            // The next one waits; until then nothing old is answered.
+            cluster.panic_at("indexer-1", "worker.orders")?;
+            cluster.hit("indexer-1", "worker.orders").await?;
+            let scan = json!({"bucket": BROKEN, "index": place.indexes[0].name, "limit": 3, "consistency": "any"});
+            until("scans are refused", WITHIN, async || match place.client.scan(&scan).await {
+                Err(refused) if refused.code == "internal" => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+            .await?;
+            let status = place.client.request("hw.node.indexer-1.status", &json!({})).await?;
+            for slice in status["slices"].as_array().into_iter().flatten() {
+                let failed =
+                    slice["state"] == "error" && slice["error"].as_str().is_some_and(|e| e.contains("panicked"));
+                ensure!(failed == (slice["bucket"] == BROKEN), "{slice}");
+            }
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_panics_has_failed_and_is_done_again() -> Result<()> {
+    let mut rng = Rng::seeded("panics of jobs");
+    let cluster = Cluster::without_services()?.breakable(&["indexer-1"])?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            cluster.panic_at("indexer-1", "persist")?;
+            place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
+            cluster.hit("indexer-1", "persist").await?;
+            place.goes_on(&mut rng).await?;
+            place.incident("indexer-1", "durable").await?;
+            cluster.panic_at("indexer-1", "build")?;
+            let late = documents::passing("late");
+            place.client.create_index(&late.definition(BROKEN)).await?;
+            cluster.hit("indexer-1", "build").await?;
+            place.client.wait_active(BROKEN, &late.name, WITHIN).await?;
+            ask::whole(&place.client, &place.source, &late).await?;
+            place.goes_on(&mut rng).await?;
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
+    let mut rng = Rng::seeded("panics of requests");
+    let nodes = ["indexer-1", "catalog-1", "coordinator-1", "cluster-manager-1"];
+    let cluster = Cluster::without_services()?.breakable(&nodes)?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            let index = &place.indexes[0].name;
+            let of = json!({"bucket": BROKEN, "index": index});
+            let dump = json!({"bucket": BROKEN, "index": index, "partition": 0, "rows": 1});
+            for (node, fault, subject, request) in [
+                ("indexer-1", "scan.orders", "hw.query.scan", &of),
+                ("indexer-1", "dump", "hw.node.indexer-1.dump", &dump),
+                ("indexer-1", "status", "hw.node.indexer-1.status", &json!({})),
+                ("catalog-1", "query.count", "hw.query.count", &of),
+                ("coordinator-1", "admin.state.get", "hw.node.coordinator-1.admin.state.get", &json!({})),
+                ("cluster-manager-1", "members", "hw.cluster.members", &json!({})),
+            ] {
+                place.client.request(subject, request).await.with_context(|| format!("{subject} before"))?;
+                cluster.panic_at(node, fault)?;
+                match place.client.request(subject, request).await {
+                    Err(refused) if refused.code == "internal" => {}
+                    other => bail!("{fault}: {other:?}"),
+                }
+                cluster.hit(node, fault).await?;
+                place.client.request(subject, request).await.with_context(|| format!("{subject} afterwards"))?;
+            }
+            // A check answers for each slice.
+            cluster.panic_at("indexer-1", "verify")?;
+            let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
+            cluster.hit("indexer-1", "verify").await?;
+            let codes = checked["slices"].as_array().into_iter().flatten().filter(|s| s["error"]["code"] == "internal");
+            ensure!(codes.count() == 1, "{checked}");
+            // Either passes a request on.
+            cluster.panic_at("catalog-1", "admin.state.get")?;
+            until("a catalog is asked", WITHIN, async || {
+                match place.client.request("hw.admin.state.get", &json!({})).await {
+                    Err(refused) if refused.code == "internal" => Ok(()),
+                    other => Err(format!("{:?}", other.is_ok())),
+                }
+            })
+            .await?;
+            place.goes_on(&mut rng).await?;
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_tasks_that_panic_are_done_again() -> Result<()> {
+    let mut rng = Rng::seeded("panics of short tasks");
+    let nodes = ["projector-1", "coordinator-1", "cluster-manager-1"];
+    let cluster = Cluster::without_services()?.breakable(&nodes)?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            for (node, fault, what) in [
+                ("projector-1", "heart", "replies to heartbeats"),
+                ("cluster-manager-1", "errand.writing the lease", "writing the lease"),
+                ("coordinator-1", "errand.appending to the log", "appending to the log"),
+            ] {
+                cluster.panic_at(node, fault)?;
+                if node == "coordinator-1" {
+                    // Its outcome is not known, and is looked for.
+                    let _ = place.client.create_index(&documents::passing("appended").definition(BROKEN)).await;
+                }
+                cluster.hit(node, fault).await?;
+                place.incident(node, what).await?;
+            }
+            cluster.panic_at("coordinator-1", "errand.asking a host for room")?;
+            let definition = documents::passing("roomy").definition(BROKEN);
+            match place.client.request("hw.admin.index.create", &definition).await {
+                Err(refused) if refused.code == "internal" => {}
+                other => bail!("nobody answered for the host: {other:?}"),
+            }
+            cluster.hit("coordinator-1", "errand.asking a host for room").await?;
+            place.goes_on(&mut rng).await?;
+            place.client.create_indexes(BROKEN, &[documents::passing("roomier")], WITHIN).await?;
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
+    let mut rng = Rng::seeded("panics of services");
+    let cluster = Cluster::without_services()?.breakable(&SERVICES)?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            place.scans.stop().await?;
+            let source = place.source;
+            for (node, fault) in [
+                ("projector-1", "follower"),
+                ("indexer-1", "follower"),
+                ("indexer-1", "feed.orders"),
+                ("catalog-1", "follow"),
+                ("catalog-1", "follower"),
+                ("catalog-1", "listener"),
+                ("coordinator-1", "follower"),
+                ("coordinator-1", "keep"),
+            ] {
+                cluster.panic_at(node, fault)?;
+                // Something for everybody: a record of the log, and documents.
+                let name = format!("{}-{}", node.replace("-1", ""), fault.replace('.', "-"));
+                let _ = place.client.create_index(&documents::passing(&name).definition(BROKEN)).await;
+                source.write([documents::write(&mut rng, 1, FIRST)]).await?;
+                cluster.hit(node, fault).await.with_context(|| format!("{node}: {fault}"))?;
+                ended(cluster, node, 1, WITHIN).await.context(fault)?;
+                cluster.start_node(node).await?;
+                let index = &place.indexes[0];
+                until("everything goes on", WITHIN, async || {
+                    ask::newest(&place.client, &source, index).await.map_err(|error| format!("{error:#}"))
+                })
+                .await?;
+            }
+            // Who asked hears of it.
+            cluster.panic_at("coordinator-1", "ddl.index.create")?;
+            let definition = documents::passing("last").definition(BROKEN);
+            match place.client.request("hw.node.coordinator-1.admin.index.create", &definition).await {
+                Err(refused) if refused.code == "internal" => {}
+                other => bail!("{other:?}"),
+            }
+            ended(cluster, "coordinator-1", 1, WITHIN).await?;
+            cluster.start_node("coordinator-1").await
+        })
+        .await
+}
+
+/// Waits until a node has ended by itself with this code.
+async fn ended(cluster: &mut Cluster, node: &str, code: i32, within: Duration) -> Result<()> {
+    let child = cluster.node(node)?;
+    let deadline = Instant::now() + within;
+    let status = loop {
+        match child.exited() {
+            Some(status) => break status,
+            None if Instant::now() > deadline => bail!("{node} does not end\n{}", child.log_tail()),
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    ensure!(status.code() == Some(code), "{node} ended with {status}\n{}", child.log_tail());
+    cluster.kill(node)
+}
