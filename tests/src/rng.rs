@@ -1,9 +1,9 @@
 //! Randomness from one seed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Names the seed to run again.
+/// Names another seed than [`FIXED`].
 pub const SEED: &str = "HIGHWATER_SEED";
+/// What is drawn from when nothing is said, so that a run is the same everywhere.
+pub const FIXED: u64 = 1;
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
@@ -14,10 +14,14 @@ impl Rng {
         Self(seed)
     }
 
-    /// From `HIGHWATER_SEED`, else from the clock; prints it.
+    /// From `HIGHWATER_SEED`, else from [`FIXED`]; prints it.
+    ///
+    /// # Panics
+    /// When the variable is no number.
     pub fn seeded(test: &str) -> Self {
-        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
-        let seed = std::env::var(SEED).ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock);
+        let named = std::env::var(SEED).ok();
+        let seed =
+            named.map_or(FIXED, |text| text.parse().unwrap_or_else(|_| panic!("{SEED} is not a number: {text}")));
         println!("{test}: {SEED}={seed}");
         Self(seed)
     }

@@ -37,11 +37,7 @@ enum Command {
         keep: bool,
     },
     /// Formatting, lints, house rules and every test, with all they need
-    Test {
-        /// Tests that repeat a round do it more often: 100 rounds of killed processes instead of 20
-        #[arg(long)]
-        long: bool,
-    },
+    Test(test::Options),
     /// Brings the stacks of compose/ up for real, disturbs them, and compares what they answer with the documents
     ComposeTest(compose::Options),
     /// Builds images for the stacks of compose/ without pulling any
@@ -82,7 +78,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { keep } => until_interrupted(demo::run(keep)),
-        Command::Test { long } => test::run(long),
+        Command::Test(options) => test::run(&options),
         Command::ComposeTest(options) => until_interrupted(compose::test(options)),
         Command::ComposeImages => until_interrupted(compose::images()),
         Command::Simulate { arguments } => simulate::run(&arguments),

@@ -87,3 +87,11 @@ fn run_seed(one: impl FnOnce() -> Outcome) -> Outcome {
         Outcome { failure: Some(format!("I7: it panics: {said}")), ..Outcome::default() }
     })
 }
+
+/// The first seed of a test: the number in `HIGHWATER_SEED`, else 1.
+///
+/// # Panics
+/// When the variable is no number.
+pub fn first_seed() -> u64 {
+    std::env::var("HIGHWATER_SEED").map_or(1, |text| text.parse().expect("HIGHWATER_SEED is a number"))
+}

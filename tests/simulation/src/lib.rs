@@ -47,6 +47,6 @@ mod rng;
 mod server;
 mod world;
 
-pub use campaign::{Campaign, Summary};
+pub use campaign::{Campaign, Summary, first_seed};
 pub use data::{DataLimits, DataWorld};
 pub use world::{Limits, Outcome, World};

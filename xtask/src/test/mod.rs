@@ -1,0 +1,195 @@
+//! `cargo xtask test`: formatting, lints, house rules, every Rust test, and a foreign client in Python; `--quick` leaves out
+//! what starts processes.
+//!
+//! # Layout
+//! - [`programs`]: builds the test programs, and lists their tests
+//! - [`run`]: runs them, some at a time
+//! - [`seeds`]: what the tests draw their random numbers from
+
+mod programs;
+mod run;
+mod seeds;
+
+use crate::{
+    nats_server::{self, VARIABLE},
+    python,
+    term::{bold, green, red, time},
+    tidy,
+    workspace::{BINARY, build, cargo, root, target_dir},
+};
+use anyhow::{Context, Result, bail};
+use run::Job;
+use seeds::Seeds;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// The stock client that the foreign test uses, pinned.
+const NATS_PY: &str = "nats-py==2.16.0 --hash=sha256:aeb1ff123966c05833d26c7df7e1d54c1c6d32b612428b21677a2e921f1fecae";
+const FOREIGN: &str = "tests/foreign/test_stock_client.py";
+
+/// Tells the tests to repeat their rounds more often.
+const LONG: &str = "HIGHWATER_LONG";
+
+/// What may be chosen.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Only formatting, house rules, units and the simulation: nothing that starts processes
+    #[arg(long, conflicts_with = "long")]
+    quick: bool,
+    /// Tests that repeat a round do it more often: 100 rounds of killed processes instead of 20
+    #[arg(long)]
+    long: bool,
+    /// Draw a seed for every random choice instead of the fixed one, and say which
+    #[arg(long, conflicts_with = "seed")]
+    random_seeds: bool,
+    /// The seed of every random choice
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Tests of processes that run at a time; they wait more than they compute, so more than the machine has cores
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+}
+
+/// What the tests need besides the sources.
+struct Needs {
+    binary: PathBuf,
+    nats_server: PathBuf,
+}
+
+/// One step and how it went.
+struct Step {
+    name: &'static str,
+    outcome: Result<()>,
+    took: Duration,
+}
+
+/// Every step so far, and the tests in them.
+#[derive(Default)]
+struct Steps {
+    done: Vec<Step>,
+    passed: usize,
+    failed: Vec<String>,
+}
+
+/// Runs every step; the later ones also when an earlier one fails.
+pub fn run(options: &Options) -> Result<()> {
+    let target = target_dir()?;
+    let seeds = Seeds::choose(options.random_seeds, options.seed)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut steps = Steps::default();
+    steps.step("format", |_| passes(cargo().args(["fmt", "--all", "--check"]), "cargo fmt changes files"));
+    if !options.quick {
+        steps.step("clippy", |_| {
+            let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+            passes(cargo().args(arguments), "clippy has warnings")
+        });
+    }
+    steps.step("house rules", |_| tidy::run());
+    let mut needs = None;
+    if !options.quick {
+        steps.step("binary and nats-server", |_| {
+            let binary = build(&["highwater"], false)?.join("highwater");
+            let server = nats_server::find(&target)?;
+            println!("nats-server {} (from {}), {}", server.version, server.origin, binary.display());
+            needs = Some(Needs { binary, nats_server: server.path });
+            Ok(())
+        });
+    }
+    let mut jobs = (Vec::new(), Vec::new());
+    steps.step("test programs", |_| {
+        jobs = programs::build(options.quick)?;
+        println!("{} programs of units, {} tests of processes", jobs.0.len(), jobs.1.len());
+        Ok(())
+    });
+    let (units, processes) = jobs;
+    steps.step("units and simulation", |steps| steps.tests(units, cores, &seeds, &|_| ()));
+    if let Some(needs) = &needs {
+        let at_a_time = options.jobs.unwrap_or(cores * 2);
+        steps.step("processes", |steps| {
+            steps.tests(processes, at_a_time, &seeds, &|command| {
+                needs.give(command);
+                if options.long {
+                    command.env(LONG, "1");
+                }
+            })
+        });
+        steps.step("foreign client (nats-py)", |_| foreign(&target, needs));
+    }
+    steps.summary(&seeds)
+}
+
+impl Needs {
+    fn give<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env(BINARY, &self.binary).env(VARIABLE, &self.nats_server)
+    }
+}
+
+impl Steps {
+    fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<()>) {
+        println!("\n{}", bold(&format!("== {name}")));
+        let since = Instant::now();
+        let outcome = work(self);
+        if let Err(error) = &outcome {
+            eprintln!("error: {error:#}");
+        }
+        self.done.push(Step { name, outcome, took: since.elapsed() });
+    }
+
+    fn tests(
+        &mut self,
+        jobs: Vec<Job>,
+        at_a_time: usize,
+        seeds: &Seeds,
+        prepare: &(dyn Fn(&mut Command) + Sync),
+    ) -> Result<()> {
+        let give = |command: &mut Command| {
+            seeds.give(command);
+            prepare(command);
+        };
+        let (passed, failed) = run::all(jobs, at_a_time, &give);
+        self.passed += passed;
+        println!("{passed} tests passed, {} failed", failed.len());
+        self.failed.extend(failed);
+        if self.failed.is_empty() && passed > 0 { Ok(()) } else { bail!("tests failed: {}", self.failed.join(", ")) }
+    }
+
+    fn summary(&self, seeds: &Seeds) -> Result<()> {
+        println!("\n{}", bold("== summary"));
+        for step in &self.done {
+            let mark = if step.outcome.is_ok() { green("passed") } else { red("FAILED") };
+            println!("  {mark}  {:28} {:>12}", step.name, time(step.took));
+        }
+        for test in &self.failed {
+            println!("  {}  {test}  with {seeds}", red("FAILED"));
+        }
+        let good = self.done.iter().filter(|step| step.outcome.is_ok()).count();
+        let bad = self.done.len() - good;
+        println!("{} passed, {} failed", self.passed + good, self.failed.len() + bad);
+        if bad > 0 {
+            bail!("{bad} of {} steps failed", self.done.len());
+        }
+        Ok(())
+    }
+}
+
+fn passes(command: &mut Command, failure: &str) -> Result<()> {
+    let status = command.status().with_context(|| format!("{} does not start", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{failure}");
+    }
+    Ok(())
+}
+
+fn foreign(target: &Path, needs: &Needs) -> Result<()> {
+    let test = root().join(FOREIGN);
+    if !test.is_file() {
+        bail!("{FOREIGN} is missing");
+    }
+    let python = python::install(target, NATS_PY)?;
+    let mut command = Command::new(python);
+    command.arg(&test).current_dir(root());
+    passes(needs.give(&mut command), "the stock client's test failed")
+}
