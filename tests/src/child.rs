@@ -1,5 +1,6 @@
 //! A child process with its output in files, killed by its id when dropped.
 
+use crate::wait::SLOWER;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::{
@@ -62,9 +63,9 @@ impl Child {
         whole.lines().find(|line| line.starts_with(start)).map(str::to_owned)
     }
 
-    /// Waits until it has said that; fails with its log when it ends before, or takes longer than `within`.
+    /// Waits until it has said that; fails with its log when it ends before, or takes several times as long as `within`.
     pub async fn wait_said(&mut self, start: &str, within: Duration) -> Result<String> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + within * SLOWER;
         loop {
             if let Some(line) = self.said(start) {
                 return Ok(line);

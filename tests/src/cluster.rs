@@ -22,7 +22,9 @@ const CONFIGURATION: &str = "nats.conf";
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
-const ENDED_WITHIN: Duration = Duration::from_secs(15);
+const ENDED_WITHIN: Duration = Duration::from_secs(60);
+/// A test that takes longer than this hangs.
+const OVER_WITHIN: Duration = Duration::from_secs(1_200);
 /// Servers of a cluster: the fewest of which one can go.
 const SERVERS: usize = 3;
 
@@ -272,7 +274,8 @@ impl Cluster {
 
     /// Runs a test on this cluster: checks at its end that every service still runs, and prints the logs if it fails.
     pub async fn run<F: AsyncFnOnce(&mut Self) -> Result<()>>(mut self, test: F) -> Result<()> {
-        let mut outcome = test(&mut self).await;
+        let ended = tokio::time::timeout(OVER_WITHIN, test(&mut self)).await;
+        let mut outcome = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the test is not over after {OVER_WITHIN:?}")));
         let alive = self.check();
         if outcome.is_ok() {
             outcome = alive;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 const IDS: u64 = 500;
 const BURST: u64 = 50;
 const WRITES_GO_ON_WITHIN: Duration = Duration::from_secs(30);
-/// A scan that takes longer than this is a failure of its own.
-const SCAN_WITHIN: Duration = Duration::from_secs(5);
+/// A scan without an answer for so long has failed.
+const SCAN_WITHIN: Duration = Duration::from_secs(20);
 const BETWEEN_SCANS: Duration = Duration::from_millis(10);
 
 /// Writes in the background until it is told to stop.
@@ -92,13 +92,15 @@ pub struct Scanned {
 /// Scans in the background, one after the other.
 pub struct Scans {
     over: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
     task: JoinHandle<Scanned>,
 }
 
 impl Scans {
     pub fn start(client: &Client, request: Value) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let (client, told) = (client.clone(), over.clone());
+        let answered = Arc::new(AtomicU64::new(0));
+        let (client, told, counted) = (client.clone(), over.clone(), answered.clone());
         let task = tokio::spawn(async move {
             let mut scanned = Scanned::default();
             let began = Instant::now();
@@ -108,6 +110,7 @@ impl Scans {
                 match client.request_within("hw.query.scan", &request, SCAN_WITHIN).await {
                     Ok(_) => {
                         scanned.answered += 1;
+                        counted.store(scanned.answered, Ordering::Relaxed);
                         scanned.pause = scanned.pause.max(last.elapsed());
                         last = Instant::now();
                     }
@@ -121,7 +124,12 @@ impl Scans {
             scanned.pause = scanned.pause.max(last.elapsed());
             scanned
         });
-        Self { over, task }
+        Self { over, answered, task }
+    }
+
+    /// Scans that were answered so far.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     pub async fn stop(self) -> Result<Scanned> {

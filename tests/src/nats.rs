@@ -4,6 +4,7 @@ use crate::{binaries, child::Child};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
@@ -81,6 +82,21 @@ impl NatsServer {
         self.url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
     }
 
+    /// What it has counted since its start: `total_connections`, `slow_consumers`. Its configuration must have
+    /// `http: "127.0.0.1:-1"`.
+    pub fn counted(&self, what: &str) -> Result<u64> {
+        let url = read_ports(&self.directory, self.child.id(), "monitoring").context("it is not monitored")?;
+        let address = url.strip_prefix("http://").context("no address")?;
+        let mut stream = TcpStream::connect(address).context("no monitoring")?;
+        stream.set_read_timeout(Some(READY_WITHIN))?;
+        write!(stream, "GET /varz HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let body = text.split_once("\r\n\r\n").context("no body")?.1;
+        let told: serde_json::Value = serde_json::from_str(body).context("no JSON")?;
+        told[what].as_u64().with_context(|| format!("no {what}"))
+    }
+
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
     }
@@ -130,7 +146,7 @@ impl NatsServer {
             if let Some(status) = self.child.exited() {
                 bail!("{} ended ({status})\n{}", self.name, self.child.log_tail());
             }
-            let url = read_ports(&self.directory, self.child.id()).filter(|url| accepts(url));
+            let url = read_ports(&self.directory, self.child.id(), "nats").filter(|url| accepts(url));
             if let Some(url) = url {
                 return Ok(url);
             }
@@ -149,13 +165,13 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
-/// The client URL of the ports file, which is named after the binary, whatever that is called, and the process.
-fn read_ports(directory: &Path, id: u32) -> Option<String> {
+/// The first URL of a kind in the ports file, which is named after the binary, whatever that is called, and the process.
+fn read_ports(directory: &Path, id: u32, kind: &str) -> Option<String> {
     let ending = format!("_{id}.ports");
     let mut files = fs::read_dir(directory).ok()?.flatten();
     let file = files.find(|file| file.file_name().to_string_lossy().ends_with(&ending))?;
     let ports: serde_json::Value = serde_json::from_slice(&fs::read(file.path()).ok()?).ok()?;
-    ports["nats"][0].as_str().map(str::to_owned)
+    ports[kind][0].as_str().map(str::to_owned)
 }
 
 fn accepts(url: &str) -> bool {

@@ -15,7 +15,6 @@ pub async fn wakes_up(name: &str, cluster: Cluster, with_cluster_manager: bool, 
             trial.traffic(rng);
             let (master, term) = trial.master().await?;
             let active = trial::cluster_manager(&trial.client).await?;
-            let slept = cluster.node(&master)?.log().matches("coordinates no more").count();
             trial.create(&format!("before{round}")).await?;
             let gone = Instant::now();
             cluster.node(&master)?.freeze()?;
@@ -50,8 +49,8 @@ pub async fn wakes_up(name: &str, cluster: Cluster, with_cluster_manager: bool, 
             .await?;
             let refused = trial.client.request(&old, &stale).await.err().context("a replica created an index")?;
             ensure!(refused.code == "no_coordinator", "{refused}");
-            let log = cluster.node(&master)?.log();
-            ensure!(log.matches("coordinates no more").count() == slept + 1, "it did not step down once");
+            let report = trial.report_of(&master).await.map_err(anyhow::Error::msg)?;
+            ensure!(report.leading.is_none(), "it still coordinates: {report:?}");
             trial.create(&format!("after{round}")).await?;
             trial.drop(&format!("before{round}")).await?;
             trial.settle(cluster).await?;

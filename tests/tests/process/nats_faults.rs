@@ -31,7 +31,7 @@ const DOWN_WITHIN: Duration = Duration::from_secs(30);
 /// The server's configuration; `room`: bytes that JetStream may keep on disk.
 fn configuration(room: &str) -> String {
     format!(
-        "jetstream {{ max_file_store: 8G }}\nwrite_deadline: \"1s\"\nno_auth_user: tested\n\
+        "http: \"127.0.0.1:-1\"\njetstream {{ max_file_store: 8G }}\nwrite_deadline: \"1s\"\nno_auth_user: tested\n\
          accounts {{ TESTED {{ users: [{{user: tested, password: tested}}], \
          jetstream {{ max_file: {room}, max_mem: 256M }} }} }}\n"
     )
@@ -326,10 +326,10 @@ async fn a_slow_consumer_is_cut_off_by_the_server_and_comes_back() -> Result<()>
                         Write::put(0, format!("large_{round}_{i}"), &document)
                     });
                     source.write(large).await?;
-                    let server = cluster.nats().child();
+                    let server = cluster.nats();
                     until("the server finds it slow", STATED_WITHIN, async || {
-                        let times = server.log().matches("Slow Consumer").count();
-                        if times >= round { Ok(()) } else { Err(server.log_tail()) }
+                        let times = server.counted("slow_consumers").map_err(|error| error.to_string())?;
+                        if times >= round { Ok(()) } else { Err(format!("{times} times")) }
                     })
                     .await?;
                     proxy.heal();
