@@ -11,7 +11,7 @@
 //! - [`cli`]: the command line, run to its end
 //! - [`backup`]: a stream's backup, through the JetStream API or as a copy of its files
 //! - [`files`]: directories are kept and put back; what a node has on its disk
-//! - [`client`]: requests to the public subjects
+//! - [`client`]: requests to the public subjects; [`raw`]: any bytes, such as those of [`foreign`]
 //! - [`source`]: writes documents into a key-value bucket or into keyed streams, and [`log`] remembers them
 //! - [`order`], [`oracle`]: what an index must hold, computed naively
 //! - [`ask`]: random scans compared with the oracle
@@ -37,6 +37,7 @@ pub mod deleting;
 pub mod documents;
 pub mod faults;
 pub mod files;
+pub mod foreign;
 pub mod history;
 pub mod load;
 pub mod log;
@@ -44,6 +45,7 @@ pub mod nats;
 pub mod oracle;
 pub mod order;
 pub mod proxy;
+pub mod raw;
 pub mod rng;
 pub mod scenarios;
 pub mod source;

@@ -13,6 +13,7 @@ mod ends;
 mod errors_documents;
 mod errors_requests;
 mod errors_startup;
+mod foreign_bytes;
 mod garbage;
 mod hidden_revisions;
 mod kills;
