@@ -30,6 +30,9 @@ pub struct Config {
 pub const RECONCILE_INTERVAL_S: RangeInclusive<u64> = 1..=31_536_000;
 /// ST numbers reserved at once.
 pub const NUMBER_BLOCK: u64 = 10_000;
+/// A log that is published anew goes on so many versions above the copy that it is made from: far more than a log can have lost.
+/// Topology versions are record versions, and what was packed under a lost one may still be in a topic.
+pub const VERSION_BLOCK: u64 = 1 << 20;
 
 impl Config {
     pub fn new(node: impl Into<String>, incarnation: u64) -> Self {

@@ -6,7 +6,10 @@ use super::{
     chain::{Chain, Linked},
     compare::{Comparison, compare},
 };
-use crate::{config::NUMBER_BLOCK, core::Bootstrapping};
+use crate::{
+    config::{NUMBER_BLOCK, VERSION_BLOCK},
+    core::Bootstrapping,
+};
 use highwater_schemas::{
     api::Bootstrap,
     state::{Change, Record, pack},
@@ -216,8 +219,10 @@ impl Manager {
         }
         let note = format!("the local copy, version {}: {why}", context.version);
         let change = Change::Snapshot { context: Box::new(context), reason: why };
+        // Nor are its versions.
         let record = Record {
             incarnation: self.context.incarnation + 1,
+            version: self.context.version.saturating_add(VERSION_BLOCK),
             ..self.context.record(change, candidate.term, now.wall)
         };
         self.open_with(now, last_seq, &record, true, note, out);
@@ -300,7 +305,7 @@ impl Manager {
                     self.decline(format!("the opened term cannot be applied: {error}"), out);
                     return;
                 }
-                debug_assert_eq!(self.context.version, version + 1, "a term follows the copy");
+                debug_assert_eq!(self.context.version, append.record.link.version, "the term is open");
                 self.chain.push(self.context.version, &self.context.hash);
                 // A copy that was given up is on the disk until something takes its place.
                 out.push(Action::Keep { records: vec![append.record], anew: version == 0 });

@@ -6,37 +6,38 @@ use std::collections::VecDeque;
 /// Hashes that are kept; a log that lost more than so many records at once cannot be told from another one.
 pub const MOST: usize = 65_536;
 
-/// Hashes of consecutive versions.
+/// Hashes by version, rising. Where versions are left out, the log was published anew.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    first: u64,
-    hashes: VecDeque<u128>,
+    hashes: VecDeque<(u64, u128)>,
 }
 
 impl Chain {
-    /// Takes the hash of the next version; another version begins anew.
+    /// Takes the hash of a later version; one that is not later begins anew.
     pub fn push(&mut self, version: u64, hash: &str) {
         self.push_hash(version, u128::from_str_radix(hash, 16).unwrap_or_default());
     }
 
     /// As [`Self::push`].
     pub fn push_hash(&mut self, version: u64, hash: u128) {
-        if self.hashes.is_empty() || version != self.first + self.hashes.len() as u64 {
-            self.first = version;
+        if self.hashes.back().is_some_and(|(last, _)| version <= *last) {
             self.hashes.clear();
         }
-        self.hashes.push_back(hash);
-        while self.hashes.len() > MOST {
+        self.hashes.push_back((version, hash));
+        if self.hashes.len() > MOST {
             self.hashes.pop_front();
-            self.first += 1;
         }
     }
 
-    /// Whether the record of this version has this hash; None: that is not known.
+    /// Whether the record of this version has this hash; None: that is not known. No record has a version that was left out.
     pub fn agrees(&self, version: u64, hash: &str) -> Option<bool> {
-        let at = version.checked_sub(self.first)?;
-        let known = self.hashes.get(usize::try_from(at).ok()?)?;
-        Some(u128::from_str_radix(hash, 16).is_ok_and(|hash| hash == *known))
+        let ((first, _), (last, _)) = (self.hashes.front()?, self.hashes.back()?);
+        if !(*first..=*last).contains(&version) {
+            return None;
+        }
+        let known = self.hashes.binary_search_by_key(&version, |(version, _)| *version).ok();
+        let known = known.and_then(|at| self.hashes.get(at));
+        Some(known.is_some_and(|(_, known)| u128::from_str_radix(hash, 16).is_ok_and(|hash| hash == *known)))
     }
 
     /// How many there are.
@@ -138,7 +139,9 @@ mod tests {
         }
         assert_eq!([4, 5, 6, 7, 8].map(|v| chain.agrees(v, "b")), [None, Some(false), Some(true), Some(false), None]);
         chain.push(20, "d");
-        assert_eq!((chain.agrees(7, "c"), chain.agrees(20, "d")), (None, Some(true)), "it begins anew after a hole");
+        assert_eq!([7, 19, 20].map(|v| chain.agrees(v, "c")), [Some(true), Some(false), Some(false)], "published anew");
+        chain.push(20, "d");
+        assert_eq!((chain.agrees(7, "c"), chain.agrees(20, "d")), (None, Some(true)), "it begins anew");
         for version in 21..21 + MOST as u64 {
             chain.push(version, "e");
         }

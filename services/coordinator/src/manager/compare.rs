@@ -78,7 +78,11 @@ pub fn compare(records: &[Vec<u8>], copy: &StateContext, chain: &Chain) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::{api::NodeKind, state::Change};
+    use crate::config::VERSION_BLOCK;
+    use highwater_schemas::{
+        api::NodeKind,
+        state::{Change, Record},
+    };
 
     /// A context with the chain and the records that led to it.
     #[derive(Clone, Default)]
@@ -175,6 +179,24 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_log_of_the_life_before_is_told_from_its_own_tail() {
+        // The copy was published anew after version 3, and the log is what it was before that, or went on from there.
+        let mut anew = three();
+        let change = Change::Snapshot { context: Box::new(anew.context.clone()), reason: "lost".into() };
+        let record = anew.context.record(change, 1, 0);
+        let json = Record { incarnation: 2, version: record.version + VERSION_BLOCK, ..record }.to_json();
+        anew.context.offer(&json).unwrap();
+        anew.chain.push(anew.context.version, &anew.context.hash);
+        anew.records.push(json);
+        let anew = anew.node("x");
+        assert_eq!(compared(&three(), &anew), Comparison::LostTail { version: 3 });
+        assert!(matches!(compared(&three().node("c"), &anew), Comparison::Gone(_)));
+        ahead(&Log { records: anew.records[3..].to_vec(), ..anew.clone() }, &three(), 2);
+        ahead(&Log { records: anew.records[3..].to_vec(), ..anew.clone() }, &three().node("c"), 2);
+        ahead(&Log { records: anew.records[3..].to_vec(), ..anew.clone() }, &anew, 0);
     }
 
     #[test]

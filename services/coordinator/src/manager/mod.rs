@@ -32,7 +32,7 @@ use crate::{
     room,
 };
 use candidate::Candidate;
-use chain::{Chain, Linked};
+use chain::{Chain, Linked, What};
 use highwater_schemas::{
     api::{
         Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, MOST_MEMBERS, ManagerReport, NodeKind, heartbeat,
@@ -347,7 +347,8 @@ impl Manager {
         };
         let link = &record.link;
         let (agrees, before) = (self.chain.agrees(link.version, &link.hash), self.context.version);
-        let next = link.version == before + 1 && link.prev == self.context.hash;
+        // The next record, or a log that is published anew from this very copy.
+        let next = link.prev == self.context.hash && (link.version == before + 1 || link.what == What::Snapshot);
         let old = link.incarnation <= self.context.incarnation && link.version <= before;
         // What the copy has of this version is not of a later term than all of it.
         let later = link.incarnation == self.context.incarnation && link.term > self.context.term;

@@ -1,6 +1,7 @@
 //! The state machine, event by event.
 
 use super::*;
+use crate::config::VERSION_BLOCK;
 use highwater_schemas::state::{Change, pack};
 
 fn at(ms: u64) -> Now {
@@ -295,6 +296,31 @@ fn alone_it_waits_for_force_and_publishes_its_copy_then() {
     assert!(matches!(&opening[..], [Action::Append { rollup: true, expected: 3, .. }]), "{opening:?}");
     acknowledge(&mut m, at(20_003), &opening);
     assert_eq!((m.leading(), m.context().incarnation), (Some(6), 2));
+    // What was lost had versions too, and topics may hold what was packed under them.
+    assert_eq!(m.context().version, 6 + VERSION_BLOCK);
+}
+
+#[test]
+fn a_replica_follows_a_log_that_is_published_anew() {
+    let mut log = StateContext::default();
+    let (mut ahead, mut behind) = (manager("a"), manager("b"));
+    for n in 1..=3 {
+        let record = next(&mut log, 1, joined(n));
+        ahead.handle(at(n), Event::Record(record.clone()));
+        if n < 3 {
+            behind.handle(at(n), Event::Record(record));
+        }
+    }
+    let change = Change::Snapshot { context: Box::new(log.clone()), reason: "lost".into() };
+    let version = log.version + VERSION_BLOCK;
+    let anew = highwater_schemas::state::Record { incarnation: 2, version, ..log.record(change, 2, 0) }.to_json();
+    log.offer(&anew).unwrap();
+    let after = next(&mut log, 2, joined(4));
+    for (m, keeps) in [(&mut ahead, true), (&mut behind, false)] {
+        assert_eq!(kept(&m.handle(at(9), Event::Record(pack(anew.clone())))), [(vec![version], !keeps)]);
+        assert_eq!(kept(&m.handle(at(9), Event::Record(after.clone()))), [(vec![version + 1], false)]);
+        assert_eq!(m.context(), &log);
+    }
 }
 
 #[test]
