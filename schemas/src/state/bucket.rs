@@ -65,6 +65,18 @@ pub struct Failover {
     pub reason: String,
 }
 
+/// Where a generation's share of a vbucket's chain begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeStart {
+    /// The branch that it was begun on.
+    pub vbuuid: u64,
+    /// The highest position of any ST that was known when it began.
+    pub x: Position,
+    /// The term in which it began: an ST of an earlier term may lie beyond it unknown to who began it. 0: not known.
+    #[serde(default)]
+    pub term: u64,
+}
+
 /// A vbucket: its branch and the generations of its chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vbucket {
@@ -82,9 +94,9 @@ pub struct Vbucket {
     /// What the rounds before it have dropped.
     #[serde(default)]
     pub dropped: Dropped,
-    /// Generation → (vbuuid, X): the chain of generation *g* counts from X of g to the lowest X of a later one.
+    /// By generation: the chain of generation *g* counts from X of g to the lowest X of a later one.
     #[serde(with = "image::starts")]
-    pub starts: BTreeMap<u64, (u64, Position)>,
+    pub starts: BTreeMap<u64, RangeStart>,
     /// Messages of the present branch as they were read, oldest first, the fewer the older.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bookmarks: Vec<Bookmark>,
@@ -117,7 +129,7 @@ impl Vbucket {
     }
     /// Where generation `generation` starts.
     pub fn start_of(&self, generation: u64) -> Option<Position> {
-        self.starts.get(&generation).map(|(_, x)| *x)
+        self.starts.get(&generation).map(|start| start.x)
     }
 }
 

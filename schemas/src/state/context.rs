@@ -2,7 +2,7 @@
 
 use super::{
     FORMAT,
-    bucket::{Bucket, Failover, Index, IndexState, Reconcile, Session, Vbucket},
+    bucket::{Bucket, Failover, Index, IndexState, RangeStart, Reconcile, Session, Vbucket},
     image,
     offered::{Offered, StateError},
     packing,
@@ -187,8 +187,8 @@ impl StateContext {
                 entry.restart = *restart;
                 entry.held = *held;
                 entry.dropped = *dropped;
-                let vbuuid = entry.vbuuid();
-                entry.starts.insert(*generation, (vbuuid, *x));
+                let start = RangeStart { vbuuid: entry.vbuuid(), x: *x, term: record.term };
+                entry.starts.insert(*generation, start);
             }
             Change::BranchStarted { bucket, vb, vbuuid, start, last, broken, bookmarks, reason } => {
                 let (vbuuid, start, broken) = (*vbuuid, *start, *broken);

@@ -1,11 +1,11 @@
 //! How the StateContext is written: maps whose values name their keys are lists; and how a part of it is.
 
 use super::{
-    bucket::{Index, IndexState, Session},
+    bucket::{Index, IndexState, RangeStart, Session},
     context::{NodeEntry, StateContext},
     record::PlacedIndex,
 };
-use crate::{api::NodeKind, timestamp::Position};
+use crate::api::NodeKind;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 
@@ -92,24 +92,20 @@ pub mod listed {
 }
 
 pub mod starts {
-    use super::{BTreeMap, Deserialize, Deserializer, Position, Serialize, Serializer};
+    use super::{BTreeMap, Deserialize, Deserializer, RangeStart, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
     struct Start {
         generation: u64,
-        vbuuid: u64,
-        x: Position,
+        #[serde(flatten)]
+        start: RangeStart,
     }
 
-    pub fn serialize<S: Serializer>(map: &BTreeMap<u64, (u64, Position)>, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(map.iter().map(|(generation, (vbuuid, x))| Start {
-            generation: *generation,
-            vbuuid: *vbuuid,
-            x: *x,
-        }))
+    pub fn serialize<S: Serializer>(map: &BTreeMap<u64, RangeStart>, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(map.iter().map(|(generation, start)| Start { generation: *generation, start: *start }))
     }
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u64, (u64, Position)>, D::Error> {
-        Ok(Vec::<Start>::deserialize(d)?.into_iter().map(|s| (s.generation, (s.vbuuid, s.x))).collect())
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u64, RangeStart>, D::Error> {
+        Ok(Vec::<Start>::deserialize(d)?.into_iter().map(|s| (s.generation, s.start)).collect())
     }
 }
 

@@ -23,7 +23,7 @@ mod rollback;
 mod tests;
 mod topic;
 
-pub use bucket::{Bucket, Failover, Index, IndexState, Reconcile, Session, Vbucket, branch_of};
+pub use bucket::{Bucket, Failover, Index, IndexState, RangeStart, Reconcile, Session, Vbucket, branch_of};
 pub use context::{NodeEntry, StateContext, thin};
 pub use following::Following;
 pub use offered::{Concerns, Offered, StateError};

@@ -205,3 +205,21 @@ fn bookmarks_and_history_are_thinned_with_age_and_reach_back() {
     .unwrap();
     assert!(context.buckets["b"].vbuckets[0].bookmarks.iter().all(|b| b.seqno <= 4_000));
 }
+
+#[test]
+fn a_generation_begins_in_the_term_of_its_record_and_records_without_terms_are_read() {
+    let (context, records) = filled();
+    let assigned = |r: &&Record| matches!(r.change, Change::VbucketAssigned { .. });
+    let term = records.iter().find(assigned).unwrap().term;
+    let starts = &context.buckets["b"].vbuckets[0].starts;
+    assert!(term > 0 && starts.values().all(|start| start.term == term), "{starts:?}");
+    let mut json = serde_json::to_value(&context).unwrap();
+    let written = json["buckets"]["b"]["vbuckets"][0]["starts"].as_array_mut().unwrap();
+    for start in written {
+        assert!(start.as_object_mut().unwrap().remove("term").is_some());
+    }
+    let old: StateContext = serde_json::from_value(json).unwrap();
+    let old = &old.buckets["b"].vbuckets[0].starts;
+    assert_eq!(old.keys().collect::<Vec<_>>(), starts.keys().collect::<Vec<_>>());
+    assert!(old.values().all(|start| start.term == 0));
+}

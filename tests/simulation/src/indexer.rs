@@ -128,7 +128,7 @@ impl IndexerNode {
 fn merge_again(held: &mut Held, bucket: &Bucket) -> bool {
     let Some(applied) = &held.applied else { return false };
     let void = applied.vbs.iter().zip(&bucket.vbuckets).any(|(st, vb)| {
-        st.vbuuid != vb.vbuuid() || vb.starts.range(st.generation + 1..).any(|(_, (_, x))| !st.position.le(*x))
+        st.vbuuid != vb.vbuuid() || vb.starts.range(st.generation + 1..).any(|(_, start)| !st.position.le(start.x))
     });
     if void {
         held.applied = None;

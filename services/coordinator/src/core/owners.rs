@@ -15,7 +15,7 @@ impl Core {
         let owner = self.context.nodes.get(&(NodeKind::Projector, vbucket.projector.clone()));
         vbucket.generation > 0
             && owner.is_some_and(|e| !e.gone && e.incarnation == vbucket.incarnation)
-            && vbucket.starts.get(&vbucket.generation).is_some_and(|(vbuuid, _)| *vbuuid == vbucket.vbuuid())
+            && vbucket.starts.get(&vbucket.generation).is_some_and(|start| start.vbuuid == vbucket.vbuuid())
     }
 
     /// Gives vbuckets without a live owner to the projector with the fewest, under a new generation; when all have one, moves
@@ -111,7 +111,7 @@ fn restart_of(vbucket: &Vbucket, last: Option<&StabilityTimestamp>, vb: usize) -
     match issued {
         Some(state) => (state.position, state.covered),
         None => match vbucket.starts.get(&vbucket.generation) {
-            Some((vbuuid, x)) if *vbuuid == vbucket.vbuuid() => (*x, vbucket.restart),
+            Some(start) if start.vbuuid == vbucket.vbuuid() => (start.x, vbucket.restart),
             _ => (Position::new(vbucket.restart, 0), vbucket.restart),
         },
     }

@@ -92,7 +92,7 @@ fn sample(samples: &mut Vec<Bookmark>, new: Option<&Bookmark>) {
 
 /// A position beyond where a later generation began is void.
 fn counts(state: &StVb, vbucket: &Vbucket) -> bool {
-    vbucket.starts.range((Excluded(state.generation), Unbounded)).all(|(_, (_, x))| state.position.le(*x))
+    vbucket.starts.range((Excluded(state.generation), Unbounded)).all(|(_, start)| state.position.le(start.x))
 }
 
 impl Core {

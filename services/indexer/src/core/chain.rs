@@ -22,10 +22,19 @@ pub struct Shares {
     pub vbuuid: u64,
     /// The generation in force.
     pub generation: u64,
-    /// Generation → X, of the branch in force.
-    pub starts: BTreeMap<u64, Position>,
+    /// Where generations of the branch in force begin.
+    pub starts: BTreeMap<u64, Start>,
     /// Branches that are known, newest first.
     pub branches: Vec<Branch>,
+}
+
+/// Where a generation begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Start {
+    /// X: the highest position of any ST that was known then.
+    pub x: Position,
+    /// The term in which it began; 0: not known.
+    pub term: u64,
 }
 
 /// A branch of the source's history.
@@ -53,15 +62,20 @@ impl Shares {
 
     /// Whether a timestamp's position counts: one beyond where a later generation began is void, and may never be reached.
     pub fn counts(&self, state: &StVb) -> bool {
-        self.starts.range((Excluded(state.generation), Unbounded)).all(|(_, start)| state.position.le(*start))
+        self.starts.range((Excluded(state.generation), Unbounded)).all(|(_, start)| state.position.le(start.x))
+    }
+
+    /// Whether what was applied in a term up to a position counts still: a generation that began in a later term begins at or
+    /// above it. One of the same term began at or above every ST before it.
+    pub fn holds(&self, position: Position, term: u64) -> bool {
+        self.starts.values().filter(|start| start.term > term).all(|start| position.le(start.x))
     }
 
     /// The part of a batch's interval that counts: a coordinator that has not heard of the last ST of another begins lower than
     /// the generation before, and what is beyond that is void whoever published it.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
-        let lo = batch.from.max(*self.starts.get(&batch.generation)?);
-        let hi =
-            self.starts.range((Excluded(batch.generation), Unbounded)).fold(batch.to, |hi, (_, next)| hi.min(*next));
+        let lo = batch.from.max(self.starts.get(&batch.generation)?.x);
+        let hi = self.starts.range((Excluded(batch.generation), Unbounded)).fold(batch.to, |hi, (_, next)| hi.min(next.x));
         (lo.le(hi) && whole(batch, hi)).then_some((lo, hi))
     }
 }

@@ -11,7 +11,7 @@ mod staging;
 mod tests;
 
 pub use action::{Action, Steps, Why};
-pub use chain::{Batch, Branch, Join, Shares, Step};
+pub use chain::{Batch, Branch, Join, Shares, Start, Step};
 pub use slice::{Mode, Slice};
 
 use crate::store::SliceMark;
@@ -127,7 +127,7 @@ impl BucketCore {
             .shares
             .iter()
             .enumerate()
-            .map(|(vb, shares)| shares.starts.range((Excluded(known(vb)), Unbounded)).map(|(_, x)| *x).collect())
+            .map(|(vb, shares)| shares.starts.range((Excluded(known(vb)), Unbounded)).map(|(_, start)| start.x).collect())
             .collect();
         if view.term > self.view.term {
             // What a coordinator of an earlier term said and nobody has applied yet counts no more.

@@ -5,10 +5,12 @@ use crate::store::SliceMark;
 use highwater_schemas::state::SliceName;
 
 impl BucketCore {
-    /// Whether what a slice holds is of the branches in force.
-    pub fn on_branch(&self, mark: &SliceMark) -> bool {
-        let vbs = mark.vbs.iter().zip(&self.view.shares);
-        mark.vbs.len() == self.view.shares.len() && vbs.into_iter().all(|(vb, s)| vb.vbuuid == s.vbuuid)
+    /// Whether what a slice holds is of the branches in force, and nothing of it is void: beyond the start of a generation that
+    /// began after its mark was made, in a term that had not heard of the mark's ST.
+    pub fn counts(&self, mark: &SliceMark) -> bool {
+        let mut vbs = mark.vbs.iter().zip(&self.view.shares);
+        mark.vbs.len() == self.view.shares.len()
+            && vbs.all(|(vb, shares)| vb.vbuuid == shares.vbuuid && shares.holds(vb.position, mark.term))
     }
 
     /// A slice's store is open, or has gone back: what it holds, what it can go back to, oldest first, and whether it is empty
@@ -37,6 +39,9 @@ impl BucketCore {
                 return vec![Action::RollBack { slice: name, st: good.st }];
             }
             slice.adopt(&vbuuids, &common);
+        } else if slice.in_step() && !self.counts(mark) {
+            // The chain goes on below: the generations after its mark began without what it applied last.
+            slice.fall_out();
         }
         self.slices.insert(name, slice);
         let mut out = vec![Action::Report];

@@ -3,7 +3,7 @@
 use super::SliceInfo;
 use crate::{
     config::Config,
-    core::{Branch, BucketView, OpenSession, Shares},
+    core::{Branch, BucketView, OpenSession, Shares, Start},
     store::SliceIdentity,
 };
 use highwater_schemas::state::{Bucket, SessionKind, SliceName, StateContext};
@@ -16,7 +16,7 @@ pub(super) fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
         .map(|v| Shares {
             vbuuid: v.vbuuid(),
             generation: v.generation,
-            starts: v.starts.iter().filter(|(_, (u, _))| *u == v.vbuuid()).map(|(g, (_, x))| (*g, *x)).collect(),
+            starts: v.starts.iter().filter(|(_, s)| s.vbuuid == v.vbuuid()).map(|(g, s)| (*g, Start { x: s.x, term: s.term })).collect(),
             branches: v
                 .failover
                 .iter()

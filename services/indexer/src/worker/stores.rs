@@ -91,12 +91,12 @@ impl Worker {
             Ok(mut store) => {
                 let mark = self.newest_mark(&stem(&info), store.durable());
                 let mut shown = None;
-                // What is of an earlier branch is not shown, and kept only as far as it must be.
+                // What is of an earlier branch, or void, is not shown, and kept only as far as it must be.
                 let own = store.durable().clone();
-                let mark = if self.core.on_branch(&mark) { mark } else { own };
+                let mark = if self.core.counts(&mark) { mark } else { own };
                 if !mark.building
                     && !mark.compare
-                    && self.core.on_branch(&mark)
+                    && self.core.counts(&mark)
                     && let Ok(snapshot) = store.seal()
                 {
                     let st = Arc::new(st_of(&mark));

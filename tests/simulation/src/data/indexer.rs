@@ -5,7 +5,7 @@ use super::{
     env::{BUCKET, Env, Letter},
     store::{Disk, Store},
 };
-use highwater_indexer::core::{Action, Batch, Branch, BucketCore, BucketView, Mode, OpenSession, Shares};
+use highwater_indexer::core::{Action, Batch, Branch, BucketCore, BucketView, Mode, OpenSession, Shares, Start};
 use highwater_schemas::{
     StabilityTimestamp,
     api::{Join, NodeKind, SliceReport},
@@ -304,7 +304,7 @@ impl Indexer {
         let before = self.open.remove(&slice).map(|store| store.disk).or_else(|| self.disks.remove(&slice));
         let disk = before.filter(|_| !reset).unwrap_or_else(Disk::empty);
         let newest = disk.newest_mark();
-        let mark = if self.core.on_branch(&newest) { newest } else { disk.mark.clone() };
+        let mark = if self.core.counts(&newest) { newest } else { disk.mark.clone() };
         let store = Store::open(slice, partitions, disk);
         let actions = self.core.opened(slice, &mark, &store.disk.kept(), store.in_bulk());
         self.open.insert(slice, store);
@@ -414,7 +414,7 @@ fn view(node: &str, incarnation: u64, term: u64, bucket: &Bucket) -> BucketView 
     let shares = bucket.vbuckets.iter().map(|v| Shares {
         vbuuid: v.vbuuid(),
         generation: v.generation,
-        starts: v.starts.iter().filter(|(_, (u, _))| *u == v.vbuuid()).map(|(g, (_, x))| (*g, *x)).collect(),
+        starts: v.starts.iter().filter(|(_, s)| s.vbuuid == v.vbuuid()).map(|(g, s)| (*g, Start { x: s.x, term: s.term })).collect(),
         branches: v.failover.iter().map(branch).collect(),
     });
     let slices = bucket.live_indexes().flat_map(|(number, index)| {

@@ -36,6 +36,7 @@ struct Weights {
     restart: u64,
     fault: u64,
     crash: u64,
+    host: u64,
     topic: u64,
     catchup: u64,
     term: u64,
@@ -78,6 +79,7 @@ impl DataWorld {
             topic: some(&mut rng, 8),
             catchup: some(&mut rng, 8),
             term: some(&mut rng, 6),
+            host: some(&mut rng, 6),
         };
         let mut env = Env::new(rng, vbs as usize, verbose);
         let coordinator = Coordinator::new(&mut env, indexers as usize);
@@ -214,6 +216,7 @@ impl DataWorld {
             self.request();
         }
         self.break_nodes();
+        self.break_host();
         self.break_topics();
         if self.env.rng.chance(self.weights.term) {
             self.coordinator.succeed(&mut self.env);
@@ -260,6 +263,26 @@ impl DataWorld {
             Some(at) => self.indexers[at].crash(),
         }
         env.say(|| format!("node {at} is down for {down}"));
+    }
+
+    /// The machine of a projector, an indexer and the coordinator goes down: what only that indexer had applied nobody knows.
+    fn break_host(&mut self) {
+        let env = &mut self.env;
+        if !env.rng.chance(self.weights.host) {
+            return;
+        }
+        let (projectors, indexers) = (self.projectors.len(), self.indexers.len());
+        let projector = env.rng.below(projectors as u64) as usize;
+        let indexer = env.rng.below(indexers as u64) as usize;
+        let down = env.rng.range(50, 1_500);
+        self.back_at[projector] = env.now + down;
+        self.back_at[projectors + indexer] = env.now + down;
+        self.projectors[projector].restart();
+        self.projectors[projector].up = false;
+        self.indexers[indexer].crash();
+        self.coordinator.succeed(env);
+        env.count("hosts lost");
+        env.say(|| format!("the host of projector {projector} and indexer {indexer} is down for {down}"));
     }
 
     fn break_topics(&mut self) {

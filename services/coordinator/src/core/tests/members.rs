@@ -139,6 +139,6 @@ fn no_timestamp_is_issued_beyond_the_start_of_a_generation_that_begins_with_it()
     d.event(Event::Tick { random: 5 });
     let vbucket = &d.core.context().buckets["b"].vbuckets[0];
     assert_eq!(vbucket.projector, "q");
-    let (_, start) = vbucket.starts[&2];
+    let start = vbucket.starts[&2].x;
     assert_eq!((d.last().vbs[0].position, start.seqno), (start, 9));
 }

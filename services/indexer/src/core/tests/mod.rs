@@ -68,7 +68,8 @@ fn open_session(slices: &[SliceName]) -> OpenSession {
 }
 
 fn view(starts: &[(u64, u64)]) -> BucketView {
-    let starts: BTreeMap<u64, Position> = starts.iter().map(|(g, x)| (*g, Position::new(*x, 0))).collect();
+    let starts: BTreeMap<u64, Start> =
+        starts.iter().map(|(g, x)| (*g, Start { x: Position::new(*x, 0), term: 0 })).collect();
     let generation = starts.keys().next_back().copied().unwrap_or(0);
     BucketView {
         term: 1,
