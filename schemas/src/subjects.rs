@@ -45,6 +45,10 @@ pub fn hwt(bucket: &str, node: &str) -> String {
 pub fn stability(bucket: &str) -> String {
     format!("hw.stability.{bucket}")
 }
+/// Where stability timestamps are asked for that did not come.
+pub fn missed(bucket: &str) -> String {
+    format!("hw.missed.{bucket}")
+}
 pub fn mutation_stream(bucket: &str) -> String {
     format!("HW_MUTATION_{bucket}")
 }

@@ -68,6 +68,56 @@ pub struct Asked {
     pub seq: u64,
 }
 
+/// Catalogs whose wants are remembered at once.
+pub const MOST_CATALOGS: usize = 64;
+
+/// The newest want of each catalog, of the catalogs that wanted something last. Their numbers are random and tell nothing of
+/// their age: the one that wanted nothing for longest makes room. Who is forgotten is remembered again with its next want.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Wants {
+    /// Who wanted something last is last.
+    newest: Vec<Asked>,
+}
+
+impl Wants {
+    /// Takes up a want, unless a later one of its catalog is known.
+    pub fn note(&mut self, want: Asked) {
+        let known = self.newest.iter().position(|asked| asked.catalog == want.catalog);
+        if let Some(at) = known {
+            if self.newest[at].seq >= want.seq {
+                return;
+            }
+            self.newest.remove(at);
+        } else if self.newest.len() >= MOST_CATALOGS {
+            self.newest.remove(0);
+        }
+        self.newest.push(want);
+    }
+    /// Who wanted something last is last.
+    pub fn list(&self) -> &[Asked] {
+        &self.newest
+    }
+    pub fn is_empty(&self) -> bool {
+        self.newest.is_empty()
+    }
+    /// No further catalog is remembered without another being forgotten.
+    pub fn is_full(&self) -> bool {
+        self.newest.len() >= MOST_CATALOGS
+    }
+    pub fn knows(&self, catalog: u64) -> bool {
+        self.newest.iter().any(|asked| asked.catalog == catalog)
+    }
+}
+
+impl IntoIterator for Wants {
+    type Item = Asked;
+    type IntoIter = std::vec::IntoIter<Asked>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.newest.into_iter()
+    }
+}
+
 /// What the rounds of a chain have dropped.
 #[derive(SerdeSerialize, SerdeDeserialize, schemars::JsonSchema, Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Dropped {
@@ -129,6 +179,8 @@ pub struct StVb {
     pub hash: u64,
     /// The source stream's creation time, nanoseconds since the epoch.
     pub created: i64,
+    /// Nothing in what is kept: a want is of the moment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked: Vec<Asked>,
     /// The seqno below which the rounds so far have dropped every document; 0 where none did.
     #[serde(default)]
@@ -169,6 +221,12 @@ impl StabilityTimestamp {
     pub fn exact(&self) -> bool {
         self.vbs.iter().all(|v| v.covered == v.position.seqno)
     }
+    /// The same without the wants that it answers, which nobody waits for later.
+    #[must_use]
+    pub fn without_wants(&self) -> Self {
+        let vbs = self.vbs.iter().map(|vb| StVb { asked: Vec::new(), ..vb.clone() });
+        Self { vbs: vbs.collect(), ..*self }
+    }
     /// Every component of `self` is at or below `other`'s on the same branch.
     pub fn le(&self, other: &Self) -> bool {
         self.vbs.len() == other.vbs.len()
@@ -179,6 +237,26 @@ impl StabilityTimestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_catalogs_that_wanted_something_last_are_remembered() {
+        let want = |catalog, seq| Asked { catalog, seq };
+        let mut wants = Wants::default();
+        // The numbers fall: they say nothing.
+        for catalog in (0..MOST_CATALOGS as u64).rev() {
+            wants.note(want(catalog, 7));
+        }
+        let oldest = MOST_CATALOGS as u64 - 1;
+        assert!(wants.is_full() && wants.list()[0] == want(oldest, 7));
+        wants.note(want(oldest, 8));
+        wants.note(want(oldest - 1, 7));
+        wants.note(want(u64::MAX, 1));
+        assert_eq!(wants.list().len(), MOST_CATALOGS);
+        assert!(wants.knows(oldest) && !wants.knows(oldest - 1), "a want that is not newer makes nobody younger");
+        wants.note(want(oldest, 3));
+        let list = wants.list();
+        assert_eq!(list[list.len() - 2..], [want(oldest, 8), want(u64::MAX, 1)]);
+    }
 
     #[test]
     fn positions_compare_by_component() {

@@ -85,10 +85,7 @@ fn lock(heard: &Mutex<Heard>) -> std::sync::MutexGuard<'_, Heard> {
 
 impl Heard {
     fn stability(&mut self, message: &Stability) -> Result<()> {
-        for st in message.wanted.iter().chain([&message.st]) {
-            self.timestamp(&message.bucket, st)?;
-        }
-        Ok(())
+        self.timestamp(&message.bucket, &message.st)
     }
 
     fn timestamp(&mut self, bucket: &str, st: &StabilityTimestamp) -> Result<()> {

@@ -5,8 +5,8 @@ use highwater_schemas::{
     collation::{encode_entry_suffix, encode_raw},
     timestamp::{Asked, Position, StVb, StabilityTimestamp},
     wire::{
-        Batch, ByteRange, DocOp, HighWatermark, KeyVersions, Removal, Rows, ScanMode, ScanPage, ScanReply, ScanRequest,
-        StChoice, Stability, Sync, SyncVb, Unindexable, Want, encode,
+        Batch, ByteRange, DocOp, HighWatermark, KeyVersions, Missed, Removal, Rows, ScanMode, ScanPage, ScanReply,
+        ScanRequest, StChoice, Stability, Sync, SyncVb, Unindexable, Want, encode,
     },
 };
 use std::{fs, path::Path};
@@ -230,7 +230,8 @@ fn messages() -> Vec<Vec<u8>> {
         bucket: "people".into(),
         vbs: vec![SyncVb { vb: 0, state, source_last: 20, bookmark: None }],
     }));
-    messages.push(encode(&Stability { bucket: "people".into(), st: st.clone(), wanted: vec![st.clone()] }));
+    messages.push(encode(&Stability { bucket: "people".into(), st: st.clone(), wanted: vec![st.number - 1] }));
+    messages.push(encode(&Missed { bucket: "people".into(), term: 3, numbers: vec![7, 9] }));
     messages.push(encode(&Want { bucket: "people".into(), catalog: 3, seq: 9 }));
     messages.push(encode(&HighWatermark {
         bucket: "people".into(),

@@ -1,8 +1,8 @@
 //! The decoders of the data path: any bytes are refused or read whole, and nothing read is larger than what was sent.
 
 use highwater_schemas::wire::{
-    Batch, BatchView, HighWatermark, KeyVersions, Message, ScanReply, ScanRequest, Stability, Sync, VERSION, Want,
-    WireError, decode, encode,
+    Batch, BatchView, HighWatermark, KeyVersions, Message, Missed, ScanReply, ScanRequest, Stability, Sync, VERSION,
+    Want, WireError, decode, encode,
 };
 
 const HEADER: usize = 8;
@@ -43,6 +43,7 @@ fn every_kind(message: impl Fn(u8) -> Vec<u8>) {
     reply(&message(ScanReply::KIND as u8));
     copy!(decode::<Sync>, &message(Sync::KIND as u8));
     copy!(decode::<Stability>, &message(Stability::KIND as u8));
+    copy!(decode::<Missed>, &message(Missed::KIND as u8));
     copy!(decode::<Want>, &message(Want::KIND as u8));
     copy!(decode::<HighWatermark>, &message(HighWatermark::KIND as u8));
     copy!(decode::<ScanRequest>, &message(ScanRequest::KIND as u8));

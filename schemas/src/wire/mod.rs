@@ -16,13 +16,14 @@
 //! Every decoder answers garbage with a [`WireError`]; none panics.
 
 mod batch;
+mod packed;
 mod scan;
 mod stability;
 mod versions;
 
 pub use batch::{Batch, BatchView, Removal};
 pub use scan::{ByteRange, Row, Rows, ScanMode, ScanPage, ScanReply, ScanRequest, StChoice};
-pub use stability::{HighWatermark, Stability, Sync, SyncVb, Want};
+pub use stability::{HighWatermark, MOST_NAMED, Missed, Stability, Sync, SyncVb, Want};
 pub use versions::{DocOp, DocView, KeyVersions, KeyView, Unindexable, VersionsView, partition_of};
 
 use rkyv::{
@@ -34,7 +35,7 @@ use rkyv::{
 };
 
 /// The format version of every data message.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 const MAGIC: [u8; 2] = *b"HW";
 const HEADER: usize = 8;
 
@@ -49,6 +50,7 @@ pub enum Kind {
     HighWatermark = 5,
     ScanRequest = 6,
     ScanReply = 7,
+    Missed = 8,
 }
 
 /// Why a data message was refused.

@@ -1,6 +1,6 @@
-//! SYNC, HWT, stability timestamps and wants.
+//! SYNC, HWT, stability timestamps, wants, and questions for timestamps that were missed.
 
-use super::{Kind, Message};
+use super::{Kind, Message, packed::PackedTimestamp};
 use crate::timestamp::{Bookmark, Position, StVb, StabilityTimestamp};
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -36,16 +36,35 @@ impl Message for Want {
     const KIND: Kind = Kind::Want;
 }
 
-/// Coordinator → indexers and catalogs.
+/// Wanted timestamps that a broadcast names, and a question asks for, at most.
+pub const MOST_NAMED: usize = 64;
+
+/// Coordinator → indexers and catalogs. With 64 vbuckets, the wants of [`crate::timestamp::MOST_CATALOGS`] catalogs and
+/// [`MOST_NAMED`] names it stays below 16 KiB.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Stability {
     pub bucket: String,
+    #[rkyv(with = PackedTimestamp)]
     pub st: StabilityTimestamp,
-    /// The wanted ones of the last second, oldest first, for those who missed a broadcast.
-    pub wanted: Vec<StabilityTimestamp>,
+    /// The numbers of the wanted ones of the last second, oldest first: who missed one asks for it.
+    pub wanted: Vec<u64>,
 }
 impl Message for Stability {
     const KIND: Kind = Kind::Stability;
+}
+
+/// Indexer → coordinator: these wanted timestamps were named and did not come. They are broadcast again, those that are known
+/// still; who waits in vain goes on without them.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Missed {
+    pub bucket: String,
+    /// The term in which they were issued.
+    pub term: u64,
+    /// At most [`MOST_NAMED`] count.
+    pub numbers: Vec<u64>,
+}
+impl Message for Missed {
+    const KIND: Kind = Kind::Missed;
 }
 
 /// Indexer → coordinator and catalogs.

@@ -147,15 +147,14 @@ impl Core {
         let Some(seen) = self.seen(&message.bucket) else { return };
         // What the log does not know cannot be judged; it is repeated when the log has arrived.
         let known = |st: &StabilityTimestamp| st.vbs.len() == width && st.term <= term;
-        if message.st.term < seen.term || !known(&message.st) || !message.wanted.iter().all(known) {
+        if message.st.term < seen.term || !known(&message.st) {
             return;
         }
         seen.term = message.st.term;
-        for st in message.wanted.into_iter().chain([message.st]) {
-            // A repeated broadcast does not make it younger.
-            let arrived = seen.sts.get(&st.number).map_or(now, |(_, at)| *at);
-            seen.sts.insert(st.number, (st, arrived));
-        }
+        // A wanted one that was missed is not asked for: the next serves too. A repeated broadcast does not make one younger.
+        let st = message.st;
+        let arrived = seen.sts.get(&st.number).map_or(now, |(_, at)| *at);
+        seen.sts.insert(st.number, (st, arrived));
         let newest = seen.sts.last_key_value().map_or(0, |(number, _)| *number);
         seen.sts.retain(|number, (_, at)| *number == newest || now.saturating_sub(*at) <= ST_KEPT);
         while seen.sts.len() > MAX_STS {

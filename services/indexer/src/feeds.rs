@@ -9,7 +9,7 @@ use crate::{
 use highwater_bus::{Bus, BusError, ReadFrom, StreamMessage, StreamReader, Subscription, fault};
 use highwater_schemas::{
     subjects,
-    wire::{self, HighWatermark, Stability},
+    wire::{self, HighWatermark, Missed, Stability},
 };
 use std::{
     sync::{
@@ -18,7 +18,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
 
 /// Messages taken at once.
 const TAKE: usize = 64;
@@ -167,9 +170,7 @@ impl Feed {
             while let Some(message) = subscription.next().await {
                 match wire::decode::<Stability>(&message.payload) {
                     Ok(stability) if stability.bucket == self.bucket => {
-                        let mut sts = stability.wanted;
-                        sts.push(stability.st);
-                        if self.events.send(Event::Stability(sts)).await.is_err() {
+                        if self.events.send(Event::Stability(Box::new(stability))).await.is_err() {
                             return;
                         }
                     }
@@ -187,20 +188,40 @@ impl Feed {
     }
 }
 
-/// Publishes the HWT of one bucket when it moves, and now and then when it does not.
-pub(crate) async fn speak(bus: Bus, mut watermark: watch::Receiver<Option<HighWatermark>>) {
+/// Questions for stability timestamps that may wait; those beyond are asked again, or given up.
+pub(crate) const QUESTIONS: usize = 8;
+
+/// Publishes the HWT of one bucket when it moves, and now and then when it does not; and its questions at once.
+pub(crate) async fn speak(
+    bus: Bus,
+    mut watermark: watch::Receiver<Option<HighWatermark>>,
+    mut missed: mpsc::Receiver<Missed>,
+) {
+    let mut rested = Instant::now();
     loop {
+        let moved = async {
+            sleep_until(rested).await;
+            timeout_at(rested + HWT_REPEAT, watermark.changed()).await
+        };
+        tokio::select! {
+            moved = moved => if let Ok(Err(_)) = moved {
+                return;
+            },
+            question = missed.recv() => {
+                let Some(question) = question else { return };
+                if let Err(error) = bus.publish(&subjects::missed(&question.bucket), wire::encode(&question)).await {
+                    tracing::debug!(%error, "cannot ask for a stability timestamp");
+                }
+                continue;
+            }
+        }
+        rested = Instant::now() + HWT_SPACING;
         let current = watermark.borrow_and_update().clone();
         if let Some(hwt) = current {
             let subject = subjects::hwt(&hwt.bucket, &hwt.node);
             if let Err(error) = bus.publish(&subject, wire::encode(&hwt)).await {
                 tracing::debug!(%error, "cannot publish HWT");
             }
-        }
-        tokio::time::sleep(HWT_SPACING).await;
-        match tokio::time::timeout(HWT_REPEAT, watermark.changed()).await {
-            Ok(Ok(())) | Err(_) => {}
-            Ok(Err(_)) => return,
         }
     }
 }

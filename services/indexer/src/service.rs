@@ -11,7 +11,7 @@ mod workers;
 use crate::{
     config::{Config, MOST_SCANS},
     core::BucketView,
-    feeds::{self, Feed, Refused},
+    feeds::{self, Feed, QUESTIONS, Refused},
     files::SliceFiles,
     held::Held,
     jobs::Jobs,
@@ -339,6 +339,7 @@ impl Shell {
     async fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
         let (events, inbox) = mpsc::channel(EVENTS);
         let (watermark, watermarks) = watch::channel(None);
+        let (missed, questions) = mpsc::channel(QUESTIONS);
         let (report, watched) = watch::channel(BucketReport { term: view.term, ..BucketReport::default() });
         let outside = Outside {
             node: self.config.node.clone(),
@@ -353,6 +354,7 @@ impl Shell {
             events: events.downgrade(),
             watermark,
             report,
+            missed,
             purges: self.purges.clone(),
             incidents: self.bus.incidents(),
         };
@@ -389,7 +391,7 @@ impl Shell {
         let tasks = vec![
             self.feeds.spawn(what("reading the topic of"), feed_of.clone().mutation(self.config.node.clone(), from)),
             self.feeds.spawn(what("hearing the timestamps of"), feed_of.stability(heard)),
-            self.feeds.spawn(what("speaking for"), feeds::speak(self.bus.clone(), watermarks)),
+            self.feeds.spawn(what("speaking for"), feeds::speak(self.bus.clone(), watermarks, questions)),
             self.feeds.spawn(what("reporting on"), reports::note(report_of, self.notable.clone())),
         ];
         if let Some(running) = self.buckets.get_mut(name) {

@@ -25,13 +25,12 @@ use highwater_schemas::{
     Position,
     definition::CompiledIndex,
     lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
-    timestamp::{Asked, Bookmark, Dropped},
+    timestamp::{Asked, Bookmark, Dropped, Wants},
     wire::KeyVersions,
 };
 use removed::Frozen;
 pub(crate) use removed::KnownToAll;
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -223,7 +222,7 @@ pub(crate) async fn run(
         recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), recent::MOST),
         doubt: None,
         compared: None,
-        doubted: BTreeMap::new(),
+        doubted: Wants::default(),
         source,
         server,
         first_seq: 0,
@@ -232,8 +231,8 @@ pub(crate) async fn run(
         restarts: 0,
         asking: None,
         asked_at: None,
-        waiting: BTreeMap::new(),
-        answered: BTreeMap::new(),
+        waiting: Wants::default(),
+        answered: Wants::default(),
         pending: 0,
         read_at: Instant::now(),
         assignment,
@@ -296,10 +295,10 @@ struct Task {
     asking: Option<Asking>,
     asked_at: Option<Instant>,
     /// Wants that the next question will answer: catalog → seq.
-    waiting: BTreeMap<u64, u64>,
+    waiting: Wants,
     /// Wants that came in doubt.
-    doubted: BTreeMap<u64, u64>,
-    answered: BTreeMap<u64, u64>,
+    doubted: Wants,
+    answered: Wants,
     pending: u64,
     read_at: Instant,
 }
@@ -334,7 +333,7 @@ impl Task {
                 },
                 answer = answered(&mut self.asking) => self.answer(answer).await,
                 Some(want) = wants.recv() => {
-                    self.want(want.catalog, want.seq);
+                    self.want(want);
                     Ok(())
                 }
                 next = pumped.recv() => match next {
@@ -422,7 +421,7 @@ impl Task {
     async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
         let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
             // Asked again at the next occasion; the wants are kept.
-            asking.wants.into_iter().for_each(|(catalog, seq)| self.want(catalog, seq));
+            asking.wants.into_iter().for_each(|want| self.want(want));
             tokio::time::sleep(SILENCE).await;
             return Ok(());
         };
@@ -457,18 +456,11 @@ impl Task {
             self.send(KeyVersions::default(), true, false).await?;
         }
         let answered = if self.doubt.is_some() { &mut self.doubted } else { &mut self.answered };
-        for (catalog, seq) in asking.wants {
-            let newest = answered.entry(catalog).or_default();
-            *newest = seq.max(*newest);
-        }
-        // Catalogs come and go: only the newest few are told of.
-        while self.answered.len() > 64 {
-            self.answered.pop_first();
-        }
+        asking.wants.into_iter().for_each(|want| answered.note(want));
         let chunk = Chunk::Covered {
             to: Position::new(self.cover.position(), self.round),
             covered: self.covered(),
-            asked: self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect(),
+            asked: self.answered.list().to_vec(),
             source_last: self.source_last,
         };
         self.lane.send(chunk).await.map_err(|_| End::Again)?;

@@ -183,9 +183,7 @@ impl World {
                     self.reply(me, ask, Answer::Assigned(outcome));
                 }
                 Message::Stability(stability) => {
-                    for st in stability.wanted.iter().chain([&stability.st]) {
-                        self.apply(at, &stability.bucket, st);
-                    }
+                    self.apply(at, &stability.bucket, &stability.st);
                 }
                 _ => {}
             }

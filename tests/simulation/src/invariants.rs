@@ -114,25 +114,23 @@ impl World {
         };
         let birth = bucket.vbuckets.first().and_then(|v| v.failover.last()).map_or(0, |f| f.vbuuid);
         let mut problem = None;
-        for st in stability.wanted.iter().chain([&stability.st]) {
-            let plain = StabilityTimestamp { wanted: false, persist: false, ..st.clone() };
-            let key = (stability.bucket.clone(), birth, st.number);
-            let known = self.invariants.numbers.entry(key).or_insert_with(|| plain.clone());
-            if *known != plain {
-                problem = Some(format!(
-                    "I5: number {} of {} named {known:?}, now m{at} gives it to {plain:?}",
-                    st.number, stability.bucket
-                ));
-            }
-        }
         let st = &stability.st;
+        let plain = StabilityTimestamp { wanted: false, persist: false, ..st.clone() };
+        let key = (stability.bucket.clone(), birth, st.number);
+        let known = self.invariants.numbers.entry(key).or_insert_with(|| plain.clone());
+        if *known != plain {
+            problem = Some(format!(
+                "I5: number {} of {} named {known:?}, now m{at} gives it to {plain:?}",
+                st.number, stability.bucket
+            ));
+        }
         let key = (at, node.process.life, st.term, stability.bucket.clone());
         self.invariants.issued.insert(key.clone());
         if let Some(reported) = self.invariants.reported.get(&key) {
             let current = reported.vbs.len() == st.vbs.len()
                 && reported.vbs.iter().zip(&bucket.vbuckets).all(|(r, v)| {
                     // What lies beyond where a later generation began is void.
-                    let void = v.starts.range(r.generation + 1..).any(|(_, (_, x))| !r.position.le(*x));
+                    let void = v.starts.range(r.generation + 1..).any(|(_, start)| !r.position.le(start.x));
                     r.vbuuid == v.vbuuid() && !void
                 });
             if current && st.number > reported.number && !reported.le(st) {

@@ -28,6 +28,9 @@ fn whatever_sources_and_topics_lose_indexes_are_what_the_source_is() {
         "rollbacks done",
         "slices rolled back",
         "terms",
+        "hosts lost",
+        "timestamps asked for",
+        "timestamps told again",
     ] {
         assert!(summary.stats.get(what).is_some_and(|n| *n > 0), "no {what}: {:?}", summary.stats);
     }

@@ -173,10 +173,11 @@ fn old_timestamps_lower_terms_and_strange_buckets_are_dropped() {
 }
 
 #[test]
-fn missed_wanted_timestamps_come_with_the_next_broadcast() {
+fn a_timestamp_that_is_broadcast_again_serves_as_if_it_had_come_in_time() {
     let mut core = declared();
-    core.stability(ms(0), Stability { bucket: "users".into(), st: st(4, 40, false), wanted: vec![st(2, 20, true)] });
-    assert_eq!(used(core.step(&mut waiting(&["a", "b"], at_plus(15)), ms(0))), StChoice::Exactly(2));
+    hear(&mut core, ms(0), st(4, 40, false));
+    hear(&mut core, ms(1), st(2, 20, true));
+    assert_eq!(used(core.step(&mut waiting(&["a", "b"], at_plus(15)), ms(1))), StChoice::Exactly(2));
 }
 
 #[test]

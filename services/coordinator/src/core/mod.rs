@@ -33,7 +33,7 @@ use highwater_schemas::{
     api::{ClusterEvent, Join, heartbeat},
     state::{Change, MUTATION, Offered, SliceName, StateContext, StateError},
     subjects,
-    wire::{HighWatermark, Stability, Sync},
+    wire::{HighWatermark, Missed, Stability, Sync},
 };
 use jobs::Jobs;
 use members::Members;
@@ -64,6 +64,7 @@ pub enum Event {
     Cluster(ClusterEvent),
     Sync(Sync),
     HighWatermark(HighWatermark),
+    Missed(Missed),
     /// What [`Action::EnsureStreams`] came to.
     StreamsEnsured {
         job: Job,
@@ -253,6 +254,7 @@ impl Core {
             }
             Event::Sync(sync) => self.sync(now, &sync, &mut out),
             Event::HighWatermark(hwt) => self.high_watermark(&hwt, &mut out),
+            Event::Missed(missed) => self.missed(now, &missed, &mut out),
             Event::StreamsEnsured { job, outcome, random } => self.streams_ensured(job, outcome, random, &mut out),
             Event::StreamsDeleted { job } => self.end_job(job, Ok(()), &mut out),
             Event::GivenUp { job, why } => self.end_job(job, Err(why), &mut out),

@@ -6,8 +6,8 @@ use highwater_schemas::{
     StVb, StabilityTimestamp,
     api::{MOST_MEMBERS, NodeKind},
     state::{Change, Vbucket},
-    timestamp::Bookmark,
-    wire::{HighWatermark, Stability, Sync},
+    timestamp::{Bookmark, Wants},
+    wire::{HighWatermark, MOST_NAMED, Missed, Stability, Sync},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,10 +16,13 @@ use std::{
 
 /// Wants within this time share one ST, milliseconds.
 const WANT_SPACING: u64 = 2;
-/// How long wanted STs are repeated for those who missed the broadcast, milliseconds.
-const REPEAT_WANTED: u64 = 1_000;
-/// Wanted STs repeated at most.
-const MOST_REPEATED: usize = 64;
+/// How long wanted STs are named for those who missed the broadcast, and broadcast again when somebody asks, milliseconds.
+const NAME_WANTED: u64 = 1_000;
+/// One that was asked for is broadcast again this often at most, milliseconds: the others who missed it hear it too.
+const AGAIN: u64 = 20;
+/// Broadcasts of a bucket that answer questions in this time, milliseconds, at most; who gets no answer goes on without it.
+const ANSWERS_IN: u64 = 100;
+const MOST_ANSWERS: usize = 64;
 /// Messages of a vbucket that are remembered per persistence interval.
 const SAMPLES: usize = 8;
 /// An idle bucket repeats its last ST this often, milliseconds.
@@ -42,13 +45,33 @@ pub(super) struct BucketStability {
     marked_at: u64,
     /// Number of the last ST marked to be made durable.
     marked: u64,
-    repeat: VecDeque<(u64, StabilityTimestamp)>,
+    /// The wanted ones of the last second, at most [`MOST_NAMED`], oldest first.
+    named: VecDeque<Named>,
+    /// When questions were answered last, and how many since [`ANSWERS_IN`].
+    answers: (u64, usize),
+    /// Of the catalogs whose wants count.
+    wants: Wants,
     /// Marked and not yet confirmed.
     unconfirmed: Option<StabilityTimestamp>,
     durable: BTreeMap<String, u64>,
 }
 
+/// A wanted ST.
+struct Named {
+    st: StabilityTimestamp,
+    issued_at: u64,
+    /// When it was last broadcast because somebody asked.
+    told_again: Option<u64>,
+}
+
 impl BucketStability {
+    /// The numbers of the wanted ones of the last second.
+    fn names(&mut self, now: u64) -> Vec<u64> {
+        while self.named.front().is_some_and(|named| now >= named.issued_at + NAME_WANTED) {
+            self.named.pop_front();
+        }
+        self.named.iter().map(|named| named.st.number).collect()
+    }
     pub(super) fn last(&self) -> Option<&StabilityTimestamp> {
         self.last.as_ref()
     }
@@ -160,6 +183,7 @@ impl Core {
                 continue;
             }
             entry.wanted |= slot.as_ref().map_or(!part.state.asked.is_empty(), |old| old.asked != part.state.asked);
+            part.state.asked.iter().for_each(|asked| entry.wants.note(*asked));
             entry.dirty = true;
             *slot = Some(part.state.clone());
         }
@@ -186,7 +210,8 @@ impl Core {
                 && now >= entry.published_at + repeat
             {
                 entry.published_at = now;
-                out.push(Action::Publish(Stability { bucket: name, st: last.clone(), wanted: Vec::new() }));
+                let st = last.clone();
+                out.push(Action::Publish(Stability { bucket: name, st, wanted: entry.names(now) }));
             }
         }
     }
@@ -210,7 +235,11 @@ impl Core {
         if !(entry.dirty || persist_due) || now < entry.issued_at + entry.spacing(&self.config) {
             return;
         }
-        let Some(vbs) = entry.sync.iter().cloned().collect::<Option<Vec<StVb>>>() else { return };
+        let Some(mut vbs) = entry.sync.iter().cloned().collect::<Option<Vec<StVb>>>() else { return };
+        if entry.wants.is_full() {
+            // Each vbucket remembers catalogs of its own.
+            vbs.iter_mut().for_each(|vb| vb.asked.retain(|asked| entry.wants.knows(asked.catalog)));
+        }
         let behind = |l: &StVb, s: &StVb| !l.position.le(s.position);
         let below = |v: &Vbucket, s: &StVb| v.start_of(s.generation).is_none_or(|x| !x.le(s.position));
         if entry.last.as_ref().is_some_and(|last| last.vbs.iter().zip(&vbs).any(|(l, s)| behind(l, s)))
@@ -246,20 +275,37 @@ impl Core {
             }
             entry.unconfirmed = Some(st.clone());
         }
-        while entry.repeat.front().is_some_and(|(at, _)| now >= at + REPEAT_WANTED)
-            || entry.repeat.len() > MOST_REPEATED
-        {
-            entry.repeat.pop_front();
-        }
-        out.push(Action::Publish(Stability {
-            bucket: name.into(),
-            st: st.clone(),
-            wanted: entry.repeat.iter().map(|(_, st)| st.clone()).collect(),
-        }));
+        let wanted = entry.names(now);
+        out.push(Action::Publish(Stability { bucket: name.into(), st: st.clone(), wanted }));
         if st.wanted {
-            entry.repeat.push_back((now, st.clone()));
+            if entry.named.len() >= MOST_NAMED {
+                entry.named.pop_front();
+            }
+            entry.named.push_back(Named { st: st.clone(), issued_at: now, told_again: None });
         }
         entry.last = Some(st);
+    }
+
+    /// Wanted timestamps that a node missed are broadcast again, as far as they are known.
+    pub(super) fn missed(&mut self, now: u64, missed: &Missed, out: &mut Vec<Action>) {
+        let Some(entry) = self.stability.get_mut(&missed.bucket).filter(|_| missed.term == self.context.term) else {
+            return;
+        };
+        if now >= entry.answers.0 + ANSWERS_IN {
+            entry.answers = (now, 0);
+        }
+        for number in missed.numbers.iter().take(MOST_NAMED) {
+            let Ok(at) = entry.named.binary_search_by_key(number, |named| named.st.number) else { continue };
+            let due = |named: &&mut Named| named.told_again.is_none_or(|told| now >= told + AGAIN);
+            let Some(named) = entry.named.get_mut(at).filter(due) else { continue };
+            if entry.answers.1 >= MOST_ANSWERS {
+                return;
+            }
+            entry.answers.1 += 1;
+            named.told_again = Some(now);
+            let (bucket, st) = (missed.bucket.clone(), named.st.clone());
+            out.push(Action::Publish(Stability { bucket, st, wanted: Vec::new() }));
+        }
     }
 
     /// A persistence timestamp that every live indexer of the bucket has made durable goes into the history.
@@ -280,7 +326,7 @@ impl Core {
         let Some(marked) = &entry.unconfirmed else { return };
         let live: Vec<&str> = bucket.hosts().into_iter().filter(|node| alive(node)).collect();
         if !live.is_empty() && live.iter().all(|node| entry.durable.get(*node).is_some_and(|n| *n >= marked.number)) {
-            out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.clone() }));
+            out.push(Action::Append(Change::Persisted { bucket: hwt.bucket.clone(), st: marked.without_wants() }));
             entry.unconfirmed = None;
         }
     }

@@ -72,6 +72,7 @@ struct Shell {
     /// Reading and writing the log, and making topics.
     log_retry: Retry,
     topics_retry: Retry,
+    publish_retry: Retry,
 }
 
 /// Runs an index manager until `stop` turns true.
@@ -90,6 +91,7 @@ pub async fn run(
         events: bus.subscribe(subjects::CLUSTER_EVENT).await?,
         syncs: bus.subscribe("hw.sync.*").await?,
         hwts: bus.subscribe("hw.hwt.*.*").await?,
+        missed: bus.subscribe(&subjects::missed("*")).await?,
         admin: admin_service(&bus).await?,
         node: node_service(&bus, &config.node).await?,
         outcome,
@@ -116,6 +118,7 @@ pub async fn run(
         not_appended: false,
         log_retry: bus.retry(format!("stream {}", subjects::STATE_STREAM)),
         topics_retry: bus.retry("making the streams of topics"),
+        publish_retry: bus.retry("publishing stability timestamps"),
         bus,
         config,
     };
@@ -141,6 +144,7 @@ struct Heard {
     events: Subscription,
     syncs: Subscription,
     hwts: Subscription,
+    missed: Subscription,
     admin: Endpoints,
     node: Endpoints,
     outcome: mpsc::Receiver<Event>,
@@ -188,6 +192,10 @@ async fn serve(shell: &mut Shell, heard: &mut Heard, stop: &mut watch::Receiver<
             },
             message = heard.hwts.next(), if free => match wire::decode::<wire::HighWatermark>(&need(message)?.payload) {
                 Ok(hwt) => shell.handle(Event::Lead(core::Event::HighWatermark(hwt))).await?,
+                Err(error) => shell.refuse(&error),
+            },
+            message = heard.missed.next(), if free => match wire::decode::<wire::Missed>(&need(message)?.payload) {
+                Ok(missed) => shell.handle(Event::Lead(core::Event::Missed(missed))).await?,
                 Err(error) => shell.refuse(&error),
             },
             request = heard.admin.next(), if free => shell.admin_request(need(request)?).await?,
@@ -396,7 +404,11 @@ impl Shell {
             }
             core::Action::Publish(stability) => {
                 let subject = subjects::stability(&stability.bucket);
-                self.bus.publish(&subject, wire::encode(&stability)).await?;
+                // It is repeated; whatever speaks against it ends nobody.
+                match self.bus.publish(&subject, wire::encode(&stability)).await {
+                    Ok(()) => self.publish_retry.over(),
+                    Err(error) => _ = self.publish_retry.failed(&error),
+                }
             }
             core::Action::EnsureStreams { job, bucket, topic } => {
                 let mut turn = self.turns.take(&topics::names(&bucket, topic.as_deref()));

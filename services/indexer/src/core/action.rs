@@ -52,6 +52,8 @@ pub enum Action {
     Persist { slice: SliceName, mark: SliceMark, topic: u64, why: Why },
     /// The messages of a session below this sequence are durable.
     Purge { session: u64, below: u64 },
+    /// These wanted STs of the term that is followed did not come: the coordinator broadcasts them again.
+    Ask { numbers: Vec<u64> },
     /// The states of slices changed: the coordinator should know.
     Report,
 }

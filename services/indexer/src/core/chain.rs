@@ -75,7 +75,8 @@ impl Shares {
     /// the generation before, and what is beyond that is void whoever published it.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
         let lo = batch.from.max(self.starts.get(&batch.generation)?.x);
-        let hi = self.starts.range((Excluded(batch.generation), Unbounded)).fold(batch.to, |hi, (_, next)| hi.min(next.x));
+        let hi =
+            self.starts.range((Excluded(batch.generation), Unbounded)).fold(batch.to, |hi, (_, next)| hi.min(next.x));
         (lo.le(hi) && whole(batch, hi)).then_some((lo, hi))
     }
 }

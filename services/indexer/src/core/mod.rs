@@ -3,6 +3,7 @@
 mod action;
 mod chain;
 mod gaps;
+mod missed;
 mod opening;
 mod session;
 mod slice;
@@ -17,6 +18,7 @@ pub use slice::{Mode, Slice};
 use crate::store::SliceMark;
 use chain::Chain;
 use highwater_schemas::{Position, StabilityTimestamp, state::SliceName, wire::Removal};
+use missed::Missing;
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound::{Excluded, Unbounded},
@@ -66,6 +68,8 @@ pub struct BucketCore {
     ahead_bytes: usize,
     slices: BTreeMap<SliceName, Slice>,
     pending: BTreeMap<u64, Arc<StabilityTimestamp>>,
+    /// Wanted STs that were named and did not come.
+    missed: Missing,
     /// The newest ST heard.
     heard: Option<Arc<StabilityTimestamp>>,
     /// Last sequence taken from the mutation topic, and the topic's creation time.
@@ -127,11 +131,14 @@ impl BucketCore {
             .shares
             .iter()
             .enumerate()
-            .map(|(vb, shares)| shares.starts.range((Excluded(known(vb)), Unbounded)).map(|(_, start)| start.x).collect())
+            .map(|(vb, shares)| {
+                shares.starts.range((Excluded(known(vb)), Unbounded)).map(|(_, start)| start.x).collect()
+            })
             .collect();
         if view.term > self.view.term {
             // What a coordinator of an earlier term said and nobody has applied yet counts no more.
             self.pending.clear();
+            self.missed = Missing::default();
             self.heard = None;
             out.push(Action::Report);
         }
@@ -229,6 +236,7 @@ impl BucketCore {
     /// Applies what can be applied, and looks for gaps.
     pub fn advance(&mut self, now: u64) -> Vec<Action> {
         let mut out = Vec::new();
+        self.ask_for_missed(now, &mut out);
         let names: Vec<SliceName> = self.slices.values().filter(|s| s.in_step()).map(|s| s.name).collect();
         for name in names {
             self.look_beyond(name, &mut out);
@@ -267,7 +275,11 @@ impl BucketCore {
     fn apply_next(&mut self, name: SliceName, out: &mut Vec<Action>) -> bool {
         let Some(slice) = self.slices.get(&name) else { return false };
         let mut best: Option<(Arc<StabilityTimestamp>, Steps)> = None;
+        let awaited = self.missed.awaited_after(slice.applied).filter(|_| slice.readable);
         for st in self.pending.range((Excluded(slice.applied), Unbounded)).map(|(_, st)| st) {
+            if awaited.is_some_and(|number| st.number > number) {
+                break;
+            }
             if !self.ahead(slice, st) {
                 continue;
             }

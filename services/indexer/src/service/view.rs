@@ -16,7 +16,12 @@ pub(super) fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
         .map(|v| Shares {
             vbuuid: v.vbuuid(),
             generation: v.generation,
-            starts: v.starts.iter().filter(|(_, s)| s.vbuuid == v.vbuuid()).map(|(g, s)| (*g, Start { x: s.x, term: s.term })).collect(),
+            starts: v
+                .starts
+                .iter()
+                .filter(|(_, s)| s.vbuuid == v.vbuuid())
+                .map(|(g, s)| (*g, Start { x: s.x, term: s.term }))
+                .collect(),
             branches: v
                 .failover
                 .iter()

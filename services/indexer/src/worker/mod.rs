@@ -20,7 +20,11 @@ use crate::{
     },
 };
 use highwater_bus::{Incidents, fault};
-use highwater_schemas::{ErrorCode, StabilityTimestamp, state::SliceName, wire::HighWatermark};
+use highwater_schemas::{
+    ErrorCode, StabilityTimestamp,
+    state::SliceName,
+    wire::{HighWatermark, Missed, Stability},
+};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -87,7 +91,7 @@ pub(crate) enum Event {
         topic: u64,
         batch: Arc<Batch>,
     },
-    Stability(Vec<StabilityTimestamp>),
+    Stability(Box<Stability>),
     Persisted {
         slice: SliceName,
         /// Which opening of the slice this is about.
@@ -144,6 +148,7 @@ pub(crate) struct Outside {
     pub(crate) events: mpsc::WeakSender<Event>,
     pub(crate) watermark: watch::Sender<Option<HighWatermark>>,
     pub(crate) report: watch::Sender<BucketReport>,
+    pub(crate) missed: mpsc::Sender<Missed>,
     pub(crate) purges: mpsc::Sender<(String, u64, u64)>,
     pub(crate) incidents: Incidents,
 }
@@ -252,8 +257,9 @@ impl Worker {
                 self.check_memory();
                 Vec::new()
             }
-            Event::Stability(sts) => {
-                self.core.stability(sts);
+            Event::Stability(stability) => {
+                self.core.named(stability.st.term, &stability.wanted);
+                self.core.stability([stability.st]);
                 Vec::new()
             }
             Event::Persisted { slice, opening, mark, topic, outcome } => {
@@ -367,6 +373,11 @@ impl Worker {
                 Action::Purge { session, below } => {
                     // Best effort: the next durable point asks again.
                     let _ = self.outside.purges.try_send((self.outside.bucket.clone(), session, below));
+                }
+                Action::Ask { numbers } => {
+                    let missed = Missed { bucket: self.outside.bucket.clone(), term: self.core.term(), numbers };
+                    // When too many questions wait, it is asked again or given up.
+                    let _ = self.outside.missed.try_send(missed);
                 }
                 Action::Report => self.notable += 1,
             }

@@ -3,12 +3,13 @@
 use super::{ASK_FAR, NEAR, SILENCE, Task};
 use crate::cover::Question;
 use highwater_bus::{BusError, StreamState, fault, supervise};
-use std::{collections::BTreeMap, time::Instant};
+use highwater_schemas::timestamp::{Asked, Wants};
+use std::time::Instant;
 
 pub(super) struct Asking {
     pub(super) question: Question,
     pub(super) staged: Option<u64>,
-    pub(super) wants: BTreeMap<u64, u64>,
+    pub(super) wants: Wants,
     pub(super) answer: supervise::Task<Answer>,
 }
 
@@ -36,9 +37,8 @@ pub(super) async fn answered(asking: &mut Option<Asking>) -> (Asking, Option<Ans
 
 impl Task {
     /// A catalog wants to know what the stream is after now.
-    pub(super) fn want(&mut self, catalog: u64, seq: u64) {
-        let newest = self.waiting.entry(catalog).or_default();
-        *newest = seq.max(*newest);
+    pub(super) fn want(&mut self, want: Asked) {
+        self.waiting.note(want);
     }
 
     /// Asks at once near the end or for a want, now and then while far behind.

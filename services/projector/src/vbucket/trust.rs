@@ -104,8 +104,8 @@ impl Task {
             last.source = self.source;
         }
         // They are answered by what the stream is from now on.
-        for (catalog, seq) in std::mem::take(&mut self.doubted) {
-            self.want(catalog, seq);
+        for want in std::mem::take(&mut self.doubted) {
+            self.want(want);
         }
     }
 

@@ -10,6 +10,7 @@ use highwater_schemas::{
     api::{BucketReconcile, Join, NodeKind},
     definition::{BucketDefinition, IndexDefinition},
     state::{Change, StateContext},
+    wire,
 };
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 
@@ -105,11 +106,14 @@ impl Coordinator {
                             env.count("timestamps issued");
                             self.issued = Some(stability.st.clone());
                         }
-                        let mut sts = stability.wanted;
-                        sts.push(stability.st);
-                        let sts = Rc::new(sts);
+                        if !fresh && stability.wanted.is_empty() {
+                            env.count("timestamps told again");
+                        }
+                        // As it travels.
+                        let told =
+                            Rc::new(wire::decode(&wire::encode(&stability)).expect("what is encoded can be read"));
                         for indexer in 0..self.indexers {
-                            env.mail(Letter::Stability(indexer, Rc::clone(&sts)));
+                            env.mail(Letter::Stability(indexer, Rc::clone(&told)));
                         }
                     }
                     Action::Reply { answer, .. } => env.say(|| format!("answers {answer:?}")),

@@ -4,10 +4,10 @@ use super::source::Source;
 use crate::rng::Rng;
 use highwater_indexer::{Payload, core::Batch};
 use highwater_schemas::{
-    Position, StabilityTimestamp,
+    Position,
     api::Join,
     state::StateContext,
-    wire::{HighWatermark, Sync},
+    wire::{HighWatermark, Missed, Stability, Sync},
 };
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
@@ -20,7 +20,8 @@ pub enum Letter {
     Join(Box<Join>),
     HighWatermark(HighWatermark),
     /// To an indexer.
-    Stability(usize, Rc<Vec<StabilityTimestamp>>),
+    Stability(usize, Rc<Stability>),
+    Missed(Missed),
     /// To a projector.
     Want(usize, u64),
 }

@@ -10,7 +10,7 @@ use highwater_schemas::{
     StabilityTimestamp,
     api::{Join, NodeKind, SliceReport},
     state::{Bucket, SessionKind, SliceName, StateContext, branch_of},
-    wire::HighWatermark,
+    wire::{HighWatermark, Missed, Stability},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -93,9 +93,10 @@ impl Indexer {
         self.started = true;
     }
 
-    pub fn stability(&mut self, sts: &[StabilityTimestamp]) {
+    pub fn stability(&mut self, stability: &Stability) {
         if self.started {
-            self.core.stability(sts.iter().cloned());
+            self.core.named(stability.st.term, &stability.wanted);
+            self.core.stability([stability.st.clone()]);
         }
     }
 
@@ -292,6 +293,11 @@ impl Indexer {
                         topic.messages = topic.messages.split_off(&below);
                     }
                 }
+                Action::Ask { numbers } => {
+                    env.count("timestamps asked for");
+                    let missed = Missed { bucket: BUCKET.into(), term: self.core.term(), numbers };
+                    env.mail(Letter::Missed(missed));
+                }
                 Action::Report => self.notable = true,
             }
         }
@@ -414,7 +420,12 @@ fn view(node: &str, incarnation: u64, term: u64, bucket: &Bucket) -> BucketView 
     let shares = bucket.vbuckets.iter().map(|v| Shares {
         vbuuid: v.vbuuid(),
         generation: v.generation,
-        starts: v.starts.iter().filter(|(_, s)| s.vbuuid == v.vbuuid()).map(|(g, s)| (*g, Start { x: s.x, term: s.term })).collect(),
+        starts: v
+            .starts
+            .iter()
+            .filter(|(_, s)| s.vbuuid == v.vbuuid())
+            .map(|(g, s)| (*g, Start { x: s.x, term: s.term }))
+            .collect(),
         branches: v.failover.iter().map(branch).collect(),
     });
     let slices = bucket.live_indexes().flat_map(|(number, index)| {

@@ -12,6 +12,7 @@ use highwater_schemas::{
     api::{Join, NodeKind, Suspicion},
     lane::LaneTarget,
     state::{Bucket, SessionKind, StateContext},
+    timestamp::Asked,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -183,8 +184,7 @@ impl Projector {
 
     pub fn want(&mut self, seq: u64) {
         for (_, task) in self.tasks.iter_mut().filter(|((_, _, session), _)| *session == 0) {
-            let newest = task.waiting.entry(1).or_default();
-            *newest = seq.max(*newest);
+            task.waiting.note(Asked { catalog: 1, seq });
         }
     }
 

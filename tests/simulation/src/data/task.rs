@@ -26,10 +26,10 @@ use highwater_schemas::{
     Position,
     lane::LaneTarget,
     state::thin,
-    timestamp::{Asked, Bookmark},
+    timestamp::{Asked, Bookmark, Wants},
     wire::{DocOp, KeyVersions, Removal},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 const POLL: u64 = 1_000;
 const LOOK: u64 = 50;
@@ -104,7 +104,7 @@ pub struct Task {
     recent: Recent,
     doubt: Option<u64>,
     compared: Option<u64>,
-    doubted: BTreeMap<u64, u64>,
+    doubted: Wants,
     source: u64,
     server: u64,
     first_seq: u64,
@@ -112,8 +112,8 @@ pub struct Task {
     list_end: Option<u64>,
     restarts: u64,
     asking: Option<Asking>,
-    pub waiting: BTreeMap<u64, u64>,
-    answered: BTreeMap<u64, u64>,
+    pub waiting: Wants,
+    answered: Wants,
     read_at: u64,
     poll_at: u64,
     look_at: u64,
@@ -145,7 +145,7 @@ impl Task {
             recent: Recent::new(0, 0, 0),
             doubt: None,
             compared: None,
-            doubted: BTreeMap::new(),
+            doubted: Wants::default(),
             source: 0,
             server: 0,
             first_seq: 0,
@@ -153,8 +153,8 @@ impl Task {
             list_end: None,
             restarts: 0,
             asking: None,
-            waiting: BTreeMap::new(),
-            answered: BTreeMap::new(),
+            waiting: Wants::default(),
+            answered: Wants::default(),
             read_at: 0,
             poll_at: 0,
             look_at: 0,

@@ -135,9 +135,10 @@ impl DataWorld {
                 Letter::Sync(sync) => self.coordinator.event(env, Event::Sync(sync)),
                 Letter::Join(join) => self.coordinator.event(env, Event::Join(*join)),
                 Letter::HighWatermark(hwt) => self.coordinator.event(env, Event::HighWatermark(hwt)),
-                Letter::Stability(to, sts) => {
+                Letter::Missed(missed) => self.coordinator.event(env, Event::Missed(missed)),
+                Letter::Stability(to, stability) => {
                     if self.indexers[to].up {
-                        self.indexers[to].stability(&sts);
+                        self.indexers[to].stability(&stability);
                     }
                 }
                 Letter::Want(to, seq) => {

@@ -3,6 +3,7 @@
 mod members;
 mod reconcile;
 mod rollback;
+mod stability;
 mod streams;
 
 use super::*;

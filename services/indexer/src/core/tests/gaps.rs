@@ -90,7 +90,11 @@ fn what_comes_back_beyond_a_generation_of_a_later_term_needs_a_session() {
         (Position::new(8, 0), 1, 0, true),
     ] {
         let (core, mark) = comes_back(second_generation(began), position, term);
-        assert_eq!((core.counts(&mark), core.slices().all(Slice::in_step)), (good, good), "{position:?} {term} {began}");
+        assert_eq!(
+            (core.counts(&mark), core.slices().all(Slice::in_step)),
+            (good, good),
+            "{position:?} {term} {began}"
+        );
         assert_eq!(state(&core), if good { SliceState::Active } else { SliceState::Catchup });
     }
 }
@@ -102,7 +106,11 @@ fn what_comes_back_void_shows_no_timestamp_that_the_others_show() {
     core.live(1, batch(2, 1, 0, 5, 10, 10));
     let st = StabilityTimestamp { term: 2, ..st(9, 2, 10, 10, true) };
     core.stability([st]);
-    assert_eq!(applied(&core.advance(0)), [], "the chain passes its position, and its rows are not those of the others");
+    assert_eq!(
+        applied(&core.advance(0)),
+        [],
+        "the chain passes its position, and its rows are not those of the others"
+    );
     let mut view = second_generation(2);
     view.sessions.insert(4, OpenSession { from: vec![8], ..open_session(&[SLICE]) });
     core.state(view);

@@ -1,6 +1,7 @@
 //! The core of one bucket, event by event.
 
 mod gaps;
+mod missed;
 mod rounds;
 
 use super::{gaps::GAP_AFTER, *};
@@ -68,8 +69,8 @@ fn open_session(slices: &[SliceName]) -> OpenSession {
 }
 
 fn view(starts: &[(u64, u64)]) -> BucketView {
-    let starts: BTreeMap<u64, Start> =
-        starts.iter().map(|(g, x)| (*g, Start { x: Position::new(*x, 0), term: 0 })).collect();
+    let start = |(g, x): &(u64, u64)| (*g, Start { x: Position::new(*x, 0), term: 0 });
+    let starts: BTreeMap<u64, Start> = starts.iter().map(start).collect();
     let generation = starts.keys().next_back().copied().unwrap_or(0);
     BucketView {
         term: 1,
@@ -120,15 +121,6 @@ fn an_st_applies_exactly_what_is_at_or_below_it() {
     assert_eq!(applied(&core.advance(0)), [(2, true, vec![11, 12, 13])]);
     core.stability([st(3, 1, 15, 15, false)]);
     assert_eq!(applied(&core.advance(0)), [(3, true, vec![14, 15])]);
-}
-
-#[test]
-fn unwanted_timestamps_may_be_skipped_and_wanted_ones_may_not() {
-    let mut core = in_step(0, &[(1, 0)]);
-    core.live(1, batch(1, 1, 0, 0, 9, 9));
-    core.stability([st(2, 1, 1, 1, false), st(3, 1, 4, 4, true), st(4, 1, 5, 5, false), st(5, 1, 9, 9, false)]);
-    let numbers: Vec<u64> = applied(&core.advance(0)).iter().map(|a| a.0).collect();
-    assert_eq!(numbers, [3, 5]);
 }
 
 #[test]

@@ -4,13 +4,12 @@ use super::{Chunk, End, KnownToAll, SILENCE, Task};
 use crate::data::env::Env;
 use highwater_bus::StreamState;
 use highwater_projector::cover::Question;
-use highwater_schemas::{timestamp::Asked, wire::KeyVersions};
-use std::collections::BTreeMap;
+use highwater_schemas::{timestamp::Wants, wire::KeyVersions};
 
 pub(super) struct Asking {
     question: Question,
     staged: Option<u64>,
-    wants: BTreeMap<u64, u64>,
+    wants: Wants,
     position: u64,
     silent: bool,
     /// The stream's state, once the server has looked.
@@ -96,11 +95,8 @@ impl Task {
             self.send(env, KeyVersions::default(), true, false);
         }
         let answered = if self.doubt.is_some() { &mut self.doubted } else { &mut self.answered };
-        for (catalog, seq) in asking.wants {
-            let newest = answered.entry(catalog).or_default();
-            *newest = seq.max(*newest);
-        }
-        let asked = self.answered.iter().map(|(catalog, seq)| Asked { catalog: *catalog, seq: *seq }).collect();
+        asking.wants.into_iter().for_each(|want| answered.note(want));
+        let asked = self.answered.list().to_vec();
         let (to, covered, source_last) = (self.at(env), self.covered(), self.source_last);
         self.lane.chunk(env, Chunk::Covered { to, covered, asked, source_last });
         self.put_removals(env);

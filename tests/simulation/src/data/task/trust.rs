@@ -43,10 +43,7 @@ impl Task {
 
     pub(super) fn trust(&mut self) {
         self.doubt = None;
-        for (catalog, seq) in std::mem::take(&mut self.doubted) {
-            let newest = self.waiting.entry(catalog).or_default();
-            *newest = seq.max(*newest);
-        }
+        std::mem::take(&mut self.doubted).into_iter().for_each(|want| self.waiting.note(want));
         if let Some(last) = self.marks.last_mut() {
             last.source = self.source;
         }
