@@ -23,6 +23,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use heed::{CommitOrAbort, Database, EnvOpenOptions, types};
+use highwater_bus::{Bus, ConnectSettings, ReadFrom, StreamReader};
 use std::{
     convert::Infallible,
     path::Path,
@@ -54,6 +55,8 @@ pub struct Limits {
     /// Acked publishes that each replace a document of a bucket with history 1.
     pub update: f64,
     pub read: f64,
+    /// The same with our own frame reader, in as many parts as pay.
+    pub frames: f64,
     pub round_trip: Spread,
     pub cursor: f64,
 }
@@ -63,6 +66,7 @@ impl Limits {
         report.limit("raw acked publish", self.publish, "msg/s");
         report.limit("raw acked update, history 1", self.update, "msg/s");
         report.limit("raw stream read, AckPolicy::None", self.read, "msg/s");
+        report.limit("raw frame read", self.frames, "msg/s");
         report.limit("NATS round trip, p50", self.round_trip.p50.as_secs_f64() * 1e3, "ms");
         report.limit("NATS round trip, p99", self.round_trip.p99.as_secs_f64() * 1e3, "ms");
         report.limit("raw LMDB cursor", self.cursor, "rows/s");
@@ -80,6 +84,10 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     step(&format!("raw stream read: {} msg/s", group(read as u64)), since.elapsed());
 
     let since = Instant::now();
+    let frames = frames(url, documents).await?;
+    step(&format!("raw frame read: {} msg/s", group(frames as u64)), since.elapsed());
+
+    let since = Instant::now();
     let update = update_all(nats, documents).await?;
     step(&format!("raw acked update: {} msg/s", group(update as u64)), since.elapsed());
 
@@ -91,7 +99,7 @@ pub async fn measure(nats: &Client, url: &str, documents: u64, directory: &Path)
     let directory = directory.join("lmdb");
     let cursor = tokio::task::spawn_blocking(move || cursor(&directory)).await.context("the LMDB run panicked")??;
     step(&format!("raw LMDB cursor: {} rows/s", group(cursor as u64)), since.elapsed());
-    Ok(Limits { publish, update, read, round_trip, cursor })
+    Ok(Limits { publish, update, read, frames, round_trip, cursor })
 }
 
 /// Messages of the stream read in a second, at best.
@@ -103,6 +111,40 @@ pub async fn read(nats: &Client, documents: u64) -> Result<f64> {
         read = read.max(stream).max(pulls);
     }
     Ok(read)
+}
+
+/// Messages of the stream that our own readers read in a second, at best: in one part, and in two and three at once.
+async fn frames(url: &str, documents: u64) -> Result<f64> {
+    let settings = ConnectSettings { url: url.into(), name: "xtask bench".into(), ..ConnectSettings::default() };
+    let bus = Bus::connect(&settings).await?;
+    let mut best = 0.0_f64;
+    for parts in 1..=3 {
+        for _ in 0..RUNS {
+            let since = Instant::now();
+            let end = |part: u64| documents * part / parts;
+            let read = (0..parts).map(|part| read_part(&bus, end(part), end(part + 1)));
+            futures_util::future::try_join_all(read).await?;
+            best = best.max(documents as f64 / since.elapsed().as_secs_f64());
+        }
+    }
+    Ok(best)
+}
+
+/// Reads the messages above `after` up to `end` over a connection of its own, on a worker.
+async fn read_part(bus: &Bus, after: u64, end: u64) -> Result<()> {
+    let bus = bus.clone();
+    let reading = tokio::spawn(async move {
+        let from = ReadFrom { after, apart: true, ..ReadFrom::default() };
+        let mut reader = StreamReader::open(&bus, STREAM, from).await?;
+        let (mut messages, mut seq) = (Vec::new(), after);
+        while seq < end {
+            reader.next_ready(PULL, &mut messages).await?;
+            seq = messages.last().map_or(seq, |last| last.seq);
+            messages.clear();
+        }
+        anyhow::Ok(())
+    });
+    reading.await.context("a reader panicked")?
 }
 
 /// Makes the bucket with its documents; messages in a second.
