@@ -3,6 +3,7 @@
 use crate::{
     error::{ApiError, ErrorCode},
     expr::{self, Expr, Path},
+    language::Language,
     names, subjects,
 };
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,7 @@ pub struct CompiledIndex {
     pub condition: Option<Expr>,
     pub include: Vec<Path>,
     pub include_missing: bool,
+    pub language: Language,
 }
 
 impl CompiledIndex {
@@ -159,8 +161,8 @@ impl CompiledIndex {
 }
 
 impl IndexDefinition {
-    /// Checks every field and parses the expressions.
-    pub fn compile(&self) -> Result<CompiledIndex, ApiError> {
+    /// Checks every field and parses the expressions, by the rules of a version of the language.
+    pub fn compile(&self, language: Language) -> Result<CompiledIndex, ApiError> {
         names::check("bucket", &self.bucket)?;
         names::check("index", &self.name)?;
         let refuse = |m: String| Err(ApiError::new(ErrorCode::BadDefinition, m));
@@ -184,13 +186,17 @@ impl IndexDefinition {
             keys.push(expr::parse_key(text).map_err(|e| e.in_field(&format!("keys[{i}]")))?);
         }
         let condition = match &self.condition {
-            Some(text) => Some(expr::parse_condition(text).map_err(|e| e.in_field("where"))?),
+            Some(text) => Some(expr::parse_condition(text, language).map_err(|e| e.in_field("where"))?),
             None => None,
         };
         let mut include = Vec::with_capacity(self.include.len());
         for (i, text) in self.include.iter().enumerate() {
-            include.push(expr::parse_path(text).map_err(|e| e.in_field(&format!("include[{i}]")))?);
+            let path = expr::parse_path(text).map_err(|e| e.in_field(&format!("include[{i}]")))?;
+            // A row names each field once.
+            if language == Language::V0 || !include.contains(&path) {
+                include.push(path);
+            }
         }
-        Ok(CompiledIndex { keys, condition, include, include_missing: self.include_missing })
+        Ok(CompiledIndex { keys, condition, include, include_missing: self.include_missing, language })
     }
 }

@@ -5,7 +5,8 @@
 //! - [`error`]: the coded errors of the public face
 //! - [`timestamp`]: positions, timestamps and stability timestamps
 //! - [`definition`]: buckets and indexes as users declare them, and their compiled form
-//! - [`expr`]: the `where` language; [`collation`]: the order-preserving key encoding
+//! - [`expr`]: the `where` language; [`collation`]: the order-preserving key encoding; [`readable`]: JSON for every reader;
+//!   [`language`]: the versions of their rules
 //! - [`wire`]: the rkyv messages of the data path; [`api`]: the JSON messages of people and foreign clients
 //! - [`state`]: the replicated log of changes and the StateContext it yields
 //! - [`lane`]: the bounded in-process channel between projector and router
@@ -18,7 +19,9 @@ pub mod definition;
 pub mod error;
 pub mod expr;
 pub mod lane;
+pub mod language;
 pub mod names;
+pub mod readable;
 pub mod state;
 pub mod subjects;
 pub mod timestamp;

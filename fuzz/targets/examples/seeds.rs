@@ -3,6 +3,7 @@
 use anyhow::Result;
 use highwater_schemas::{
     collation::{encode_entry_suffix, encode_raw},
+    language::Language,
     timestamp::{Asked, Position, StVb, StabilityTimestamp},
     wire::{
         Batch, ByteRange, DocOp, HighWatermark, KeyVersions, Missed, Removal, Rows, ScanMode, ScanPage, ScanReply,
@@ -12,7 +13,7 @@ use highwater_schemas::{
 use std::{fs, path::Path};
 
 /// Components that meet the encoding's special cases.
-const COMPONENTS: [&str; 16] = [
+const COMPONENTS: [&str; 24] = [
     "null",
     "true",
     "-0.0",
@@ -29,6 +30,14 @@ const COMPONENTS: [&str; 16] = [
     r#"{"$serde_json::private::RawValue":"[1,2]"}"#,
     r#"{"$serde_json::private::Number":"1"}"#,
     r#"[{"$missing":true},0.1,-1e300]"#,
+    "[18446744073709551616,18446744073709551617,18446744073709551615.0,-9223372036854775809]",
+    "[9007199254740993.0,9007199254740992,9007199254740993.5,0.1000000000000000055511151231257827]",
+    "[0.1000000000000000055511151231257827021181583404541015625,0.10000000000000001,1E+2,100,-0.0,1e-400]",
+    "[1.7976931348623157e308,1e309,123456789012345678901234567890e-20,5e-324]",
+    r#"{"a":"\ud800","b":[{"a":1,"\u0061":2}],"$":{"$$":1}}"#,
+    r#""\ud83d\ude00\udc00""#,
+    r#"{"$$missing":true}"#,
+    "1.000000000000000000000000000000000000000000000000000000000000e00001",
 ];
 
 /// Two rows of three components behind a digit whose bits are the directions.
@@ -133,9 +142,9 @@ fn keys() -> Vec<Vec<u8>> {
         let mut key = Vec::new();
         for text in COMPONENTS.iter().skip(number).step_by(3) {
             // What cannot be a key is left out.
-            let _ = encode_raw(Some(text), descending, &mut key);
+            let _ = encode_raw(Some(text), descending, Language::NEWEST, &mut key);
         }
-        let _ = encode_raw(None, descending, &mut key);
+        let _ = encode_raw(None, descending, Language::NEWEST, &mut key);
         inputs.push(key.clone());
         encode_entry_suffix("u\0\u{1}é", 513, &mut key);
         inputs.push(key);
@@ -158,7 +167,11 @@ fn nested_in_text() -> Vec<u8> {
 fn versions() -> KeyVersions {
     let mut versions = KeyVersions::default();
     versions.push_doc(11, "u1", DocOp::Put);
-    versions.push_key(1, |out| encode_raw(Some("33"), false, out).map_err(|_| Unindexable::NotJson), |_| {});
+    versions.push_key(
+        1,
+        |out| encode_raw(Some("33"), false, Language::NEWEST, out).map_err(|_| Unindexable::NotJson),
+        |_| {},
+    );
     versions.push_key(2, |_| Err(Unindexable::KeyTooLong), |_| {});
     versions.push_doc(12, "u2", DocOp::Delete);
     versions.push_doc(13, "ü3", DocOp::Unindexable(Unindexable::TooDeep));
@@ -166,7 +179,7 @@ fn versions() -> KeyVersions {
     let include = br#"{"city":"Oslo"}"#;
     versions.push_key(
         7,
-        |out| encode_raw(Some("[null]"), true, out).map_err(|_| Unindexable::NotJson),
+        |out| encode_raw(Some("[null]"), true, Language::NEWEST, out).map_err(|_| Unindexable::NotJson),
         |out| {
             out.extend_from_slice(include);
         },

@@ -1,7 +1,8 @@
 //! What fuzzing calls, and the tests that replay saved inputs: each target takes any bytes and panics where a promise is broken.
 //!
 //! # Layout
-//! - [`key_encoding`]: the key encoding of `schemas`, with `values`, which makes JSON values of bytes
+//! - [`key_encoding`]: the key encoding of `schemas`, with `values`, which makes JSON values of bytes, and `readers`, what clients
+//!   read and what numbers they wrote
 //! - [`batch_decoder`]: the decoders of the data path's messages
 //! - [`scan_request`]: scan requests, of nodes and of clients
 //! - [`frames`]: what arrives on a NATS connection
@@ -10,6 +11,7 @@
 
 mod frames;
 mod keys;
+mod readers;
 mod scans;
 mod values;
 mod wire;

@@ -5,6 +5,7 @@ use highwater_catalog::{Mode, byte_ranges};
 use highwater_schemas::{
     collation::MAX_ENTRY_KEY,
     definition::{BucketDefinition, IndexDefinition},
+    language::Language,
     state::{Bucket, Failover, Index, IndexState, PlacedIndex, StateContext, Vbucket},
     wire::{ByteRange, Message, ScanRequest, decode, encode},
 };
@@ -70,7 +71,7 @@ fn index(number: u32, name: &str, keys: &[&str]) -> Index {
         include_missing: false,
         defer_build: false,
     };
-    let compiled = definition.compile().expect("a good definition");
-    let placed = PlacedIndex { number, id: name.into(), definition, hosts: vec!["n1".into()] };
+    let compiled = definition.compile(Language::NEWEST).expect("a good definition");
+    let placed = PlacedIndex { number, id: name.into(), definition, hosts: vec!["n1".into()], language: 1 };
     Index { placed, compiled, state: IndexState::Active, topology: 1 }
 }

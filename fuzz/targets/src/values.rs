@@ -6,7 +6,20 @@ use serde_json::{Map, Number, Value, json};
 const MOST: u8 = 4;
 /// Arrays and objects nest so deep at most.
 const DEPTH: u8 = 5;
-const ALPHABET: [char; 10] = ['\0', '\u{1}', '\u{2}', 'a', 'b', '"', '\\', '\n', 'é', '\u{10ffff}'];
+const ALPHABET: [char; 11] = ['$', '\0', '\u{1}', '\u{2}', 'a', 'b', '"', '\\', '\n', 'é', '\u{10ffff}'];
+
+/// What a shown key means: without the `$` that is put before the only name of an object.
+pub fn unescaped(shown: Value) -> Value {
+    match shown {
+        Value::Array(elements) => elements.into_iter().map(unescaped).collect(),
+        Value::Object(fields) => {
+            let only = fields.len() == 1;
+            let name = |name: String| if only && name.starts_with("$$") { name[1..].to_owned() } else { name };
+            fields.into_iter().map(|(n, value)| (name(n), unescaped(value))).collect()
+        }
+        scalar => scalar,
+    }
+}
 
 /// Bytes that decide, one after the other; zeros when they are used up.
 pub struct Source<'a>(pub &'a [u8]);

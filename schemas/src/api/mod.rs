@@ -34,8 +34,8 @@ pub use status::{
 };
 
 use crate::error::{ApiError, ErrorCode};
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
 
 /// The longest request that is looked at, bytes.
 pub const MAX_REQUEST: usize = 256 * 1024;
@@ -110,14 +110,29 @@ pub fn failure(error: &ApiError) -> Vec<u8> {
 
 /// Reads a reply: the whole object, or the error it carries.
 pub fn reply(payload: &[u8]) -> Result<Value, ApiError> {
-    let value: Value = serde_json::from_slice(payload)
-        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("the reply is not JSON: {e}")))?;
-    match value.get("ok") {
-        Some(Value::Bool(true)) => Ok(value),
-        _ => Err(value.get("error").and_then(|e| serde_json::from_value(e.clone()).ok()).unwrap_or_else(|| {
-            ApiError::new(ErrorCode::Internal, format!("the reply has neither ok nor error: {value}"))
-        })),
+    check_reply(payload)?;
+    serde_json::from_slice(payload)
+        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("the reply is not JSON: {e}")))
+}
+
+/// The error that a reply carries, if it is a refusal; whatever else it holds is only passed over.
+pub fn check_reply(payload: &[u8]) -> Result<(), ApiError> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(default)]
+        ok: bool,
+        #[serde(default)]
+        error: Option<Box<RawValue>>,
     }
+    let head: Head = serde_json::from_slice(payload)
+        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("the reply is not JSON: {e}")))?;
+    if head.ok {
+        return Ok(());
+    }
+    Err(head.error.and_then(|e| serde_json::from_str(e.get()).ok()).unwrap_or_else(|| {
+        let text = String::from_utf8_lossy(payload);
+        ApiError::new(ErrorCode::Internal, format!("the reply has neither ok nor error: {text}"))
+    }))
 }
 
 #[cfg(test)]

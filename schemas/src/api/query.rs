@@ -130,6 +130,9 @@ pub struct IndexStats {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<String>,
     pub num_partition: u32,
+    /// The version of the rules of values that the index was made with; 0: made before versions were recorded.
+    #[serde(default)]
+    pub language: u32,
     /// Documents of the source that the build has not read yet.
     pub docs_pending: u64,
     pub docs_done: u64,

@@ -1,6 +1,7 @@
 //! From the key encoding to JSON text.
 //!
-//! Only what [`super::encode_value`] writes is accepted: equal values have one encoding, so anything else is damage.
+//! Only what [`super::encode_value`] writes is accepted: equal values have one encoding, so anything else is damage. What is
+//! written is read by [`super::encode_bound`]: an object whose only field begins with `$` gets one `$` more.
 
 use super::{END, ESCAPE, MAX_DEPTH, MISSING_JSON, TWO_POW_53, TWO_POW_64, encode::has_escaped, tag};
 
@@ -232,9 +233,14 @@ impl<'a> Reader<'a> {
         }
         let start = out.len();
         out.push(b'{');
+        let marked = count == 1 && names.rest.first().is_some_and(|first| first ^ self.mask == b'$');
         for _ in 0..count {
             separate(start, out);
+            let name = out.len();
             names.string(out)?;
+            if marked {
+                out.insert(name + 1, b'$');
+            }
             out.push(b':');
             self.value(depth, out)?;
         }

@@ -9,8 +9,11 @@
 //! - No component is a byte prefix of another one, so components are simply put one behind the other, and the encoding of
 //!   leading components is a byte prefix of every key that begins with them: a scan on leading keys is a range of bytes.
 //! - Equal values have equal bytes: `1`, `1.0` and `1e0` are one number, −0 is 0, fields are sorted, of equal names the last wins.
-//! - Numbers compare by exact value across i64, u64 and f64, also above 2^53.
+//! - Numbers compare by exact value across i64, u64 and f64, also above 2^53. What a text means as a number, and which texts
+//!   mean none, depends on the version of the [language](crate::language::Language).
 //! - A descending component is its ascending form with every byte inverted.
+//! - An object whose only field begins with `$` is shown with one `$` more, in bounds too: so `{"$missing":true}` in a row's key
+//!   or a bound is missing, and nothing that a document holds.
 //! - Decoding takes any bytes: it answers garbage with an error and never recurses as deep as [`MAX_DEPTH`].
 //!
 //! # Format, version 1
@@ -33,26 +36,36 @@
 //! # Example
 //! `[33, "Oslo"]` of document `u17` in vbucket 0:
 //! `06 c040800000000000` `08 4f736c6f 00` `753137 00` `0000`
+//!
+//! # Layout
+//! - `encode`: values as bytes; `text` and `number`: JSON texts as bytes, by language; `fields`, `plain`: how objects are read
+//! - `decode`: bytes as JSON; `entry`: the end of an entry key; `range`: spans as ranges of bytes; `compare`: the order on values
 
 mod compare;
 mod decode;
 mod encode;
 mod entry;
+mod fields;
+mod number;
 mod plain;
 mod range;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use compare::compare_values;
 pub use decode::{DecodeError, decode_component, decode_key};
-pub use encode::{EncodeError, encode_raw, encode_value};
+pub use encode::encode_value;
 pub use entry::{encode_entry_suffix, entry_suffix_len, split_entry_suffix};
-pub use range::{Inclusion, Span, spans_to_ranges};
+pub use range::{Component, Inclusion, Span, spans_to_ranges};
+pub use text::{EncodeError, MAX_SHOWN_DEPTH, encode_bound, encode_raw};
+
+pub(crate) use number::{ExactNumber, nearest, read_number};
 
 /// The longest entry key, docid and vbucket included, that the index store takes, bytes.
 pub const MAX_ENTRY_KEY: usize = 1_982;
 
-/// Arrays and objects nest less deep than this in a component, as in whatever serde_json parses.
+/// Arrays and objects nest less deep than this in any component, as in whatever serde_json parses.
 pub const MAX_DEPTH: usize = 128;
 
 /// What a missing component is inside a key or a bound, as JSON.

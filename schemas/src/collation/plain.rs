@@ -19,12 +19,6 @@ impl<'de> Deserialize<'de> for Plain {
     }
 }
 
-/// For fields that hold the components of a bound.
-pub(super) fn components<'de, D: Deserializer<'de>>(json: D) -> Result<Option<Vec<Value>>, D::Error> {
-    let components: Option<Vec<Plain>> = Deserialize::deserialize(json)?;
-    Ok(components.map(|components| components.into_iter().map(|Plain(value)| value).collect()))
-}
-
 struct Any;
 
 impl<'de> Visitor<'de> for Any {

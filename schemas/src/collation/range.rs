@@ -1,13 +1,59 @@
 //! From spans, as users write them, to ranges of encoded keys.
 
-use super::{MAX_ENTRY_KEY, encode::put_text, encode_value, plain};
+use super::{EncodeError, MAX_ENTRY_KEY, encode::put_text, encode_bound};
 use crate::{
     error::{ApiError, ErrorCode},
+    language::Language,
     wire::ByteRange,
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, value::RawValue};
+use std::borrow::Cow;
+
+/// One component of a bound, as it is written: a number's digits count.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct Component(Box<RawValue>);
+
+impl Component {
+    /// The JSON text.
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Component {
+    fn eq(&self, other: &Self) -> bool {
+        self.text() == other.text()
+    }
+}
+
+impl<'de> Deserialize<'de> for Component {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(json).map(Self)
+    }
+}
+
+impl From<&Value> for Component {
+    fn from(value: &Value) -> Self {
+        // What a value writes is JSON.
+        let raw = RawValue::from_string(value.to_string());
+        Self(raw.unwrap_or_else(|_| RawValue::NULL.to_owned()))
+    }
+}
+
+impl JsonSchema for Component {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        Value::schema_name()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Value::json_schema(generator)
+    }
+}
 
 /// Which of a span's bounds belong to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -36,33 +82,35 @@ impl Inclusion {
 /// A range of keys.
 ///
 /// Bounds are in value order whatever the direction of the keys. Each is a prefix of the index's keys and stands for every key
-/// that begins with it; a bound left out, or without components, is open. `{"$missing":true}` in a bound is missing.
+/// that begins with it; a bound left out, or without components, is open. `{"$missing":true}` in a bound is missing, and an
+/// object whose only field begins with `$$` is read with one `$` less, as rows show it with one more.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Span {
-    #[serde(default, deserialize_with = "plain::components", skip_serializing_if = "Option::is_none")]
-    pub low: Option<Vec<Value>>,
-    #[serde(default, deserialize_with = "plain::components", skip_serializing_if = "Option::is_none")]
-    pub high: Option<Vec<Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low: Option<Vec<Component>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high: Option<Vec<Component>>,
     /// Both bounds at once; excludes `low`, `high` and any other `inclusion` than both.
-    #[serde(default, deserialize_with = "plain::components", skip_serializing_if = "Option::is_none")]
-    pub equal: Option<Vec<Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equal: Option<Vec<Component>>,
     #[serde(default, skip_serializing_if = "Inclusion::is_default")]
     pub inclusion: Inclusion,
 }
 
 /// The union of the spans as byte ranges of entry keys: disjoint, ascending, none empty. No spans: everything.
 ///
-/// `directions` says for each key of the index whether it is descending; without keys a bound is a docid.
+/// `directions` says for each key of the index whether it is descending; without keys a bound is a docid. `language` is the
+/// index's.
 /// Refuses with `bad_span`, `span_inverted` or `span_not_contiguous`; the message names the span.
-pub fn spans_to_ranges(directions: &[bool], spans: &[Span]) -> Result<Vec<ByteRange>, ApiError> {
+pub fn spans_to_ranges(directions: &[bool], language: Language, spans: &[Span]) -> Result<Vec<ByteRange>, ApiError> {
     if spans.is_empty() {
         return Ok(vec![ByteRange { low: Vec::new(), high: None }]);
     }
     let mut ranges = Vec::with_capacity(spans.len());
     for (i, span) in spans.iter().enumerate() {
-        let range =
-            span_to_range(directions, span).map_err(|e| ApiError::new(e.code, format!("spans[{i}]: {}", e.message)))?;
+        let range = span_to_range(directions, language, span)
+            .map_err(|e| ApiError::new(e.code, format!("spans[{i}]: {}", e.message)))?;
         ranges.extend(range.filter(|r| r.high.as_ref().is_none_or(|high| r.low < *high)));
     }
     Ok(merge(ranges))
@@ -86,7 +134,7 @@ fn merge(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
 }
 
 /// `None`: surely empty.
-fn span_to_range(directions: &[bool], span: &Span) -> Result<Option<ByteRange>, ApiError> {
+fn span_to_range(directions: &[bool], language: Language, span: &Span) -> Result<Option<ByteRange>, ApiError> {
     let bad = |message: String| Err(ApiError::new(ErrorCode::BadSpan, message));
     let (low, high, inclusion) = match (&span.equal, &span.low, &span.high) {
         (Some(equal), None, None) if span.inclusion == Inclusion::Both => (&equal[..], &equal[..], Inclusion::Both),
@@ -95,8 +143,8 @@ fn span_to_range(directions: &[bool], span: &Span) -> Result<Option<ByteRange>, 
         (None, low, high) => (low.as_deref().unwrap_or_default(), high.as_deref().unwrap_or_default(), span.inclusion),
     };
     let names: [&str; 2] = if span.equal.is_some() { ["equal", "equal"] } else { ["low", "high"] };
-    let low = Bound::new(names[0], low, inclusion.low(), directions)?;
-    let high = Bound::new(names[1], high, inclusion.high(), directions)?;
+    let low = Bound::new(names[0], low, inclusion.low(), directions, language)?;
+    let high = Bound::new(names[1], high, inclusion.high(), directions, language)?;
 
     // Of the leading components that are equal in both bounds the direction does not matter; the others decide.
     let common = low.components.iter().zip(&high.components).take_while(|(a, b)| a == b).count();
@@ -131,24 +179,31 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(name: &str, values: &[Value], included: bool, directions: &[bool]) -> Result<Self, ApiError> {
-        let bad = |message: String| Err(ApiError::new(ErrorCode::BadSpan, message));
+    fn new(
+        name: &str,
+        values: &[Component],
+        included: bool,
+        directions: &[bool],
+        language: Language,
+    ) -> Result<Self, ApiError> {
+        let bad = |message: String| ApiError::new(ErrorCode::BadSpan, message);
         // An index without keys is ordered by docid.
         let most = directions.len().max(1);
         if values.len() > most {
-            return bad(format!("{name} has {} components; at most {most} can be given for this index", values.len()));
+            return Err(bad(format!(
+                "{name} has {} components; at most {most} can be given for this index",
+                values.len()
+            )));
         }
         let mut components = Vec::with_capacity(values.len());
-        for value in values {
+        for (i, value) in values.iter().enumerate() {
             let mut bytes = Vec::new();
-            if directions.is_empty() {
-                let Value::String(docid) = value else {
-                    return bad(format!("{name}: the key of a primary index is the docid, a string"));
-                };
-                put_text(docid.as_bytes(), &mut bytes);
+            let taken = if directions.is_empty() {
+                put_docid(value.text(), &mut bytes)
             } else {
-                encode_value(Some(value).filter(|v| !is_missing(v)), false, &mut bytes);
-            }
+                encode_bound(value.text(), language, &mut bytes).map_err(|e| refused(e, value.text()))
+            };
+            taken.map_err(|why| bad(format!("{name}[{i}]: {why}")))?;
             components.push(bytes);
         }
         Ok(Self { components, included: included || values.is_empty() })
@@ -197,6 +252,21 @@ fn successor(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     None
 }
 
-fn is_missing(value: &Value) -> bool {
-    matches!(value, Value::Object(fields) if fields.len() == 1 && fields.get("$missing") == Some(&Value::Bool(true)))
+fn put_docid(text: &str, out: &mut Vec<u8>) -> Result<(), String> {
+    if !text.starts_with('"') {
+        return Err("the key of a primary index is the docid, a string".into());
+    }
+    let docid: String = serde_json::from_str(text).map_err(|_| refused(EncodeError::HalfPair, text))?;
+    put_text(docid.as_bytes(), out);
+    Ok(())
+}
+
+/// Why a component is refused, with the beginning of its text.
+fn refused(error: EncodeError, text: &str) -> String {
+    const SHOWN: usize = 60;
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    format!("{shown} is no value that a key can have: {error}")
 }

@@ -1,11 +1,17 @@
 //! Round trips and order of single components and of composite keys.
 
+mod bounds;
 mod ranges;
 
-use super::*;
+use super::{encode_raw as encode_raw_of, *};
+use crate::language::Language;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
+
+fn encode_raw(raw: Option<&str>, descending: bool, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    encode_raw_of(raw, descending, Language::NEWEST, out)
+}
 
 /// Numbers around everything that the encoding treats specially.
 fn any_number() -> impl Strategy<Value = Value> {
@@ -66,7 +72,10 @@ pub(super) fn any_value() -> impl Strategy<Value = Value> {
         3 => any_text().prop_map(Value::String),
     ];
     leaf.prop_recursive(3, 16, 3, |inner| {
-        let name = prop_oneof![any_text(), prop::sample::select(vec!["a".to_string(), "b".into()])];
+        let name = prop_oneof![
+            any_text(),
+            prop::sample::select(vec!["a".to_string(), "b".into(), "$missing".into(), "$a".into(), "$$".into()])
+        ];
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
             prop::collection::vec((name, inner), 0..4).prop_map(|fields| Value::Object(fields.into_iter().collect())),
@@ -88,7 +97,20 @@ fn decoded(bytes: &[u8], descending: bool) -> Option<Value> {
     let (mut rest, mut out) = (bytes, Vec::new());
     let present = decode_component(&mut rest, descending, &mut out).unwrap();
     assert!(rest.is_empty());
-    present.then(|| serde_json::from_slice(&out).unwrap())
+    present.then(|| unescaped(&serde_json::from_slice(&out).unwrap()))
+}
+
+/// What a shown value means: without the `$` that decoding puts before the only name of an object.
+fn unescaped(shown: &Value) -> Value {
+    match shown {
+        Value::Array(elements) => elements.iter().map(unescaped).collect(),
+        Value::Object(fields) => {
+            let only = fields.len() == 1;
+            let name = |name: &String| if only && name.starts_with("$$") { name[1..].to_owned() } else { name.clone() };
+            fields.iter().map(|(n, value)| (name(n), unescaped(value))).collect()
+        }
+        scalar => scalar.clone(),
+    }
 }
 
 proptest! {
@@ -126,16 +148,31 @@ proptest! {
     fn number_texts_encode_like_the_number_they_are(text in "-?(0|[1-9][0-9]{0,22})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?") {
         let value: Value = serde_json::from_str(&text).unwrap();
         let mut bytes = Vec::new();
-        encode_raw(Some(&text), false, &mut bytes).unwrap();
-        prop_assert_eq!(bytes, encoded(Some(&value), false));
+        encode_raw_of(Some(&text), false, Language::V0, &mut bytes).unwrap();
+        prop_assert_eq!(&bytes, &encoded(Some(&value), false));
+        bytes.clear();
+        match (read_number(text.as_bytes()), encode_raw(Some(&text), false, &mut bytes)) {
+            (Ok(ExactNumber::Integer { negative: false, magnitude }), Ok(())) => {
+                prop_assert_eq!(bytes, encoded(Some(&json!(magnitude)), false));
+            }
+            (Ok(ExactNumber::Integer { negative: true, magnitude }), Ok(())) => {
+                prop_assert_eq!(bytes, encoded(Some(&json!(0i64.checked_sub_unsigned(magnitude).unwrap())), false));
+            }
+            (Ok(ExactNumber::Float(float)), Ok(())) => prop_assert_eq!(bytes, encoded(Some(&json!(float)), false)),
+            (Err(known), Err(found)) => prop_assert_eq!(known, found),
+            (known, found) => prop_assert!(false, "{:?} {:?}", known, found),
+        }
     }
 
     #[test]
     fn what_is_not_json_is_refused(text in "[-+0-9.eE]{0,6}|[-ntf\"\\[{]?[a-z0-9\"\\\\,:\\]} .]{0,6}") {
         let mut bytes = b"before".to_vec();
         let known: Result<Value, _> = serde_json::from_str(&text);
-        prop_assert_eq!(encode_raw(Some(&text), false, &mut bytes).is_ok(), known.is_ok());
-        prop_assert!(known.is_ok() || bytes == b"before");
+        for language in [Language::V0, Language::V1] {
+            bytes.truncate(6);
+            prop_assert_eq!(encode_raw_of(Some(&text), false, language, &mut bytes).is_ok(), known.is_ok());
+            prop_assert!(known.is_ok() || bytes == b"before");
+        }
     }
 
     #[test]
@@ -160,8 +197,10 @@ proptest! {
         let present = rows[0].iter().rposition(Option::is_some).map_or(0, |i| i + 1);
         prop_assert_eq!(back.len(), present);
         for (read, meant) in back.iter().zip(&rows[0]) {
-            let meant = meant.clone().unwrap_or(json!({"$missing": true}));
-            prop_assert_eq!(compare_values(Some(read), Some(&meant)), Ordering::Equal);
+            match meant {
+                Some(meant) => prop_assert_eq!(compare_values(Some(&unescaped(read)), Some(meant)), Ordering::Equal),
+                None => prop_assert_eq!(read, &json!({"$missing": true})),
+            }
         }
         let (docid, vb) = split_entry_suffix(&keys[0][used..]).unwrap();
         prop_assert_eq!((docid.as_ref(), vb), (docids[0].as_str(), vbs[0]));
@@ -174,7 +213,7 @@ proptest! {
         let mut rest = &bytes[..];
         if decode_component(&mut rest, descending, &mut out) == Ok(true) {
             // What is accepted is exactly what the encoder writes.
-            let value: Value = serde_json::from_slice(&out[6..]).unwrap();
+            let value = unescaped(&serde_json::from_slice(&out[6..]).unwrap());
             prop_assert_eq!(encoded(Some(&value), descending), &bytes[..bytes.len() - rest.len()]);
         } else {
             prop_assert_eq!(&out, b"before");
@@ -190,7 +229,7 @@ proptest! {
         bytes[at] ^= with;
         let (mut rest, mut out) = (&bytes[..], Vec::new());
         if decode_component(&mut rest, false, &mut out) == Ok(true) {
-            let value: Value = serde_json::from_slice(&out).unwrap();
+            let value = unescaped(&serde_json::from_slice(&out).unwrap());
             prop_assert_eq!(encoded(Some(&value), false), &bytes[..bytes.len() - rest.len()]);
         }
     }
@@ -254,6 +293,8 @@ fn numbers_read_as_integers_where_they_are() {
         ("18446744073709551616", "1.8446744073709552e19"),
         ("0.1", "0.1"),
         ("-1e19", "-1e19"),
+        ("9007199254740993.0", "9007199254740993"),
+        ("1e19", "10000000000000000000"),
     ] {
         let (mut bytes, mut out) = (Vec::new(), Vec::new());
         encode_raw(Some(text), false, &mut bytes).unwrap();
@@ -268,20 +309,28 @@ fn equal_names_and_refused_texts() {
     let mut bytes = Vec::new();
     encode_raw(Some(r#"{"a":1,"b":2,"a":3}"#), false, &mut bytes).unwrap();
     assert_eq!(bytes, encoded(Some(&json!({"a": 3, "b": 2})), false));
-    for (text, error) in [
-        ("1e400", EncodeError::NumberRange),
-        ("-1e400", EncodeError::NumberRange),
-        ("[1e400]", EncodeError::NumberRange),
-        (r#""\ud800""#, EncodeError::NotJson),
-        ("", EncodeError::NotJson),
-        ("nul", EncodeError::NotJson),
-        ("\"a\u{1}\"", EncodeError::NotJson),
-        ("01", EncodeError::NotJson),
-        ("-", EncodeError::NotJson),
-        ("\"", EncodeError::NotJson),
-        (&"[".repeat(500), EncodeError::NotJson),
+    use EncodeError::{HalfPair, Inexact, NotJson, NumberRange};
+    for (text, newest, v0) in [
+        ("1e400", NumberRange, Some(NumberRange)),
+        ("-1e400", NumberRange, Some(NumberRange)),
+        ("[1e400]", NumberRange, Some(NumberRange)),
+        ("18446744073709551617", Inexact, None),
+        ("[0.1000000000000000055511151231257827]", Inexact, None),
+        (r#"{"a":36893488147419103233}"#, Inexact, None),
+        (r#""\ud800""#, HalfPair, Some(HalfPair)),
+        (r#"{"\udfff":1}"#, HalfPair, Some(HalfPair)),
+        (r#"["a\ud800b"]"#, HalfPair, Some(HalfPair)),
+        ("", NotJson, Some(NotJson)),
+        ("nul", NotJson, Some(NotJson)),
+        ("\"a\u{1}\"", NotJson, Some(NotJson)),
+        ("01", NotJson, Some(NotJson)),
+        ("-", NotJson, Some(NotJson)),
+        ("\"", NotJson, Some(NotJson)),
+        ("[1,]", NotJson, Some(NotJson)),
+        (&"[".repeat(500), NotJson, Some(NotJson)),
     ] {
-        assert_eq!(encode_raw(Some(text), false, &mut Vec::new()), Err(error), "{text}");
+        let found = |language| encode_raw_of(Some(text), false, language, &mut Vec::new()).err();
+        assert_eq!((found(Language::V1), found(Language::V0)), (Some(newest), v0), "{text}");
     }
 }
 
@@ -291,9 +340,15 @@ fn nesting_is_bounded() {
     assert_eq!(decode_component(&mut &nested(MAX_DEPTH - 1)[..], false, &mut Vec::new()), Ok(true));
     let deep = nested(MAX_DEPTH);
     assert_eq!(decode_component(&mut &deep[..], false, &mut Vec::new()), Err(DecodeError::TooDeep));
-    let text = ["[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH)].concat();
-    assert_eq!(encode_raw(Some(&text), false, &mut Vec::new()), Err(EncodeError::NotJson));
-    assert!(encode_raw(Some(&text[1..text.len() - 1]), false, &mut Vec::new()).is_ok());
+    let text = |n: usize| ["[".repeat(n), "]".repeat(n)].concat();
+    for (language, deepest, error) in
+        [(Language::V0, MAX_DEPTH - 1, EncodeError::NotJson), (Language::V1, MAX_SHOWN_DEPTH, EncodeError::TooDeep)]
+    {
+        assert!(encode_raw_of(Some(&text(deepest)), false, language, &mut Vec::new()).is_ok());
+        assert_eq!(encode_raw_of(Some(&text(deepest + 1)), false, language, &mut Vec::new()), Err(error));
+        assert_eq!(encode_bound(&text(deepest + 1), language, &mut Vec::new()), Err(error));
+    }
+    assert_eq!(encode_raw(Some(&text(100_000)), false, &mut Vec::new()), Err(EncodeError::TooDeep));
     assert_eq!(decode_component(&mut &nested(100_000)[..], false, &mut Vec::new()), Err(DecodeError::TooDeep));
     let mut many_fields = vec![tag::OBJECT];
     many_fields.extend(u32::MAX.to_be_bytes());
@@ -317,9 +372,10 @@ fn no_name_of_a_field_means_anything() {
             let (mut bytes, mut out) = (Vec::new(), Vec::new());
             encode_raw(Some(&text), false, &mut bytes).unwrap();
             decode_component(&mut &bytes[..], false, &mut out).unwrap();
-            assert_eq!(String::from_utf8(out).unwrap(), text);
-            let span: Span = serde_json::from_str(&format!("{{\"equal\":[{text}]}}")).unwrap();
-            let range = spans_to_ranges(&[false], &[span]).unwrap().remove(0);
+            let shown = String::from_utf8(out).unwrap();
+            assert_eq!(shown, text.replace("$serde", "$$serde"));
+            let span: Span = serde_json::from_str(&format!("{{\"equal\":[{shown}]}}")).unwrap();
+            let range = spans_to_ranges(&[false], Language::NEWEST, &[span]).unwrap().remove(0);
             assert_eq!(range.low, bytes);
         }
     }

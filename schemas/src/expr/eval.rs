@@ -3,7 +3,11 @@
 //! Values compare by their key encoding, so a condition and a span agree about order, and nothing is allocated per document.
 
 use super::ast::{CompareOp, Expr, Operand, Path};
-use crate::collation::{JsonType, encode_raw, encode_value};
+use crate::{
+    collation::{JsonType, encode_raw, encode_value},
+    language::Language,
+    readable::is_readable,
+};
 use std::cmp::Ordering;
 
 /// The outcome of a condition. Only documents for which it is true are in an index.
@@ -56,21 +60,24 @@ enum Node {
 /// - Values of one type compare by the collation: false before true, strings by bytes, arrays and objects too.
 /// - `IS NULL` and `IS MISSING` are never unknown; a missing value is not null.
 /// - A bare path is true if the value is true, unknown if it is null or missing, else false.
-/// - A value that cannot be encoded (a number beyond f64, half a surrogate pair) is of no type: comparisons with it are unknown.
+/// - An inexact number, alone or in an array or object, is of a type, but comparisons with it, and it as a bare path, are unknown.
+/// - A value that not every reader of JSON takes (a number beyond f64, half a surrogate pair, nesting beyond
+///   [`crate::collation::MAX_SHOWN_DEPTH`]) counts as missing. In [`Language::V0`] only comparisons with it are unknown.
 #[derive(Debug, Clone)]
 pub struct CompiledCondition {
     root: Node,
+    language: Language,
 }
 
 impl CompiledCondition {
-    /// Binds a condition; `slot_of` numbers the paths.
-    pub fn new(expr: &Expr, slot_of: &mut dyn FnMut(&Path) -> usize) -> Self {
-        Self { root: bind(expr, slot_of) }
+    /// Binds a condition, which was read by the rules of the same version; `slot_of` numbers the paths.
+    pub fn new(expr: &Expr, language: Language, slot_of: &mut dyn FnMut(&Path) -> usize) -> Self {
+        Self { root: bind(expr, slot_of), language }
     }
 
     /// Evaluates over a document: `lookup` answers the JSON text of a slot, without white space around it.
     pub fn eval<'d>(&self, lookup: &impl Fn(usize) -> Option<&'d str>, scratch: &mut Scratch) -> Truth {
-        eval(&self.root, lookup, scratch)
+        Document { lookup, language: self.language }.eval(&self.root, scratch)
     }
 }
 
@@ -94,94 +101,107 @@ fn bind(expr: &Expr, slot_of: &mut dyn FnMut(&Path) -> usize) -> Node {
     }
 }
 
-fn eval<'d>(node: &Node, lookup: &impl Fn(usize) -> Option<&'d str>, scratch: &mut Scratch) -> Truth {
-    match node {
-        Node::Compare { op, left, right } => compare(*op, left, right, lookup, scratch),
-        Node::And(parts) => {
-            let mut all = Truth::True;
-            for part in parts {
-                match eval(part, lookup, scratch) {
-                    Truth::False => return Truth::False,
-                    Truth::Unknown => all = Truth::Unknown,
-                    Truth::True => {}
+/// A document to evaluate over.
+struct Document<'f, F> {
+    lookup: &'f F,
+    language: Language,
+}
+
+impl<'d, F: Fn(usize) -> Option<&'d str>> Document<'_, F> {
+    fn eval(&self, node: &Node, scratch: &mut Scratch) -> Truth {
+        match node {
+            Node::Compare { op, left, right } => self.compare(*op, left, right, scratch),
+            Node::And(parts) => {
+                let mut all = Truth::True;
+                for part in parts {
+                    match self.eval(part, scratch) {
+                        Truth::False => return Truth::False,
+                        Truth::Unknown => all = Truth::Unknown,
+                        Truth::True => {}
+                    }
                 }
+                all
             }
-            all
-        }
-        Node::Or(parts) => {
-            let mut any = Truth::False;
-            for part in parts {
-                match eval(part, lookup, scratch) {
-                    Truth::True => return Truth::True,
-                    Truth::Unknown => any = Truth::Unknown,
-                    Truth::False => {}
+            Node::Or(parts) => {
+                let mut any = Truth::False;
+                for part in parts {
+                    match self.eval(part, scratch) {
+                        Truth::True => return Truth::True,
+                        Truth::Unknown => any = Truth::Unknown,
+                        Truth::False => {}
+                    }
                 }
+                any
             }
-            any
-        }
-        Node::Not(inner) => match eval(inner, lookup, scratch) {
-            Truth::True => Truth::False,
-            Truth::False => Truth::True,
-            Truth::Unknown => Truth::Unknown,
-        },
-        Node::IsNull { term, negated } => Truth::from((text(term, lookup) == Some("null")) != *negated),
-        Node::IsMissing { term, negated } => Truth::from(text(term, lookup).is_none() != *negated),
-        Node::Truth(term) => match text(term, lookup) {
-            None | Some("null") => Truth::Unknown,
-            Some(value) => Truth::from(value == "true"),
-        },
-    }
-}
-
-fn text<'a, 'd: 'a>(term: &'a Term, lookup: &impl Fn(usize) -> Option<&'d str>) -> Option<&'a str> {
-    match term {
-        Term::Slot(slot) => lookup(*slot),
-        Term::Literal(_, text) => Some(text),
-    }
-}
-
-fn encoded<'a, 'd>(
-    term: &'a Term,
-    lookup: &impl Fn(usize) -> Option<&'d str>,
-    buffer: &'a mut Vec<u8>,
-) -> Option<&'a [u8]> {
-    match term {
-        Term::Literal(bytes, _) => Some(bytes),
-        Term::Slot(slot) => {
-            buffer.clear();
-            encode_raw(Some(lookup(*slot)?), false, buffer).ok()?;
-            Some(buffer)
+            Node::Not(inner) => match self.eval(inner, scratch) {
+                Truth::True => Truth::False,
+                Truth::False => Truth::True,
+                Truth::Unknown => Truth::Unknown,
+            },
+            Node::IsNull { term, negated } => Truth::from((self.text(term) == Some("null")) != *negated),
+            Node::IsMissing { term, negated } => Truth::from(self.is_missing(term, scratch) != *negated),
+            Node::Truth(term) => match self.text(term) {
+                None | Some("null") => Truth::Unknown,
+                Some("true") => Truth::True,
+                Some(_) if self.language == Language::V0 => Truth::False,
+                Some(_) => self.encoded(term, &mut scratch.left).map_or(Truth::Unknown, |_| Truth::False),
+            },
         }
     }
-}
 
-fn compare<'d>(
-    op: CompareOp,
-    left: &Term,
-    right: &Term,
-    lookup: &impl Fn(usize) -> Option<&'d str>,
-    scratch: &mut Scratch,
-) -> Truth {
-    let (Some(left), Some(right)) =
-        (encoded(left, lookup, &mut scratch.left), encoded(right, lookup, &mut scratch.right))
-    else {
-        return Truth::Unknown;
-    };
-    let (Some(left_type), Some(right_type)) = (JsonType::of(left), JsonType::of(right)) else { return Truth::Unknown };
-    if left_type != right_type {
-        return match op {
-            CompareOp::Equal => Truth::False,
-            CompareOp::NotEqual => Truth::True,
-            _ => Truth::Unknown,
+    fn is_missing(&self, term: &Term, scratch: &mut Scratch) -> bool {
+        match (self.text(term), self.language) {
+            (None, _) => true,
+            (Some(_), Language::V0) => false,
+            (Some(text), Language::V1) => !is_readable(text, &mut scratch.left),
+        }
+    }
+
+    fn text<'a>(&self, term: &'a Term) -> Option<&'a str>
+    where
+        'd: 'a,
+    {
+        match term {
+            Term::Slot(slot) => (self.lookup)(*slot),
+            Term::Literal(_, text) => Some(text),
+        }
+    }
+
+    fn encoded<'a>(&self, term: &'a Term, buffer: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+        match term {
+            Term::Literal(bytes, _) => Some(bytes),
+            Term::Slot(slot) => {
+                buffer.clear();
+                encode_raw(Some((self.lookup)(*slot)?), false, self.language, buffer).ok()?;
+                Some(buffer)
+            }
+        }
+    }
+
+    fn compare(&self, op: CompareOp, left: &Term, right: &Term, scratch: &mut Scratch) -> Truth {
+        let (Some(left), Some(right)) =
+            (self.encoded(left, &mut scratch.left), self.encoded(right, &mut scratch.right))
+        else {
+            return Truth::Unknown;
         };
+        let (Some(left_type), Some(right_type)) = (JsonType::of(left), JsonType::of(right)) else {
+            return Truth::Unknown;
+        };
+        if left_type != right_type {
+            return match op {
+                CompareOp::Equal => Truth::False,
+                CompareOp::NotEqual => Truth::True,
+                _ => Truth::Unknown,
+            };
+        }
+        let order = left.cmp(right);
+        Truth::from(match op {
+            CompareOp::Equal => order == Ordering::Equal,
+            CompareOp::NotEqual => order != Ordering::Equal,
+            CompareOp::Less => order == Ordering::Less,
+            CompareOp::LessOrEqual => order != Ordering::Greater,
+            CompareOp::Greater => order == Ordering::Greater,
+            CompareOp::GreaterOrEqual => order != Ordering::Less,
+        })
     }
-    let order = left.cmp(right);
-    Truth::from(match op {
-        CompareOp::Equal => order == Ordering::Equal,
-        CompareOp::NotEqual => order != Ordering::Equal,
-        CompareOp::Less => order == Ordering::Less,
-        CompareOp::LessOrEqual => order != Ordering::Greater,
-        CompareOp::Greater => order == Ordering::Greater,
-        CompareOp::GreaterOrEqual => order != Ordering::Less,
-    })
 }

@@ -11,7 +11,8 @@
 //! Anything else is refused with the position and what it is that is not supported.
 //!
 //! # Meaning
-//! Three-valued, as in SQL; see [`Truth`] and [`CompiledCondition`]. Values compare by the collation.
+//! Three-valued, as in SQL; see [`Truth`] and [`CompiledCondition`]. Values compare by the collation. Which texts are numbers, and
+//! which values of documents are no values, is a matter of the version of the [language](crate::language::Language).
 //!
 //! # Layout
 //! - `ast`: the syntax and how it is written; `dialect`: how sqlparser reads our words; `parse`: texts into syntax

@@ -5,8 +5,10 @@ use super::{
     dialect::{self, ConditionDialect, IS_MISSING},
 };
 use crate::{
+    collation::{EncodeError, ExactNumber, read_number},
     definition::KeyPart,
     error::{ApiError, ErrorCode},
+    language::Language,
 };
 use serde_json::Value as Json;
 use sqlparser::{
@@ -63,9 +65,9 @@ pub fn parse_path(text: &str) -> Result<Path, ExprError> {
     read(text, |parser, _| Ok(path_of(dialect::path(parser)?)))
 }
 
-/// Reads a condition.
-pub fn parse_condition(text: &str) -> Result<Expr, ExprError> {
-    read(text, |parser, _| Ok(condition(&parser.parse_expr()?)))
+/// Reads a condition; numbers by the rules of a version of the language.
+pub fn parse_condition(text: &str, language: Language) -> Result<Expr, ExprError> {
+    read(text, |parser, _| Ok(Reader { language }.condition(&parser.parse_expr()?)))
 }
 
 /// Tokenizes, lets `rule` read, and sees to it that nothing is left and that every error has its place.
@@ -145,63 +147,131 @@ fn refuse<T>(what: &str, node: &Sql) -> Result<T, ExprError> {
     Err(ExprError::at(format!("{what} not supported in this version"), start))
 }
 
-/// Recursion is bounded by the parser's; chains of AND and OR, which it does not bound, are walked in a loop.
-fn condition(sql: &Sql) -> Result<Expr, ExprError> {
-    Ok(match sql {
-        Sql::Nested(inner) => condition(inner)?,
-        Sql::UnaryOp { op: UnaryOperator::Not, expr } => Expr::Not(Box::new(condition(expr)?)),
-        Sql::BinaryOp { op: op @ (Op::And | Op::Or), .. } => {
-            let parts = chain(sql, op)?;
-            if *op == Op::And { Expr::And(parts) } else { Expr::Or(parts) }
+/// Turns sqlparser's tree into ours.
+#[derive(Clone, Copy)]
+struct Reader {
+    language: Language,
+}
+
+impl Reader {
+    /// Recursion is bounded by the parser's; chains of AND and OR, which it does not bound, are walked in a loop.
+    fn condition(self, sql: &Sql) -> Result<Expr, ExprError> {
+        Ok(match sql {
+            Sql::Nested(inner) => self.condition(inner)?,
+            Sql::UnaryOp { op: UnaryOperator::Not, expr } => Expr::Not(Box::new(self.condition(expr)?)),
+            Sql::BinaryOp { op: op @ (Op::And | Op::Or), .. } => {
+                let parts = self.chain(sql, op)?;
+                if *op == Op::And { Expr::And(parts) } else { Expr::Or(parts) }
+            }
+            Sql::BinaryOp { left, op: Op::Custom(name), right } if name == IS_MISSING => {
+                let negated = matches!(self.operand(right)?, Operand::Literal(Json::Bool(true)));
+                Expr::IsMissing { operand: self.operand(left)?, negated }
+            }
+            Sql::BinaryOp { left, op, right } => {
+                let Some(op) = compare_op(op) else { return refuse(&format!("the operator {op} is"), sql) };
+                Expr::Compare { op, left: self.operand(left)?, right: self.operand(right)? }
+            }
+            Sql::IsNull(inner) => Expr::IsNull { operand: self.operand(inner)?, negated: false },
+            Sql::IsNotNull(inner) => Expr::IsNull { operand: self.operand(inner)?, negated: true },
+            Sql::Between { expr, negated, low, high } => {
+                let value = self.operand(expr)?;
+                negate(
+                    *negated,
+                    Expr::And(vec![
+                        Expr::Compare { op: CompareOp::GreaterOrEqual, left: value.clone(), right: self.operand(low)? },
+                        Expr::Compare { op: CompareOp::LessOrEqual, left: value, right: self.operand(high)? },
+                    ]),
+                )
+            }
+            Sql::InList { expr, list, negated } => {
+                let value = self.operand(expr)?;
+                let equal =
+                    |item| Ok(Expr::Compare { op: CompareOp::Equal, left: value.clone(), right: self.operand(item)? });
+                let mut any = list.iter().map(equal).collect::<Result<Vec<_>, _>>()?;
+                negate(*negated, if any.len() == 1 { any.remove(0) } else { Expr::Or(any) })
+            }
+            Sql::CompoundIdentifier(_) | Sql::Value(_) => Expr::Truth(self.operand(sql)?),
+            other => return refuse(&name_of(other), other),
+        })
+    }
+
+    /// The parts of `a AND b AND c`, which sqlparser nests to the left.
+    fn chain(self, sql: &Sql, chained: &Op) -> Result<Vec<Expr>, ExprError> {
+        let mut parts = Vec::new();
+        let mut rest = sql;
+        while let Sql::BinaryOp { left, op, right } = rest
+            && op == chained
+        {
+            parts.push(self.condition(right)?);
+            rest = left;
         }
-        Sql::BinaryOp { left, op: Op::Custom(name), right } if name == IS_MISSING => {
-            let negated = matches!(operand(right)?, Operand::Literal(Json::Bool(true)));
-            Expr::IsMissing { operand: operand(left)?, negated }
+        parts.push(self.condition(rest)?);
+        parts.reverse();
+        Ok(parts)
+    }
+
+    fn operand(self, sql: &Sql) -> Result<Operand, ExprError> {
+        match sql {
+            Sql::Nested(inner) => self.operand(inner),
+            Sql::CompoundIdentifier(segments) => Ok(Operand::Path(path_of(segments.clone())?)),
+            Sql::Value(value) => Ok(Operand::Literal(match &value.value {
+                SqlValue::Null => Json::Null,
+                SqlValue::Boolean(b) => Json::Bool(*b),
+                SqlValue::SingleQuotedString(text) => Json::String(text.clone()),
+                SqlValue::Number(digits, _) => {
+                    self.number(digits).map_err(|message| ExprError::at(message, value.span.start))?
+                }
+                _ => return refuse(&format!("the literal {} is", value.value), sql),
+            })),
+            Sql::BinaryOp { op: Op::And | Op::Or, .. } | Sql::UnaryOp { .. } | Sql::IsNull(_) | Sql::IsNotNull(_) => {
+                refuse("a condition as a value to compare is", sql)
+            }
+            Sql::BinaryOp { op, .. } if compare_op(op).is_some() => {
+                refuse("a comparison as a value to compare is", sql)
+            }
+            Sql::BinaryOp { op, .. } => refuse(&format!("the operator {op} is"), sql),
+            other => refuse(&name_of(other), other),
         }
-        Sql::BinaryOp { left, op, right } => {
-            let Some(op) = compare_op(op) else { return refuse(&format!("the operator {op} is"), sql) };
-            Expr::Compare { op, left: operand(left)?, right: operand(right)? }
+    }
+
+    /// A literal number, or why it is none.
+    fn number(self, digits: &str) -> Result<Json, String> {
+        let beyond = || format!("{digits} is beyond the range of numbers");
+        let float = |float: f64| serde_json::Number::from_f64(float).map(Json::Number).ok_or_else(beyond);
+        let integer = || {
+            let unsigned = digits.parse::<u64>().ok().map(Json::from);
+            unsigned.or_else(|| digits.parse::<i64>().ok().map(Json::from))
+        };
+        if self.language == Language::V0 {
+            return integer().map_or_else(|| float(digits.parse().map_err(|_| beyond())?), Ok);
         }
-        Sql::IsNull(inner) => Expr::IsNull { operand: operand(inner)?, negated: false },
-        Sql::IsNotNull(inner) => Expr::IsNull { operand: operand(inner)?, negated: true },
-        Sql::Between { expr, negated, low, high } => {
-            let value = operand(expr)?;
-            negate(
-                *negated,
-                Expr::And(vec![
-                    Expr::Compare { op: CompareOp::GreaterOrEqual, left: value.clone(), right: operand(low)? },
-                    Expr::Compare { op: CompareOp::LessOrEqual, left: value, right: operand(high)? },
-                ]),
-            )
+        match read_number(as_json(digits).as_bytes()) {
+            Ok(ExactNumber::Float(number)) => float(number),
+            Ok(ExactNumber::Integer { negative: false, magnitude }) => Ok(magnitude.into()),
+            Ok(ExactNumber::Integer { negative: true, magnitude }) => {
+                0i64.checked_sub_unsigned(magnitude).map(Json::from).ok_or_else(beyond)
+            }
+            Err(EncodeError::Inexact) => Err(format!(
+                "{digits} is inexact: it has more than 17 significant digits, and neither a 64-bit integer nor a 64-bit float holds it"
+            )),
+            Err(_) => Err(beyond()),
         }
-        Sql::InList { expr, list, negated } => {
-            let value = operand(expr)?;
-            let equal = |item| Ok(Expr::Compare { op: CompareOp::Equal, left: value.clone(), right: operand(item)? });
-            let mut any = list.iter().map(equal).collect::<Result<Vec<_>, _>>()?;
-            negate(*negated, if any.len() == 1 { any.remove(0) } else { Expr::Or(any) })
-        }
-        Sql::CompoundIdentifier(_) | Sql::Value(_) => Expr::Truth(operand(sql)?),
-        other => return refuse(&name_of(other), other),
-    })
+    }
+}
+
+/// What SQL writes as a number and JSON does not: `.5`, `5.`, leading zeros.
+fn as_json(digits: &str) -> String {
+    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits), |digits| ("-", digits));
+    let (mantissa, exponent) = digits.split_at(digits.find(['e', 'E']).unwrap_or(digits.len()));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let whole = whole.trim_start_matches('0');
+    let whole = if whole.is_empty() { "0" } else { whole };
+    let point = if fraction.is_empty() { "" } else { "." };
+    format!("{sign}{whole}{point}{fraction}{exponent}")
 }
 
 fn negate(negated: bool, expr: Expr) -> Expr {
     if negated { Expr::Not(Box::new(expr)) } else { expr }
-}
-
-/// The parts of `a AND b AND c`, which sqlparser nests to the left.
-fn chain(sql: &Sql, chained: &Op) -> Result<Vec<Expr>, ExprError> {
-    let mut parts = Vec::new();
-    let mut rest = sql;
-    while let Sql::BinaryOp { left, op, right } = rest
-        && op == chained
-    {
-        parts.push(condition(right)?);
-        rest = left;
-    }
-    parts.push(condition(rest)?);
-    parts.reverse();
-    Ok(parts)
 }
 
 fn compare_op(op: &Op) -> Option<CompareOp> {
@@ -214,42 +284,6 @@ fn compare_op(op: &Op) -> Option<CompareOp> {
         Op::GtEq => CompareOp::GreaterOrEqual,
         _ => return None,
     })
-}
-
-fn operand(sql: &Sql) -> Result<Operand, ExprError> {
-    match sql {
-        Sql::Nested(inner) => operand(inner),
-        Sql::CompoundIdentifier(segments) => Ok(Operand::Path(path_of(segments.clone())?)),
-        Sql::Value(value) => Ok(Operand::Literal(match &value.value {
-            SqlValue::Null => Json::Null,
-            SqlValue::Boolean(b) => Json::Bool(*b),
-            SqlValue::SingleQuotedString(text) => Json::String(text.clone()),
-            SqlValue::Number(digits, _) => match number(digits) {
-                Some(number) => number,
-                None => {
-                    return Err(ExprError::at(format!("{digits} is beyond the range of numbers"), value.span.start));
-                }
-            },
-            _ => return refuse(&format!("the literal {} is", value.value), sql),
-        })),
-        Sql::BinaryOp { op: Op::And | Op::Or, .. } | Sql::UnaryOp { .. } | Sql::IsNull(_) | Sql::IsNotNull(_) => {
-            refuse("a condition as a value to compare is", sql)
-        }
-        Sql::BinaryOp { op, .. } if compare_op(op).is_some() => refuse("a comparison as a value to compare is", sql),
-        Sql::BinaryOp { op, .. } => refuse(&format!("the operator {op} is"), sql),
-        other => refuse(&name_of(other), other),
-    }
-}
-
-fn number(digits: &str) -> Option<Json> {
-    if let Ok(n) = digits.parse::<u64>() {
-        return Some(n.into());
-    }
-    if let Ok(n) = digits.parse::<i64>() {
-        return Some(n.into());
-    }
-    // Answers none for what is not finite.
-    serde_json::Number::from_f64(digits.parse().ok()?).map(Json::Number)
 }
 
 /// What users call a node of sqlparser's tree that we do not take.

@@ -128,7 +128,7 @@ impl StateContext {
     pub fn check(&self, change: &Change) -> Result<(), StateError> {
         let version = self.version + 1;
         if let Change::IndexCreated { index } = change
-            && let Err(error) = index.definition.compile()
+            && let Err(error) = index.compile()
         {
             let why = format!("index {}: {error}", index.definition.name);
             return Err(StateError::Garbage { version, why });
@@ -216,7 +216,7 @@ impl StateContext {
                 entry.reconciled = done.or(entry.reconciled.take());
             }
             Change::IndexCreated { index } => {
-                let compiled = index.definition.compile().map_err(|e| StateError::Garbage {
+                let compiled = index.compile().map_err(|e| StateError::Garbage {
                     version,
                     why: format!("index {}: {e}", index.definition.name),
                 })?;

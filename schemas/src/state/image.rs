@@ -28,7 +28,7 @@ impl TryFrom<IndexImage> for Index {
 
     fn try_from(image: IndexImage) -> Result<Self, String> {
         let name = &image.placed.definition.name;
-        let compiled = image.placed.definition.compile().map_err(|e| format!("index {name}: {e}"))?;
+        let compiled = image.placed.compile().map_err(|e| format!("index {name}: {e}"))?;
         Ok(Self { placed: image.placed, compiled, state: image.state, topology: image.topology })
     }
 }

@@ -3,7 +3,9 @@
 use super::context::StateContext;
 use crate::{
     api::NodeKind,
-    definition::{BucketDefinition, IndexDefinition},
+    definition::{BucketDefinition, CompiledIndex, IndexDefinition},
+    error::ApiError,
+    language::Language,
     timestamp::{Bookmark, Dropped, Position, StabilityTimestamp},
 };
 use schemars::JsonSchema;
@@ -28,6 +30,22 @@ pub struct PlacedIndex {
     pub definition: IndexDefinition,
     /// Partition → host.
     pub hosts: Vec<String>,
+    /// The number of the [`crate::language::Language`] that it was made with; records from before there was one have none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub language: u32,
+}
+
+// A record that is written again must be the same as before.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl PlacedIndex {
+    /// Parses the definition, by the rules that the index was made with.
+    pub fn compile(&self) -> Result<CompiledIndex, ApiError> {
+        self.definition.compile(Language::from_number(self.language)?)
+    }
 }
 
 /// Where a session reads one vbucket.

@@ -16,7 +16,8 @@ fn definition() -> IndexDefinition {
 fn changes() -> Vec<Change> {
     let bucket = || "b".to_owned();
     let st = StabilityTimestamp { number: 7, vbs: vec![StVb::default()], ..StabilityTimestamp::default() };
-    let placed = PlacedIndex { number: 1, id: "x".into(), definition: definition(), hosts: vec!["n".into()] };
+    let placed =
+        PlacedIndex { number: 1, id: "x".into(), definition: definition(), hosts: vec!["n".into()], language: 1 };
     vec![
         Change::TermStarted { coordinator: "c".into() },
         Change::NodeJoined { node: "n".into(), kind: NodeKind::Indexer, incarnation: u64::MAX },

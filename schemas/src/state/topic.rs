@@ -10,6 +10,7 @@ use crate::{
     error::{ApiError, ErrorCode},
     expr::{self, CompiledCondition, Path, Scratch, Truth},
     lane::Routes,
+    language::Language,
     subjects,
 };
 use serde::{Deserialize, Serialize};
@@ -68,9 +69,11 @@ impl Predicate {
         if text.trim().is_empty() {
             return Ok(Self(None));
         }
-        let expression = expr::parse_condition(text).map_err(|e| e.in_field("predicate"))?;
+        // Its numbers are small integers, which every version reads alike; and one that was taken once must go on.
+        let language = Language::V0;
+        let expression = expr::parse_condition(text, language).map_err(|e| e.in_field("predicate"))?;
         let mut unknown = None;
-        let condition = CompiledCondition::new(&expression, &mut |path: &Path| match path.0.as_slice() {
+        let condition = CompiledCondition::new(&expression, language, &mut |path: &Path| match path.0.as_slice() {
             [name] if FIELDS.contains(&name.as_str()) => FIELDS.iter().position(|f| f == name).unwrap_or_default(),
             _ => {
                 unknown = Some(path.to_string());

@@ -25,6 +25,10 @@ pub enum Unindexable {
     TooLarge = 3,
     KeyTooLong = 4,
     IdTooLong = 5,
+    /// A key is a number of more digits than numbers hold, see [`crate::collation::EncodeError::Inexact`].
+    InexactNumber = 6,
+    /// A key is no value that every reader of JSON takes: a number beyond f64, or half a surrogate pair.
+    BadValue = 7,
 }
 
 impl Unindexable {
@@ -35,6 +39,8 @@ impl Unindexable {
             3 => Self::TooLarge,
             4 => Self::KeyTooLong,
             5 => Self::IdTooLong,
+            6 => Self::InexactNumber,
+            7 => Self::BadValue,
             _ => return None,
         })
     }
@@ -46,6 +52,8 @@ impl Unindexable {
             Self::TooLarge => "too_large",
             Self::KeyTooLong => "key_too_long",
             Self::IdTooLong => "id_too_long",
+            Self::InexactNumber => "inexact_number",
+            Self::BadValue => "bad_value",
         }
     }
 }

@@ -111,7 +111,8 @@ impl Plan {
             return internal("the partitions answered at different stability timestamps");
         }
         let unindexed = pages.iter().map(|page| page.unindexed).sum();
-        let head = Head { st, unindexed, streams: &self.streams, directions: &self.directions };
+        let head =
+            Head { st, unindexed, streams: &self.streams, directions: &self.directions, language: self.language };
         let sources: Vec<Page> = pages.iter().map(|page| Page { rows: &page.rows, more: page.more }).collect();
         let mut rows = Merge::new(&sources, self.reverse);
         let mut renderer = Renderer::new(&head, budget).first_row(message);

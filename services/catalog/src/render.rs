@@ -5,6 +5,8 @@ use highwater_schemas::{
     ApiError, ErrorCode, StabilityTimestamp,
     api::VbPosition,
     collation::{decode_key, split_entry_suffix},
+    language::Language,
+    readable::write_readable_fields,
     state::vbuuid_text,
     wire::Row,
 };
@@ -24,6 +26,8 @@ pub struct Head<'a> {
     pub streams: &'a [String],
     /// For each key of the index whether it is descending.
     pub directions: &'a [bool],
+    /// What the index was made with.
+    pub language: Language,
 }
 
 impl Head<'_> {
@@ -109,7 +113,11 @@ impl<'a> Renderer<'a> {
         self.out.extend_from_slice(&self.key);
         if !row.include.is_empty() {
             self.out.extend_from_slice(br#","include":"#);
-            self.out.extend_from_slice(row.include);
+            match self.head.language {
+                // Copied from documents as they were.
+                Language::V0 => write_readable_fields(&String::from_utf8_lossy(row.include), &mut self.out),
+                Language::V1 => self.out.extend_from_slice(row.include),
+            }
         }
         self.out.push(b'}');
         // The reply may have to end here, with a token that holds this row's key.
@@ -181,7 +189,8 @@ mod tests {
     fn render(streams: &[&str], rows: &[(Vec<u8>, &[u8])], token: Option<&str>) -> String {
         let streams: Vec<String> = streams.iter().map(ToString::to_string).collect();
         let st = st(streams.len());
-        let head = Head { st: &st, unindexed: 0, streams: &streams, directions: &[true, false] };
+        let head =
+            Head { st: &st, unindexed: 0, streams: &streams, directions: &[true, false], language: Language::NEWEST };
         let mut renderer = Renderer::new(&head, 1 << 20);
         for (key, include) in rows {
             assert!(renderer.push(Row { key, include }).unwrap());
@@ -218,9 +227,32 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_version_copied_is_made_readable() {
+        let st = st(1);
+        let streams = ["KV_users".to_string()];
+        for (include, shown) in [
+            (r#"{"a":1,"b":1e400,"c":"\ud800","d":{"x":1,"x":[1e999],"y":"\udc00"}}"#, r#"{"a":1}"#),
+            (r#"{"a":{"x":1,"x":2},"a":{"x":3}}"#, r#"{"a":{"x":3}}"#),
+            (r#"{"a":18446744073709551617}"#, r#"{"a":18446744073709551617}"#),
+        ] {
+            let key = key(&[json!(1), json!("x")], DIRECTIONS, "id", 0);
+            let render = |language| {
+                let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language };
+                let mut renderer = Renderer::new(&head, 1 << 20);
+                assert!(renderer.push(Row { key: &key, include: include.as_bytes() }).unwrap());
+                String::from_utf8(renderer.finish(None)).unwrap()
+            };
+            assert!(render(Language::V0).contains(&format!(r#""include":{shown}}}"#)), "{}", render(Language::V0));
+            // What this version stores has been made readable before, and is copied.
+            assert!(render(Language::V1).contains(include));
+        }
+    }
+
+    #[test]
     fn a_finished_reply_never_passes_its_limit() {
         let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS };
+        let head =
+            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
         let mut rows = Rows::default();
         (0..200u32)
             .for_each(|i| rows.push(&key(&[json!(i), json!("city")], DIRECTIONS, &format!("u{i}"), 0), br#"{"a":1}"#));
@@ -242,7 +274,8 @@ mod tests {
     #[test]
     fn a_row_that_cannot_fit_is_named() {
         let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS };
+        let head =
+            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
         let mut renderer = Renderer::new(&head, 2000);
         let include = format!(r#"{{"a":"{}"}}"#, "x".repeat(2000));
         let key = key(&[json!(1), json!(2)], DIRECTIONS, "big", 0);
@@ -254,7 +287,8 @@ mod tests {
     #[test]
     fn a_single_row_may_have_more_than_a_page() {
         let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS };
+        let head =
+            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
         let include = format!(r#"{{"a":"{}"}}"#, "x".repeat(2000));
         let key = key(&[json!(1), json!(2)], DIRECTIONS, "big", 0);
         let row = Row { key: &key, include: include.as_bytes() };
@@ -268,7 +302,8 @@ mod tests {
     #[test]
     fn damaged_keys_are_an_error() {
         let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS };
+        let head =
+            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
         let good = key(&[json!(1), json!("x")], DIRECTIONS, "id", 0);
         for cut in 0..good.len() {
             let error = Renderer::new(&head, 2000).push(Row { key: &good[..cut], include: b"" }).unwrap_err();

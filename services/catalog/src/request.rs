@@ -9,6 +9,7 @@ use crate::{
 use highwater_schemas::{
     ApiError, ErrorCode, api,
     collation::{Span, spans_to_ranges},
+    language::Language,
     names,
     state::{Bucket, Index, IndexState, StateContext},
     wire::ByteRange,
@@ -69,6 +70,8 @@ pub struct Plan {
     pub hosts: Vec<String>,
     /// For each key of the index whether it is descending.
     pub directions: Vec<bool>,
+    /// What the index was made with.
+    pub language: Language,
     pub ranges: Vec<ByteRange>,
     pub reverse: bool,
     /// Rows to pass over before the first one.
@@ -162,7 +165,8 @@ impl Query {
             }
         }
         let directions = index.compiled.directions();
-        let ranges = spans_to_ranges(&directions, &self.spans)?;
+        let language = index.compiled.language;
+        let ranges = spans_to_ranges(&directions, language, &self.spans)?;
         let streams: Vec<String> = bucket.definition.vbuckets().into_iter().map(|s| s.name).collect();
         let floors = floors(&self.consistency, bucket, &streams)?;
         let fingerprint = self.fingerprint(context, bucket, index, &ranges);
@@ -172,6 +176,7 @@ impl Query {
             index: index.placed.number,
             hosts: index.placed.hosts.clone(),
             directions,
+            language,
             ranges,
             reverse: self.reverse,
             skip: if page.is_some() { 0 } else { self.offset },

@@ -60,7 +60,13 @@ pub async fn count(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError>
     let pages = run.first(&place, 0, ScanMode::Count).await?;
     let st = &pages[0].st;
     let unindexed = pages.iter().map(|page| page.unindexed).sum();
-    let head = Head { st, unindexed, streams: &run.plan.streams, directions: &run.plan.directions };
+    let head = Head {
+        st,
+        unindexed,
+        streams: &run.plan.streams,
+        directions: &run.plan.directions,
+        language: run.plan.language,
+    };
     Ok(api::ok(&api::CountReply {
         st: st.number,
         exact: st.exact(),

@@ -68,6 +68,7 @@ pub fn index_stats(index: &Index, reports: &Reports, messages: Option<u64>) -> I
         condition: definition.condition.clone(),
         include: definition.include.clone(),
         num_partition: definition.num_partition,
+        language: index.placed.language,
         docs_pending,
         docs_done,
         items: sum(|s| s.items),
@@ -113,15 +114,21 @@ mod tests {
     use highwater_schemas::{
         api::NodeKind,
         definition::IndexDefinition,
+        language::Language,
         state::{PlacedIndex, SliceName},
     };
 
     fn index(state: IndexState, hosts: &[&str]) -> Index {
         let definition: IndexDefinition =
             serde_json::from_str(r#"{"bucket":"users","name":"by_age","keys":["age DESC","city"]}"#).unwrap();
-        let compiled = definition.compile().unwrap();
+        let compiled = definition.compile(Language::NEWEST).unwrap();
         let hosts = hosts.iter().map(ToString::to_string).collect();
-        Index { placed: PlacedIndex { number: 7, id: "i7".into(), definition, hosts }, compiled, state, topology: 3 }
+        Index {
+            placed: PlacedIndex { number: 7, id: "i7".into(), definition, hosts, language: 1 },
+            compiled,
+            state,
+            topology: 3,
+        }
     }
 
     fn report(node: &str, partition: u32, state: SliceState, docs_done: u64) -> (String, Option<NodeStatus>) {

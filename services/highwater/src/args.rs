@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bound::Bound;
 use crate::limits::{CatalogLimits, ClusterLimits, CoordinatorLimits, IndexerLimits, Limits};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
@@ -410,20 +411,21 @@ pub(crate) struct Dump {
     pub(crate) client: Client,
 }
 
-/// What to scan or count. Bounds are JSON arrays, such as '["NO", 100000]'; a single value may stand without brackets.
+/// What to scan or count. Bounds are JSON arrays, such as '["NO", 100000]'; a single value may stand without brackets, and a text
+/// without quotes unless it looks like a number.
 #[derive(ClapArgs)]
 pub(crate) struct Range {
     pub(crate) bucket: String,
     pub(crate) index: String,
     /// Keys equal to this.
-    #[arg(long, conflicts_with_all = ["low", "high", "inclusion"])]
-    pub(crate) equal: Option<String>,
+    #[arg(long, allow_negative_numbers = true, conflicts_with_all = ["low", "high", "inclusion"])]
+    pub(crate) equal: Option<Bound>,
     /// Keys from here on.
-    #[arg(long)]
-    pub(crate) low: Option<String>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) low: Option<Bound>,
     /// Keys up to here.
-    #[arg(long)]
-    pub(crate) high: Option<String>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) high: Option<Bound>,
     /// Which bounds belong to the range.
     #[arg(long, value_parser = ["both", "low", "high", "neither"])]
     pub(crate) inclusion: Option<String>,

@@ -3,6 +3,7 @@
 //! Exit codes: 0 ok, 1 refused or failed, 2 usage.
 
 mod args;
+mod bound;
 mod cli;
 mod limits;
 mod serve;

@@ -8,16 +8,20 @@
 //! # Invariants
 //! - What an index gets depends on the document and on this index alone, never on which other indexes are built at the time:
 //!   a catchup session and the mutation path must agree. Hence values are captured as raw text, and text that is JSON by its
-//!   grammar but no value (`1e400`, half a surrogate pair) only concerns the indexes that use it as a key.
+//!   grammar but no value (`1e400`, half a surrogate pair) only concerns the indexes that use it: as a key it is a reason not to
+//!   index the document, as an included field it is left out.
+//! - What a text means is a matter of the version of the language that the index was made with.
 //! - Of equal names in one object the last wins, as a whole: what earlier ones held is gone.
 
 #[cfg(test)]
 mod tests;
 
 use highwater_schemas::{
-    collation::{MAX_DEPTH, MAX_ENTRY_KEY, encode_raw, entry_suffix_len},
+    collation::{EncodeError, MAX_DEPTH, MAX_ENTRY_KEY, encode_raw, entry_suffix_len},
     definition::CompiledIndex,
     expr::{CompiledCondition, Path, Scratch, Truth},
+    language::Language,
+    readable::write_readable,
     wire::{DocOp, KeyVersions, Unindexable},
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -40,6 +44,7 @@ struct Plan {
     /// Slot of each included field, and its name as a JSON string with a colon.
     include: Vec<(usize, String)>,
     include_missing: bool,
+    language: Language,
 }
 
 /// Turns documents into key versions for a set of indexes.
@@ -65,13 +70,17 @@ impl Evaluator {
             .map(|(number, index)| Plan {
                 number: *number,
                 keys: index.keys.iter().map(|k| (trie.insert(&k.path), k.descending)).collect(),
-                condition: index.condition.as_ref().map(|c| CompiledCondition::new(c, &mut |path| trie.insert(path))),
+                condition: index
+                    .condition
+                    .as_ref()
+                    .map(|c| CompiledCondition::new(c, index.language, &mut |path| trie.insert(path))),
                 include: index
                     .include
                     .iter()
                     .map(|path| (trie.insert(path), format!("{}:", serde_json::Value::String(path.label()))))
                     .collect(),
                 include_missing: index.include_missing,
+                language: index.language,
             })
             .collect();
         Self { max_document, trie, plans, slots: Slots::default(), scratch: Scratch::default() }
@@ -104,10 +113,8 @@ impl Evaluator {
             }
             out.push_key(
                 plan.number,
-                |bytes| write_key(&plan.keys, &lookup, room, bytes),
-                |bytes| {
-                    write_include(&plan.include, &lookup, bytes);
-                },
+                |bytes| write_key(plan, &lookup, room, bytes),
+                |bytes| write_include(plan, &lookup, bytes),
             );
         }
     }
@@ -134,29 +141,43 @@ impl Evaluator {
 }
 
 fn write_key<'d>(
-    keys: &[(usize, bool)],
+    plan: &Plan,
     lookup: &impl Fn(usize) -> Option<&'d str>,
     room: usize,
     bytes: &mut Vec<u8>,
 ) -> Result<(), Unindexable> {
     let start = bytes.len();
-    for &(slot, descending) in keys {
-        encode_raw(lookup(slot), descending, bytes).map_err(|_| Unindexable::NotJson)?;
+    for &(slot, descending) in &plan.keys {
+        encode_raw(lookup(slot), descending, plan.language, bytes).map_err(|error| reason(plan.language, error))?;
     }
     if bytes.len() - start > room { Err(Unindexable::KeyTooLong) } else { Ok(()) }
 }
 
+fn reason(language: Language, error: EncodeError) -> Unindexable {
+    match (language, error) {
+        (Language::V0, _) | (_, EncodeError::NotJson) => Unindexable::NotJson,
+        (_, EncodeError::Inexact) => Unindexable::InexactNumber,
+        (_, EncodeError::NumberRange | EncodeError::HalfPair) => Unindexable::BadValue,
+        (_, EncodeError::TooDeep) => Unindexable::TooDeep,
+    }
+}
+
 /// Nothing for an index without included fields, so that its rows need not carry an empty object.
-fn write_include<'d>(include: &[(usize, String)], lookup: &impl Fn(usize) -> Option<&'d str>, bytes: &mut Vec<u8>) {
-    if include.is_empty() {
+fn write_include<'d>(plan: &Plan, lookup: &impl Fn(usize) -> Option<&'d str>, bytes: &mut Vec<u8>) {
+    if plan.include.is_empty() {
         return;
     }
     let start = bytes.len();
-    for (slot, name) in include {
+    for (slot, name) in &plan.include {
         if let Some(raw) = lookup(*slot) {
-            bytes.push(if bytes.len() == start { b'{' } else { b',' });
+            let before = bytes.len();
+            bytes.push(if before == start { b'{' } else { b',' });
             bytes.extend_from_slice(name.as_bytes());
-            compact_into(raw.as_bytes(), bytes);
+            match plan.language {
+                Language::V0 => compact_into(raw.as_bytes(), bytes),
+                Language::V1 if write_readable(raw, bytes).is_err() => bytes.truncate(before),
+                Language::V1 => {}
+            }
         }
     }
     if bytes.len() == start {

@@ -17,8 +17,8 @@ fn small_value() -> impl Strategy<Value = Option<Value>> {
     prop::sample::select(values)
 }
 
-fn bound(keys: usize) -> impl Strategy<Value = Option<Vec<Value>>> {
-    let component = small_value().prop_map(|v| v.unwrap_or(json!({"$missing": true})));
+fn bound(keys: usize) -> impl Strategy<Value = Option<Vec<Component>>> {
+    let component = small_value().prop_map(|v| Component::from(&v.unwrap_or(json!({"$missing": true}))));
     prop_oneof![1 => Just(None), 4 => prop::collection::vec(component, 1..=keys).prop_map(Some)]
 }
 
@@ -33,21 +33,22 @@ fn span(keys: usize) -> impl Strategy<Value = Span> {
         3 => (bound(keys), bound(1), bound(1), inclusion()).prop_map(move |(prefix, low, high, inclusion)| {
             let mut prefix = prefix.unwrap_or_default();
             prefix.truncate(keys - 1);
-            let grown = |end: Option<Vec<Value>>| Some([prefix.clone(), end.unwrap_or_default()].concat());
+            let grown = |end: Option<Vec<Component>>| Some([prefix.clone(), end.unwrap_or_default()].concat());
             Span { low: grown(low), high: grown(high), equal: None, inclusion }
         }),
         1 => bound(keys).prop_map(|equal| Span { equal, ..Span::default() }),
     ]
 }
 
-fn meant(value: &Value) -> Option<&Value> {
-    if *value == json!({"$missing": true}) { None } else { Some(value) }
+fn meant(component: &Component) -> Option<Value> {
+    let value: Value = serde_json::from_str(component.text()).unwrap();
+    if value == json!({"$missing": true}) { None } else { Some(value) }
 }
 
 /// The row cut to the bound's length, compared in value order.
-fn against(row: &[Option<Value>], bound: &[Value]) -> Ordering {
+fn against(row: &[Option<Value>], bound: &[Component]) -> Ordering {
     let pairs = row.iter().zip(bound);
-    pairs.map(|(r, b)| compare_values(r.as_ref(), meant(b))).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
+    pairs.map(|(r, b)| compare_values(r.as_ref(), meant(b).as_ref())).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
 }
 
 fn naive(row: &[Option<Value>], span: &Span) -> bool {
@@ -80,7 +81,7 @@ proptest! {
         spans in prop::collection::vec(span(3), 1..4),
         rows in prop::collection::vec(prop::collection::vec(small_value(), 3), 20),
     ) {
-        match spans_to_ranges(&directions, &spans) {
+        match spans_to_ranges(&directions, Language::NEWEST, &spans) {
             Ok(ranges) => {
                 for range in &ranges {
                     prop_assert!(range.high.as_ref().is_none_or(|h| range.low < *h));
@@ -109,10 +110,10 @@ proptest! {
         docids in prop::collection::vec(any_text(), 10),
         low in prop::option::of(any_text()), high in prop::option::of(any_text()), inclusion in inclusion(),
     ) {
-        let bound = |b: &Option<String>| b.clone().map(|b| vec![json!(b)]);
+        let bound = |b: &Option<String>| b.clone().map(|b| vec![Component::from(&json!(b))]);
         let span = Span { low: bound(&low), high: bound(&high), equal: None, inclusion };
         let inverted = low.is_some() && high.is_some() && low > high;
-        match spans_to_ranges(&[], std::slice::from_ref(&span)) {
+        match spans_to_ranges(&[], Language::NEWEST, std::slice::from_ref(&span)) {
             Err(e) => prop_assert!(inverted && e.code == ErrorCode::SpanInverted),
             Ok(ranges) => {
                 prop_assert!(!inverted);
@@ -127,7 +128,7 @@ proptest! {
 
 fn code(directions: &[bool], span: Value) -> Result<Vec<ByteRange>, (ErrorCode, String)> {
     let span: Span = serde_json::from_value(span).unwrap();
-    spans_to_ranges(directions, &[Span::default(), span]).map_err(|e| (e.code, e.message))
+    spans_to_ranges(directions, Language::NEWEST, &[Span::default(), span]).map_err(|e| (e.code, e.message))
 }
 
 #[test]
@@ -159,17 +160,17 @@ fn mixed_directions_are_contiguous_behind_a_common_prefix() {
 #[test]
 fn no_spans_are_everything_and_empty_spans_nothing() {
     let everything = vec![ByteRange { low: vec![], high: None }];
-    assert_eq!(spans_to_ranges(&[false], &[]).unwrap(), everything);
-    assert_eq!(spans_to_ranges(&[true], &[Span::default()]).unwrap(), everything);
+    assert_eq!(spans_to_ranges(&[false], Language::NEWEST, &[]).unwrap(), everything);
+    assert_eq!(spans_to_ranges(&[true], Language::NEWEST, &[Span::default()]).unwrap(), everything);
     let nothing: Span = serde_json::from_value(json!({"low": [1], "high": [1], "inclusion": "neither"})).unwrap();
-    assert_eq!(spans_to_ranges(&[false], &[nothing]).unwrap(), vec![]);
+    assert_eq!(spans_to_ranges(&[false], Language::NEWEST, &[nothing]).unwrap(), vec![]);
 }
 
 #[test]
 fn bounds_longer_than_any_key_stay_seekable() {
     let long = "x".repeat(MAX_ENTRY_KEY * 2);
     let span: Span = serde_json::from_value(json!({"low": [long], "high": [long + "y"]})).unwrap();
-    for range in spans_to_ranges(&[false], &[span]).unwrap() {
+    for range in spans_to_ranges(&[false], Language::NEWEST, &[span]).unwrap() {
         assert!(range.low.len() <= MAX_ENTRY_KEY && range.high.unwrap().len() <= MAX_ENTRY_KEY);
     }
 }
@@ -178,7 +179,7 @@ fn bounds_longer_than_any_key_stay_seekable() {
 fn an_unknown_field_of_a_span_is_refused() {
     assert!(serde_json::from_value::<Span>(json!({"lwo": [1]})).is_err());
     assert_eq!(
-        serde_json::to_value(Span { low: Some(vec![json!(1)]), ..Span::default() }).unwrap(),
+        serde_json::to_value(Span { low: Some(vec![Component::from(&json!(1))]), ..Span::default() }).unwrap(),
         json!({"low": [1]})
     );
 }

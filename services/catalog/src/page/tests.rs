@@ -4,6 +4,7 @@ use highwater_schemas::{
     StVb, StabilityTimestamp,
     api::ScanResult,
     collation::{encode_entry_suffix, encode_value},
+    language::Language,
     wire::{ByteRange, Rows},
 };
 use proptest::prelude::*;
@@ -17,6 +18,7 @@ fn plan(partitions: usize) -> Plan {
         index: 7,
         hosts: (0..partitions).map(|p| format!("n{p}")).collect(),
         directions: vec![false],
+        language: Language::NEWEST,
         ranges: vec![ByteRange { low: vec![], high: None }],
         reverse: false,
         skip: 0,

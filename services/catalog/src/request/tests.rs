@@ -41,8 +41,8 @@ fn bucket(streams: &[&str]) -> Bucket {
 fn context(streams: &[&str], number: u32, state: IndexState) -> StateContext {
     let definition: IndexDefinition =
         serde_json::from_value(json!({"bucket": "users", "name": "by_age", "keys": ["age DESC", "city"]})).unwrap();
-    let compiled = definition.compile().unwrap();
-    let placed = PlacedIndex { number, id: format!("i{number}"), definition, hosts: vec!["n1".into()] };
+    let compiled = definition.compile(Language::NEWEST).unwrap();
+    let placed = PlacedIndex { number, id: format!("i{number}"), definition, hosts: vec!["n1".into()], language: 1 };
     let mut bucket = bucket(streams);
     bucket.indexes.insert(number, Index { placed, compiled, state, topology: 1 });
     let mut context = StateContext::default();

@@ -8,6 +8,7 @@ use highwater_schemas::{
         IndexReply, IndexSummary, IndexesReply, NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
     },
     definition::{BucketDefinition, IndexDefinition},
+    language::Language,
     names,
     state::{Bucket, Change, Index, IndexState, PlacedIndex},
 };
@@ -168,7 +169,7 @@ impl Core {
     }
 
     fn check_new(&self, definition: &IndexDefinition) -> Result<(), ApiError> {
-        definition.compile()?;
+        definition.compile(Language::NEWEST)?;
         let bucket = self.context.buckets.get(&definition.bucket);
         if bucket.is_some_and(|b| b.index_by_name(&definition.name).is_some()) {
             return Err(ApiError::new(
@@ -188,7 +189,8 @@ impl Core {
         bytes[..8].copy_from_slice(&mix(random, 1 << 32).to_be_bytes());
         bytes[8..].copy_from_slice(&mix(random, 2 << 32).to_be_bytes());
         let id = Builder::from_random_bytes(bytes).into_uuid().to_string();
-        Ok(PlacedIndex { number: self.context.next_index + 1, id, definition, hosts })
+        let language = Language::NEWEST.number();
+        Ok(PlacedIndex { number: self.context.next_index + 1, id, definition, hosts, language })
     }
 
     /// Spreads partitions over the live indexers, the least loaded first.

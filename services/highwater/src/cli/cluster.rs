@@ -30,8 +30,7 @@ pub(crate) async fn topic(command: Topic) -> Result<()> {
         Topic::Subscribe { bucket, topic, subscriber, predicate, client } => {
             let session = Session::open(&client).await?;
             let request = Subscribe { bucket, topic, subscriber, predicate };
-            let (reply, at): (Value, SubscribeReply) =
-                session.typed(&subjects::admin("topic.subscribe"), &request).await?;
+            let (reply, at): (_, SubscribeReply) = session.typed(&subjects::admin("topic.subscribe"), &request).await?;
             print(session.json, &reply, || {
                 format!("{} reads {} of stream {}", request.subscriber, at.subject, at.stream)
             });
@@ -45,7 +44,7 @@ pub(crate) async fn topic(command: Topic) -> Result<()> {
         }
         Topic::List { bucket, client } => {
             let session = Session::open(&client).await?;
-            let (reply, list): (Value, TopicList) =
+            let (reply, list): (_, TopicList) =
                 session.typed(&subjects::admin("topic.list"), &TopicListRequest { bucket }).await?;
             print(session.json, &reply, || topics(&list));
         }
@@ -71,14 +70,14 @@ pub(crate) async fn state(command: State) -> Result<()> {
     match command {
         State::Show { bucket, client } => {
             let session = Session::open(&client).await?;
-            let (reply, shown): (Value, StateReply) =
+            let (reply, shown): (_, StateReply) =
                 session.typed(&subjects::admin("state.get"), &StateGet { bucket }).await?;
             print(session.json, &reply, || serde_json::to_string_pretty(&shown.state).unwrap_or_default());
         }
         State::History { limit, client } => {
             let session = Session::open(&client).await?;
             let request = StateHistory { limit: Some(limit) };
-            let (reply, history): (Value, StateHistoryReply) =
+            let (reply, history): (_, StateHistoryReply) =
                 session.typed(&subjects::admin("state.history"), &request).await?;
             print(session.json, &reply, || {
                 let rows = history.records.iter().map(|record| {

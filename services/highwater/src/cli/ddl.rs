@@ -1,6 +1,6 @@
 //! `highwater bucket` and `highwater index`.
 
-use super::{Session, diagnosis, print, show};
+use super::{Reply, Session, diagnosis, print, show};
 use crate::args::{Bucket, Index};
 use anyhow::{Result, bail};
 use highwater_schemas::{
@@ -11,7 +11,6 @@ use highwater_schemas::{
     definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
     subjects,
 };
-use serde_json::Value;
 use std::{
     io::{IsTerminal, Write},
     time::{Duration, Instant},
@@ -34,7 +33,7 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         }
         Bucket::List { client } => {
             let session = Session::open(&client).await?;
-            let (reply, list): (Value, BucketList) = session.typed(&subjects::admin("bucket.list"), &Empty {}).await?;
+            let (reply, list): (_, BucketList) = session.typed(&subjects::admin("bucket.list"), &Empty {}).await?;
             print(session.json, &reply, || {
                 let rows = list.buckets.iter().map(|b| {
                     let source = match (&b.source.kv, &b.source.streams) {
@@ -52,7 +51,7 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         Bucket::History { name, client } => {
             let session = Session::open(&client).await?;
             let request = api::BucketHistory { name };
-            let (reply, history): (Value, BucketHistoryReply) =
+            let (reply, history): (_, BucketHistoryReply) =
                 session.typed(&subjects::admin("bucket.history"), &request).await?;
             print(session.json, &reply, || show_history(&history));
         }
@@ -75,7 +74,7 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
 /// Begins a reconcile, and waits until one that began afterwards is done.
 async fn reconcile(session: &Session, name: String, within: Option<Duration>) -> Result<()> {
     let request = api::BucketReconcile { name: name.clone() };
-    let (reply, begun): (Value, ReconcileReply) = session.typed(&subjects::admin("bucket.reconcile"), &request).await?;
+    let (reply, begun): (_, ReconcileReply) = session.typed(&subjects::admin("bucket.reconcile"), &request).await?;
     let Some(within) = within else {
         print(session.json, &reply, || format!("the indexes of bucket {name} will be compared with its source"));
         return Ok(());
@@ -83,7 +82,7 @@ async fn reconcile(session: &Session, name: String, within: Option<Duration>) ->
     let until = Instant::now() + within;
     loop {
         let request = api::BucketHistory { name: name.clone() };
-        let (reply, history): (Value, BucketHistoryReply) =
+        let (reply, history): (_, BucketHistoryReply) =
             session.typed(&subjects::admin("bucket.history"), &request).await?;
         if let Some(done) = history.reconciled.filter(|done| done.id > begun.after) {
             let took = show::thousands(done.ended.saturating_sub(done.began));
@@ -169,7 +168,7 @@ pub(crate) async fn index(command: Index) -> Result<()> {
                 include_missing,
                 defer_build,
             };
-            let (reply, created): (Value, IndexReply) =
+            let (reply, created): (_, IndexReply) =
                 session.typed(&subjects::admin("index.create"), &definition).await?;
             print(session.json, &reply, || {
                 let index = &created.index;
@@ -182,7 +181,7 @@ pub(crate) async fn index(command: Index) -> Result<()> {
         }
         Index::Build { bucket, names, client } => {
             let session = Session::open(&client).await?;
-            let (reply, built): (Value, IndexesReply) =
+            let (reply, built): (_, IndexesReply) =
                 session.typed(&subjects::admin("index.build"), &IndexBuild { bucket, names }).await?;
             print(session.json, &reply, || {
                 show::table(
@@ -204,7 +203,7 @@ pub(crate) async fn index(command: Index) -> Result<()> {
         }
         Index::Describe { bucket, name, client } => {
             let session = Session::open(&client).await?;
-            let (reply, described): (Value, DescribeReply) =
+            let (reply, described): (_, DescribeReply) =
                 session.typed(&subjects::query("describe"), &Describe { bucket, index: name }).await?;
             print(session.json, &reply, || describe(&described));
         }
@@ -221,8 +220,8 @@ pub(crate) async fn index(command: Index) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn list(session: &Session, bucket: Option<String>) -> Result<(Value, Vec<IndexStats>)> {
-    let (reply, list): (Value, ListReply) = session.typed(&subjects::query("list"), &ListRequest { bucket }).await?;
+pub(super) async fn list(session: &Session, bucket: Option<String>) -> Result<(Reply, Vec<IndexStats>)> {
+    let (reply, list): (_, ListReply) = session.typed(&subjects::query("list"), &ListRequest { bucket }).await?;
     Ok((reply, list.indexes))
 }
 

@@ -1,6 +1,6 @@
 //! `highwater index verify` and `highwater slice dump`: of running nodes over NATS, of stopped ones from their directory.
 
-use super::{Session, ddl, print, show};
+use super::{Reply, Session, ddl, print, show};
 use crate::args::{Dump, Slice};
 use anyhow::{Result, anyhow, bail};
 use highwater_indexer::stopped::{Rows, StoppedNode};
@@ -50,7 +50,7 @@ async fn verify_slice(
         timeout_ms: Some(within.as_millis() as u64),
     };
     let answer = session.ask_within(&subjects::node(node, "verify"), &request, within).await;
-    match answer.and_then(|reply| Ok(serde_json::from_value::<NodeVerify>(reply)?)) {
+    match answer.and_then(|reply| reply.check().and_then(|()| reply.read::<NodeVerify>())) {
         Ok(reply) => reply.slices,
         Err(error) => {
             let silent = || ApiError::new(ErrorCode::NodeUnavailable, format!("{error:#}"));
@@ -82,7 +82,7 @@ fn report(json: bool, checks: &[SliceCheck], marks: Option<String>) -> Result<()
     if let Some(marks) = &marks {
         reply["marks_error"] = marks.as_str().into();
     }
-    print(json, &reply, || verdicts(checks));
+    print(json, &Reply::made(&reply), || verdicts(checks));
     match marks {
         Some(marks) => Err(anyhow!(marks)),
         None if wrong > 0 => Err(anyhow!("{wrong} of {} slices are not right", checks.len())),
@@ -128,7 +128,7 @@ pub(crate) async fn slice(command: Slice) -> Result<()> {
             let dump = NodeDump { slices: node.slices().iter().map(|slice| node.dump(slice, &rows)).collect() };
             let mut reply = serde_json::to_value(&dump)?;
             reply["ok"] = dump.slices.iter().all(|s| s.error.is_none()).into();
-            (reply, dump.slices)
+            (Reply::made(&reply), dump.slices)
         }
         None => running(&args).await?,
     };
@@ -142,7 +142,7 @@ pub(crate) async fn slice(command: Slice) -> Result<()> {
     }
 }
 
-async fn running(args: &Dump) -> Result<(Value, Vec<SliceDump>)> {
+async fn running(args: &Dump) -> Result<(Reply, Vec<SliceDump>)> {
     let session = Session::open(&args.client).await?;
     let (bucket, index) = (args.bucket.clone().unwrap_or_default(), args.index.clone().unwrap_or_default());
     let (node, partition) = if let Some(node) = &args.node {
@@ -159,7 +159,7 @@ async fn running(args: &Dump) -> Result<(Value, Vec<SliceDump>)> {
         (host.ok_or_else(|| anyhow!("index {index} has no partition {partition}"))?, Some(partition))
     };
     let request = NodeDumpRequest { bucket, index, partition, rows: args.rows, from: args.from.clone(), vb: args.vb };
-    let (reply, dump): (Value, NodeDump) = session.typed(&subjects::node(&node, "dump"), &request).await?;
+    let (reply, dump): (_, NodeDump) = session.typed(&subjects::node(&node, "dump"), &request).await?;
     Ok((reply, dump.slices))
 }
 

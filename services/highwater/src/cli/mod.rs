@@ -20,8 +20,10 @@ use anyhow::{Result, anyhow};
 use highwater_bus::{Bus, BusError};
 use highwater_schemas::api;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 /// A connection with the command's options.
 struct Session {
@@ -36,13 +38,18 @@ impl Session {
         Ok(Self { bus, json: client.json, timeout: Duration::from_millis(client.timeout_ms) })
     }
 
-    /// Asks; a refusal is an error.
-    async fn ask<T: Serialize>(&self, subject: &str, request: &T) -> Result<Value> {
-        self.ask_within(subject, request, self.timeout).await
+    /// Asks; a refusal is an error, of which programs also get the bytes.
+    async fn ask<T: Serialize>(&self, subject: &str, request: &T) -> Result<Reply> {
+        let reply = self.ask_within(subject, request, self.timeout).await?;
+        if self.json && reply.check().is_err() {
+            reply.print()?;
+        }
+        reply.check()?;
+        Ok(reply)
     }
 
-    /// The same of what may take longer than other requests.
-    async fn ask_within<T: Serialize>(&self, subject: &str, request: &T, within: Duration) -> Result<Value> {
+    /// Asks what may take longer than other requests; what came may be a refusal.
+    async fn ask_within<T: Serialize>(&self, subject: &str, request: &T, within: Duration) -> Result<Reply> {
         // The service gives up first, and says why.
         let patience = within + Duration::from_secs(1);
         let reply = self.bus.request(subject, serde_json::to_vec(request)?, patience).await.map_err(|e| match e {
@@ -51,20 +58,47 @@ impl Session {
             }
             other => other.into(),
         })?;
-        Ok(api::reply(&reply.payload)?)
+        Ok(Reply(reply.payload.to_vec()))
     }
 
-    async fn typed<Q: Serialize, R: DeserializeOwned>(&self, subject: &str, request: &Q) -> Result<(Value, R)> {
-        let value = self.ask(subject, request).await?;
-        let typed = serde_json::from_value(value.clone())?;
-        Ok((value, typed))
+    async fn typed<Q: Serialize, R: DeserializeOwned>(&self, subject: &str, request: &Q) -> Result<(Reply, R)> {
+        let reply = self.ask(subject, request).await?;
+        let typed = reply.read()?;
+        Ok((reply, typed))
     }
 }
 
-/// Prints the JSON when it was asked for; else what `people` makes of it.
-fn print(json: bool, value: &Value, people: impl FnOnce() -> String) {
+/// The bytes of a reply.
+struct Reply(Vec<u8>);
+
+impl Reply {
+    /// Of what no single service has said.
+    fn made(value: &serde_json::Value) -> Self {
+        Self(value.to_string().into_bytes())
+    }
+
+    /// An error if it is a refusal.
+    fn check(&self) -> Result<()> {
+        Ok(api::check_reply(&self.0)?)
+    }
+
+    fn read<R: DeserializeOwned>(&self) -> Result<R> {
+        Ok(serde_json::from_slice(&self.0)?)
+    }
+
+    /// Prints the very bytes, and ends the line.
+    fn print(&self) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(&self.0)?;
+        out.write_all(b"\n")
+    }
+}
+
+/// Prints the reply as it came when JSON was asked for; else what `people` makes of it.
+fn print(json: bool, reply: &Reply, people: impl FnOnce() -> String) {
     if json {
-        println!("{value}");
+        // As with println, nobody may be there to read.
+        let _ = reply.print();
     } else {
         println!("{}", people());
     }

@@ -3,87 +3,92 @@
 use super::{Session, print, show};
 use crate::args::{Count, Range, Scan};
 use anyhow::{Result, anyhow};
-use highwater_schemas::{api::ScanResult, subjects};
-use serde_json::{Map, Value, json};
+use highwater_schemas::{
+    api::{AtPlus, Consistency, CountReply, ScanQuery, ScanResult, SnapshotChoice},
+    collation::{Inclusion, Span},
+    subjects,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 pub(crate) async fn scan(args: Scan) -> Result<()> {
     let session = Session::open(&args.range.client).await?;
-    let mut request = request(&args.range)?;
-    if args.reverse {
-        request.insert("reverse".into(), true.into());
-    }
-    if args.offset > 0 {
-        request.insert("offset".into(), args.offset.into());
-    }
-    if !args.all {
-        request.insert("limit".into(), args.limit.into());
+    let mut request = ScanQuery {
+        reverse: args.reverse,
+        offset: Some(args.offset).filter(|offset| *offset > 0),
+        limit: Some(args.limit).filter(|_| !args.all),
+        ..request(&args.range)?
+    };
+    if session.json {
+        return pages(&session, request).await;
     }
     let mut printed = 0;
     loop {
-        let (reply, page): (Value, ScanResult) = session.typed(&subjects::query("scan"), &request).await?;
-        print(session.json, &reply, || rows(&page));
+        let (reply, page): (_, ScanResult) = session.typed(&subjects::query("scan"), &request).await?;
+        print(false, &reply, || rows(&page));
         printed += page.rows.len() as u64;
-        if let Some(token) = page.page_token {
-            request.insert("page_token".into(), token.into())
-        } else {
-            if !session.json {
-                let exact = if page.exact { "exact" } else { "still following overwritten revisions" };
-                println!("\n{} rows at ST {} ({exact})", show::thousands(printed), page.st);
-            }
+        request.page_token = page.page_token;
+        if request.page_token.is_none() {
+            let exact = if page.exact { "exact" } else { "still following overwritten revisions" };
+            println!("\n{} rows at ST {} ({exact})", show::thousands(printed), page.st);
             return Ok(());
-        };
+        }
+    }
+}
+
+/// Prints each page as it came; of what it says only where the next one begins is read.
+async fn pages(session: &Session, mut request: ScanQuery) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Page {
+        page_token: Option<String>,
+    }
+    loop {
+        let (reply, page): (_, Page) = session.typed(&subjects::query("scan"), &request).await?;
+        print(true, &reply, String::new);
+        request.page_token = page.page_token;
+        if request.page_token.is_none() {
+            return Ok(());
+        }
     }
 }
 
 pub(crate) async fn count(args: Count) -> Result<()> {
     let session = Session::open(&args.range.client).await?;
-    let reply = session.ask(&subjects::query("count"), &request(&args.range)?).await?;
-    print(session.json, &reply, || show::thousands(reply["count"].as_u64().unwrap_or(0)));
+    let (reply, counted): (_, CountReply) = session.typed(&subjects::query("count"), &request(&args.range)?).await?;
+    print(session.json, &reply, || show::thousands(counted.count));
     Ok(())
 }
 
-/// The JSON request that the options describe.
-fn request(range: &Range) -> Result<Map<String, Value>> {
-    let mut request = Map::new();
-    request.insert("bucket".into(), range.bucket.clone().into());
-    request.insert("index".into(), range.index.clone().into());
-    request.insert("timeout_ms".into(), range.client.timeout_ms.into());
-    let mut span = Map::new();
-    for (name, text) in [("equal", &range.equal), ("low", &range.low), ("high", &range.high)] {
-        if let Some(text) = text {
-            span.insert(name.into(), bound(text));
-        }
-    }
-    if let Some(inclusion) = &range.inclusion {
-        span.insert("inclusion".into(), inclusion.clone().into());
-    }
-    if !span.is_empty() {
-        request.insert("spans".into(), json!([span]));
-    }
-    request.insert("consistency".into(), consistency(&range.consistency)?);
-    Ok(request)
+/// The request that the options describe.
+fn request(range: &Range) -> Result<ScanQuery> {
+    let components = |bound: &Option<crate::bound::Bound>| bound.as_ref().map(|bound| bound.0.clone());
+    let inclusion = match range.inclusion.as_deref() {
+        None | Some("both") => Inclusion::Both,
+        Some("low") => Inclusion::Low,
+        Some("high") => Inclusion::High,
+        Some(_) => Inclusion::Neither,
+    };
+    let span =
+        Span { low: components(&range.low), high: components(&range.high), equal: components(&range.equal), inclusion };
+    Ok(ScanQuery {
+        bucket: range.bucket.clone(),
+        index: range.index.clone(),
+        spans: if span == Span::default() { Vec::new() } else { vec![span] },
+        consistency: Some(consistency(&range.consistency)?),
+        timeout_ms: Some(range.client.timeout_ms),
+        ..ScanQuery::default()
+    })
 }
 
-/// A JSON array; anything else is a single component, and what is not JSON is a string.
-fn bound(text: &str) -> Value {
-    match serde_json::from_str::<Value>(text) {
-        Ok(array @ Value::Array(_)) => array,
-        Ok(value) => json!([value]),
-        Err(_) => json!([text]),
-    }
-}
-
-fn consistency(text: &str) -> Result<Value> {
-    match text.split_once('=') {
-        None => Ok(text.into()),
-        Some((name @ ("at_plus" | "at_snapshot"), number)) => {
-            let number: u64 = number.parse().map_err(|_| anyhow!("--consistency {name}={number}: not a number"))?;
-            Ok(json!({ name: number }))
-        }
-        Some((name, _)) => {
-            Err(anyhow!("--consistency {name}: use any, request_plus, at_plus=REVISION or at_snapshot=ST"))
-        }
-    }
+fn consistency(text: &str) -> Result<Consistency> {
+    let Some((name, number)) = text.split_once('=') else { return Ok(Consistency::Named(text.into())) };
+    let choice = match name {
+        "at_plus" => |number| SnapshotChoice::AtPlus(AtPlus::Revision(number)),
+        "at_snapshot" => SnapshotChoice::AtSnapshot,
+        _ => return Err(anyhow!("--consistency {name}: use any, request_plus, at_plus=REVISION or at_snapshot=ST")),
+    };
+    let number: u64 = number.parse().map_err(|_| anyhow!("--consistency {name}={number}: not a number"))?;
+    Ok(Consistency::With(choice(number)))
 }
 
 fn rows(page: &ScanResult) -> String {

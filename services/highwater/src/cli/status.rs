@@ -1,6 +1,6 @@
 //! `highwater status`: nodes and what fails there, buckets with their rollbacks and sessions, indexes.
 
-use super::{Session, show};
+use super::{Reply, Session, show};
 use crate::args::Status;
 use anyhow::Result;
 use highwater_schemas::{
@@ -8,26 +8,20 @@ use highwater_schemas::{
     state::RollbackPhase,
     subjects,
 };
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 pub(crate) async fn status(args: Status) -> Result<()> {
     let session = Session::open(&args.client).await?;
-    let (reply, cluster): (Value, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
+    let (reply, cluster): (_, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
     // Without a catalog the rest is still worth seeing.
-    let listed = session.typed::<_, ListReply>(&subjects::query("list"), &ListRequest { bucket: None }).await;
-    let listed = listed.map(|(_, list)| list.indexes);
+    let request = ListRequest { bucket: None };
+    let listed = session.ask_within(&subjects::query("list"), &request, session.timeout).await;
+    let listed = listed.and_then(|listed| listed.check().map(|()| listed));
     if session.json {
-        let mut reply = reply;
-        match &listed {
-            Ok(indexes) => reply["indexes"] = serde_json::to_value(indexes)?,
-            Err(error) => {
-                reply["indexes"] = Value::Null;
-                reply["indexes_error"] = error.to_string().into();
-            }
-        }
-        println!("{reply}");
-        return Ok(());
+        return Ok(both(&reply, listed)?.print()?);
     }
+    let listed = listed.and_then(|listed| listed.read::<ListReply>()).map(|list| list.indexes);
     let or_none = |name: String| if name.is_empty() { "none".into() } else { name };
     let (manager, coordinator) = (or_none(cluster.cluster_manager), or_none(cluster.coordinator));
     println!(
@@ -81,6 +75,27 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     });
     println!("{}", show::table(&["BUCKET", "INDEX", "STATE", "DONE", "ITEMS"], &[3, 4], indexes));
     Ok(())
+}
+
+/// The members' reply with the list's indexes behind its fields, or why there is no list.
+fn both(members: &Reply, listed: Result<Reply>) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        indexes: &'a RawValue,
+    }
+    let end = members.0.iter().rposition(|b| *b == b'}').unwrap_or(0);
+    let mut all = members.0[..end].to_vec();
+    all.extend_from_slice(br#","indexes":"#);
+    match listed {
+        Ok(listed) => all.extend_from_slice(serde_json::from_slice::<List<'_>>(&listed.0)?.indexes.get().as_bytes()),
+        Err(error) => {
+            all.extend_from_slice(br#"null,"indexes_error":"#);
+            serde_json::to_writer(&mut all, &error.to_string())?;
+        }
+    }
+    all.push(b'}');
+    Ok(Reply(all))
 }
 
 /// In one line when all is done, unless every step is wanted.
