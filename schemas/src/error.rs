@@ -32,7 +32,7 @@ codes! {
     BadDefinition = "bad_definition", 400, false, "The index or bucket definition cannot be used; the message says why.";
     SpanInverted = "span_inverted", 400, false, "A span's low bound is above its high bound.";
     SpanNotContiguous = "span_not_contiguous", 400, false, "A span's bounds do not make one contiguous range of the index (directions differ before the last component).";
-    BadSpan = "bad_span", 400, false, "A span has more components than the index has keys, or mixes equal with low or high.";
+    BadSpan = "bad_span", 400, false, "A span has more components than the index has keys, mixes equal with low or high, or has a component that no key can have.";
     BadConsistency = "bad_consistency", 400, false, "The consistency is unknown or does not fit the bucket.";
     BadPageToken = "bad_page_token", 400, false, "The page token is damaged or belongs to another request.";
     BucketNotFound = "bucket_not_found", 404, false, "There is no such bucket, neither declared nor as a NATS key-value bucket.";

@@ -37,15 +37,15 @@ pub fn write_readable(raw: &str, out: &mut Vec<u8>) -> Result<(), Unreadable> {
     let start = out.len();
     let mut copier = Copier { raw, at: 0, out };
     let done = match raw.as_bytes().first() {
-        Some(b'[' | b'{') => match copier.containers() {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                out.truncate(start);
-                rewrite(raw, MAX_SHOWN_DEPTH, out)
-            }
-            Err(unreadable) => Err(unreadable),
-        },
-        Some(b'"') => copier.string(),
+        Some(b'[' | b'{') => copier.containers().or_else(|Unclear| {
+            out.truncate(start);
+            rewrite(raw, MAX_SHOWN_DEPTH, out)
+        }),
+        Some(b'"') if raw.contains('\\') => copier.string(),
+        Some(b'"') => {
+            out.extend_from_slice(raw.as_bytes());
+            Ok(())
+        }
         _ => copier.word(),
     };
     if done.is_err() {
@@ -78,6 +78,9 @@ pub fn write_readable_fields(raw: &str, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
+/// Names may be equal, or something is of no value unless another field of its name replaces it: [`rewrite`] can tell.
+struct Unclear;
+
 /// Passes over valid JSON and copies it.
 struct Copier<'a> {
     raw: &'a str,
@@ -90,8 +93,8 @@ impl Copier<'_> {
         self.raw.as_bytes().get(self.at).copied()
     }
 
-    /// An array or object with all that is in it; false: names may be equal, which only [`rewrite`] can tell.
-    fn containers(&mut self) -> Result<bool, Unreadable> {
+    /// An array or object with all that is in it, if nothing in it needs a closer look.
+    fn containers(&mut self) -> Result<(), Unclear> {
         let raw = self.raw.as_bytes();
         // Where the names of each open object begin.
         let mut open = [0usize; MAX_SHOWN_DEPTH];
@@ -102,19 +105,19 @@ impl Copier<'_> {
             match byte {
                 b'"' => {
                     let start = self.at;
-                    self.string()?;
+                    self.string().map_err(|_| Unclear)?;
                     let name = start..self.at;
                     let behind = raw[self.at..].iter().find(|b| !b.is_ascii_whitespace());
                     if behind == Some(&b':') {
                         if known == NAMES || raw[name.clone()].contains(&b'\\') {
-                            return Ok(false);
+                            return Err(Unclear);
                         }
                         names[known] = name;
                         known += 1;
                     }
                 }
                 b'[' | b'{' => {
-                    *open.get_mut(depth).ok_or(Unreadable)? = known;
+                    *open.get_mut(depth).ok_or(Unclear)? = known;
                     depth += 1;
                     self.copy();
                 }
@@ -123,16 +126,16 @@ impl Copier<'_> {
                     depth = depth.saturating_sub(1);
                     let own = &names[open[depth]..known];
                     if own.iter().enumerate().any(|(i, a)| own[..i].iter().any(|b| raw[a.clone()] == raw[b.clone()])) {
-                        return Ok(false);
+                        return Err(Unclear);
                     }
                     known = open[depth];
                 }
                 b',' | b':' => self.copy(),
                 b' ' | b'\t' | b'\n' | b'\r' => self.at += 1,
-                _ => self.word()?,
+                _ => self.word().map_err(|_| Unclear)?,
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn copy(&mut self) {

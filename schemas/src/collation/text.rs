@@ -49,8 +49,10 @@ pub fn encode_raw(
             out.push(tag::MISSING);
             Ok(())
         }
-        (Some(text), Language::V1) => Writer { out, written_as: WrittenAs::Document }.value(text, MAX_SHOWN_DEPTH),
-        (Some(text), Language::V0) => v0::put_json(text, out),
+        (Some(text), Language::V1) => {
+            Writer { out, written_as: WrittenAs::Document }.value(trim(text), MAX_SHOWN_DEPTH)
+        }
+        (Some(text), Language::V0) => v0::put_json(trim(text), out),
     };
     if done.is_err() {
         out.truncate(start);
@@ -71,8 +73,8 @@ pub fn encode_bound(text: &str, language: Language, out: &mut Vec<u8>) -> Result
         Ok(())
     } else {
         match language {
-            Language::V1 => Writer { out, written_as: WrittenAs::Bound }.value(text, MAX_SHOWN_DEPTH),
-            Language::V0 => v0::put_bound(text, out),
+            Language::V1 => Writer { out, written_as: WrittenAs::Bound }.value(trim(text), MAX_SHOWN_DEPTH),
+            Language::V0 => v0::put_bound(trim(text), out),
         }
     };
     if done.is_err() {
@@ -110,7 +112,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// `depth`: how deep arrays and objects may still nest.
+    /// `text` has no white space around it; `depth`: how deep arrays and objects may still nest.
     fn value(&mut self, text: &str, depth: usize) -> Result<(), EncodeError> {
         let bytes = text.as_bytes();
         match bytes {
@@ -134,8 +136,6 @@ impl Writer<'_> {
             }
             [b'[', ..] => self.array(text, depth),
             [b'{', ..] => self.object(text, depth),
-            // Where an element or a request is cut out, there is no white space around.
-            [b' ' | b'\t' | b'\n' | b'\r', ..] => self.value(trim(text), depth),
             _ => Err(EncodeError::NotJson),
         }
     }
@@ -178,15 +178,18 @@ fn refusal(text: &str) -> EncodeError {
     if serde_json::from_str::<IgnoredAny>(text).is_ok() { EncodeError::HalfPair } else { EncodeError::NotJson }
 }
 
+/// Without the white space that JSON allows around a value. Of what is cut out of a document there is none.
 fn trim(text: &str) -> &str {
-    text.trim_matches([' ', '\t', '\n', '\r'])
+    match text.as_bytes() {
+        [first, .., last] if *first > b' ' && *last > b' ' => text,
+        _ => text.trim_matches([' ', '\t', '\n', '\r']),
+    }
 }
 
 fn put_number_text(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
     if put_short_integer(bytes, out) {
         return Ok(());
     }
-    let bytes = bytes.trim_ascii_end();
     match read_number(bytes)? {
         ExactNumber::Integer { negative, magnitude } => put_integer(negative, magnitude, out),
         ExactNumber::Float(float) => put_any_float(float, out),

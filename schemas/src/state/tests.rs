@@ -4,6 +4,7 @@ use super::{Change, FORMAT, Offered, Record, StateContext, StateError, pack};
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
+    language::Language,
     state::{PlacedIndex, SessionVb, SliceName},
     timestamp::{Bookmark, Dropped, Position, StVb, StabilityTimestamp},
 };
@@ -223,4 +224,16 @@ fn a_generation_begins_in_the_term_of_its_record_and_records_without_terms_are_r
     let old = &old.buckets["b"].vbuckets[0].starts;
     assert_eq!(old.keys().collect::<Vec<_>>(), starts.keys().collect::<Vec<_>>());
     assert!(old.values().all(|start| start.term == 0));
+}
+
+#[test]
+fn an_index_from_before_languages_keeps_its_rules_and_its_record() {
+    let text = r#"{"number":3,"id":"x","definition":{"bucket":"b","name":"i","keys":["age"],"where":"age < 18446744073709551617","num_partition":1,"num_replica":0,"include_missing":false,"defer_build":false},"hosts":["n"]}"#;
+    let old: PlacedIndex = serde_json::from_str(text).unwrap();
+    assert_eq!(serde_json::to_string(&old).unwrap(), text, "a record has the same hash when it is written again");
+    assert_eq!(old.compile().unwrap().language, Language::V0);
+    // What is refused today was taken then.
+    assert!(PlacedIndex { language: 1, ..old.clone() }.compile().is_err());
+    let later = PlacedIndex { language: 2, ..old }.compile().unwrap_err();
+    assert!(later.message.contains("version 2"), "{later}");
 }

@@ -33,3 +33,4 @@ mod routine_restarts;
 mod tight_limits;
 mod topics;
 mod topics_lost;
+mod values;

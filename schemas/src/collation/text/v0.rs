@@ -1,6 +1,6 @@
 //! The rules of [`crate::language::Language::V0`], for indexes that were made with them.
 
-use super::{EncodeError, put_short_integer, refusal, trim, unescaped};
+use super::{EncodeError, put_short_integer, refusal, unescaped};
 use crate::collation::{
     END,
     encode::{has_escaped, put_any_float, put_integer, put_value},
@@ -32,7 +32,7 @@ pub(super) fn put_json(text: &str, out: &mut Vec<u8>) -> Result<(), EncodeError>
 
 /// A component of a bound.
 pub(super) fn put_bound(text: &str, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    if !text.trim_start().starts_with(['[', '{']) {
+    if !text.starts_with(['[', '{']) {
         return put_json(text, out);
     }
     let Plain(mut value) = serde_json::from_str(text).map_err(|e| reason(&e, text))?;
@@ -68,7 +68,6 @@ fn reason(error: &serde_json::Error, text: &str) -> EncodeError {
 
 /// An integer if it is written as one, else the nearest f64.
 fn put_number(text: &str, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    let text = trim(text);
     if put_short_integer(text.as_bytes(), out) {
         return Ok(());
     }
