@@ -2,7 +2,8 @@
 //!
 //! Others act on a record as soon as the log has it; so does who coordinates. What waits until it is durable here too is what a
 //! loss of the log must not take back: answers, deletions, and the stability timestamps of numbers that were just reserved.
-//! Records are written in their order, one write at a time; where [`MOST`] of them wait, the loop waits too.
+//! Records are written in their order, one write at a time; where [`MOST`] of them wait, or [`MOST_BYTES`], or [`MOST_HELD`]
+//! actions wait for them, the loop waits too.
 
 use crate::{
     copy::{Copy, CopyError},
@@ -17,6 +18,10 @@ use std::sync::Arc;
 
 /// Records that may wait.
 const MOST: u64 = 1_024;
+/// Bytes of records that may wait; a single one may be larger.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// Actions that may wait: on a disk that stands still, timestamps go on being issued.
+const MOST_HELD: usize = 1_024;
 
 /// A write under way: how many records are durable after it.
 type Writing = (u64, Job<Result<(), CopyError>>);
@@ -24,6 +29,7 @@ type Writing = (u64, Job<Result<(), CopyError>>);
 pub(crate) struct Keeper {
     copy: Arc<Copy>,
     waiting: Vec<Linked>,
+    waiting_bytes: usize,
     /// Records taken, and those of them that are durable.
     taken: u64,
     durable: u64,
@@ -40,6 +46,7 @@ impl Keeper {
         Self {
             copy: Arc::new(copy),
             waiting: Vec::new(),
+            waiting_bytes: 0,
             taken: 0,
             durable: 0,
             reserved: 0,
@@ -61,10 +68,16 @@ impl Keeper {
             if record.link.what == What::NumbersReserved {
                 self.reserved = self.taken;
             }
+            self.waiting_bytes += record.json.len();
             self.waiting.push(record);
         }
         self.begin();
-        self.taken - self.durable > MOST
+        self.taken - self.durable > MOST || self.waiting_bytes > MOST_BYTES
+    }
+
+    /// So many actions wait that the loop has to.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.held.len() >= MOST_HELD
     }
 
     fn begin(&mut self) {
@@ -72,6 +85,7 @@ impl Keeper {
             return;
         }
         let (copy, records) = (Arc::clone(&self.copy), std::mem::take(&mut self.waiting));
+        self.waiting_bytes = 0;
         let write = move || {
             fault("keep", "");
             copy.keep(&records, false)
@@ -148,6 +162,31 @@ mod tests {
     fn published(number: u64) -> Action {
         let st = StabilityTimestamp { number, term: 1, wanted: false, persist: false, vbs: Vec::new() };
         Action::Publish(Stability { bucket: "b".into(), st, wanted: Vec::new() })
+    }
+
+    #[tokio::test]
+    async fn the_loop_waits_where_too_much_waits_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::new(Copy::open(dir.path()).unwrap().0);
+        let mut context = StateContext::default();
+        let join = |n: u64, of: usize| {
+            let node = format!("{n}{}", "x".repeat(of));
+            Change::NodeJoined { node, kind: NodeKind::Indexer, incarnation: n }
+        };
+        // The first one is being written from here on: nothing is taken back before somebody waits for it.
+        assert!(!keeper.keep(vec![append(&mut context, join(0, 0))]));
+        let large = append(&mut context, join(1, MOST_BYTES / 2));
+        assert!(!keeper.keep(vec![large]), "half of what may wait");
+        let large = append(&mut context, join(2, MOST_BYTES / 2));
+        assert!(keeper.keep(vec![large]), "more than may wait");
+        for token in 1..=MOST_HELD as u64 {
+            assert!(!keeper.is_crowded());
+            assert_eq!(keeper.hold(Action::Reply { token, answer: Ok(Value::Null) }), None);
+        }
+        assert!(keeper.is_crowded());
+        keeper.settle().await.unwrap();
+        assert_eq!(keeper.released().len(), MOST_HELD);
+        assert!(!keeper.is_crowded() && !keeper.keep(Vec::new()));
     }
 
     #[tokio::test]

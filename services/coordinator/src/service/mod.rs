@@ -362,6 +362,9 @@ impl Shell {
                 if let Some(action) = self.keeper.hold(action) {
                     self.lead(action).await?;
                 }
+                if self.keeper.is_crowded() {
+                    self.settle().await?;
+                }
             }
         }
         Ok(())
