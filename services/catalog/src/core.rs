@@ -3,7 +3,7 @@
 //! Limits: per bucket at most [`MAX_STS`] timestamps and per host at most [`MAX_HELD`] numbers, the oldest go first. Only
 //! declared buckets are remembered. Time is a duration since an origin that the shell chose.
 
-use crate::freshness::{Need, Outlook, Verdict, judge};
+use crate::freshness::{Need, Outlook, Standing, Verdict, judge};
 use highwater_schemas::{
     ApiError, ErrorCode, StabilityTimestamp,
     state::{Following, StateContext, StateError},
@@ -223,6 +223,12 @@ impl Core {
         Step::Send(Want { bucket: waiting.bucket.clone(), catalog: instance, seq: next_want })
     }
 
+    /// How a timestamp that a node answered with stands to the branches of the bucket, by the newest that the log says.
+    pub fn standing(&self, bucket: &str, st: &StabilityTimestamp) -> Standing {
+        let bucket = self.following.context().buckets.get(bucket);
+        bucket.map_or(Standing::Unknown, |bucket| Standing::of(st, &bucket.vbuckets))
+    }
+
     fn seen(&mut self, bucket: &str) -> Option<&mut Seen> {
         let declared = self.following.context().buckets.get(bucket)?.declared;
         Some(self.seen.entry(bucket.to_owned()).or_insert_with(|| Seen { declared, ..Seen::default() }))
@@ -231,8 +237,7 @@ impl Core {
 
 impl Seen {
     fn choose(&self, waiting: &mut Waiting, vbuuids: &[u64]) -> Option<Choice> {
-        let serves =
-            |st: &StabilityTimestamp| waiting.need.as_ref().map_or(Verdict::Serves, |need| judge(need, vbuuids, st));
+        let serves = |st: &StabilityTimestamp| judge(waiting.need.as_ref(), vbuuids, st);
         if let Some((st, _)) = self.sts.last_key_value().map(|(_, seen)| seen) {
             let verdict = serves(st);
             waiting.outlook.observe(verdict);

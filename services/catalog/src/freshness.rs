@@ -2,9 +2,37 @@
 
 use highwater_schemas::{
     ApiError, ErrorCode,
-    state::Failover,
+    state::{Failover, Vbucket},
     timestamp::{StVb, StabilityTimestamp},
 };
+
+/// How the branches of a timestamp stand to those in force. The worst vbucket decides, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    InForce,
+    /// The log does not know one of them: it has not arrived here yet, or they are of another bucket of the name.
+    Unknown,
+    /// The source has left one of them: a node that has not heard of that yet answers with what may be gone.
+    Abandoned,
+}
+
+impl Standing {
+    pub fn of(st: &StabilityTimestamp, vbuckets: &[Vbucket]) -> Self {
+        if st.vbs.len() != vbuckets.len() {
+            return Self::Unknown;
+        }
+        let of = |(state, vbucket): (&StVb, &Vbucket)| {
+            if state.vbuuid == vbucket.vbuuid() {
+                Self::InForce
+            } else if vbucket.failover.iter().any(|branch| branch.vbuuid == state.vbuuid) {
+                Self::Abandoned
+            } else {
+                Self::Unknown
+            }
+        };
+        st.vbs.iter().zip(vbuckets).map(of).max().unwrap_or(Self::InForce)
+    }
+}
 
 /// A source stream as it was after the request had arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +92,8 @@ pub enum Verdict {
     Contradicts,
 }
 
-/// Judges `st`. `vbuuids` are the branches in force.
-pub fn judge(need: &Need, vbuuids: &[u64], st: &StabilityTimestamp) -> Verdict {
+/// Judges `st`; without a need every one on the branches in force serves. `vbuuids` are those.
+pub fn judge(need: Option<&Need>, vbuuids: &[u64], st: &StabilityTimestamp) -> Verdict {
     if st.vbs.len() != vbuuids.len() {
         return Verdict::Contradicts;
     }
@@ -74,11 +102,12 @@ pub fn judge(need: &Need, vbuuids: &[u64], st: &StabilityTimestamp) -> Verdict {
             return Verdict::Contradicts;
         }
         match need {
-            Need::RequestPlus { sources, instance, since } => {
+            None => Verdict::Serves,
+            Some(Need::RequestPlus { sources, instance, since }) => {
                 let asked = state.asked.iter().find(|a| a.catalog == *instance).map_or(0, |a| a.seq);
                 sources.get(vb).map_or(Verdict::Contradicts, |source| judge_source(state, source, asked, *since))
             }
-            Need::AtPlus(floors) => {
+            Some(Need::AtPlus(floors)) => {
                 floors.get(vb).map_or(Verdict::Contradicts, |floor| judge_seqno(state, floor.seqno))
             }
         }
@@ -209,8 +238,35 @@ mod tests {
             (SourceNow { created: 2_000, ..source(10, 77) }, vb(10, 10, 77, Some(20)), Verdict::Contradicts),
         ];
         for (i, (source, vb, verdict)) in rows.into_iter().enumerate() {
-            assert_eq!(judge(&request_plus(vec![source]), &[BRANCH], &st(vec![vb])), verdict, "row {i}");
+            assert_eq!(judge(Some(&request_plus(vec![source])), &[BRANCH], &st(vec![vb])), verdict, "row {i}");
         }
+    }
+
+    #[test]
+    fn without_a_need_the_branches_decide() {
+        let old = StVb { vbuuid: 0xa, ..vb(10, 10, 0, None) };
+        assert_eq!(judge(None, &[BRANCH], &st(vec![vb(10, 10, 0, None)])), Verdict::Serves);
+        assert_eq!(judge(None, &[BRANCH], &st(vec![old.clone()])), Verdict::Contradicts);
+        assert_eq!(judge(None, &[BRANCH; 2], &st(vec![vb(10, 10, 0, None), old])), Verdict::Contradicts);
+        assert_eq!(judge(None, &[BRANCH; 2], &st(vec![vb(10, 10, 0, None)])), Verdict::Contradicts);
+    }
+
+    #[test]
+    fn a_branch_is_in_force_abandoned_or_not_known() {
+        let branch = |vbuuid: &u64| Failover { vbuuid: *vbuuid, ..Failover::default() };
+        let vbucket = |vbuuids: &[u64]| Vbucket::new(vbuuids.iter().map(branch).collect(), 0);
+        let vbuckets = [vbucket(&[3, 2, 1]), vbucket(&[7])];
+        let of = |vbuuids: &[u64]| {
+            let vb = |vbuuid: &u64| StVb { vbuuid: *vbuuid, ..StVb::default() };
+            Standing::of(&st(vbuuids.iter().map(vb).collect()), &vbuckets)
+        };
+        assert_eq!(of(&[3, 7]), Standing::InForce);
+        assert_eq!(
+            (of(&[2, 7]), of(&[1, 7]), of(&[1, 9])),
+            (Standing::Abandoned, Standing::Abandoned, Standing::Abandoned)
+        );
+        assert_eq!((of(&[3, 9]), of(&[4, 7])), (Standing::Unknown, Standing::Unknown));
+        assert_eq!((of(&[3]), of(&[3, 7, 1]), of(&[])), (Standing::Unknown, Standing::Unknown, Standing::Unknown));
     }
 
     #[test]
@@ -218,7 +274,7 @@ mod tests {
         let mut state = vb(12, 12, 79, Some(30));
         state.asked[0].catalog = 6;
         let need = request_plus(vec![SourceNow { created: CREATED, last_seq: 10, last_time: 77, run_since: 1 }]);
-        assert_eq!(judge(&need, &[BRANCH], &st(vec![state])), Verdict::Unproven);
+        assert_eq!(judge(Some(&need), &[BRANCH], &st(vec![state])), Verdict::Unproven);
     }
 
     #[test]
@@ -230,7 +286,7 @@ mod tests {
             (vb(9, 9, 0, None), Verdict::Behind),
             (StVb { vbuuid: 0xa, ..vb(10, 10, 0, None) }, Verdict::Contradicts),
         ] {
-            assert_eq!(judge(&need, &[BRANCH], &st(vec![state])), verdict);
+            assert_eq!(judge(Some(&need), &[BRANCH], &st(vec![state])), verdict);
         }
     }
 
@@ -239,7 +295,7 @@ mod tests {
         let need = Need::AtPlus(vec![Floor { vbuuid: None, seqno: 10 }; 3]);
         let vbuuids = [BRANCH; 3];
         let (good, open, behind) = (vb(10, 10, 0, None), vb(10, 8, 0, None), vb(9, 9, 0, None));
-        let judged = |vbs: &[&StVb]| judge(&need, &vbuuids, &st(vbs.iter().map(|v| (*v).clone()).collect()));
+        let judged = |vbs: &[&StVb]| judge(Some(&need), &vbuuids, &st(vbs.iter().map(|v| (*v).clone()).collect()));
         assert_eq!(judged(&[&good, &good, &good]), Verdict::Serves);
         assert_eq!(judged(&[&good, &open, &good]), Verdict::Uncovered);
         assert_eq!(judged(&[&behind, &open, &good]), Verdict::Behind);

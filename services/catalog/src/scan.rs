@@ -2,7 +2,7 @@
 
 use crate::{
     core::{Choice, Step, Waiting},
-    freshness::{Need, Outlook, SourceNow},
+    freshness::{Need, Outlook, SourceNow, Standing},
     list,
     page::{Outcome, Place},
     render::Head,
@@ -24,6 +24,8 @@ const RESERVED: usize = 8 * 1024;
 const GRACE: Duration = Duration::from_millis(250);
 /// A row weighs this much at most, for all but the largest included fields.
 const ROW_BYTES: u64 = 4_096;
+/// A node that answers with another branch than the one in force is asked again after this.
+const BRANCH_AGAIN: Duration = Duration::from_millis(20);
 /// The log may reach us a moment after the reply to a `create` reached the client.
 const LOG_GRACE: Duration = Duration::from_millis(100);
 
@@ -205,8 +207,36 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Asks every partition.
+    /// Asks every partition, until all their answers are of the branches that the log says are in force: a node that has not
+    /// heard of a rollback still shows what the source has taken back, and this catalog may be the one that has not.
     async fn ask(&self, place: &Place, budget: usize, mode: ScanMode) -> Result<Vec<ScanPage>, ApiError> {
+        loop {
+            let pages = self.ask_once(place, budget, mode).await?;
+            // By what is known now: the log may have moved on since the request came.
+            let standing = {
+                let core = self.shared.core();
+                pages.iter().map(|page| core.standing(&self.plan.bucket, &page.st)).max()
+            };
+            match (standing, place.at) {
+                (None | Some(Standing::InForce), _) => return Ok(pages),
+                (Some(Standing::Abandoned), StChoice::Exactly(number)) => {
+                    return Err(ApiError::new(
+                        ErrorCode::SnapshotExpired,
+                        format!("stability timestamp {number} is of a history that the source has left since"),
+                    ));
+                }
+                _ if self.left() <= BRANCH_AGAIN => {
+                    return Err(ApiError::new(
+                        ErrorCode::InRollback,
+                        "the answer is of another branch of history than the one in force",
+                    ));
+                }
+                _ => tokio::time::sleep(BRANCH_AGAIN).await,
+            }
+        }
+    }
+
+    async fn ask_once(&self, place: &Place, budget: usize, mode: ScanMode) -> Result<Vec<ScanPage>, ApiError> {
         let timeout_ms = self.timeout_ms();
         let slice = |partition: usize| {
             let request = self.plan.slice_request(partition as u32, place, budget, mode, timeout_ms);

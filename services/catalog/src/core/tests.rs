@@ -144,6 +144,51 @@ fn several_partitions_scan_at_one_timestamp_that_all_hold() {
 }
 
 #[test]
+fn no_timestamp_of_an_abandoned_branch_is_chosen() {
+    let mut core = declared();
+    hear(&mut core, ms(0), st(1, 10, true));
+    for node in ["a", "b"] {
+        report(&mut core, node, 1, (1, 1));
+    }
+    assert_eq!(used(core.step(&mut waiting(&["a", "b"], None), ms(1))), StChoice::Exactly(1));
+    let of = |vbuuid| {
+        let mut st = st(2, 4, true);
+        st.vbs[0].vbuuid = vbuuid;
+        st
+    };
+    let new = BRANCH + 1;
+    assert_eq!(core.standing("users", &of(BRANCH)), Standing::InForce);
+    assert_eq!(core.standing("users", &of(new)), Standing::Unknown, "the log has not arrived yet");
+    append(
+        &mut core,
+        Change::BranchStarted {
+            bucket: "users".into(),
+            vb: 0,
+            vbuuid: new,
+            start: 3,
+            last: 3,
+            broken: true,
+            bookmarks: Vec::new(),
+            reason: String::new(),
+        },
+    );
+    // The nodes have not heard of it, and go on saying what they hold.
+    for (hosts, need) in [(&["a", "b"][..], None), (&["a"][..], Some(at_plus(2))), (&["a", "b"][..], Some(at_plus(2)))]
+    {
+        let mut scan = waiting(hosts, need);
+        assert!(matches!(core.step(&mut scan, ms(50)), Step::Send(_) | Step::Sleep(_)));
+        assert!(matches!(core.step(&mut scan, ms(5_000)), Step::Fail(e) if e.code == ErrorCode::InRollback));
+    }
+    assert_eq!(core.standing("users", &of(BRANCH)), Standing::Abandoned);
+    assert_eq!(core.standing("users", &of(new)), Standing::InForce);
+    assert_eq!(core.standing("other", &of(new)), Standing::Unknown);
+    hear(&mut core, ms(60), of(new));
+    report(&mut core, "a", 1, (2, 2));
+    report(&mut core, "b", 1, (2, 2));
+    assert_eq!(used(core.step(&mut waiting(&["a", "b"], None), ms(61))), StChoice::Exactly(2));
+}
+
+#[test]
 fn old_timestamps_lower_terms_and_strange_buckets_are_dropped() {
     let mut core = declared();
     hear(&mut core, ms(0), st(1, 10, true));
