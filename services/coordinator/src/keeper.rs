@@ -167,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn the_loop_waits_where_too_much_waits_for_the_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let mut keeper = Keeper::new(Copy::open(dir.path()).unwrap().0);
+        let mut keeper = Keeper::new(Copy::open(dir.path()).unwrap().0, Incidents::default());
         let mut context = StateContext::default();
         let join = |n: u64, of: usize| {
             let node = format!("{n}{}", "x".repeat(of));

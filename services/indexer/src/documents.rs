@@ -14,7 +14,7 @@ use highwater_schemas::{
     wire::{DocOp, Unindexable, partition_of},
 };
 use roaring::RoaringTreemap;
-use std::{collections::HashSet, ops::RangeInclusive};
+use std::ops::RangeInclusive;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What a list of present documents has named so far.
@@ -23,8 +23,11 @@ pub(crate) struct Named {
     /// Up to here a seqno names one message, whichever branch it was read from.
     pub(crate) proven: u64,
     seqnos: RoaringTreemap,
-    /// Above that, a document of an abandoned branch may have the seqno of another one: hashes of document ids.
-    docids: HashSet<u64>,
+    /// Above that, a document of an abandoned branch may have the seqno of another one: hashes of document ids, ascending once
+    /// the list is complete.
+    docids: Vec<u64>,
+    /// Bytes that the seqnos take, after the last batch.
+    bytes: usize,
 }
 
 impl Named {
@@ -36,8 +39,14 @@ impl Named {
         if seqno <= self.proven {
             self.seqnos.insert(seqno);
         } else {
-            self.docids.insert(xxh3_64(docid.as_bytes()));
+            self.docids.push(xxh3_64(docid.as_bytes()));
         }
+    }
+
+    /// Everything was named; before that [`Self::contains`] says nothing.
+    pub(crate) fn complete(&mut self) {
+        self.docids.sort_unstable();
+        self.docids.dedup();
     }
 
     /// Whether a document that is there with this seqno was named, after what differed was replaced.
@@ -45,13 +54,18 @@ impl Named {
         if seqno <= self.proven {
             self.seqnos.contains(seqno)
         } else {
-            self.docids.contains(&xxh3_64(docid.as_bytes()))
+            self.docids.binary_search(&xxh3_64(docid.as_bytes())).is_ok()
         }
     }
 
     /// How many documents.
     pub(crate) fn len(&self) -> u64 {
         self.seqnos.len() + self.docids.len() as u64
+    }
+
+    /// Bytes held, about.
+    pub(crate) fn memory(&self) -> usize {
+        self.bytes + self.docids.capacity() * size_of::<u64>()
     }
 }
 
@@ -106,7 +120,9 @@ pub(crate) fn stage(
         let found = store.seqno(batch.vb, doc.docid)?;
         staged.present((doc.docid, doc.seqno), doc.entries, doc.reason, found);
         Ok(())
-    })
+    })?;
+    staged.taken();
+    Ok(())
 }
 
 /// The same for documents that are present in the source.
@@ -121,7 +137,9 @@ pub(crate) fn compare(
     each(info, slice, batch, range, |doc| {
         named.insert(doc.docid, doc.seqno);
         store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
-    })
+    })?;
+    named.bytes = named.seqnos.serialized_size();
+    Ok(())
 }
 
 /// A document as a slice takes it.
@@ -176,6 +194,8 @@ mod tests {
         let mut named = Named::new(10);
         named.insert("kept", 10);
         named.insert("new", 11);
+        named.insert("new", 12);
+        named.complete();
         assert!(named.contains("kept", 10) && named.contains("new", 11));
         assert!(!named.contains("gone", 11), "another document has its seqno now");
         assert!(!named.contains("gone", 9));

@@ -15,7 +15,7 @@ const DESCENDING: u8 = 0x80;
 /// What went wrong with a slice, as a coded error.
 pub(crate) fn coded(error: &StoreError) -> ApiError {
     let code = match error {
-        StoreError::GivenUp => ErrorCode::Timeout,
+        StoreError::GivenUp | StoreError::Late => ErrorCode::Timeout,
         StoreError::Busy => ErrorCode::TooManyRequests,
         StoreError::Unfinished(_) => ErrorCode::Internal,
         _ => ErrorCode::StorageFailed,

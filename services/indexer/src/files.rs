@@ -6,17 +6,20 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// The directories of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct SliceFiles {
     root: PathBuf,
+    /// One probe at a time.
+    probing: Arc<Mutex<()>>,
 }
 
 impl SliceFiles {
     pub(crate) fn new(data_dir: &Path) -> Self {
-        Self { root: data_dir.join("slices") }
+        Self { root: data_dir.join("slices"), probing: Arc::default() }
     }
 
     fn lives(&self, bucket: &str, stem: &str) -> Vec<(u64, PathBuf)> {
@@ -58,6 +61,7 @@ impl SliceFiles {
 
     /// Writes a file and removes it: fails where nothing can be written.
     pub(crate) fn probe(&self) -> io::Result<()> {
+        let _alone = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.root.with_file_name("probe");
         fs::write(&path, [0; 4_096])?;
         fs::remove_file(&path)

@@ -25,8 +25,19 @@ struct State {
     closed: Option<(ErrorCode, String)>,
 }
 
+impl State {
+    /// Takes out what has expired below `newest`. It is dropped without the lock: the last one of a file closes that.
+    fn expired(&mut self, now: Instant, newest: u64) -> Vec<Entry> {
+        let numbers: Vec<u64> =
+            self.entries.range(..newest).filter(|(_, e)| e.until <= now).map(|(number, _)| *number).collect();
+        numbers.into_iter().filter_map(|number| self.entries.remove(&number)).collect()
+    }
+}
+
 /// The snapshots of one slice.
 pub(crate) struct HeldSlice {
+    /// Tells its bucket from a later one of the same name.
+    declared: u64,
     /// For each key of the index whether it is descending.
     directions: Vec<bool>,
     /// How long an ST stays readable after a newer one.
@@ -39,8 +50,8 @@ pub(crate) struct HeldSlice {
 pub(crate) type At = (Arc<StabilityTimestamp>, Snapshot);
 
 impl HeldSlice {
-    fn new(directions: Vec<bool>, age: Duration) -> Self {
-        Self { directions, age, state: Mutex::default(), newest: watch::Sender::new(0) }
+    fn new(declared: u64, directions: Vec<bool>, age: Duration) -> Self {
+        Self { declared, directions, age, state: Mutex::default(), newest: watch::Sender::new(0) }
     }
 
     pub(crate) fn directions(&self) -> &[bool] {
@@ -58,8 +69,9 @@ impl HeldSlice {
         let mut state = self.lock();
         state.closed = None;
         state.entries.insert(number, Entry { st, snapshot, until: now + self.age });
-        state.entries.retain(|n, e| *n >= number || e.until > now);
+        let expired = state.expired(now, number);
         drop(state);
+        drop(expired);
         self.newest.send_modify(|n| *n = number.max(*n));
     }
 
@@ -67,21 +79,27 @@ impl HeldSlice {
     pub(crate) fn expire(&self) {
         let now = Instant::now();
         let mut state = self.lock();
-        let newest = state.entries.keys().next_back().copied();
-        state.entries.retain(|n, e| Some(*n) == newest || e.until > now);
+        let newest = state.entries.keys().next_back().copied().unwrap_or(0);
+        let expired = state.expired(now, newest);
+        drop(state);
+        drop(expired);
     }
 
     /// Lets go of every snapshot: who asks waits for the next offer, and what was older then has expired.
     pub(crate) fn pause(&self) {
-        self.lock().entries.clear();
+        let mut state = self.lock();
+        let entries = std::mem::take(&mut state.entries);
+        drop(state);
+        drop(entries);
     }
 
     /// Nothing can be read until the next offer.
     pub(crate) fn close(&self, code: ErrorCode, why: String) {
         let mut state = self.lock();
-        state.entries.clear();
+        let entries = std::mem::take(&mut state.entries);
         state.closed = Some((code, why));
         drop(state);
+        drop(entries);
         self.newest.send_modify(|_| ());
     }
 
@@ -95,7 +113,8 @@ impl HeldSlice {
         self.lock().entries.values().next_back().map(|e| (Arc::clone(&e.st), e.snapshot.clone()))
     }
 
-    fn find(&self, choice: StChoice, lease: Duration) -> Result<Option<At>, (ErrorCode, String)> {
+    /// The snapshot to use, if it is there, leased for so long.
+    pub(crate) fn find(&self, choice: StChoice, lease: Duration) -> Result<Option<At>, (ErrorCode, String)> {
         let mut state = self.lock();
         if let Some(closed) = &state.closed {
             return Err(closed.clone());
@@ -158,14 +177,29 @@ impl Held {
         self.slices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn open(&self, bucket: &str, slice: SliceName, directions: Vec<bool>) -> Arc<HeldSlice> {
-        let held = Arc::new(HeldSlice::new(directions, self.age));
-        self.lock().insert((bucket.to_owned(), slice), Arc::clone(&held));
+    /// The snapshots of a slice that the node hosts; scans wait for the first of them.
+    pub(crate) fn open(&self, bucket: (&str, u64), slice: SliceName, directions: &[bool]) -> Arc<HeldSlice> {
+        let (name, declared) = bucket;
+        let mut slices = self.lock();
+        let key = (name.to_owned(), slice);
+        if let Some(held) = slices.get(&key).filter(|held| held.declared == declared) {
+            return Arc::clone(held);
+        }
+        let held = Arc::new(HeldSlice::new(declared, directions.to_vec(), self.age));
+        let before = slices.insert(key, Arc::clone(&held));
+        drop(slices);
+        drop(before);
         held
     }
 
-    pub(crate) fn remove(&self, bucket: &str, slice: SliceName) {
-        self.lock().remove(&(bucket.to_owned(), slice));
+    /// Forgets a slice of the bucket that was declared then.
+    pub(crate) fn remove(&self, (name, declared): (&str, u64), slice: SliceName) {
+        let mut slices = self.lock();
+        let key = (name.to_owned(), slice);
+        let own = slices.get(&key).is_some_and(|held| held.declared == declared);
+        let held = if own { slices.remove(&key) } else { None };
+        drop(slices);
+        drop(held);
     }
 
     /// Closes what a bucket has; see [`HeldSlice::close`].
@@ -184,5 +218,24 @@ impl Held {
 
     pub(crate) fn get(&self, bucket: &str, slice: SliceName) -> Option<Arc<HeldSlice>> {
         self.lock().get(&(bucket.to_owned(), slice)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLICE: SliceName = SliceName { index: 1, partition: 0 };
+
+    #[test]
+    fn a_worker_that_ends_late_forgets_nothing_of_a_later_bucket_of_the_name() {
+        let held = Held::new(Duration::from_secs(1));
+        let old = held.open(("b", 3), SLICE, &[false]);
+        assert!(Arc::ptr_eq(&old, &held.open(("b", 3), SLICE, &[false])));
+        let new = held.open(("b", 7), SLICE, &[true]);
+        held.remove(("b", 3), SLICE);
+        assert!(held.get("b", SLICE).is_some_and(|found| Arc::ptr_eq(&found, &new)));
+        held.remove(("b", 7), SLICE);
+        assert!(held.get("b", SLICE).is_none());
     }
 }

@@ -5,7 +5,7 @@
 //! - [`store`]: one slice's forward and back index on disk, with stability layers in memory
 //! - `worker`: one thread per bucket: owns the core and the stores
 //! - `documents`: puts a batch's documents into a store
-//! - `held`: the snapshots that scans may use; `scan` serves them
+//! - `held`: the snapshots that scans may use; `scan` serves them, on the threads of `read_threads`
 //! - `feeds`: the tasks that read mutation topic, sessions and stability broadcasts into a worker
 //! - `service`: follows the replicated log, answers requests, reports
 //! - `dumps`: slices as people read them; [`stopped`]: those of a node that does not run
@@ -16,7 +16,8 @@
 //! Per bucket one worker thread (inbox of `worker::EVENTS`), and tasks for its topic, its sessions, its stability broadcasts and
 //! its HWT. Received batches count against `config::QUEUE_BYTES` and `config::SESSION_BYTES`: a feed waits when these are used
 //! up, and the topic holds the data. Per node the lanes of `jobs`: one slice persists at a time,
-//! two builds and one merge run beside it. Scans run on blocking threads, `Config::scans` at once. The service ends all of them.
+//! two builds and one merge run beside it. Scans run on the threads of `read_threads`, `Config::scans` at once. The service's loop
+//! and its tasks never wait for a slice, and a worker's thread is its bucket's alone. The service ends all of them.
 //!
 //! # Invariants
 //! - The indexer never looks at a source stream.
@@ -34,6 +35,7 @@ mod jobs;
 mod ledger;
 mod marks;
 mod payload;
+mod read_threads;
 mod report;
 mod scan;
 mod service;

@@ -1,72 +1,121 @@
 //! Serves scans of one slice at one stability snapshot.
 
 use crate::{
-    held::{At, Held},
+    held::{At, Held, HeldSlice},
+    read_threads::{Place, ReadThreads, Size},
     store::{Snapshot, StoreError},
 };
-use highwater_bus::{Incidents, fault, supervise};
+use highwater_bus::{Incidents, ServiceRequest, fault, supervise};
 use highwater_schemas::{
     ErrorCode, collation,
     state::SliceName,
-    wire::{Rows, ScanMode, ScanPage, ScanReply, ScanRequest},
+    wire::{self, Rows, ScanMode, ScanPage, ScanReply, ScanRequest},
 };
 use std::{
     ops::ControlFlow,
+    pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
 
-/// A scan of so many rows at most runs where its request arrived.
+/// A scan that visits so many rows at most is small.
 const SMALL: u64 = 128;
-/// The deadline is looked at every so many rows.
-const LOOK: u64 = 4_096;
 /// Room for the ST and the headers of a reply, bytes.
 const HEADROOM: usize = 8 * 1024;
 
-/// Waits for the ST and answers a page or a count; never fails otherwise than by a coded refusal.
-pub(crate) async fn serve(
-    incidents: &Incidents,
-    held: &Held,
-    mut request: ScanRequest,
-    turns: &Semaphore,
-    max_payload: usize,
-) -> ScanReply {
-    let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
-    // More than that cannot be sent in any case.
-    request.page_bytes = request.page_bytes.min(u32::try_from(max_payload).unwrap_or(u32::MAX));
-    let slice = SliceName { index: request.index, partition: request.partition };
-    let Some(held) = held.get(&request.bucket, slice) else {
-        return ScanReply::refused(ErrorCode::TopologyStale, "this node does not host the slice");
-    };
-    let lease = Duration::from_millis(u64::from(request.lease_ms));
-    let at = match held.wait(request.at, lease, deadline).await {
-        Ok(at) => at,
-        Err((code, message)) => return ScanReply::refused(code, message),
-    };
-    // Waiting for an ST takes no turn, reading does.
-    let Ok(turn) = turns.acquire().await else {
-        return ScanReply::refused(ErrorCode::NodeUnavailable, "the node is ending");
-    };
-    if request.mode == ScanMode::Rows && request.limit <= SMALL && request.skip <= SMALL {
-        // Handing it to another thread would take longer than the scan.
-        return read(&at, &request, deadline, max_payload, held.directions());
+/// Where scans read, and on which threads.
+#[derive(Clone)]
+pub(crate) struct Scans {
+    pub(crate) held: Held,
+    pub(crate) threads: Arc<ReadThreads>,
+    /// Bytes that fit one message.
+    pub(crate) max_payload: usize,
+    pub(crate) incidents: Incidents,
+}
+
+/// What is left to do of a scan by a task.
+pub(crate) type Later = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A scan that was taken up.
+struct Scan {
+    request: ScanRequest,
+    held: Arc<HeldSlice>,
+    deadline: Instant,
+    place: Place,
+    requester: ServiceRequest,
+}
+
+impl Scans {
+    /// Has a page or a count read and answered on one of the threads: at once if its ST is there, else when it has come. Never
+    /// fails otherwise than by a coded refusal.
+    ///
+    /// What is answered is left to do for whoever asked, and so is waiting.
+    pub(crate) fn serve(&self, mut request: ScanRequest, place: Place, requester: ServiceRequest) -> Option<Later> {
+        let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
+        // More than that cannot be sent in any case.
+        request.page_bytes = request.page_bytes.min(u32::try_from(self.max_payload).unwrap_or(u32::MAX));
+        let slice = SliceName { index: request.index, partition: request.partition };
+        let Some(held) = self.held.get(&request.bucket, slice) else {
+            let refusal = ScanReply::refused(ErrorCode::TopologyStale, "this node does not host the slice");
+            return Some(Box::pin(answer(requester, refusal)));
+        };
+        let lease = Duration::from_millis(u64::from(request.lease_ms));
+        let scan = Scan { request, held, deadline, place, requester };
+        // A task between the service's loop and the thread would take longer than a short scan.
+        match scan.held.find(scan.request.at, lease) {
+            Ok(Some(at)) => {
+                self.read(scan, at);
+                None
+            }
+            Ok(None) => {
+                let scans = self.clone();
+                Some(Box::pin(async move {
+                    // Waiting for an ST takes no thread, reading does.
+                    match scan.held.wait(scan.request.at, lease, deadline).await {
+                        Ok(at) => scans.read(scan, at),
+                        Err((code, message)) => answer(scan.requester, ScanReply::refused(code, message)).await,
+                    }
+                }))
+            }
+            Err((code, message)) => Some(Box::pin(answer(scan.requester, ScanReply::refused(code, message)))),
+        }
     }
-    let reading = move || read(&at, &request, deadline, max_payload, held.directions());
-    let reply = supervise::job(incidents, "a scan", reading).await.done();
-    drop(turn);
-    reply.unwrap_or_else(|error| ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")))
+
+    fn read(&self, scan: Scan, at: At) {
+        let Scan { request, held, deadline, place, requester } = scan;
+        let (runtime, max_payload, incidents) = (Handle::current(), self.max_payload, self.incidents.clone());
+        self.threads.run(place, size(&request), move || {
+            let read = || read(at, &request, deadline, max_payload, held.directions());
+            let reply = supervise::caught_now(&incidents, "a scan", read).done();
+            let reply = reply
+                .unwrap_or_else(|error| ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")));
+            // Answered from here: waking a task for that would take longer than a short scan.
+            runtime.block_on(answer(requester, reply));
+        });
+    }
+}
+
+async fn answer(requester: ServiceRequest, reply: ScanReply) {
+    requester.respond(Ok(wire::encode(&reply))).await;
+}
+
+fn size(request: &ScanRequest) -> Size {
+    let small = request.mode == ScanMode::Rows && request.limit <= SMALL && request.skip <= SMALL;
+    if small { Size::Small } else { Size::Large }
 }
 
 fn read(
-    (st, snapshot): &At,
+    (st, snapshot): At,
     request: &ScanRequest,
     deadline: Instant,
     max_payload: usize,
     directions: &[bool],
 ) -> ScanReply {
     fault("scan", &request.bucket);
+    let snapshot = snapshot.until(deadline);
     let mut page = ScanPage {
-        st: (**st).clone(),
+        st: (*st).clone(),
         unindexed: snapshot.unindexed(),
         rows: Rows::default(),
         count: 0,
@@ -74,23 +123,20 @@ fn read(
         more: false,
     };
     let outcome = match request.mode {
-        ScanMode::Count => snapshot.count(&request.ranges).map(|count| {
-            page.count = count;
-            false
-        }),
-        ScanMode::Rows => rows(request, snapshot, &mut page, deadline),
+        ScanMode::Count => snapshot.count(&request.ranges).map(|count| page.count = count),
+        ScanMode::Rows => rows(request, &snapshot, &mut page),
     };
     match outcome {
         // A page holds one row at least, however large: only then can it be more than a message takes.
-        Ok(false) if page.rows.size() + HEADROOM > max_payload => {
+        Ok(()) if page.rows.size() + HEADROOM > max_payload => {
             let id = page.rows.get(0).map(|row| docid(row.key, directions)).unwrap_or_default();
             ScanReply::refused(
                 ErrorCode::RowTooLarge,
                 format!("the row of document {id:?} does not fit one NATS message"),
             )
         }
-        Ok(false) => ScanReply::Page(page),
-        Ok(true) => ScanReply::refused(ErrorCode::Timeout, "the scan took longer than its deadline"),
+        Ok(()) => ScanReply::Page(page),
+        Err(StoreError::Late) => ScanReply::refused(ErrorCode::Timeout, "the scan took longer than its deadline"),
         Err(error) => {
             tracing::error!(bucket = request.bucket, index = request.index, %error, "scan failed");
             ScanReply::refused(ErrorCode::StorageFailed, error.to_string())
@@ -98,21 +144,10 @@ fn read(
     }
 }
 
-/// Fills the page; true when the deadline passed.
-fn rows(
-    request: &ScanRequest,
-    snapshot: &Snapshot,
-    page: &mut ScanPage,
-    deadline: Instant,
-) -> Result<bool, StoreError> {
-    let (mut looked, mut late) = (0u64, false);
+/// Fills the page.
+fn rows(request: &ScanRequest, snapshot: &Snapshot, page: &mut ScanPage) -> Result<(), StoreError> {
     let page_bytes = request.page_bytes as usize;
     snapshot.scan(&request.ranges, request.reverse, request.after.as_deref(), &mut |key, include| {
-        looked += 1;
-        if looked.is_multiple_of(LOOK) && Instant::now() >= deadline {
-            late = true;
-            return ControlFlow::Break(());
-        }
         if page.skipped < request.skip {
             page.skipped += 1;
             return ControlFlow::Continue(());
@@ -124,8 +159,7 @@ fn rows(
         }
         page.rows.push(key, include);
         ControlFlow::Continue(())
-    })?;
-    Ok(late)
+    })
 }
 
 /// The docid of an entry key, for a message.

@@ -1,10 +1,14 @@
 //! Follows the replicated log, runs a worker per bucket, answers scans and status, reports to the coordinator.
 //!
-//! `diagnosis`: the requests that look into slices; `reports`: what the coordinator is told; `workers`: how the workers end, and
-//! what follows.
+//! Its loop waits for nothing that takes long: what works through a slice does so in the bucket's worker, on a thread that reads,
+//! or as a job, and none of them is awaited here.
+//!
+//! `requests`: who answers what; `diagnosis`: the requests that look into slices; `reports`: what the coordinator is told;
+//! `workers`: how the workers end, and what follows.
 
 mod diagnosis;
 mod reports;
+mod requests;
 mod view;
 mod workers;
 
@@ -17,26 +21,24 @@ use crate::{
     jobs::Jobs,
     ledger::Ledger,
     marks::Marks,
+    read_threads::ReadThreads,
     report::BucketReport,
-    scan,
+    scan::Scans,
     store::StoreError,
-    worker::{self, EVENTS, Event, Outside, SliceInfo},
+    worker::{self, EVENTS, Event, Gate, Latest, Outside, SliceInfo},
 };
 use highwater_bus::{
-    Bus, BusError, Ending, Endpoints, Heart, ServiceRequest, ServiceSpec, StateView, TaskSet, fault,
-    supervise::{self, Errands},
+    Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet, fault, supervise::Errands,
 };
 use highwater_schemas::{
-    ApiError, ErrorCode,
-    api::{self, NodeKind, NodeStatus, UnindexedDoc},
+    ApiError, ErrorCode, api,
     state::{Concerns, SliceName},
     subjects,
-    wire::{self, ScanReply, ScanRequest},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
@@ -49,8 +51,6 @@ use view::{hosted_slices, infos, view};
 const PURGES: usize = 64;
 /// Workers look at what has expired this often.
 const TICK: Duration = Duration::from_millis(50);
-/// Unindexable documents listed per slice.
-const LISTED: usize = 100;
 /// What the log does not know is kept this long after the start: a log that lost its tail may be completed.
 const ORPHANS_AFTER: Duration = Duration::from_secs(30);
 
@@ -74,7 +74,10 @@ pub enum IndexerError {
 struct Running {
     /// Tells a bucket from a later one of the same name.
     declared: u64,
+    began: Instant,
     events: mpsc::Sender<Event>,
+    latest: Latest,
+    gate: Arc<Gate>,
     report: watch::Receiver<BucketReport>,
     /// What was last told of it.
     told: u64,
@@ -98,7 +101,7 @@ struct Shell {
     bus: Bus,
     state: StateView,
     files: SliceFiles,
-    held: Held,
+    scans: Scans,
     jobs: Jobs,
     ledger: Ledger,
     marks: Arc<Marks>,
@@ -134,7 +137,6 @@ pub async fn run(
     let marks = open_marks(&config)?;
     let (purges, purging) = mpsc::channel(PURGES);
     tasks.spawn("what purges catchup topics", purge(bus.clone(), purging));
-    let held = Held::new(config.snapshot_age);
     let mut requests = endpoints(&bus, &config).await?;
     let notable = watch::Sender::new(0);
     let mut noted = notable.subscribe();
@@ -142,7 +144,12 @@ pub async fn run(
         files: SliceFiles::new(&config.data_dir),
         bus: bus.clone(),
         state: StateView::new(&bus),
-        held: held.clone(),
+        scans: Scans {
+            held: Held::new(config.snapshot_age),
+            threads: Arc::new(ReadThreads::new(config.scans, MOST_SCANS, incidents.clone())),
+            max_payload: bus.max_payload(),
+            incidents: incidents.clone(),
+        },
         jobs,
         ledger: Ledger::new(config.memory_quota),
         marks: Arc::new(marks),
@@ -158,13 +165,12 @@ pub async fn run(
         said: 0,
         config: config.clone(),
     };
-    let scans = Arc::new(Semaphore::new(config.scans));
-    let waiting = Arc::new(Semaphore::new(MOST_SCANS));
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut orphans = tokio::time::interval(ORPHANS_AFTER);
     orphans.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (led, mut is_led) = mpsc::channel(1);
     let mut tidied = false;
     let mut caught_up = false;
     let mut ready = Some(ready);
@@ -172,7 +178,7 @@ pub async fn run(
         if !caught_up && shell.state.ready() {
             caught_up = true;
             orphans.reset();
-            shell.reconcile(Concerns::Everything).await;
+            shell.reconcile(Concerns::Everything);
             heart.beat(&shell.report()).await;
         }
         if caught_up && let Some(ready) = ready.take() {
@@ -182,14 +188,14 @@ pub async fn run(
             touched = shell.state.next() => {
                 let touched = touched?;
                 if caught_up {
-                    shell.reconcile(touched).await;
+                    shell.reconcile(touched);
                 }
                 if caught_up && shell.is_new_term() {
                     heart.beat(&shell.report()).await;
                 }
             }
             request = requests.next() => match request {
-                Some(request) => shell.request(request, &held, &scans, &waiting).await,
+                Some(request) => shell.request(request).await,
                 None => return Err(IndexerError::Ended("the connection to NATS has ended".into())),
             },
             // None of them ends by itself.
@@ -205,7 +211,12 @@ pub async fn run(
                 heart.say(&news).await;
             },
             _ = orphans.tick(), if caught_up && !tidied => {
-                tidied = shell.is_led().await;
+                shell.errands.spawn("asking who coordinates", tell_who_leads(bus.clone(), led.clone()));
+            }
+            Some(term) = is_led.recv(), if !tidied => {
+                // Somebody coordinates in the term of the log: what it does not know is not about to be completed.
+                let context = shell.state.context();
+                tidied = context.version > 0 && term == context.term;
                 if tidied {
                     shell.remove_orphans();
                 }
@@ -215,7 +226,7 @@ pub async fn run(
                     // A full inbox keeps the worker going without ticks.
                     let _ = bucket.events.try_send(Event::Tick);
                 }
-                shell.start_again().await;
+                shell.start_again();
             }
             _ = stop.changed() => {
                 shell.drain().await;
@@ -260,15 +271,17 @@ async fn purge(bus: Bus, mut purges: mpsc::Receiver<(String, u64, u64)>) {
     }
 }
 
-impl Shell {
-    /// Somebody coordinates in the term of the log: what it does not know is not about to be completed.
-    async fn is_led(&self) -> bool {
-        let context = self.state.context();
-        let asked = self.bus.request(subjects::CLUSTER_MASTER, b"{}".to_vec(), Duration::from_secs(1)).await;
-        let reply = asked.ok().and_then(|reply| api::reply(&reply.payload).ok());
-        context.version > 0 && reply.is_some_and(|reply| reply["master"]["term"] == context.term)
+/// Asks in which term somebody coordinates.
+async fn tell_who_leads(bus: Bus, told: mpsc::Sender<u64>) {
+    let asked = bus.request(subjects::CLUSTER_MASTER, b"{}".to_vec(), Duration::from_secs(1)).await;
+    let reply = asked.ok().and_then(|reply| api::reply(&reply.payload).ok());
+    if let Some(term) = reply.and_then(|reply| reply["master"]["term"].as_u64()) {
+        // The service may have ended.
+        let _ = told.send(term).await;
     }
+}
 
+impl Shell {
     fn remove_orphans(&mut self) {
         let known: BTreeSet<(String, String)> = self
             .state
@@ -288,14 +301,14 @@ impl Shell {
     }
 
     /// Brings the workers and their sessions to what the log says.
-    async fn reconcile(&mut self, touched: Concerns) {
+    fn reconcile(&mut self, touched: Concerns) {
         let context = self.state.context();
         let stay = |name: &String, r: &Running| context.buckets.get(name).is_some_and(|b| b.declared == r.declared);
         let gone: Vec<String> = self.buckets.iter().filter(|(n, r)| !stay(n, r)).map(|(n, _)| n.clone()).collect();
         for name in gone {
             // A worker that ends well takes back what it held by itself.
             if self.buckets.remove(&name).is_some_and(|running| running.again.is_some()) {
-                self.held.forget(&name);
+                self.scans.held.forget(&name);
             }
         }
         let names: Vec<String> = match touched {
@@ -308,45 +321,56 @@ impl Shell {
             let (view, infos) =
                 (view(&self.config, self.state.context().term, bucket), infos(&self.config.node, bucket));
             if self.buckets.contains_key(&name) {
-                self.update(&name, view, infos).await;
+                self.update(&name, view, infos);
             } else if !view.slices.is_empty() {
                 let declared = bucket.declared;
-                self.start(&name, declared, view, infos).await;
+                self.start(&name, declared, view, infos);
             }
         }
     }
 
-    async fn update(&mut self, name: &str, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
+    fn update(&mut self, name: &str, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
         let Some(running) = self.buckets.get_mut(name).filter(|running| running.again.is_none()) else { return };
+        for (slice, info) in &infos {
+            // Scans wait for a slice from when the log says that it is here.
+            self.scans.held.open((name, running.declared), *slice, &info.directions);
+        }
+        let sessions: Vec<u64> = view.sessions.keys().copied().collect();
+        running.latest.put(view, infos);
+        // A worker whose inbox is full looks for news by itself, and one that has ended is heard of by itself.
+        let _ = running.events.try_send(Event::State);
         running.sessions.retain(|id, task| {
-            let open = view.sessions.contains_key(id);
+            let open = sessions.contains(id);
             if !open {
                 task.abort();
             }
             open
         });
-        for id in view.sessions.keys() {
-            if !running.sessions.contains_key(id) {
+        for id in sessions {
+            if !running.sessions.contains_key(&id) {
                 let what = format!("reading session {id} of bucket {name}");
-                let task = self.feeds.spawn(what, running.feed.clone().session(*id));
-                running.sessions.insert(*id, task);
+                let task = self.feeds.spawn(what, running.feed.clone().session(id));
+                running.sessions.insert(id, task);
             }
         }
-        // A worker that has ended is heard of by itself.
-        let _ = running.events.send(Event::State { view, infos }).await;
     }
 
-    async fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
+    /// Has a worker open the slices of a bucket; the feeds begin when it has.
+    fn start(&mut self, name: &str, declared: u64, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
         let (events, inbox) = mpsc::channel(EVENTS);
         let (watermark, watermarks) = watch::channel(None);
         let (missed, questions) = mpsc::channel(QUESTIONS);
-        let (report, watched) = watch::channel(BucketReport { term: view.term, ..BucketReport::default() });
+        let (report, watched) = watch::channel(BucketReport::default());
+        let (latest, gate) = (Latest::default(), Arc::<Gate>::default());
         let outside = Outside {
             node: self.config.node.clone(),
             incarnation: self.config.incarnation,
             bucket: name.to_owned(),
+            declared,
+            latest: latest.clone(),
+            gate: Arc::clone(&gate),
             files: self.files.clone(),
-            held: self.held.clone(),
+            held: self.scans.held.clone(),
             limits: self.config.limits(hosted_slices(&self.config.node, self.state.context())),
             jobs: self.jobs.clone(),
             ledger: self.ledger.clone(),
@@ -367,7 +391,10 @@ impl Shell {
         let (report_of, feed_of) = (watched.clone(), feed.clone());
         let running = Running {
             declared,
+            began: Instant::now(),
             events: events.clone(),
+            latest: latest.clone(),
+            gate,
             report: watched,
             told: 0,
             feed,
@@ -380,17 +407,24 @@ impl Shell {
             return;
         }
         let (resume, resumed) = oneshot::channel();
-        let sessions = view.clone();
-        if events.send(Event::Start { view, infos: infos.clone(), resume }).await.is_err() {
-            return;
-        }
-        let Ok(from) = resumed.await else { return };
-        // Before the coordinator is told of the slices, as it answers with a timestamp.
-        let heard = self.bus.subscribe(&subjects::stability(name)).await.ok();
+        latest.put(view.clone(), infos.clone());
+        // The inbox is empty.
+        let _ = events.try_send(Event::Start { resume });
+        let (listening, heard) = oneshot::channel();
+        let (mutation, node) = (feed_of.clone(), self.config.node.clone());
+        let read_topic = async move {
+            // Slices are told of once their topic is open, and the coordinator answers with a timestamp.
+            let heard = mutation.bus.subscribe(&subjects::stability(&mutation.bucket)).await.ok();
+            let _ = listening.send(heard);
+            if let Ok(from) = resumed.await {
+                mutation.mutation(node, from).await;
+            }
+        };
+        let hear = async move { feed_of.stability(heard.await.ok().flatten()).await };
         let what = |does: &str| format!("{does} bucket {name}");
         let tasks = vec![
-            self.feeds.spawn(what("reading the topic of"), feed_of.clone().mutation(self.config.node.clone(), from)),
-            self.feeds.spawn(what("hearing the timestamps of"), feed_of.stability(heard)),
+            self.feeds.spawn(what("reading the topic of"), read_topic),
+            self.feeds.spawn(what("hearing the timestamps of"), hear),
             self.feeds.spawn(what("speaking for"), feeds::speak(self.bus.clone(), watermarks, questions)),
             self.feeds.spawn(what("reporting on"), reports::note(report_of, self.notable.clone())),
         ];
@@ -398,101 +432,7 @@ impl Shell {
             running.tasks = tasks;
         }
         // Sessions that were open before are taken up as any other.
-        self.update(name, sessions, infos).await;
-    }
-
-    async fn request(
-        &mut self,
-        request: ServiceRequest,
-        held: &Held,
-        scans: &Arc<Semaphore>,
-        waiting: &Arc<Semaphore>,
-    ) {
-        match request.subject.rsplit('.').next() {
-            Some("scan") => {
-                let Ok(place) = Arc::clone(waiting).try_acquire_owned() else {
-                    let reply = ScanReply::refused(ErrorCode::TooManyRequests, "too many scans wait on this node");
-                    request.respond(Ok(wire::encode(&reply))).await;
-                    return;
-                };
-                let (held, scans, refused) = (held.clone(), Arc::clone(scans), Arc::clone(&self.refused));
-                let (max_payload, incidents) = (self.bus.max_payload(), self.bus.incidents());
-                self.errands.spawn("a scan", async move {
-                    let reply = match wire::decode::<ScanRequest>(&request.payload) {
-                        Ok(scan) => {
-                            let served = scan::serve(&incidents, &held, scan, &scans, max_payload);
-                            let served = supervise::caught(&incidents, "a scan", served).await.done();
-                            served.unwrap_or_else(|error| ScanReply::refused(ErrorCode::Internal, error.to_string()))
-                        }
-                        Err(error) => {
-                            refused.fetch_add(1, Ordering::Relaxed);
-                            ScanReply::refused(ErrorCode::MalformedRequest, error.to_string())
-                        }
-                    };
-                    request.respond(Ok(wire::encode(&reply))).await;
-                    drop(place);
-                });
-            }
-            Some(verb @ ("verify" | "dump")) => {
-                let verb = verb.to_owned();
-                self.diagnose(&verb, request).await;
-            }
-            Some("assign") => {
-                let answer = api::parse(&request.payload).and_then(|wanted| self.assign(&wanted));
-                request.respond(answer.map(|()| api::ok(&api::Empty {}))).await;
-            }
-            Some("status") => {
-                let asked = supervise::caught_now(&self.bus.incidents(), "a request for the status", || {
-                    fault("status", "");
-                    self.status(&request.payload)
-                });
-                let status = asked.done().unwrap_or_else(|error| Err(internal(&error)));
-                request.respond(status.map(|s| api::ok(&s))).await;
-            }
-            _ => request.respond(Ok(api::ok(&api::Empty {}))).await,
-        }
-    }
-
-    /// All slices, or those of the bucket that the request names; with a list of what one of them could not take when it names it.
-    fn status(&self, payload: &[u8]) -> Result<NodeStatus, ApiError> {
-        let asked: api::NodeStatusRequest = api::parse(payload)?;
-        let mut unindexed = Vec::new();
-        if let (Some(bucket), Some(index), Some(partition)) = (&asked.bucket, asked.index, asked.partition)
-            && let Some((_, snapshot)) = self.held.get(bucket, SliceName { index, partition }).and_then(|h| h.newest())
-        {
-            let listed =
-                snapshot.unindexed_docs(LISTED).map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()))?;
-            unindexed = listed
-                .into_iter()
-                .map(|(vb, id, seqno, reason)| UnindexedDoc { id, vb, seqno, reason: reason.as_str().into() })
-                .collect();
-        }
-        let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
-        Ok(NodeStatus {
-            node: self.config.node.clone(),
-            kind: NodeKind::Indexer,
-            void_batches: wanted.clone().map(|(_, r)| r.report.borrow().void).sum(),
-            slices: wanted.flat_map(|(_, r)| r.report.borrow().slices.clone()).collect(),
-            refused_messages: self.refused.load(Ordering::Relaxed),
-            unindexed,
-        })
-    }
-
-    /// Whether there is room for further partitions: the disk can be written, and files can be opened.
-    fn assign(&self, wanted: &api::Assign) -> Result<(), ApiError> {
-        /// Files that a slice keeps open.
-        const FILES: u64 = 3;
-        let storage = |e: io::Error| ApiError::new(ErrorCode::StorageFailed, e.to_string());
-        self.files.probe().map_err(storage)?;
-        let slices = hosted_slices(&self.config.node, self.state.context()) as u64 + u64::from(wanted.partitions);
-        let (limit, _) = rlimit::Resource::NOFILE.get().map_err(storage)?;
-        if slices * FILES > limit {
-            return Err(ApiError::new(
-                ErrorCode::StorageFailed,
-                format!("{slices} partitions need more than the {limit} files that this process may open"),
-            ));
-        }
-        Ok(())
+        self.update(name, view, infos);
     }
 }
 

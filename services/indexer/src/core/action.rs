@@ -36,18 +36,18 @@ pub enum Action {
     Collect { slice: SliceName, batch: Arc<Batch>, after: u64, bulk: bool },
     /// Take a batch of a session's list: its documents above `after` are present. A seqno up to `proven` names one message.
     Compare { slice: SliceName, session: u64, batch: Arc<Batch>, after: u64, proven: u64 },
-    /// The list of a vbucket is complete: what it did not name is gone.
-    Sweep { slice: SliceName, session: u64, vb: u16 },
+    /// The list of a vbucket is complete: what it did not name is gone. Tell with [`BucketCore::walked`].
+    Sweep { slice: SliceName, session: u64, vb: u16, walk: u64 },
     /// What the list of a reconcile's session tells is to be staged.
     BeginStage { slice: SliceName, reconcile: u64, vbs: u16 },
     /// Take a batch of the list: its documents above `after` are present.
     Stage { slice: SliceName, batch: Arc<Batch>, after: u64 },
-    /// The list of a vbucket is complete, up to this seqno.
-    EndStage { slice: SliceName, vb: u16, upto: u64 },
+    /// The list of a vbucket is complete, up to this seqno: what it did not name is to go. Tell with [`BucketCore::walked`].
+    EndStage { slice: SliceName, vb: u16, upto: u64, walk: u64 },
     /// What is staged counts no more.
     DropStage { slice: SliceName },
-    /// Drop the documents of a vbucket below this seqno, of a slice that nobody reads.
-    Floor { slice: SliceName, vb: u16, floor: u64 },
+    /// Drop the documents of a vbucket below this seqno, of a slice that nobody reads. Tell with [`BucketCore::walked`].
+    Floor { slice: SliceName, vb: u16, floor: u64, walk: u64 },
     /// Write what is there with this mark, then tell with [`BucketCore::persisted`].
     Persist { slice: SliceName, mark: SliceMark, topic: u64, why: Why },
     /// The messages of a session below this sequence are durable.

@@ -10,10 +10,12 @@ mod slice;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod walks;
 
 pub use action::{Action, Steps, Why};
 pub use chain::{Batch, Branch, Join, Shares, Start, Step};
 pub use slice::{Mode, Slice};
+pub use walks::{Walk, Walks};
 
 use crate::store::SliceMark;
 use chain::Chain;
@@ -75,6 +77,8 @@ pub struct BucketCore {
     /// Last sequence taken from the mutation topic, and the topic's creation time.
     topic: (u64, i64),
     purged: BTreeMap<u64, u64>,
+    /// Walks begun so far.
+    walks: u64,
     /// Batches that counted for nothing: of another branch, or outside their generation's share.
     pub void: u64,
 }
@@ -237,7 +241,8 @@ impl BucketCore {
     pub fn advance(&mut self, now: u64) -> Vec<Action> {
         let mut out = Vec::new();
         self.ask_for_missed(now, &mut out);
-        let names: Vec<SliceName> = self.slices.values().filter(|s| s.in_step()).map(|s| s.name).collect();
+        let follows = |s: &&Slice| s.in_step() && !s.walks.has(Walk::Floor);
+        let names: Vec<SliceName> = self.slices.values().filter(follows).map(|s| s.name).collect();
         for name in names {
             self.look_beyond(name, &mut out);
             while self.apply_next(name, &mut out) {}

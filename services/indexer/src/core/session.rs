@@ -4,6 +4,7 @@
 use super::{
     Action, Batch, BucketCore, Join, Mode, Why,
     slice::{FollowedVb, Following},
+    walks::Walk,
 };
 use highwater_schemas::{Position, state::SliceName, wire::Removal};
 use std::sync::Arc;
@@ -98,7 +99,8 @@ impl BucketCore {
                         (at.listing, at.covered, at.listed) = (false, 0, upto);
                         // What it held above, on an abandoned branch, is gone.
                         state.content = at.read;
-                        out.push(Action::Sweep { slice: name, session, vb: batch.vb });
+                        let walk = slice.walks.begin(&mut self.walks, Walk::Sweep);
+                        out.push(Action::Sweep { slice: name, session, vb: batch.vb, walk });
                     }
                     _ if batch.to.seqno > after => {
                         let proven = state.proven;
@@ -177,11 +179,12 @@ impl BucketCore {
         }
     }
 
-    /// True while batches of this session must wait: a slice of it is being flushed, or will follow it once it has been.
+    /// True while batches of this session must wait: a slice of it is being flushed, or will follow it once it has been, or is
+    /// being swept; what the session brings next counts on that.
     pub fn session_paused(&self, session: u64) -> bool {
         let named = |name| self.view.sessions.get(&session).is_some_and(|s| s.slices.contains(&name));
         self.slices.values().any(|s| match &s.following {
-            Some(following) => s.mode == Mode::Flushing && following.id == session,
+            Some(following) => (s.mode == Mode::Flushing || s.walks.has(Walk::Sweep)) && following.id == session,
             None => s.ending && session > s.done_with && named(s.name),
         })
     }
@@ -206,7 +209,7 @@ impl BucketCore {
 
     /// Where a slice may join in every vbucket, if its session has covered that much.
     fn joins(&self, name: SliceName) -> Option<Vec<Join>> {
-        let slice = self.slices.get(&name)?;
+        let slice = self.slices.get(&name).filter(|slice| !slice.walks.has(Walk::Sweep))?;
         let following = slice.following.as_ref()?;
         following
             .vbs
@@ -238,7 +241,8 @@ impl BucketCore {
             vb.position = join.at;
             vb.covered = vb.covered.min(join.at.seqno);
             if join.floor > 0 {
-                out.push(Action::Floor { slice: name, vb: n as u16, floor: join.floor });
+                let walk = slice.walks.begin(&mut self.walks, Walk::Floor);
+                out.push(Action::Floor { slice: name, vb: n as u16, floor: join.floor, walk });
             }
         }
         slice.readable_from = slice.vbs.iter().map(|vb| vb.content).collect();

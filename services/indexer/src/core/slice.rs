@@ -1,6 +1,6 @@
 //! Where one slice stands.
 
-use super::staging::Staging;
+use super::{staging::Staging, walks::Walks};
 use crate::store::{SliceMark, SliceVb};
 use highwater_schemas::{Position, api::SliceState, state::SliceName};
 
@@ -84,6 +84,8 @@ pub struct Slice {
     pub late: bool,
     /// The topic was empty when it was opened.
     pub cut: bool,
+    /// Walks over its documents that have not ended.
+    pub walks: Walks,
     /// Since when an ST is out of reach, and where the chain ended then.
     pub stuck: Vec<Option<(u64, Position)>>,
 }
@@ -131,6 +133,7 @@ impl Slice {
             unstaged: 0,
             late: false,
             cut: false,
+            walks: Walks::default(),
             stuck: Vec::new(),
         }
     }
@@ -186,6 +189,7 @@ impl Slice {
         self.mode = Mode::Waiting;
         self.session_durable = 0;
         self.readable = false;
+        self.walks.clear();
         self.stuck.clear();
         self.cut = false;
         self.unstage();

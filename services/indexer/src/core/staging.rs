@@ -4,7 +4,7 @@
 //! by then the chain has brought everything that was written before the list was complete. A slice that meets that place without
 //! having staged falls out, and is compared in a session.
 
-use super::{Action, Batch, BucketCore, Slice, Steps};
+use super::{Action, Batch, BucketCore, Slice, Steps, walks::Walk};
 use highwater_schemas::{state::SliceName, wire::Removal};
 use std::sync::Arc;
 
@@ -35,7 +35,19 @@ impl Slice {
     /// What it has staged, or began to, counts no more.
     pub(super) fn unstage(&mut self) {
         self.staging = None;
+        self.walks.forget_stage();
         (self.staged, self.prepared) = (0, 0);
+    }
+
+    /// Every list has ended, and what it did not name was looked for: the reconcile may be applied.
+    pub(super) fn complete_stage(&mut self, out: &mut Vec<Action>) {
+        let Some(staging) = &self.staging else { return };
+        if staging.vbs.iter().all(|at| at.done) && !self.walks.has(Walk::EndStage) {
+            let prepared = if staging.overfull { 0 } else { staging.reconcile };
+            (self.staged, self.prepared) = (staging.reconcile, prepared);
+            self.staging = None;
+            out.push(Action::Report);
+        }
     }
 }
 
@@ -45,6 +57,7 @@ impl BucketCore {
         for slice in self.slices.values_mut() {
             if slice.staging.as_ref().is_some_and(|staging| !self.view.sessions.contains_key(&staging.session)) {
                 slice.staging = None;
+                slice.walks.forget_stage();
                 out.push(Action::DropStage { slice: slice.name });
             }
             // What is staged is applied first, unless it never got into the chain.
@@ -90,7 +103,8 @@ impl BucketCore {
                 _ if batch.from.seqno > at.read => false,
                 Some(Removal::Listed { upto, .. }) => {
                     at.done = true;
-                    out.push(Action::EndStage { slice: slice.name, vb: batch.vb, upto });
+                    let walk = slice.walks.begin(&mut self.walks, Walk::EndStage);
+                    out.push(Action::EndStage { slice: slice.name, vb: batch.vb, upto, walk });
                     upto >= at.position
                 }
                 _ => {
@@ -106,11 +120,6 @@ impl BucketCore {
                 slice.unstaged = session;
                 slice.unstage();
                 out.extend([Action::DropStage { slice: slice.name }, Action::Report]);
-            } else if staging.vbs.iter().all(|at| at.done) {
-                let prepared = if staging.overfull { 0 } else { staging.reconcile };
-                (slice.staged, slice.prepared) = (staging.reconcile, prepared);
-                slice.staging = None;
-                out.push(Action::Report);
             }
         }
         let taken = self.slices.values().filter_map(|s| s.staging.as_ref().filter(|s| s.session == session));

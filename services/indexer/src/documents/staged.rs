@@ -22,6 +22,8 @@ pub(crate) struct Staged {
     /// Documents, by the hash of their id, of which the chain has left nothing in the slice since, with its seqno.
     absent: HashMap<u64, u64>,
     bytes: usize,
+    /// Bytes that the seqnos take, after the last batch.
+    named_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -55,18 +57,22 @@ impl Staged {
         self.absent.insert(xxh3_64(docid.as_bytes()), seqno);
     }
 
-    /// A document that the slice holds, or gets: whether it was named, once the list is complete. Answers what is held now, bytes.
-    pub(crate) fn look(&mut self, docid: &str, seqno: u64) -> usize {
+    /// A document that the slice holds, or gets: whether it was named, once the list is complete.
+    pub(crate) fn look(&mut self, docid: &str, seqno: u64) {
         if seqno <= self.upto && !self.named.contains(seqno) {
             self.bytes += OVERHEAD + docid.len();
             self.gone.push((docid.to_owned(), seqno));
         }
-        self.bytes
     }
 
     /// Bytes held, about.
     pub(crate) fn size(&self) -> usize {
-        self.bytes + self.absent.len() * 24
+        self.bytes + self.named_bytes + self.absent.len() * 24
+    }
+
+    /// A batch of the list was taken.
+    pub(super) fn taken(&mut self) {
+        self.named_bytes = self.named.serialized_size();
     }
 
     /// How many documents are present, differ, and are not present.

@@ -2,15 +2,32 @@
 
 use super::{Running, Shell};
 use crate::report::BucketReport;
-use highwater_schemas::api::{Join, NodeKind};
+use highwater_schemas::{
+    StabilityTimestamp,
+    api::{Join, NodeKind},
+};
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// Slices that are being opened for the first time hold up what the node says of terms for so long at most: what they have
+/// applied before should be known when generations begin, but one large slice must not hold up every bucket.
+const OPENING: Duration = Duration::from_secs(2);
 
 impl Running {
     /// Its present report, which counts as told.
     fn tell(&mut self) -> BucketReport {
-        let report = self.report.borrow().clone();
+        let mut report = self.report.borrow().clone();
         self.told = report.notable;
+        let newer = |st: &StabilityTimestamp| report.applied.as_ref().is_none_or(|own| own.number < st.number);
+        report.applied = self.gate.applied().filter(newer).or(report.applied);
         report
+    }
+
+    /// The term that it follows, once it is told that of the log.
+    fn term(&self, log: u64) -> u64 {
+        let told = self.report.borrow().term;
+        let opening = told == 0 && self.began.elapsed() < OPENING;
+        if opening || !self.gate.follow(log) { told.min(log) } else { log }
     }
 }
 
@@ -22,8 +39,8 @@ impl Shell {
 
     /// The term that every bucket follows: what is reported in it was applied before it, or in it.
     fn term(&self) -> u64 {
-        let buckets = self.buckets.values().map(|running| running.report.borrow().term);
-        buckets.chain([self.state.context().term]).min().unwrap_or_default()
+        let log = self.state.context().term;
+        self.buckets.values().map(|running| running.term(log)).min().unwrap_or(log)
     }
 
     /// Of all buckets.

@@ -94,7 +94,7 @@ impl Shell {
         let Some(running) = self.buckets.get_mut(&of.bucket).filter(|r| r.declared == of.declared) else {
             return false;
         };
-        self.held.close_all(&of.bucket, ErrorCode::Internal, why);
+        self.scans.held.close_all(&of.bucket, ErrorCode::Internal, why);
         let now = Instant::now();
         let last = self.restarted.get(&of.bucket);
         running.fail(why, last.map_or(now, |last| now.max(*last + AT_MOST_EVERY)));
@@ -102,7 +102,7 @@ impl Shell {
     }
 
     /// Starts the workers that panicked and are due.
-    pub(super) async fn start_again(&mut self) {
+    pub(super) fn start_again(&mut self) {
         let now = Instant::now();
         let due = self.buckets.iter().filter(|(_, running)| running.again.is_some_and(|at| at <= now));
         let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
@@ -114,7 +114,7 @@ impl Shell {
                 (view(&self.config, self.state.context().term, bucket), infos(&self.config.node, bucket));
             let declared = bucket.declared;
             tracing::info!(bucket = name, "starting the bucket's worker again");
-            self.start(&name, declared, view, infos).await;
+            self.start(&name, declared, view, infos);
         }
         self.restarted.retain(|_, at| *at + AT_MOST_EVERY > now);
     }

@@ -8,7 +8,7 @@ use heed::{Database, Env, RoTxn, WithoutTls, types::Bytes};
 use std::{
     ops::Deref,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub(super) type SliceEnv = Env<WithoutTls>;
@@ -76,8 +76,8 @@ impl Base {
         self.commit as u64
     }
 
-    /// Checks a reader out, waiting for one to be returned if need be.
-    pub fn reader(&self) -> Result<Reader<'_>, StoreError> {
+    /// Checks a reader out, waiting for one to be returned if need be, until `deadline` at the latest.
+    pub fn reader(&self, deadline: Option<Instant>) -> Result<Reader<'_>, StoreError> {
         let mut pool = self.pool();
         if pool.idle.is_empty() && pool.growing && pool.open < self.most_readers {
             match self.env.clone().static_read_txn() {
@@ -90,9 +90,11 @@ impl Base {
                 Err(_) => {}
             }
         }
-        let waited = self.returned.wait_timeout_while(pool, self.wait, |p| p.idle.is_empty());
+        let wait = deadline.map_or(self.wait, |at| at.saturating_duration_since(Instant::now()).min(self.wait));
+        let waited = self.returned.wait_timeout_while(pool, wait, |p| p.idle.is_empty());
         let (mut pool, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let txn = pool.idle.pop().ok_or(StoreError::Busy)?;
+        let late = || deadline.is_some_and(|at| Instant::now() >= at);
+        let txn = pool.idle.pop().ok_or_else(|| if late() { StoreError::Late } else { StoreError::Busy })?;
         Ok(Reader { base: self, txn: Some(txn) })
     }
 

@@ -32,6 +32,9 @@ pub enum StoreError {
     /// No reader became free in time; try again.
     #[error("all readers of the snapshot are busy")]
     Busy,
+    /// Reading took longer than its deadline.
+    #[error("reading took longer than its deadline")]
+    Late,
     /// Whoever asked for a check no longer waits for it.
     #[error("the check was given up before its end")]
     GivenUp,

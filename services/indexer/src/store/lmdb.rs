@@ -1,7 +1,8 @@
 //! The store over LMDB: opening, looking up, collecting, handing to a persist and taking back.
 
 use super::{
-    Entry, KeptSnapshot, Purpose, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits, StoreStats,
+    Entry, KeptSnapshot, Picked, Place, Purpose, SliceIdentity, SliceMark, SliceStore, StoreError, StoreLimits,
+    StoreStats,
     base::{Base, Bytemap},
     build::{self, FRESH, Progress, RUNS, encode_record},
     diff::{check_entries, encode_row_key},
@@ -234,8 +235,8 @@ impl SliceStore for LmdbStore {
         self.seqno_of(vb, docid)
     }
 
-    fn visit(&self, vb: u16, visit: &mut dyn FnMut(&str, u64) -> bool) -> Result<(), StoreError> {
-        self.visit_rows(vb, visit)
+    fn pick(&self, vb: u16, place: &Place, wanted: &mut dyn FnMut(&str, u64) -> bool) -> Result<Picked, StoreError> {
+        self.pick_rows(vb, place, wanted)
     }
 
     fn seal(&mut self) -> Result<Snapshot, StoreError> {

@@ -50,7 +50,7 @@ impl BackIndex {
         (vb, docid): (u16, &str),
         mut visit: impl FnMut(Document) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let reader = self.base.reader()?;
+        let reader = self.base.reader(None)?;
         let mut from = Vec::new();
         encode_row_key(vb, docid, &mut from);
         for row in self.base.dbs.rows.range(&reader, &(Bound::Included(&from[..]), Bound::Unbounded))? {
@@ -68,39 +68,80 @@ impl BackIndex {
     }
 }
 
-/// Shows the documents of a vbucket: those of `newer` rows, the newest first, and below them of the commit.
-fn visit(
+/// Documents of the commit that a page picks at most, and documents of it that a page looks at.
+const PICKED: usize = 16_384;
+const LOOKED_AT: usize = 65_536;
+
+/// How far a walk over the documents of a vbucket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    #[default]
+    Beginning,
+    /// Behind what was not in the commit, and behind this document of the commit.
+    Behind(String),
+}
+
+/// Some documents of a vbucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picked {
+    /// Document ids with seqnos.
+    pub documents: Vec<(String, u64)>,
+    /// Where to go on; None: that was all.
+    pub next: Option<Place>,
+}
+
+/// A page of the documents of a vbucket: of `newer` rows, the newest first, and below them of the commit.
+fn pick(
     dbs: Databases,
     reader: &ReadTxn,
     newer: &[&Rows],
-    vb: u16,
-    visit: &mut dyn FnMut(&str, u64) -> bool,
-) -> Result<(), StoreError> {
-    let mut look = |key: &[u8], row: &[u8]| -> Result<bool, StoreError> {
-        Ok(visit(decode_row_key(key)?.1, value::decode(row)?.seqno))
+    (vb, place): (u16, &Place),
+    wanted: &mut dyn FnMut(&str, u64) -> bool,
+) -> Result<Picked, StoreError> {
+    let mut documents = Vec::new();
+    let mut key_of = Vec::new();
+    let from = match place {
+        Place::Behind(docid) => {
+            encode_row_key(vb, docid, &mut key_of);
+            Bound::Excluded(&key_of[..])
+        }
+        Place::Beginning => {
+            // All at once: they have no order to go on in, and are no more than memory holds.
+            for (i, rows) in newer.iter().enumerate() {
+                for (key, row) in (0..rows.len()).map(|at| (rows.key(at), rows.row(at))) {
+                    let shadowed = || newer[..i].iter().any(|above| above.get(hash_key(key), key).is_some());
+                    let (of, docid) = decode_row_key(key)?;
+                    if of == vb && !row.is_empty() && !shadowed() {
+                        let seqno = value::decode(row)?.seqno;
+                        if wanted(docid, seqno) {
+                            documents.push((docid.to_owned(), seqno));
+                        }
+                    }
+                }
+            }
+            encode_row_key(vb, "", &mut key_of);
+            Bound::Included(&key_of[..])
+        }
     };
-    for (i, rows) in newer.iter().enumerate() {
-        for at in 0..rows.len() {
-            let (key, row) = (rows.key(at), rows.row(at));
-            let shadowed = || newer[..i].iter().any(|above| above.get(hash_key(key), key).is_some());
-            if !row.is_empty() && decode_row_key(key)?.0 == vb && !shadowed() && !look(key, row)? {
-                return Ok(());
+    let (mut looked_at, full) = (0, documents.len() + PICKED);
+    for row in dbs.rows.range(reader, &(from, Bound::Unbounded))? {
+        let (key, row) = row?;
+        let (of, docid) = decode_row_key(key)?;
+        if of != vb {
+            break;
+        }
+        if !newer.iter().any(|rows| !rows.is_empty() && rows.get(hash_key(key), key).is_some()) {
+            let seqno = value::decode(row)?.seqno;
+            if wanted(docid, seqno) {
+                documents.push((docid.to_owned(), seqno));
             }
         }
-    }
-    let mut from = Vec::new();
-    encode_row_key(vb, "", &mut from);
-    for row in dbs.rows.range(reader, &(Bound::Included(&from[..]), Bound::Unbounded))? {
-        let (key, row) = row?;
-        if decode_row_key(key)?.0 != vb {
-            break;
-        }
-        let shadowed = newer.iter().any(|rows| !rows.is_empty() && rows.get(hash_key(key), key).is_some());
-        if !shadowed && !look(key, row)? {
-            break;
+        looked_at += 1;
+        if documents.len() == full || looked_at == LOOKED_AT {
+            return Ok(Picked { documents, next: Some(Place::Behind(docid.to_owned())) });
         }
     }
-    Ok(())
+    Ok(Picked { documents, next: None })
 }
 
 impl LmdbStore {
@@ -116,10 +157,15 @@ impl LmdbStore {
         Ok(row.map(|row| row.seqno))
     }
 
-    pub(super) fn visit_rows(&self, vb: u16, show: &mut dyn FnMut(&str, u64) -> bool) -> Result<(), StoreError> {
+    pub(super) fn pick_rows(
+        &self,
+        vb: u16,
+        place: &Place,
+        wanted: &mut dyn FnMut(&str, u64) -> bool,
+    ) -> Result<Picked, StoreError> {
         let live = self.live()?;
         let newer: Vec<&Rows> = self.newer_rows().collect();
-        visit(live.dbs, &live.lookup, &newer, vb, show)
+        pick(live.dbs, &live.lookup, &newer, (vb, place), wanted)
     }
 
     /// The documents of the newest commit.
@@ -182,6 +228,69 @@ pub fn check_run(path: &Path) -> Result<RunInfo, StoreError> {
 mod tests {
     use super::super::{Entry, Purpose, SliceStore, StoreLimits};
     use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_walk_in_pages_meets_every_document_once_and_may_remove_what_it_picked() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let identity = SliceIdentity { bucket: "b".into(), index_id: "i".into(), ..SliceIdentity::default() };
+        let limits = StoreLimits { map_size: 256 << 20, ..StoreLimits::default() };
+        let mut store = LmdbStore::open(dir.path(), &identity, limits).expect("opens");
+        let entry = [Entry { key: b"\x03", include: b"" }];
+        let mut present: [BTreeMap<String, u64>; 3] = Default::default();
+        // In the commit more than two pages of vbucket 1; above it some of each vbucket: new, changed and removed ones.
+        for (vb, n) in (0..LOOKED_AT * 2 + 99)
+            .map(|n| (1, n))
+            .chain([0, 2].into_iter().flat_map(|vb| (0..9).map(move |n| (vb, n))))
+        {
+            store.bulk(vb, &format!("d{n}"), 1, &entry, None).expect("collects");
+            present[usize::from(vb)].insert(format!("d{n}"), 1);
+        }
+        let job = store.begin_persist(SliceMark { st: 1, ..SliceMark::default() }, Purpose::Built).expect("none runs");
+        store.finish_persist(job.run()).expect("persists");
+        for (vb, n, seqno) in (0..3u16).flat_map(|vb| [(vb, 3, 7), (vb, 1_000_000, 8), (vb, 5, 9)]) {
+            let docid = format!("d{n}");
+            store.replace(vb, &docid, seqno, if n == 5 { &[] } else { &entry }, None).expect("replaces");
+            let of = &mut present[usize::from(vb)];
+            if n == 5 {
+                of.remove(&docid)
+            } else {
+                of.insert(docid, seqno)
+            };
+        }
+        for (vb, present) in (0..3u16).zip(&present) {
+            let (mut place, mut met, mut pages, mut picked) = (Some(Place::Beginning), BTreeMap::new(), 0, 0);
+            while let Some(at) = place.take() {
+                let wanted = &mut |docid: &str, seqno: u64| {
+                    assert_eq!(met.insert(docid.to_owned(), seqno), None, "{docid} twice");
+                    docid.ends_with('7')
+                };
+                let page = store.pick(vb, &at, wanted).expect("reads");
+                assert!(page.documents.len() <= PICKED + 2);
+                (pages, picked) = (pages + 1, picked + page.documents.len());
+                for (docid, seqno) in &page.documents {
+                    store.remove(vb, docid, *seqno).expect("removes");
+                }
+                store.seal().expect("seals");
+                place = page.next;
+            }
+            assert!(met == *present, "vbucket {vb}");
+            let ends = present.keys().filter(|docid| docid.ends_with('7')).count();
+            assert_eq!((picked, pages > 2), (ends, vb == 1));
+            let mut left = 0;
+            let mut place = Some(Place::Beginning);
+            while let Some(at) = place.take() {
+                place = store
+                    .pick(vb, &at, &mut |_, _| {
+                        left += 1;
+                        false
+                    })
+                    .expect("reads")
+                    .next;
+            }
+            assert_eq!(left, present.len() - ends);
+        }
+    }
 
     #[test]
     fn documents_and_runs_are_seen_as_they_lie_there() {

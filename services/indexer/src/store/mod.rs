@@ -125,7 +125,7 @@ mod verify;
 pub use error::StoreError;
 pub use layer::{MergeJob, MergeOutcome};
 pub use lmdb::LmdbStore;
-pub use look::{BackIndex, Document, RunInfo, check_run, run_info, runs};
+pub use look::{BackIndex, Document, Picked, Place, RunInfo, check_run, run_info, runs};
 pub use meta::{FORMAT_VERSION, KeptSnapshot, SliceIdentity, SliceMark, SliceVb};
 pub use persist::{PersistJob, PersistOutcome, Purpose};
 pub use scan::{Snapshot, Visit};
@@ -262,8 +262,10 @@ pub trait SliceStore: Send {
     /// The seqno that a document is there with.
     fn seqno(&self, vb: u16, docid: &str) -> Result<Option<u64>, StoreError>;
 
-    /// Shows the documents of a vbucket, as they are now, with their seqnos, until told to stop.
-    fn visit(&self, vb: u16, visit: &mut dyn FnMut(&str, u64) -> bool) -> Result<(), StoreError>;
+    /// Shows the documents of a vbucket from `place` on, as they are now, with their seqnos, and picks those that are wanted: so
+    /// many that they take some MiB, and what is not durable in the first page. Documents may change between pages; one that is
+    /// changed all the time may be missed.
+    fn pick(&self, vb: u16, place: &Place, wanted: &mut dyn FnMut(&str, u64) -> bool) -> Result<Picked, StoreError>;
 
     /// Seals the open layer and answers the snapshot of everything replaced so far; cheap when nothing changed.
     fn seal(&mut self) -> Result<Snapshot, StoreError>;

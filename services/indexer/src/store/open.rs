@@ -75,7 +75,10 @@ pub(super) fn open(
         other => other.into(),
     })?;
     if env.max_key_size() < MAX_KEY {
-        return Err(StoreError::Lmdb(format!("keys have {} bytes at most on this system", env.max_key_size())));
+        return Err(StoreError::Lmdb(format!(
+            "the pages of its file take keys of {} bytes at most",
+            env.max_key_size()
+        )));
     }
     if usage != Use::ReadOnly {
         env.clear_stale_readers()?;

@@ -6,12 +6,16 @@
 //! opening; so are the leaves of a file that is not large. Those of a large file are checked beside its use, against the
 //! commit that was the newest when the check began. What a leaf *says* is for the checks of the records in it.
 //!
-//! The layout is that of LMDB's data version 1 on 64-bit little-endian machines.
+//! The layout is that of LMDB's data version 1 on 64-bit little-endian machines. How large a page is says the file: LMDB makes one
+//! with the page size of the system, up to 32 KiB, and reads and writes it on any other system as it was made.
 
 use super::StoreError;
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, ops::RangeInclusive, os::unix::fs::FileExt, path::Path};
 
-const PAGE: usize = 4096;
+/// Page sizes that LMDB can have made a file with; each is a power of two.
+const PAGE_SIZES: RangeInclusive<u32> = 512..=32_768;
+/// Where the first meta page says how large pages are.
+const PAGE_SIZE_AT: usize = HEADER + 24;
 const HEADER: usize = 16;
 const NODE: usize = 8;
 /// A database's record: pad u32, flags u16, depth u16, branch, leaf and overflow pages, entries, root: u64 each.
@@ -49,6 +53,24 @@ pub(super) fn check(path: &Path, depth: Depth) -> Result<(), StoreError> {
     walk(file, depth)
 }
 
+/// How large the pages of a file are, bytes.
+pub(super) fn page_size(file: &File) -> Result<usize, StoreError> {
+    let mut head = [0; PAGE_SIZE_AT + 4];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged("page 0 is cut off")),
+        Err(e) => return Err(e.into()),
+    }
+    if u16_at(&head, 10) & META_PAGE == 0 || u32_at(&head, HEADER) != META_MAGIC {
+        return Err(damaged("meta page 0 has no magic"));
+    }
+    let size = u32_at(&head, PAGE_SIZE_AT);
+    if !PAGE_SIZES.contains(&size) || !size.is_power_of_two() {
+        return Err(damaged(format!("pages of {size} bytes")));
+    }
+    Ok(size as usize)
+}
+
 /// The pages of one commit, to be checked later, as long as somebody keeps that commit's pages from being used again.
 pub(super) struct Commit(Option<(Walk, Root)>);
 
@@ -77,6 +99,8 @@ fn walk(file: File, depth: Depth) -> Result<(), StoreError> {
 
 struct Walk {
     file: File,
+    /// Bytes of a page.
+    page: usize,
     /// Whole pages in the file.
     pages: u64,
     /// One bit for each page that a tree has reached.
@@ -131,9 +155,9 @@ impl Tree {
 }
 
 impl Walk {
-    fn read(&self, number: u64) -> Result<[u8; PAGE], StoreError> {
-        let mut page = [0; PAGE];
-        match self.file.read_exact_at(&mut page, number * PAGE as u64) {
+    fn read(&self, number: u64) -> Result<Vec<u8>, StoreError> {
+        let mut page = vec![0; self.page];
+        match self.file.read_exact_at(&mut page, self.at(number)) {
             Ok(()) => Ok(page),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(damaged(format!("page {number} is cut off"))),
             Err(e) => Err(e.into()),
@@ -141,8 +165,14 @@ impl Walk {
     }
 
     fn new(file: File, depth: Depth) -> Result<Self, StoreError> {
-        let pages = file.metadata()?.len() / PAGE as u64;
-        Ok(Self { file, pages, seen: Vec::new(), depth })
+        let page = page_size(&file)?;
+        let pages = file.metadata()?.len() / page as u64;
+        Ok(Self { file, page, pages, seen: Vec::new(), depth })
+    }
+
+    /// Where a page lies in the file.
+    fn at(&self, number: u64) -> u64 {
+        number * self.page as u64
     }
 
     fn roots(&self) -> Result<[Root; 2], StoreError> {
@@ -182,7 +212,7 @@ impl Walk {
 
     fn meta(&self, number: u64) -> Result<Root, StoreError> {
         let page = self.read(number)?;
-        let at = HEADER + 24;
+        let at = PAGE_SIZE_AT;
         let page_size = u32_at(&page, at);
         if u16_at(&page, 10) & META_PAGE == 0
             || u32_at(&page, HEADER) != META_MAGIC
@@ -190,13 +220,13 @@ impl Walk {
         {
             return Err(damaged(format!("meta page {number} has no magic")));
         }
-        if page_size as usize != PAGE {
-            return Err(damaged(format!("pages of {page_size} bytes")));
+        if page_size as usize != self.page {
+            return Err(damaged(format!("meta page {number} says that pages have {page_size} bytes")));
         }
         let (free, main) = (Tree::read(&page[at..]), Tree::read(&page[at + DATABASE..]));
         let (map, last) = (u64_at(&page, HEADER + 16), u64_at(&page, META - 16));
         // The last pages may be free and not written yet, but none lies beyond the map.
-        if last >= (map / PAGE as u64).max(self.pages) {
+        if last >= (map / self.page as u64).max(self.pages) {
             return Err(damaged(format!("meta page {number} counts pages that cannot be")));
         }
         Ok(Root { transaction: u64_at(&page, META - 8), last, free, main })
@@ -238,7 +268,7 @@ impl Walk {
             if u64_at(&page, 0) != number || flags != kind {
                 return Err(wrong(number, "is of another kind"));
             }
-            if lower < HEADER || lower > upper || upper > PAGE || lower % 2 != 0 || lower == HEADER {
+            if lower < HEADER || lower > upper || upper > self.page || lower % 2 != 0 || lower == HEADER {
                 return Err(wrong(number, "has impossible bounds"));
             }
             let (mut used, mut before): (usize, Option<&[u8]>) = (0, None);
@@ -262,14 +292,14 @@ impl Walk {
                     overflows += count;
                     if name == FREE_PAGES {
                         let mut data = vec![0; node.size];
-                        self.file.read_exact_at(&mut data, first * PAGE as u64 + HEADER as u64)?;
+                        self.file.read_exact_at(&mut data, self.at(first) + HEADER as u64)?;
                         visit(&Node { data: &data, ..node })?;
                     }
                 } else {
                     visit(&node)?;
                 }
             }
-            if used != PAGE - upper {
+            if used != self.page - upper {
                 return Err(wrong(number, "nodes overlap"));
             }
         }
@@ -304,7 +334,7 @@ impl Walk {
         }
         let page = self.read(first).ok()?;
         // A value that became shorter stays where it is, so there may be more than it needs.
-        let (count, needed) = (u64::from(u32_at(&page, 12)), ((HEADER - 1 + size) / PAGE + 1) as u64);
+        let (count, needed) = (u64::from(u32_at(&page, 12)), ((HEADER - 1 + size) / self.page + 1) as u64);
         let end = first.checked_add(count)?;
         let good = u64_at(&page, 0) == first && u16_at(&page, 10) == OVERFLOW && count >= needed;
         (good && end <= last + 1 && end <= self.pages && self.first_time(first, count)).then_some(count)

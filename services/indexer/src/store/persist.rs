@@ -8,6 +8,8 @@ use super::{
     error,
     layer::{Changes, Layer},
     meta::Meta,
+    open::DATA,
+    pages,
     rows::Rows,
     sort::{Item, sorted},
     undo::{History, Slots, remember},
@@ -25,8 +27,10 @@ use std::{
 
 /// Key of the only record in the meta database.
 pub(super) const META_KEY: &[u8] = b"meta";
-/// Written to see whether a failed commit met a full disk: as much as LMDB writes at once.
-const PROBE_BYTES: usize = 64 * 4096;
+/// Written to see whether a failed commit met a full disk: as many pages as LMDB writes at once.
+const PROBE_PAGES: usize = 64;
+/// Of a file that cannot tell any more.
+const USUAL_PAGE: usize = 4_096;
 const PROBE_FILE: &str = "probe.tmp";
 /// Rows that are written together, after what undoes them, and bytes of that.
 const ROWS_AT_ONCE: usize = 4_096;
@@ -288,9 +292,10 @@ fn append_if_empty(db: Bytemap, txn: &RwTxn<'_>) -> Result<PutFlags, StoreError>
 
 pub(super) fn disk_is_full(dir: &Path) -> bool {
     let path = dir.join(PROBE_FILE);
+    let page = fs::File::open(dir.join(DATA)).ok().and_then(|file| pages::page_size(&file).ok());
     let probe = || {
         let mut file = fs::File::create(&path)?;
-        file.write_all(&vec![0; PROBE_BYTES])?;
+        file.write_all(&vec![0; PROBE_PAGES * page.unwrap_or(USUAL_PAGE)])?;
         file.sync_all()
     };
     let full = probe().is_err_and(|e| error::full(&e));

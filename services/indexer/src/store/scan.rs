@@ -10,9 +10,16 @@ use super::{
 use heed::types::DecodeIgnore;
 use highwater_schemas::wire::{ByteRange, Unindexable};
 use std::{
+    cell::Cell,
     ops::{Bound, ControlFlow},
     sync::Arc,
+    time::Instant,
 };
+
+/// The deadline is looked at every so many steps of a cursor.
+const LOOK: u32 = 1_024;
+/// Changes of a layer that are counted between two looks: a matter of a millisecond.
+const CHANGES: usize = 1 << 20;
 
 /// Gets entry key and included fields, and says whether to go on.
 pub type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
@@ -22,7 +29,11 @@ pub type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
 /// Cheap to clone, readable from any thread for as long as it is held; it never blocks the writer and is never blocked by it.
 /// While it is held, the slice cannot be reopened, and the pages of its commit are not used again.
 #[derive(Clone)]
-pub struct Snapshot(Arc<State>);
+pub struct Snapshot {
+    state: Arc<State>,
+    /// Reading ends then with [`StoreError::Late`].
+    deadline: Option<Instant>,
+}
 
 struct State {
     base: Arc<Base>,
@@ -37,18 +48,24 @@ impl Snapshot {
         let unindexed: i64 = layers.iter().map(|l| l.unindexed.delta).sum();
         let (items, unindexed) =
             (base.items.saturating_add_signed(entries), base.unindexed.saturating_add_signed(unindexed));
-        Self(Arc::new(State { base, layers, items, unindexed }))
+        Self { state: Arc::new(State { base, layers, items, unindexed }), deadline: None }
+    }
+
+    /// The same snapshot, to be read until then: scans, counts and lists that take longer end with [`StoreError::Late`].
+    #[must_use]
+    pub fn until(self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self }
     }
 
     /// True if a clone of it is held somewhere.
     pub(super) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        Arc::strong_count(&self.state) > 1
     }
 
     /// Visits the entries of the disjoint, ascending ranges in order, or from the last one backwards.
     ///
     /// Begins behind `after` (before it when `reverse`).
-    /// [`StoreError::Busy`] if no reader becomes free in time.
+    /// [`StoreError::Busy`] if no reader becomes free in time, [`StoreError::Late`] after the snapshot's deadline.
     pub fn scan(
         &self,
         ranges: &[ByteRange],
@@ -56,9 +73,10 @@ impl Snapshot {
         after: Option<&[u8]>,
         visit: &mut Visit<'_>,
     ) -> Result<(), StoreError> {
-        let reader = self.0.base.reader()?;
+        let patience = Patience::new(self.deadline)?;
+        let reader = self.state.base.reader(self.deadline)?;
         let runs = self.runs(|l| &l.entries);
-        let source = Source { db: self.0.base.dbs.entries, txn: &reader, runs: &runs };
+        let source = Source { db: self.state.base.dbs.entries, txn: &reader, runs: &runs, patience: &patience };
         for i in 0..ranges.len() {
             let range = &ranges[if reverse { ranges.len() - 1 - i } else { i }];
             if source.visit(&Bounds::of(range, reverse, after), reverse, visit)?.is_break() {
@@ -70,23 +88,24 @@ impl Snapshot {
 
     /// The number of entries in the disjoint ranges.
     pub fn count(&self, ranges: &[ByteRange]) -> Result<u64, StoreError> {
+        let patience = Patience::new(self.deadline)?;
         if ranges.iter().any(|r| r.low.is_empty() && r.high.is_none()) {
             return Ok(self.items());
         }
-        let reader = self.0.base.reader()?;
+        let reader = self.state.base.reader(self.deadline)?;
         let runs = self.runs(|l| &l.entries);
-        let source = Source { db: self.0.base.dbs.entries, txn: &reader, runs: &runs };
+        let source = Source { db: self.state.base.dbs.entries, txn: &reader, runs: &runs, patience: &patience };
         ranges.iter().try_fold(0, |sum, range| Ok(sum + source.count(&Bounds::of(range, false, None))?))
     }
 
     /// The number of entries.
     pub fn items(&self) -> u64 {
-        self.0.items
+        self.state.items
     }
 
     /// The number of documents that the index could not take.
     pub fn unindexed(&self) -> u64 {
-        self.0.unindexed
+        self.state.unindexed
     }
 
     /// The first of those documents: vbucket, docid, seqno and reason, ordered by vbucket and docid.
@@ -95,9 +114,10 @@ impl Snapshot {
         if limit == 0 {
             return Ok(out);
         }
-        let reader = self.0.base.reader()?;
+        let patience = Patience::new(self.deadline)?;
+        let reader = self.state.base.reader(self.deadline)?;
         let runs = self.runs(|l| &l.unindexed);
-        let source = Source { db: self.0.base.dbs.unindexed, txn: &reader, runs: &runs };
+        let source = Source { db: self.state.base.dbs.unindexed, txn: &reader, runs: &runs, patience: &patience };
         let _ = source.visit(&Bounds::ALL, false, &mut |key, value| {
             match decode_row_key(key).and_then(|doc| Ok((doc, decode_unindexed(value)?))) {
                 Ok(((vb, docid), (seqno, reason))) => out.push((vb, docid.to_owned(), seqno, reason)),
@@ -109,7 +129,32 @@ impl Snapshot {
     }
 
     fn runs(&self, of: impl Fn(&Layer) -> &Run) -> Vec<&Run> {
-        self.0.layers.iter().map(|l| of(l)).filter(|r| r.len() > 0).collect()
+        self.state.layers.iter().map(|l| of(l)).filter(|r| r.len() > 0).collect()
+    }
+}
+
+/// Looks at the deadline now and then; what was visited counts as well as what was passed over.
+struct Patience {
+    deadline: Option<Instant>,
+    steps: Cell<u32>,
+}
+
+impl Patience {
+    /// Refuses a deadline that has passed.
+    fn new(deadline: Option<Instant>) -> Result<Self, StoreError> {
+        let patience = Self { deadline, steps: Cell::new(0) };
+        patience.check()?;
+        Ok(patience)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(StoreError::Late) } else { Ok(()) }
+    }
+
+    fn step(&self) -> Result<(), StoreError> {
+        let steps = self.steps.get() + 1;
+        self.steps.set(steps % LOOK);
+        if steps == LOOK { self.check() } else { Ok(()) }
     }
 }
 
@@ -165,10 +210,12 @@ struct Source<'a> {
     db: Bytemap,
     txn: &'a ReadTxn,
     runs: &'a [&'a Run],
+    patience: &'a Patience,
 }
 
 impl<'a> Source<'a> {
     fn visit(&self, bounds: &Bounds<'_>, reverse: bool, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, StoreError> {
+        self.patience.step()?;
         if bounds.is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
@@ -198,12 +245,14 @@ impl<'a> Source<'a> {
                 if change.is_some_and(|c| !before::<REVERSE>(key, c.key)) {
                     break;
                 }
+                self.patience.step()?;
                 if visit(key, value).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
                 row = base.next().transpose()?;
             }
             let Some(change) = change else { return Ok(ControlFlow::Continue(())) };
+            self.patience.step()?;
             for head in &mut heads {
                 if head.change.is_some_and(|c| c.key == change.key) {
                     head.advance();
@@ -219,6 +268,7 @@ impl<'a> Source<'a> {
     }
 
     fn count(&self, bounds: &Bounds<'_>) -> Result<u64, StoreError> {
+        self.patience.step()?;
         if bounds.is_empty() {
             return Ok(0);
         }
@@ -228,10 +278,20 @@ impl<'a> Source<'a> {
             if !bounds.below_high(row?.0) {
                 break;
             }
+            self.patience.step()?;
             count += 1;
         }
-        let parts = self.runs.iter().map(|run| (run, bounds.part(run)));
-        Ok(count.saturating_add_signed(parts.map(|(run, (low, high))| run.delta_in(low..high)).sum()))
+        let mut delta = 0;
+        for run in self.runs {
+            let (mut low, high) = bounds.part(run);
+            while low < high {
+                let end = high.min(low + CHANGES);
+                delta += run.delta_in(low..end);
+                low = end;
+                self.patience.check()?;
+            }
+        }
+        Ok(count.saturating_add_signed(delta))
     }
 }
 

@@ -65,7 +65,7 @@ impl Verifier {
         if !waiting() {
             return Err(StoreError::GivenUp);
         }
-        let reader = self.base.reader()?;
+        let reader = self.base.reader(None)?;
         self.pages.check()?;
         verify(self.base.dbs, &self.slots, &self.history, &reader, waiting)
     }

@@ -1,7 +1,7 @@
 //! Slices whose source's history changed, or that missed removals without a message: they go back, and are compared with the list
 //! of every present document that a session begins with.
 
-use super::{Worker, stores::UNSEALED};
+use super::{Worker, stores::UNSEALED, walks::Purpose};
 use crate::{
     core::{Action, Batch},
     documents::{self, Named},
@@ -10,13 +10,17 @@ use crate::{
 use highwater_schemas::state::SliceName;
 use std::{collections::BTreeMap, time::Instant};
 
-/// Documents removed at once before they are sealed.
-const SWEPT: usize = 16_384;
-
 /// What a session's list has named, by vbucket.
 pub(super) struct Listed {
     session: u64,
-    vbs: BTreeMap<u16, Named>,
+    pub(super) vbs: BTreeMap<u16, Named>,
+}
+
+impl Listed {
+    /// Bytes held, about.
+    pub(super) fn memory(&self) -> usize {
+        self.vbs.values().map(Named::memory).sum()
+    }
 }
 
 impl Worker {
@@ -71,34 +75,16 @@ impl Worker {
     }
 
     /// The list of a vbucket is complete: what it did not name is gone.
-    pub(super) fn sweep(&mut self, slice: SliceName, session: u64, vb: u16) -> Result<(), StoreError> {
-        let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
-        let listed = open.listed.as_mut().filter(|listed| listed.session == session);
-        let named = listed.and_then(|listed| listed.vbs.remove(&vb)).unwrap_or_default();
-        let mut gone = Vec::new();
-        open.store.visit(vb, &mut |docid, seqno| {
-            if !named.contains(docid, seqno) {
-                gone.push((docid.to_owned(), seqno));
+    pub(super) fn sweep(&mut self, slice: SliceName, session: u64, vb: u16, walk: u64) -> Vec<Action> {
+        if let Some(open) = self.open.get_mut(&slice) {
+            if open.listed.as_ref().is_none_or(|listed| listed.session != session) {
+                open.listed = Some(Listed { session, vbs: BTreeMap::new() });
             }
-            true
-        })?;
-        open.oldest.clear();
-        tracing::info!(
-            bucket = self.outside.bucket,
-            ?slice,
-            vb,
-            present = named.len(),
-            gone = gone.len(),
-            "compared with the source"
-        );
-        for some in gone.chunks(SWEPT) {
-            let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
-            for (docid, seqno) in some {
-                open.store.remove(vb, docid, *seqno)?;
+            if let Some(listed) = &mut open.listed {
+                listed.vbs.entry(vb).or_default().complete();
             }
-            open.store.seal()?;
-            self.merge_layers(slice);
+            open.oldest.clear();
         }
-        Ok(())
+        self.walk(slice, vb, walk, Purpose::Sweep)
     }
 }

@@ -4,6 +4,7 @@ use super::{Event, Worker, stores::Open};
 use crate::{
     core::{Action, Why},
     jobs::Job,
+    ledger::Entered,
     marks::Unchanged,
     store::{PersistOutcome, Purpose, SliceMark, SliceStore, StoreError},
 };
@@ -166,10 +167,25 @@ impl Worker {
         actions
     }
 
+    /// Enters what all slices hold, and gives up stages while lists have brought too much: then these slices are compared in
+    /// sessions instead.
+    fn enter_memory(&mut self) {
+        loop {
+            let now = Entered {
+                bytes: self.open.values().map(|o| o.store.memory()).sum(),
+                pinned: self.open.values().map(Open::pinned).sum(),
+                slices: self.open.len(),
+            };
+            self.outside.ledger.enter(&mut self.entered, now);
+            if !self.outside.ledger.stages_too_much() || !self.give_up_a_stage() {
+                return;
+            }
+        }
+    }
+
     /// When the node's memory is short, slices that hold their share of it become durable out of turn.
     pub(super) fn check_memory(&mut self) {
-        let bytes = self.open.values().map(|o| o.store.memory()).sum();
-        self.outside.ledger.enter(&mut self.entered, bytes, self.open.len());
+        self.enter_memory();
         let Some(share) = self.outside.ledger.much() else { return };
         let too_much = self.outside.ledger.too_much().is_some();
         let now = Instant::now();

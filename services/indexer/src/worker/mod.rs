@@ -2,9 +2,11 @@
 
 mod compare;
 mod durable;
+mod gate;
 mod removed;
 mod report;
 mod stores;
+mod walks;
 
 use crate::{
     core::{Action, Batch, BucketCore, BucketView},
@@ -19,6 +21,7 @@ use crate::{
         StoreStats, Verified,
     },
 };
+pub(crate) use gate::Gate;
 use highwater_bus::{Incidents, fault};
 use highwater_schemas::{
     ErrorCode, StabilityTimestamp,
@@ -27,11 +30,12 @@ use highwater_schemas::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use stores::Open;
 use tokio::sync::{mpsc, oneshot, watch};
+use walks::Walk;
 
 /// Events that may wait for a worker.
 pub(crate) const EVENTS: usize = 256;
@@ -66,14 +70,10 @@ pub(crate) struct Look {
 
 /// What a worker is told.
 pub(crate) enum Event {
-    State {
-        view: BucketView,
-        infos: BTreeMap<SliceName, SliceInfo>,
-    },
-    /// As [`Event::State`], answered with where to read the mutation topic from.
+    /// The log has moved on: what it says now is in [`Outside::latest`].
+    State,
+    /// Answered with where to read the mutation topic from, once the slices are open.
     Start {
-        view: BucketView,
-        infos: BTreeMap<SliceName, SliceInfo>,
         resume: oneshot::Sender<Option<(u64, i64)>>,
     },
     TopicOpened {
@@ -134,11 +134,29 @@ pub(crate) enum Event {
     Drain(oneshot::Sender<()>),
 }
 
+/// What the log says of a bucket, until its worker takes it. A worker that is busy finds only the newest.
+#[derive(Clone, Default)]
+pub(crate) struct Latest(Arc<Mutex<Option<(BucketView, BTreeMap<SliceName, SliceInfo>)>>>);
+
+impl Latest {
+    pub(crate) fn put(&self, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, infos));
+    }
+
+    fn take(&self) -> Option<(BucketView, BTreeMap<SliceName, SliceInfo>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// What a worker needs of the node.
 pub(crate) struct Outside {
     pub(crate) node: String,
     pub(crate) incarnation: u64,
     pub(crate) bucket: String,
+    /// Tells the bucket from a later one of the same name.
+    pub(crate) declared: u64,
+    pub(crate) latest: Latest,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) limits: crate::store::StoreLimits,
     pub(crate) files: SliceFiles,
     pub(crate) held: Held,
@@ -151,6 +169,13 @@ pub(crate) struct Outside {
     pub(crate) missed: mpsc::Sender<Missed>,
     pub(crate) purges: mpsc::Sender<(String, u64, u64)>,
     pub(crate) incidents: Incidents,
+}
+
+impl Outside {
+    /// The bucket's name, and which bucket of that name it is.
+    fn bucket(&self) -> (&str, u64) {
+        (&self.bucket, self.declared)
+    }
 }
 
 pub(crate) struct Worker {
@@ -169,6 +194,8 @@ pub(crate) struct Worker {
     entered: Entered,
     unchanged: Vec<(SliceName, Unchanged)>,
     paused: VecDeque<(u64, u64, Arc<Batch>)>,
+    /// Walks over all documents of a vbucket that have not ended; each gets a page in turn.
+    walks: VecDeque<Walk>,
     started: Instant,
     reported: Instant,
     notable: u64,
@@ -190,6 +217,7 @@ impl Worker {
             entered: Entered::default(),
             unchanged: Vec::new(),
             paused: VecDeque::new(),
+            walks: VecDeque::new(),
             started: Instant::now(),
             reported: Instant::now(),
             notable: 0,
@@ -200,19 +228,29 @@ impl Worker {
 
     /// Runs until told to end, or until nobody can tell it anything any more.
     pub(crate) fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        while let Some(event) = events.blocking_recv() {
-            fault("worker", &self.outside.bucket);
-            self.handle(event);
+        loop {
+            if self.walks.is_empty() {
+                let Some(event) = events.blocking_recv() else { break };
+                fault("worker", &self.outside.bucket);
+                self.take_view();
+                self.handle(event);
+            } else {
+                self.take_view();
+            }
             for _ in 0..BURST {
                 match events.try_recv() {
                     Ok(event) => self.handle(event),
                     Err(_) => break,
                 }
             }
+            if !self.walks.is_empty() && events.is_closed() && events.is_empty() {
+                break;
+            }
+            self.walk_on();
             self.feed_paused();
             let now = self.started.elapsed().as_millis() as u64;
             // What cannot become durable must not grow without end: then the topic holds what is new.
-            let actions = if self.outside.ledger.is_overfull() { self.core.retry(now) } else { self.core.advance(now) };
+            let actions = if self.outside.ledger.is_overfull() { self.core.retry(now) } else { self.advance(now) };
             self.carry_out(actions);
             self.check_memory();
             self.write_marks();
@@ -221,28 +259,20 @@ impl Worker {
                 break;
             }
         }
-        for slice in self.open.keys() {
-            self.outside.held.remove(&self.outside.bucket, *slice);
+        for slice in self.infos.keys() {
+            self.outside.held.remove(self.outside.bucket(), *slice);
         }
     }
 
     fn handle(&mut self, event: Event) {
         let actions = match event {
-            Event::State { view, infos } => {
-                self.infos = infos;
-                // The core does not know of a slice that waits to be reopened.
-                let gone: Vec<_> = self.reopening.iter().filter(|s| !self.infos.contains_key(s)).copied().collect();
-                for slice in gone {
-                    self.remove(slice);
-                }
-                self.core.state(view)
+            Event::State => {
+                self.take_view();
+                Vec::new()
             }
-            Event::Start { view, infos, resume } => {
-                self.infos = infos;
-                let actions = self.core.state(view);
-                self.carry_out(actions);
+            Event::Start { resume } => {
                 let marks: Vec<SliceMark> = self.open.values().map(|o| o.mark.clone()).collect();
-                // The service waits for this before it reports; if it is gone, so are we soon.
+                // The feed that waits for this may be gone; then so are we soon.
                 let _ = resume.send(BucketCore::resume_topic(&marks));
                 Vec::new()
             }
@@ -304,6 +334,25 @@ impl Worker {
         self.carry_out(actions);
     }
 
+    /// Takes up what the log says, if that is news.
+    fn take_view(&mut self) {
+        let Some((view, infos)) = self.outside.latest.take() else { return };
+        self.infos = infos;
+        // The core does not know of a slice that waits to be reopened.
+        let gone: Vec<_> = self.reopening.iter().filter(|s| !self.infos.contains_key(s)).copied().collect();
+        for slice in gone {
+            self.remove(slice);
+        }
+        let actions = self.core.state(view);
+        self.carry_out(actions);
+    }
+
+    /// Applies what can be applied, unless the node follows a later term already.
+    fn advance(&mut self, now: u64) -> Vec<Action> {
+        let core = &mut self.core;
+        self.outside.gate.apply(core.term(), || core.advance(now))
+    }
+
     /// Takes session batches that were not held up by a flush or by memory.
     fn feed_paused(&mut self) {
         while let Some((session, _, _)) = self.paused.front() {
@@ -349,10 +398,7 @@ impl Worker {
                     let compared = self.compare(slice, session, &batch, after, proven);
                     todo.extend(self.or_fail(slice, compared));
                 }
-                Action::Sweep { slice, session, vb } => {
-                    let swept = self.sweep(slice, session, vb);
-                    todo.extend(self.or_fail(slice, swept));
-                }
+                Action::Sweep { slice, session, vb, walk } => todo.extend(self.sweep(slice, session, vb, walk)),
                 Action::BeginStage { slice, reconcile, vbs } => {
                     self.set_stage(slice, Some(removed::Stage::new(reconcile, vbs)));
                 }
@@ -361,14 +407,8 @@ impl Worker {
                     let staged = self.stage(slice, &batch, after);
                     todo.extend(self.or_fail(slice, staged));
                 }
-                Action::EndStage { slice, vb, upto } => {
-                    let ended = self.end_stage(slice, vb, upto);
-                    todo.extend(self.or_fail(slice, ended));
-                }
-                Action::Floor { slice, vb, floor } => {
-                    let dropped = self.floor(slice, vb, floor);
-                    todo.extend(self.or_fail(slice, dropped));
-                }
+                Action::EndStage { slice, vb, upto, walk } => todo.extend(self.end_stage(slice, vb, upto, walk)),
+                Action::Floor { slice, vb, floor, walk } => todo.extend(self.floor(slice, vb, floor, walk)),
                 Action::Persist { slice, mark, topic, why } => todo.extend(self.persist(slice, mark, topic, why)),
                 Action::Purge { session, below } => {
                     // Best effort: the next durable point asks again.
@@ -403,7 +443,7 @@ impl Worker {
 impl Drop for Worker {
     /// Also when it panics: what it held in memory is free.
     fn drop(&mut self) {
-        self.outside.ledger.enter(&mut self.entered, 0, 0);
+        self.outside.ledger.enter(&mut self.entered, Entered::default());
     }
 }
 

@@ -1,23 +1,25 @@
 //! Documents that vanished from a source without a message: what a reconcile staged, and what lies below the source's first seqno.
 
-use super::{Worker, stores::Open};
+use super::{Worker, stores::Open, walks::Purpose};
 use crate::{
-    core::Batch,
+    core::{Action, Batch},
     documents::{self, Staged},
-    store::{SliceStore, StoreError},
+    store::{Place, SliceStore, StoreError},
 };
 use highwater_schemas::{state::SliceName, wire::Removal};
-use std::{
-    collections::{BTreeMap, BinaryHeap, VecDeque},
-    mem,
-};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// What one slice stages at most, bytes; beyond it a session compares it.
-const STAGE_BYTES: usize = 32 * 1024 * 1024;
+pub(super) const STAGE_BYTES: usize = 32 * 1024 * 1024;
 /// Documents that a round removes at most from a slice that is read; beyond it a session compares it.
 const MOST_REMOVED: usize = 1 << 18;
-/// The oldest documents of a slice that are remembered, so that not each floor that rises a little looks at all of them.
+/// The oldest documents of a slice that are remembered, so that not each floor that rises a little looks at all of them: all
+/// vbuckets share them.
 const OLDEST: usize = 1 << 16;
+/// Of each vbucket at least.
+const OLDEST_LEAST: usize = 1 << 10;
+/// What one of them takes beside its document id, bytes.
+const OVERHEAD: usize = 48;
 
 /// What a slice has staged for a reconcile.
 pub(super) struct Stage {
@@ -33,6 +35,27 @@ pub(super) struct Oldest {
     upto: u64,
     /// By seqno, rising.
     docs: VecDeque<(u64, String)>,
+    /// Bytes of document ids.
+    bytes: usize,
+}
+
+impl Oldest {
+    fn new(upto: u64, docs: Vec<(u64, String)>) -> Self {
+        let bytes = docs.iter().map(|(_, docid)| docid.len()).sum();
+        Self { upto, docs: docs.into(), bytes }
+    }
+
+    /// The next one below a seqno.
+    fn below(&mut self, floor: u64) -> Option<(u64, String)> {
+        let (_, docid) = self.docs.front().filter(|(seqno, _)| *seqno < floor)?;
+        self.bytes -= docid.len();
+        self.docs.pop_front()
+    }
+
+    /// Bytes held, about.
+    pub(super) fn memory(&self) -> usize {
+        self.bytes + self.docs.len() * OVERHEAD
+    }
 }
 
 impl Stage {
@@ -45,10 +68,14 @@ impl Stage {
         self.vbs.as_mut()?.get_mut(&vb)
     }
 
+    /// Bytes held, about.
+    pub(super) fn memory(&self) -> usize {
+        self.vbs.iter().flat_map(BTreeMap::values).map(Staged::size).sum()
+    }
+
     /// False: it is too much.
     pub(super) fn fits(&mut self) -> bool {
-        let size: usize = self.vbs.iter().flat_map(BTreeMap::values).map(Staged::size).sum();
-        if size > STAGE_BYTES {
+        if self.memory() > STAGE_BYTES {
             self.vbs = None;
         }
         self.vbs.is_some()
@@ -74,44 +101,28 @@ impl Worker {
     }
 
     /// The list of a vbucket is complete: what it did not name is to go.
-    pub(super) fn end_stage(&mut self, slice: SliceName, vb: u16, upto: u64) -> Result<(), StoreError> {
-        let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
-        let Some(stage) = &mut open.stage else { return Ok(()) };
-        if let Some(staged) = stage.vb(vb) {
+    pub(super) fn end_stage(&mut self, slice: SliceName, vb: u16, upto: u64, walk: u64) -> Vec<Action> {
+        let stage = self.open.get_mut(&slice).and_then(|open| open.stage.as_mut());
+        if let Some(staged) = stage.and_then(|stage| stage.vb(vb)) {
             staged.upto = upto;
-            open.store.visit(vb, &mut |docid, seqno| staged.look(docid, seqno) < STAGE_BYTES)?;
-            let (present, differing, gone) = staged.counts();
-            tracing::info!(
-                bucket = self.outside.bucket,
-                ?slice,
-                vb,
-                present,
-                differing,
-                gone,
-                "compared with the source for a reconcile"
-            );
         }
-        if !stage.fits() {
-            tracing::info!(bucket = self.outside.bucket, ?slice, "too much differs to be staged");
-            self.core.unprepared(slice);
-        }
-        Ok(())
+        self.walk(slice, vb, walk, Purpose::EndStage)
+    }
+
+    /// Gives up what the slice with the most has staged; false: none has anything.
+    pub(super) fn give_up_a_stage(&mut self) -> bool {
+        let staged = self.open.iter_mut().filter_map(|(name, open)| Some((*name, open.stage.as_mut()?)));
+        let largest = staged.map(|(name, stage)| (stage.memory(), name, stage)).max_by_key(|(memory, ..)| *memory);
+        let Some((memory, slice, stage)) = largest.filter(|(memory, ..)| *memory > 0) else { return false };
+        stage.vbs = None;
+        tracing::info!(bucket = self.outside.bucket, ?slice, memory, "memory is short: what is staged is given up");
+        self.core.unprepared(slice);
+        true
     }
 
     /// Drops the documents below a seqno of a slice that nobody reads.
-    pub(super) fn floor(&mut self, slice: SliceName, vb: u16, floor: u64) -> Result<(), StoreError> {
-        let Some(open) = self.open.get_mut(&slice) else { return Ok(()) };
-        let mut gone = Vec::new();
-        open.store.visit(vb, &mut |docid, seqno| {
-            if seqno < floor {
-                gone.push((docid.to_owned(), seqno));
-            }
-            true
-        })?;
-        for (docid, seqno) in &gone {
-            open.store.remove(vb, docid, *seqno)?;
-        }
-        Ok(())
+    pub(super) fn floor(&mut self, slice: SliceName, vb: u16, floor: u64, walk: u64) -> Vec<Action> {
+        self.walk(slice, vb, walk, Purpose::Floor(floor))
     }
 }
 
@@ -120,12 +131,7 @@ impl Worker {
 /// `floor`: the rounds before it have dropped what is below.
 pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal, floor: u64) -> Result<bool, StoreError> {
     match *removal {
-        Removal::Below(floor) => {
-            let Some(gone) = below(open, vb, floor)? else { return Ok(false) };
-            for (docid, seqno) in &gone {
-                open.store.remove(vb, docid, *seqno)?;
-            }
-        }
+        Removal::Below(floor) => return below(open, vb, floor),
         Removal::Listed { session, .. } => {
             let Some(stage) = open.stage.as_mut().filter(|stage| stage.reconcile == session) else { return Ok(true) };
             let Some(staged) = stage.vbs.as_mut().and_then(|vbs| vbs.remove(&vb)) else { return Ok(true) };
@@ -141,38 +147,48 @@ pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal, floor: u64)
     Ok(true)
 }
 
-/// The documents of a vbucket below a seqno; None: too many.
-fn below(open: &mut Open, vb: u16, floor: u64) -> Result<Option<Vec<(String, u64)>>, StoreError> {
-    let mut gone = Vec::new();
+/// Removes the documents of a vbucket below a seqno; false: they are too many.
+fn below(open: &mut Open, vb: u16, floor: u64) -> Result<bool, StoreError> {
+    let vbs = open.mark.vbs.len().max(1);
     let oldest = open.oldest.entry(vb).or_default();
-    if floor > oldest.upto.saturating_add(1) {
-        let mut heap: BinaryHeap<(u64, String)> = BinaryHeap::new();
-        open.store.visit(vb, &mut |docid, seqno| {
-            if seqno < floor {
-                gone.push((docid.to_owned(), seqno));
-            } else if heap.len() < OLDEST {
-                heap.push((seqno, docid.to_owned()));
-            } else if let Some(mut newest) = heap.peek_mut()
-                && seqno < newest.0
-            {
-                *newest = (seqno, docid.to_owned());
-            }
-            gone.len() <= MOST_REMOVED
-        })?;
-        let upto = heap.peek().map_or(floor, |newest| newest.0);
-        *oldest = Oldest { upto, docs: heap.into_sorted_vec().into() };
-    } else {
-        while oldest.docs.front().is_some_and(|(seqno, _)| *seqno < floor) {
-            if let Some((seqno, docid)) = oldest.docs.pop_front()
-                && open.store.seqno(vb, &docid)? == Some(seqno)
-            {
-                gone.push((docid, seqno));
+    let mut gone = 0;
+    if floor <= oldest.upto.saturating_add(1) {
+        while let Some((seqno, docid)) = oldest.below(floor) {
+            if open.store.seqno(vb, &docid)? == Some(seqno) {
+                open.store.remove(vb, &docid, seqno)?;
+                gone += 1;
             }
         }
+    } else {
+        let most = (OLDEST / vbs).max(OLDEST_LEAST);
+        let mut heap: BinaryHeap<(u64, String)> = BinaryHeap::new();
+        let mut place = Some(Place::Beginning);
+        while let Some(at) = place.take().filter(|_| gone <= MOST_REMOVED) {
+            let wanted = &mut |docid: &str, seqno: u64| {
+                if seqno < floor {
+                    return true;
+                }
+                if heap.len() < most {
+                    heap.push((seqno, docid.to_owned()));
+                } else if let Some(mut newest) = heap.peek_mut()
+                    && seqno < newest.0
+                {
+                    *newest = (seqno, docid.to_owned());
+                }
+                false
+            };
+            let page = open.store.pick(vb, &at, wanted)?;
+            for (docid, seqno) in &page.documents {
+                open.store.remove(vb, docid, *seqno)?;
+            }
+            gone += page.documents.len();
+            place = page.next;
+        }
+        let upto = heap.peek().map_or(floor, |newest| newest.0);
+        *oldest = Oldest::new(upto, heap.into_sorted_vec());
     }
-    if gone.len() > MOST_REMOVED {
+    if gone > MOST_REMOVED {
         open.oldest.remove(&vb);
-        return Ok(None);
     }
-    Ok(Some(mem::take(&mut gone)))
+    Ok(gone <= MOST_REMOVED)
 }

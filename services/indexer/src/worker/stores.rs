@@ -54,6 +54,13 @@ pub(super) struct Open {
 }
 
 impl Open {
+    /// Bytes that lists have brought, and that making it durable does not give back.
+    pub(super) fn pinned(&self) -> usize {
+        let listed = self.listed.as_ref().map_or(0, Listed::memory);
+        let stage = self.stage.as_ref().map_or(0, Stage::memory);
+        listed + stage + self.oldest.values().map(Oldest::memory).sum::<usize>()
+    }
+
     pub(super) fn rests(&self, now: Instant) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
@@ -80,8 +87,7 @@ impl Worker {
                 old.held.pause();
             }
         }
-        let held = self.outside.held.get(&self.outside.bucket, slice);
-        let held = held.unwrap_or_else(|| self.outside.held.open(&self.outside.bucket, slice, info.directions.clone()));
+        let held = self.outside.held.open(self.outside.bucket(), slice, &info.directions);
         let mut opened = self.open_store(&info, reset);
         if let Err(error @ (StoreError::Damaged(_) | StoreError::OtherSlice { .. })) = &opened {
             tracing::warn!(bucket = self.outside.bucket, ?slice, %error, "building the slice again");
@@ -100,6 +106,7 @@ impl Worker {
                     && let Ok(snapshot) = store.seal()
                 {
                     let st = Arc::new(st_of(&mark));
+                    self.outside.gate.opened(&st);
                     self.newest = self.newest.take().filter(|n| n.number > st.number).or_else(|| Some(Arc::clone(&st)));
                     held.offer(Arc::clone(&st), snapshot);
                     shown = Some(st);
@@ -170,7 +177,7 @@ impl Worker {
         if let Some(open) = self.open.remove(&slice) {
             open.held.close(ErrorCode::IndexNotFound, "the index was dropped".into());
         }
-        self.outside.held.remove(&self.outside.bucket, slice);
+        self.outside.held.remove(self.outside.bucket(), slice);
         let Some(stem) = self.stems.remove(&slice) else { return };
         if let Err(error) = self.outside.marks.forget(&[&self.full_name(&stem)]) {
             tracing::warn!(bucket = self.outside.bucket, stem, %error, "cannot forget the slice's mark");

@@ -3,7 +3,8 @@
 use crate::{
     promises,
     support::{
-        self, REPORT, Rng, SEED, apply, child, directory, kind, lines, model, persist, printed, report, rows, tell,
+        self, REPORT, Rng, SEED, apply, child, directory, kind, lines, model, page_size, persist, printed, report,
+        rows, tell,
     },
 };
 use highwater_indexer::store::{FORMAT_VERSION, SliceStore, StoreError};
@@ -26,7 +27,6 @@ const RANGE: &str = "HIGHWATER_TEST_RANGE";
 const BATCH: u64 = 20;
 /// Seconds on the processor after which a child that follows a circle of pages is ended.
 const LIMITED: &str = r#"ulimit -c 0; ulimit -t 20; exec "$0" "$@""#;
-const PAGE: usize = 4096;
 /// About what LMDB uses of a page of its own: header and tree roots.
 const META_USED: u64 = 200;
 const PAGE_HEADER: u64 = 20;
@@ -75,21 +75,22 @@ impl Damage {
     fn inflict(self, file: &mut Vec<u8>, rng: &mut Rng) -> String {
         let flip = |file: &mut [u8], at: u64, rng: &mut Rng| file[at as usize] ^= 1 << rng.below(8);
         let length = file.len() as u64;
-        let pages = length / PAGE as u64;
+        let size = page_size(file);
+        let pages = length / size as u64;
         // LMDB's own pages are another kind of damage.
-        let page = (2 + rng.below(pages - 2)) * PAGE as u64;
-        let whole = page as usize..page as usize + PAGE;
+        let page = (2 + rng.below(pages - 2)) * size as u64;
+        let whole = page as usize..page as usize + size;
         let what = page_type(&file[whole.clone()]);
         let mut noise = |length: usize| -> Vec<u8> { (0..length).map(|_| rng.below(256) as u8).collect() };
         match self {
             Self::OneBit => {
-                let at = page + rng.below(PAGE as u64);
+                let at = page + rng.below(size as u64);
                 flip(file, at, rng);
                 return format!("{what}, byte {}", at - page);
             }
             Self::Noise => {
                 let noise = noise(16);
-                let at = rng.below((PAGE - noise.len()) as u64) as usize;
+                let at = rng.below((size - noise.len()) as u64) as usize;
                 file[whole][at..][..noise.len()].copy_from_slice(&noise);
                 return format!("{what}, byte {at}");
             }
@@ -99,16 +100,16 @@ impl Damage {
                 return format!("{what}, byte {at}");
             }
             Self::ZeroPage => file[whole].fill(0),
-            Self::NoisePage => file[whole].copy_from_slice(&noise(PAGE)),
+            Self::NoisePage => file[whole].copy_from_slice(&noise(size)),
             Self::MisplacedPage => {
-                let from = (2 + rng.below(pages - 2)) as usize * PAGE;
-                let other = file[from..from + PAGE].to_vec();
+                let from = (2 + rng.below(pages - 2)) as usize * size;
+                let other = file[from..from + size].to_vec();
                 let said = format!("{what} by {}", page_type(&other));
                 file[whole].copy_from_slice(&other);
                 return said;
             }
             Self::TornPage => {
-                let kept = ((1 + rng.below(PAGE as u64 / SECTOR - 1)) * SECTOR) as usize;
+                let kept = ((1 + rng.below(size as u64 / SECTOR - 1)) * SECTOR) as usize;
                 file[whole][kept..].fill(0);
                 return format!("{what} from {kept} on");
             }
@@ -117,14 +118,14 @@ impl Damage {
                 return format!("{} of {length} bytes are left", file.len());
             }
             Self::GarbageBehind => {
-                let garbage = noise(3 * PAGE + 100);
+                let garbage = noise(3 * size + 100);
                 file.extend(garbage);
                 return String::new();
             }
             Self::LmdbMeta => {
-                let at = rng.below(2) * PAGE as u64 + rng.below(META_USED);
+                let at = rng.below(2) * size as u64 + rng.below(META_USED);
                 flip(file, at, rng);
-                return format!("page {}, byte {}", at / PAGE as u64, at % PAGE as u64);
+                return format!("page {}, byte {}", at / size as u64, at % size as u64);
             }
             Self::MetaRecord => {
                 // Older records lie in pages that are free by now.

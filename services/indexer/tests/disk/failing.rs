@@ -1,6 +1,6 @@
 //! Every write and every sync of a script fails once, or from then on: no acknowledged state is ever lost.
 
-use crate::support::{self, apply, assert_holds, child, directory, kind, lines, persist, printed, report};
+use crate::support::{self, apply, assert_holds, child, directory, kind, lines, persist, printed, report, system_page};
 use highwater_indexer::store::{SliceStore, StoreError};
 use std::{
     fs,
@@ -15,8 +15,8 @@ const ROUNDS: u64 = 4;
 const MOST_CALLS: u64 = 500;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
-/// LMDB's two meta pages, at the beginning of its file, bytes.
-const META_PAGES: i64 = 2 * 4096;
+/// LMDB's meta pages, at the beginning of its file.
+const META_PAGES: u64 = 2;
 /// What ends a failure: see `failing_io.c`.
 const OFF: &str = "FAILING_IO_OFF";
 
@@ -190,7 +190,7 @@ fn a_write_without_space_is_repeated_when_there_is_space() {
         every_call(failure, |n, run| {
             let (Some((offset, path)), Some(then)) = (run.place, run.then) else { return };
             // A meta page that cannot be written is LMDB's end in this process, whatever the reason.
-            let meta = (0..META_PAGES).contains(&offset);
+            let meta = u64::try_from(offset).is_ok_and(|offset| offset < META_PAGES * system_page());
             let (failed, expected) = (run.failed.as_deref(), if meta { "Poisoned" } else { "succeeded" });
             assert!(
                 failed == Some("DiskFull") || (meta && failed == Some("Poisoned")),

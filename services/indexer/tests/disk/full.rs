@@ -2,7 +2,10 @@
 
 use crate::{
     promises,
-    support::{self, Rows, apply, assert_holds, child, directory, kind, lines, persist, printed, report, rows, tell},
+    support::{
+        self, Rows, apply, assert_holds, child, directory, kind, lines, persist, printed, report, rows, system_page,
+        tell,
+    },
 };
 use highwater_indexer::store::{SliceStore, Snapshot, StoreError};
 use highwater_schemas::wire::ByteRange;
@@ -16,7 +19,6 @@ use std::{
 };
 
 const DISK: &str = "size=4m";
-const PAGE: u64 = 4096;
 /// Pages left free, one attempt each.
 const FREE: [u64; 8] = [0, 1, 2, 3, 5, 9, 17, 33];
 /// Scans that run at once; with the other readers more than the first page of LMDB's reader table takes.
@@ -63,14 +65,15 @@ fn mount(at: &Path) -> bool {
 /// Takes all space but so many pages.
 fn fill(ballast: &Path, free: u64) {
     let mut file = fs::File::options().create(true).append(true).open(ballast).expect("opens");
+    let page = system_page();
     let full = loop {
-        if let Err(error) = file.write_all(&[b'x'; PAGE as usize]) {
+        if let Err(error) = file.write_all(&vec![b'x'; page as usize]) {
             break error;
         }
     };
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-    let length = file.metadata().expect("is there").len() / PAGE * PAGE;
-    file.set_len(length.saturating_sub(free * PAGE)).expect("gives space back");
+    let length = file.metadata().expect("is there").len() / page * page;
+    file.set_len(length.saturating_sub(free * page)).expect("gives space back");
 }
 
 #[test]

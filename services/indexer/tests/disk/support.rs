@@ -218,3 +218,17 @@ pub fn tell(line: &str) {
     // Not by a macro: the harness keeps what those print.
     let _ = writeln!(io::stderr(), "{line}");
 }
+
+/// Bytes of a page in an LMDB file, as its first meta page says.
+pub fn page_size(file: &[u8]) -> usize {
+    u32::from_le_bytes(file[40..44].try_into().expect("four bytes")) as usize
+}
+
+/// Bytes of a page in the files that LMDB makes on this system.
+pub fn system_page() -> u64 {
+    /// LMDB makes no larger ones.
+    const LARGEST: u64 = 32_768;
+    let output = std::process::Command::new("getconf").arg("PAGESIZE").output().expect("getconf runs");
+    let page: u64 = String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number");
+    page.min(LARGEST)
+}

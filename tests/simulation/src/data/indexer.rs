@@ -41,6 +41,8 @@ pub struct Indexer {
     topic: Option<Reading>,
     sessions: BTreeMap<u64, Reading>,
     paused: VecDeque<(u64, u64, Arc<Batch>)>,
+    /// Walks that have not ended.
+    walks: Vec<Action>,
     newest: Option<Arc<StabilityTimestamp>>,
     notable: bool,
     beat_at: u64,
@@ -62,6 +64,7 @@ impl Indexer {
             topic: None,
             sessions: BTreeMap::new(),
             paused: VecDeque::new(),
+            walks: Vec::new(),
             newest: None,
             notable: false,
             beat_at: 0,
@@ -110,6 +113,7 @@ impl Indexer {
         self.read_sessions(env);
         self.feed_paused(env);
         self.end_persists(env);
+        self.end_walks(env);
         let actions = self.core.advance(env.now);
         self.carry_out(env, actions);
         if env.rng.chance(20) {
@@ -190,6 +194,40 @@ impl Indexer {
         }
     }
 
+    /// Ends a walk at once, or some steps later.
+    fn walk_or_wait(&mut self, env: &mut Env, walk: Action) -> Vec<Action> {
+        if env.faulty && env.rng.chance(500) {
+            self.walks.push(walk);
+            return Vec::new();
+        }
+        self.walk(&walk)
+    }
+
+    fn walk(&mut self, walk: &Action) -> Vec<Action> {
+        let (Action::Sweep { slice, walk: number, .. }
+        | Action::EndStage { slice, walk: number, .. }
+        | Action::Floor { slice, walk: number, .. }) = *walk
+        else {
+            return Vec::new();
+        };
+        if !self.core.is_walking(slice, number) {
+            return Vec::new();
+        }
+        match (walk, self.open.get_mut(&slice)) {
+            (Action::Sweep { session, vb, .. }, Some(store)) => store.sweep(*session, *vb),
+            (Action::Floor { vb, floor, .. }, Some(store)) => store.floor(*vb, *floor),
+            _ => {}
+        }
+        self.core.walked(slice, number)
+    }
+
+    fn end_walks(&mut self, env: &mut Env) {
+        for walk in std::mem::take(&mut self.walks) {
+            let actions = self.walk_or_wait(env, walk);
+            self.carry_out(env, actions);
+        }
+    }
+
     fn end_persists(&mut self, env: &mut Env) {
         let running: Vec<SliceName> =
             self.open.iter().filter(|(_, store)| store.persist.is_some()).map(|(name, _)| *name).collect();
@@ -248,11 +286,7 @@ impl Indexer {
                         store.compare(session, &batch, after, proven);
                     }
                 }
-                Action::Sweep { slice, session, vb } => {
-                    if let Some(store) = self.open.get_mut(&slice) {
-                        store.sweep(session, vb);
-                    }
-                }
+                Action::Sweep { .. } | Action::Floor { .. } => todo.extend(self.walk_or_wait(env, action)),
                 Action::BeginStage { slice, reconcile, vbs } => {
                     if let Some(store) = self.open.get_mut(&slice) {
                         store.begin_stage(reconcile, vbs);
@@ -268,7 +302,7 @@ impl Indexer {
                         store.stage(&batch, after);
                     }
                 }
-                Action::EndStage { slice, vb, upto } => {
+                Action::EndStage { slice, vb, upto, .. } => {
                     if let Some(store) = self.open.get_mut(&slice) {
                         store.end_stage(vb, upto);
                         if env.faulty && env.rng.chance(30) {
@@ -276,11 +310,7 @@ impl Indexer {
                             self.core.unprepared(slice);
                         }
                     }
-                }
-                Action::Floor { slice, vb, floor } => {
-                    if let Some(store) = self.open.get_mut(&slice) {
-                        store.floor(vb, floor);
-                    }
+                    todo.extend(self.walk_or_wait(env, action));
                 }
                 Action::Persist { slice, mark, topic, why } => {
                     let begun = self.open.get_mut(&slice).is_some_and(|s| s.begin_persist(mark.clone(), topic, why));

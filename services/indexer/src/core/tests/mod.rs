@@ -385,11 +385,33 @@ fn a_list_is_compared_and_swept_before_the_slice_follows_its_session() {
     assert!(matches!(actions[..], [Action::Compare { after: 0, proven: 6, .. }]), "{actions:?}");
     let end = Some(Removal::Listed { session: 9, upto: 30 });
     let actions = core.session_batch(9, 2, &parsed(&wire::Batch { removal: end, ..empty(8, 2, 1, 9, (20, 30), 30) }));
-    assert!(matches!(actions[0], Action::Sweep { vb: 0, .. }), "{actions:?}");
+    let [Action::Sweep { vb: 0, walk, .. }] = actions[..] else { panic!("{actions:?}") };
+    assert!(core.slices().all(|s| s.mode == Mode::Session) && core.session_paused(9), "it is swept first");
+    assert!(core.walked(SLICE, walk + 1).is_empty(), "another walk");
+    core.walked(SLICE, walk);
     assert_eq!(state(&core), SliceState::Merged);
     let slice = core.slices().next().unwrap();
     assert!(!slice.compare);
     assert_eq!(slice.readable_from, [30], "what it held of another branch is not waited for");
+}
+
+#[test]
+fn a_walk_of_what_the_slice_was_before_counts_no_more() {
+    let mut core = BucketCore::new();
+    let mut seen = branched(6, true);
+    seen.sessions.insert(9, OpenSession { lists: true, ..open_session(&[SLICE]) });
+    core.state(seen.clone());
+    let left = SliceMark { compare: true, ..mark(8, 4, 40) };
+    core.opened(SLICE, &left, &[], false);
+    core.live(1, parsed(&empty(8, 2, 1, 0, (30, 31), 31)));
+    let end = Some(Removal::Listed { session: 9, upto: 30 });
+    let actions = core.session_batch(9, 1, &parsed(&wire::Batch { removal: end, ..empty(8, 2, 1, 9, (0, 30), 30) }));
+    let [Action::Sweep { walk, .. }] = actions[..] else { panic!("{actions:?}") };
+    // The session breaks, and the next one lists anew.
+    seen.sessions = BTreeMap::from([(10, OpenSession { lists: true, ..open_session(&[SLICE]) })]);
+    core.state(seen);
+    assert!(!core.is_walking(SLICE, walk) && core.walked(SLICE, walk).is_empty());
+    assert!(core.slices().all(|s| s.mode == Mode::Session && s.compare) && !core.session_paused(10));
 }
 
 #[test]

@@ -78,7 +78,9 @@ fn what_is_staged_is_applied_where_the_chain_says_so() {
     let actions = core.session_batch(9, 1, &parsed(&empty(7, 1, 1, 9, (0, 8), 0)));
     assert!(matches!(actions[..], [Action::Stage { after: 0, .. }]), "{actions:?}");
     let actions = list_ends(&mut core, 10);
-    assert!(matches!(actions[0], Action::EndStage { vb: 0, upto: 10, .. }), "{actions:?}");
+    let Action::EndStage { vb: 0, upto: 10, walk, .. } = actions[0] else { panic!("{actions:?}") };
+    assert_eq!(staged(&core), (0, 0), "what the list did not name is yet to be looked for");
+    core.walked(SLICE, walk);
     assert_eq!((staged(&core), state(&core)), ((8, 0), SliceState::Active), "it is read meanwhile");
     core.state(view(&[(1, 0)]));
     core.live(1, round(1, 10, 0, listed(8)));
@@ -106,7 +108,9 @@ fn a_slice_that_could_not_stage_all_of_it_falls_out_though_its_list_ended() {
     let mut core = reconciling();
     core.session_batch(9, 1, &parsed(&empty(7, 1, 1, 9, (0, 8), 0)));
     core.unprepared(SLICE);
-    list_ends(&mut core, 10);
+    let actions = list_ends(&mut core, 10);
+    let Action::EndStage { walk, .. } = actions[0] else { panic!("{actions:?}") };
+    core.walked(SLICE, walk);
     assert_eq!(staged(&core), (8, 0), "nobody waits for it");
     core.live(1, round(1, 10, 0, listed(8)));
     core.stability([at_round(st(2, 1, 10, 10, true), 1, 8)]);
@@ -133,7 +137,19 @@ fn what_joins_behind_a_reconcile_that_it_has_not_seen_is_compared_first() {
         core.live(1, parsed(&live));
         let actions = core.session_batch(9, 1, &batch(1, 1, 9, 0, 25, 25));
         assert_eq!(core.slices().all(|s| s.compare), compared);
-        assert_eq!(actions.iter().any(|a| matches!(a, Action::Floor { floor: 4, .. })), !compared, "{actions:?}");
+        let floor = actions.iter().find_map(|a| match a {
+            Action::Floor { floor: 4, walk, .. } => Some(*walk),
+            _ => None,
+        });
+        assert_eq!(floor.is_some(), !compared, "{actions:?}");
+        let Some(walk) = floor else { continue };
+        // It follows the chain once that is gone.
+        core.stability([at_round(st(2, 1, 21, 21, true), 0, 8)]);
+        core.live(2, parsed(&wire::Batch { floor: 4, reconciled: 8, ..empty(7, 1, 1, 0, (21, 26), 26) }));
+        core.stability([at_round(st(3, 1, 26, 26, true), 0, 8)]);
+        assert!(core.advance(0).is_empty());
+        core.walked(SLICE, walk);
+        assert!(core.advance(0).iter().any(|a| matches!(a, Action::Apply { readable: true, .. })));
     }
 }
 
@@ -164,6 +180,8 @@ fn a_list_is_not_taken_up_in_the_middle() {
     core.state(seen);
     core.live(1, parsed(&empty(7, 1, 1, 0, (10, 10), 10)));
     let end = Some(Removal::Listed { session: 10, upto: 10 });
-    core.session_batch(10, 1, &parsed(&wire::Batch { removal: end, ..empty(7, 1, 1, 10, (0, 10), 10) }));
+    let actions = core.session_batch(10, 1, &parsed(&wire::Batch { removal: end, ..empty(7, 1, 1, 10, (0, 10), 10) }));
+    let [Action::Sweep { walk, .. }] = actions[..] else { panic!("{actions:?}") };
+    core.walked(SLICE, walk);
     assert_eq!((state(&core), staged(&core)), (SliceState::Merged, (0, 9)));
 }

@@ -4,6 +4,7 @@ mod ascending;
 mod builds;
 mod durability;
 mod model;
+mod page_sizes;
 mod readers;
 mod rollback;
 mod semantics;

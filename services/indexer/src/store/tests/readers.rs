@@ -8,7 +8,7 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Ends the readers, also when the writer fails.
@@ -126,4 +126,75 @@ fn the_newest_commit_gets_further_readers_and_an_older_one_does_not() {
     nested_scans(&old, &mut answers);
     nested_scans(&new, &mut answers);
     assert_eq!(answers, [false, true]);
+}
+
+#[test]
+fn reading_ends_at_its_deadline() {
+    let dir = directory();
+    let mut store = open(dir.path());
+    // A commit, and a layer that takes almost all of it away.
+    let key = |i: u64| i.to_be_bytes();
+    for (round, kept) in [(1, 20_000), (2, 1)] {
+        for i in 0..20_000u64 {
+            let entries = [Entry { key: &key(i), include: b"" }];
+            let reason = (i % 2 == 1).then_some(Unindexable::NotJson);
+            let (entries, reason) = if i < kept { (&entries[..], None) } else { (&[][..], reason) };
+            store.replace(0, &i.to_string(), round, entries, reason).expect("replaces");
+        }
+        store.seal().expect("seals");
+        if round == 1 {
+            let job = store.begin_persist(mark(1), Purpose::Snapshot { at: 1 }).expect("none runs");
+            store.finish_persist(job.run()).expect("persists");
+        }
+    }
+    let snapshot = store.seal().expect("seals");
+    let part = [ByteRange { low: vec![0], high: Some(vec![9]) }];
+    let soon = || snapshot.clone().until(Instant::now() + Duration::from_secs(600));
+    assert_eq!((soon().count(&part).expect("counts"), soon().count(&all()).expect("counts")), (1, 1));
+    assert_eq!(soon().unindexed_docs(7).expect("lists").len(), 7);
+    assert_eq!(rows(&soon(), &all(), false, None).len(), 1);
+
+    let late = snapshot.clone().until(Instant::now());
+    assert!(matches!(late.count(&part), Err(StoreError::Late)), "a part");
+    assert!(matches!(late.count(&all()), Err(StoreError::Late)), "the whole, which is known");
+    assert!(matches!(late.unindexed_docs(1), Err(StoreError::Late)));
+    for reverse in [false, true] {
+        assert!(matches!(
+            late.scan(&part, reverse, None, &mut |_, _| ControlFlow::Continue(())),
+            Err(StoreError::Late)
+        ));
+        // The only row is met first, or last: behind it nothing is visited, and the deadline counts all the same.
+        let deadline = Instant::now() + Duration::from_millis(500);
+        let mut visited = 0;
+        let scanned = snapshot.clone().until(deadline).scan(&part, reverse, None, &mut |_, _| {
+            visited += 1;
+            while Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            ControlFlow::Continue(())
+        });
+        if reverse {
+            assert!(scanned.is_ok() && visited == 1, "the last row was the last step");
+        } else {
+            assert!(matches!(scanned, Err(StoreError::Late)) && visited == 1, "{scanned:?} after {visited}");
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_a_reader_waits_until_its_deadline() {
+    let dir = directory();
+    let few = StoreLimits { readers: 1, most_readers: 1, reader_wait: Duration::from_secs(600), ..limits() };
+    let mut store = LmdbStore::open(dir.path(), &identity(), few).expect("opens");
+    store.replace(0, "a", 1, &[Entry { key: b"\x03", include: b"" }], None).expect("replaces");
+    let snapshot = store.seal().expect("seals");
+    let mut inner = None;
+    snapshot
+        .scan(&all(), false, None, &mut |_, _| {
+            let soon = snapshot.clone().until(Instant::now() + Duration::from_millis(20));
+            inner = Some(soon.count(&[ByteRange { low: vec![1], high: None }]));
+            ControlFlow::Continue(())
+        })
+        .expect("scans");
+    assert!(matches!(inner, Some(Err(StoreError::Late))));
 }

@@ -1,0 +1,147 @@
+//! Who answers which request of the node. What reads a slice or the disk does so on a thread that may block.
+
+use super::{Shell, view::hosted_slices};
+use crate::{
+    dumps,
+    files::SliceFiles,
+    read_threads::Size,
+    store::{Snapshot, StoreError},
+};
+use highwater_bus::{ServiceRequest, fault, supervise};
+use highwater_schemas::{
+    ApiError, ErrorCode,
+    api::{self, NodeKind, NodeStatus, UnindexedDoc},
+    state::SliceName,
+    wire::{self, ScanReply, ScanRequest, Unindexable},
+};
+use std::{
+    io,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+use tokio::runtime::Handle;
+
+/// Unindexable documents listed per slice.
+const LISTED: usize = 100;
+/// Who asks for them waits no longer.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Shell {
+    pub(super) async fn request(&mut self, request: ServiceRequest) {
+        match request.subject.rsplit('.').next() {
+            Some("scan") => self.scan(request),
+            Some(verb @ ("verify" | "dump")) => {
+                let verb = verb.to_owned();
+                self.diagnose(&verb, request).await;
+            }
+            Some("assign") => self.assign(request),
+            Some("status") => self.status(request).await,
+            _ => request.respond(Ok(api::ok(&api::Empty {}))).await,
+        }
+    }
+
+    fn scan(&mut self, request: ServiceRequest) {
+        let Some(place) = self.scans.threads.place() else {
+            let refused = refuse(request, ErrorCode::TooManyRequests, "too many scans wait on this node".into());
+            return self.errands.spawn("refusing a scan", refused);
+        };
+        match wire::decode::<ScanRequest>(&request.payload) {
+            Ok(scan) => {
+                if let Some(later) = self.scans.serve(scan, place, request) {
+                    self.errands.spawn("a scan", later);
+                }
+            }
+            Err(error) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                self.errands.spawn("refusing a scan", refuse(request, ErrorCode::MalformedRequest, error.to_string()));
+            }
+        }
+    }
+
+    /// All slices, or those of the bucket that the request names; with a list of what one of them could not take when it names it.
+    async fn status(&mut self, request: ServiceRequest) {
+        let asked: api::NodeStatusRequest = match api::parse(&request.payload) {
+            Ok(asked) => asked,
+            Err(error) => return request.respond(Err(error)).await,
+        };
+        let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
+        let status = NodeStatus {
+            node: self.config.node.clone(),
+            kind: NodeKind::Indexer,
+            void_batches: wanted.clone().map(|(_, r)| r.report.borrow().void).sum(),
+            slices: wanted.flat_map(|(_, r)| r.report.borrow().slices.clone()).collect(),
+            refused_messages: self.refused.load(Ordering::Relaxed),
+            unindexed: Vec::new(),
+        };
+        let snapshot = match (&asked.bucket, asked.index, asked.partition) {
+            (Some(bucket), Some(index), Some(partition)) => {
+                self.scans.held.get(bucket, SliceName { index, partition }).and_then(|held| held.newest())
+            }
+            _ => None,
+        };
+        match snapshot {
+            Some((_, snapshot)) => self.on_thread(request, move || {
+                fault("status", "");
+                let unindexed = unindexed(snapshot).map_err(|e| dumps::coded(&e))?;
+                Ok(api::ok(&NodeStatus { unindexed, ..status }))
+            }),
+            None => request.respond(Ok(api::ok(&status))).await,
+        }
+    }
+
+    /// Whether there is room for further partitions: the disk can be written, and files can be opened.
+    fn assign(&mut self, request: ServiceRequest) {
+        let hosted = hosted_slices(&self.config.node, self.state.context()) as u64;
+        let (files, payload) = (self.files.clone(), request.payload.clone());
+        self.on_thread(request, move || {
+            let wanted: api::Assign = api::parse(&payload)?;
+            room(&files, hosted + u64::from(wanted.partitions)).map(|()| api::ok(&api::Empty {}))
+        });
+    }
+
+    /// Answers from a thread that may block, if there is a place.
+    fn on_thread(&mut self, request: ServiceRequest, work: impl FnOnce() -> Result<Vec<u8>, ApiError> + Send + 'static) {
+        let runtime = Handle::current();
+        let Some(place) = self.scans.threads.place() else {
+            let error = ApiError::new(ErrorCode::TooManyRequests, "too many scans wait on this node");
+            return self.errands.spawn("refusing a request", request.respond(Err(error)));
+        };
+        let incidents = self.bus.incidents();
+        self.scans.threads.run(place, Size::Small, move || {
+            let answer = supervise::caught_now(&incidents, &format_args!("a request to {}", request.subject), work);
+            runtime.block_on(request.respond(answer.done().unwrap_or_else(|error| Err(super::internal(&error)))));
+        });
+    }
+}
+
+async fn refuse(request: ServiceRequest, code: ErrorCode, why: String) {
+    request.respond(Ok(wire::encode(&ScanReply::refused(code, why)))).await;
+}
+
+/// The first documents that a slice could not take.
+fn unindexed(snapshot: Snapshot) -> Result<Vec<UnindexedDoc>, StoreError> {
+    let listed = snapshot.until(Instant::now() + LIST_TIMEOUT).unindexed_docs(LISTED)?;
+    let doc = |(vb, id, seqno, reason): (u16, String, u64, Unindexable)| UnindexedDoc {
+        id,
+        vb,
+        seqno,
+        reason: reason.as_str().into(),
+    };
+    Ok(listed.into_iter().map(doc).collect())
+}
+
+/// Whether the disk can be written, and the files of so many partitions can be opened.
+fn room(files: &SliceFiles, partitions: u64) -> Result<(), ApiError> {
+    /// Files that a slice keeps open.
+    const FILES: u64 = 3;
+    let storage = |e: io::Error| ApiError::new(ErrorCode::StorageFailed, e.to_string());
+    files.probe().map_err(storage)?;
+    let (limit, _) = rlimit::Resource::NOFILE.get().map_err(storage)?;
+    if partitions.saturating_mul(FILES) > limit {
+        return Err(ApiError::new(
+            ErrorCode::StorageFailed,
+            format!("{partitions} partitions need more than the {limit} files that this process may open"),
+        ));
+    }
+    Ok(())
+}
