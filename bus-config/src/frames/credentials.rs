@@ -93,9 +93,9 @@ fn in_url(url: &str) -> Option<Credentials> {
 
 /// A credentials file holds a JWT and a seed, each between a line that begins it and one that ends it, both of dashes.
 fn file(text: &str) -> Result<Credentials, String> {
-    let dashed = |line: &str| line.starts_with("---");
+    let dashed = |line: &str, word: &str| line.starts_with("---") && line.contains(word);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let mut held = lines.windows(3).filter(|w| dashed(w[0]) && !dashed(w[1]) && dashed(w[2])).map(|w| w[1]);
+    let mut held = lines.windows(3).filter(|w| dashed(w[0], "BEGIN") && dashed(w[2], "END")).map(|w| w[1]);
     let jwt = held.next().ok_or("it holds no JWT")?;
     let seed = held.next().ok_or("it holds no nkey seed")?;
     KeyPair::from_seed(seed).map_err(|e| format!("its nkey seed: {e}"))?;

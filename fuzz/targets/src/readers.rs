@@ -15,6 +15,8 @@ use std::{collections::HashSet, fmt};
 /// Digits and power of ten of the last one, without zeros at either end: the number itself.
 type Decimal = (bool, String, i64);
 
+/// serde_json's own values take objects that begin with this name for something else, and are no model for them.
+const PRIVATE: &str = "serde_json::private::";
 /// Exponents that the model writes out.
 const SMALL: i64 = 400;
 
@@ -26,16 +28,16 @@ pub fn json_text(text: &str) {
         assert!(encode_raw(Some(text), false, Language::V1, &mut Vec::new()).is_err());
         return;
     }
+    if text.contains(PRIVATE) {
+        return;
+    }
     let mut written = b"before".to_vec();
-    match write_readable(text, &mut written) {
-        Ok(()) => {
-            let written = std::str::from_utf8(&written[6..]).expect("written text is UTF-8");
-            assert!(is_strict(written), "{written}");
-        }
-        Err(_) => {
-            assert_eq!(written, b"before");
-            assert!(!is_strict(text), "{text}");
-        }
+    if write_readable(text, &mut written).is_ok() {
+        let written = std::str::from_utf8(&written[6..]).expect("written text is UTF-8");
+        assert!(is_strict(written), "{written}");
+    } else {
+        assert_eq!(written, b"before");
+        assert!(!is_strict(text), "{text}");
     }
     let elements: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
     let mut numbers: Vec<(Decimal, Vec<u8>)> =

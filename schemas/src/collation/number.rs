@@ -117,11 +117,8 @@ impl<'a> Parts<'a> {
         }
         let mut exponent = 0i64;
         if let [b'e' | b'E', behind @ ..] = rest {
-            let (minus, behind) = match behind {
-                [b'-', behind @ ..] => (true, behind),
-                [b'+', behind @ ..] => (false, behind),
-                behind => (false, behind),
-            };
+            let minus = behind.first() == Some(&b'-');
+            let behind = behind.strip_prefix(b"-").or(behind.strip_prefix(b"+")).unwrap_or(behind);
             let (power, end) = digits(behind);
             if power.is_empty() {
                 return None;

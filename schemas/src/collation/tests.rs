@@ -213,9 +213,10 @@ proptest! {
         let present = rows[0].iter().rposition(Option::is_some).map_or(0, |i| i + 1);
         prop_assert_eq!(back.len(), present);
         for (read, meant) in back.iter().zip(&rows[0]) {
-            match meant {
-                Some(meant) => prop_assert_eq!(compare_values(Some(&unescaped(read)), Some(meant)), Ordering::Equal),
-                None => prop_assert_eq!(read, &json!({"$missing": true})),
+            if let Some(meant) = meant {
+                prop_assert_eq!(compare_values(Some(&unescaped(read)), Some(meant)), Ordering::Equal);
+            } else {
+                prop_assert_eq!(read, &json!({"$missing": true}));
             }
         }
         let (docid, vb) = split_entry_suffix(&keys[0][used..]).unwrap();
@@ -322,10 +323,10 @@ fn numbers_read_as_integers_where_they_are() {
 
 #[test]
 fn equal_names_and_refused_texts() {
+    use EncodeError::{HalfPair, Inexact, NotJson, NumberRange};
     let mut bytes = Vec::new();
     encode_raw(Some(r#"{"a":1,"b":2,"a":3}"#), false, &mut bytes).unwrap();
     assert_eq!(bytes, encoded(Some(&json!({"a": 3, "b": 2})), false));
-    use EncodeError::{HalfPair, Inexact, NotJson, NumberRange};
     for (text, newest, v0) in [
         ("1e400", NumberRange, Some(NumberRange)),
         ("-1e400", NumberRange, Some(NumberRange)),

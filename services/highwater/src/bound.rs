@@ -204,7 +204,7 @@ mod tests {
             // What the message says to write instead is taken as this text.
             let quoted = Value::from(text).to_string();
             assert!(error.contains(&quoted.replace('\'', "'\\''")), "{text}: {error}");
-            assert_eq!(read(&quoted).unwrap(), [quoted.clone()], "{text}");
+            assert_eq!(read(&quoted).unwrap(), std::slice::from_ref(&quoted), "{text}");
         }
     }
 }

@@ -160,16 +160,19 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    /// More than any test sends.
+    const ANSWERS: usize = 64;
 
     fn run(threads: &ReadThreads, size: Size, job: impl FnOnce() + Send + 'static) {
         threads.run(threads.place().expect("is free"), size, job);
     }
 
     /// A job that runs until its sender is dropped; the receiver hears when it has begun.
-    fn blocked(threads: &ReadThreads, size: Size) -> (std::sync::mpsc::Sender<()>, Receiver<()>) {
-        let (release, released) = channel::<()>();
-        let (begin, begun) = channel();
+    fn blocked(threads: &ReadThreads, size: Size) -> (SyncSender<()>, Receiver<()>) {
+        let (release, released) = sync_channel::<()>(ANSWERS);
+        let (begin, begun) = sync_channel(ANSWERS);
         let job = move || {
             begin.send(()).expect("somebody waits");
             let _ = released.recv();
@@ -184,7 +187,7 @@ mod tests {
         let large: Vec<_> = (0..5).map(|_| blocked(&threads, Size::Large)).collect();
         large.iter().take(3).for_each(|(_, begun)| begun.recv().expect("three of four run"));
         for _ in 0..20 {
-            let (done, answer) = channel();
+            let (done, answer) = sync_channel(ANSWERS);
             run(&threads, Size::Small, move || done.send(7).expect("somebody waits"));
             assert_eq!(answer.recv(), Ok(7));
         }
@@ -197,7 +200,7 @@ mod tests {
         let threads = ReadThreads::new(1, 64, Incidents::default());
         let (first, begun) = blocked(&threads, Size::Small);
         begun.recv().expect("runs");
-        let (seen, order) = channel();
+        let (seen, order) = sync_channel(ANSWERS);
         for (number, size) in [Size::Large, Size::Small, Size::Small, Size::Large].into_iter().enumerate() {
             let seen = seen.clone();
             run(&threads, size, move || seen.send(number).expect("somebody waits"));
@@ -212,7 +215,7 @@ mod tests {
         for _ in 0..3 {
             run(&threads, Size::Large, || panic!("on purpose"));
         }
-        let (done, answer) = channel();
+        let (done, answer) = sync_channel(ANSWERS);
         run(&threads, Size::Large, move || done.send(()).expect("somebody waits"));
         answer.recv().expect("the thread is still there");
         assert_eq!(threads.shared.lock().threads, 1);
@@ -225,7 +228,7 @@ mod tests {
         begun.recv().expect("runs");
         let places: Vec<Place> = (0..3).map(|_| threads.place().expect("is free")).collect();
         assert!(threads.place().is_none());
-        let (done, answer) = channel();
+        let (done, answer) = sync_channel(ANSWERS);
         for place in places {
             let done = done.clone();
             threads.run(place, Size::Large, move || done.send(()).expect("somebody waits"));
@@ -242,7 +245,7 @@ mod tests {
     #[test]
     fn what_waits_is_done_before_the_threads_end() {
         let threads = ReadThreads::new(2, 64, Incidents::default());
-        let (seen, order) = channel();
+        let (seen, order) = sync_channel(ANSWERS);
         for _ in 0..50 {
             let seen = seen.clone();
             run(&threads, Size::Small, move || seen.send(()).expect("somebody waits"));

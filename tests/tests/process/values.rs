@@ -167,7 +167,8 @@ async fn rows(client: &Client, index: &str, spans: &str) -> Result<(Vec<(String,
 
 async fn create(client: &Client, name: &str, keys: &[&str], include: &[&str]) -> Result<()> {
     client.create_index(&json!({"bucket": "docs", "name": name, "keys": keys, "include": include})).await?;
-    Ok(client.wait_active("docs", name, ACTIVE_WITHIN).await.map(|_| ())?)
+    client.wait_active("docs", name, ACTIVE_WITHIN).await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -238,7 +238,9 @@ impl Core {
         let Some(mut vbs) = entry.sync.iter().cloned().collect::<Option<Vec<StVb>>>() else { return };
         if entry.wants.is_full() {
             // Each vbucket remembers catalogs of its own.
-            vbs.iter_mut().for_each(|vb| vb.asked.retain(|asked| entry.wants.knows(asked.catalog)));
+            for vb in &mut vbs {
+                vb.asked.retain(|asked| entry.wants.knows(asked.catalog));
+            }
         }
         let behind = |l: &StVb, s: &StVb| !l.position.le(s.position);
         let below = |v: &Vbucket, s: &StVb| v.start_of(s.generation).is_none_or(|x| !x.le(s.position));

@@ -1,5 +1,6 @@
-//! Messages in, actions out; `requests`: what is asked of an index manager.
+//! Messages in, actions out; `requests`: what is asked of an index manager; `reports`: what it says of itself.
 
+mod reports;
 mod requests;
 
 use crate::{
@@ -22,7 +23,7 @@ use highwater_schemas::{
     api::{self, Assign, ClusterEvent, Join, Master, NodeKind},
     names, subjects, wire,
 };
-use requests::{admin_service, node_service};
+use requests::{admin_service, assign, node_service};
 use std::{
     collections::HashMap,
     path::Path,
@@ -35,8 +36,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 const OUTCOMES: usize = 1_024;
 /// Requests that may wait for their outcomes, and those that may be passed on at once.
 const MOST_WAITING: usize = 256;
-/// How long a host may take to say whether it has room.
-const ASSIGN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long making records durable may take at the end.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// A record travels with headers.
@@ -487,28 +486,8 @@ impl Shell {
             let _ = outcomes.send(event).await;
         });
     }
-
-    fn join(&self) -> Join {
-        Join {
-            term: self.manager.context().term,
-            manager: Some(self.manager.report()),
-            ..Join::new(NodeKind::Coordinator, &self.config.node, self.config.incarnation)
-        }
-    }
-
-    async fn beat(&mut self) {
-        let join = self.join();
-        self.heart.beat(&join).await;
-    }
 }
 
 fn internal(unfinished: &Unfinished) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("the index manager's work failed: {unfinished}"))
-}
-
-async fn assign(bus: &Bus, node: &str, request: &Assign) -> Result<(), ApiError> {
-    let unavailable = |why: String| ApiError::new(ErrorCode::NodeUnavailable, why);
-    let payload = serde_json::to_vec(request).unwrap_or_default();
-    let reply = bus.request(&subjects::node(node, "assign"), payload, ASSIGN_TIMEOUT).await;
-    api::reply(&reply.map_err(|e| unavailable(e.to_string()))?.payload).map(|_| ())
 }

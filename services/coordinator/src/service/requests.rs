@@ -13,10 +13,13 @@ use highwater_bus::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, Empty, ManagerStatus, StateGet, StateReply},
+    api::{self, Assign, Empty, ManagerStatus, StateGet, StateReply},
     subjects,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// How long a host may take to say whether it has room.
+const ASSIGN_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn admin_service(bus: &Bus) -> Result<Endpoints, BusError> {
     bus.service(&ServiceSpec {
@@ -160,4 +163,11 @@ impl Shell {
 
 fn too_many() -> ApiError {
     ApiError::new(ErrorCode::TooManyRequests, "too many admin requests are under way")
+}
+
+pub(super) async fn assign(bus: &Bus, node: &str, request: &Assign) -> Result<(), ApiError> {
+    let unavailable = |why: String| ApiError::new(ErrorCode::NodeUnavailable, why);
+    let payload = serde_json::to_vec(request).unwrap_or_default();
+    let reply = bus.request(&subjects::node(node, "assign"), payload, ASSIGN_TIMEOUT).await;
+    api::reply(&reply.map_err(|e| unavailable(e.to_string()))?.payload).map(|_| ())
 }

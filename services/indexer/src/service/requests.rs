@@ -100,7 +100,11 @@ impl Shell {
     }
 
     /// Answers from a thread that may block, if there is a place.
-    fn on_thread(&mut self, request: ServiceRequest, work: impl FnOnce() -> Result<Vec<u8>, ApiError> + Send + 'static) {
+    fn on_thread(
+        &mut self,
+        request: ServiceRequest,
+        work: impl FnOnce() -> Result<Vec<u8>, ApiError> + Send + 'static,
+    ) {
         let runtime = Handle::current();
         let Some(place) = self.scans.threads.place() else {
             let error = ApiError::new(ErrorCode::TooManyRequests, "too many scans wait on this node");

@@ -134,16 +134,19 @@ pub(crate) enum Event {
     Drain(oneshot::Sender<()>),
 }
 
+/// What the log says of a bucket and of its slices on this node.
+type Said = (BucketView, BTreeMap<SliceName, SliceInfo>);
+
 /// What the log says of a bucket, until its worker takes it. A worker that is busy finds only the newest.
 #[derive(Clone, Default)]
-pub(crate) struct Latest(Arc<Mutex<Option<(BucketView, BTreeMap<SliceName, SliceInfo>)>>>);
+pub(crate) struct Latest(Arc<Mutex<Option<Said>>>);
 
 impl Latest {
     pub(crate) fn put(&self, view: BucketView, infos: BTreeMap<SliceName, SliceInfo>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, infos));
     }
 
-    fn take(&self) -> Option<(BucketView, BTreeMap<SliceName, SliceInfo>)> {
+    fn take(&self) -> Option<Said> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

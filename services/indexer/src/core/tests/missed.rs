@@ -16,11 +16,13 @@ fn missing() -> BucketCore {
 }
 
 fn asked(actions: &[Action]) -> Vec<&[u64]> {
-    let asked = |action| match action {
-        &Action::Ask { ref numbers } => Some(&numbers[..]),
-        _ => None,
-    };
-    actions.iter().filter_map(asked).collect()
+    let mut asked = Vec::new();
+    for action in actions {
+        if let Action::Ask { numbers } = action {
+            asked.push(&numbers[..]);
+        }
+    }
+    asked
 }
 
 fn numbers(actions: &[Action]) -> Vec<u64> {
@@ -73,7 +75,7 @@ fn one_that_nobody_can_tell_is_given_up_and_not_asked_for_again() {
 #[test]
 fn a_question_is_bounded_and_only_slices_that_are_read_ask() {
     let mut core = in_step(0, &[(1, 0)]);
-    let all: Vec<u64> = (2..2 + MOST_NAMED as u64 + 1).collect();
+    let all: Vec<u64> = (2..=2 + MOST_NAMED as u64).collect();
     core.named(1, &all);
     assert_eq!(asked(&core.advance(0)), [&all[1..]], "of more than a broadcast names the newest count");
     core.named(2, &[500]);
