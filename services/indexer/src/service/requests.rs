@@ -60,10 +60,23 @@ impl Shell {
 
     /// All slices, or those of the bucket that the request names; with a list of what one of them could not take when it names it.
     async fn status(&mut self, request: ServiceRequest) {
-        let asked: api::NodeStatusRequest = match api::parse(&request.payload) {
-            Ok(asked) => asked,
-            Err(error) => return request.respond(Err(error)).await,
-        };
+        let made = supervise::caught_now(&self.bus.incidents(), "a request for the status", || {
+            fault("status", "");
+            self.status_of(&request.payload)
+        });
+        match made.done().unwrap_or_else(|error| Err(super::internal(&error))) {
+            Ok((status, Some(snapshot))) => self.on_thread(request, move || {
+                let unindexed = unindexed(snapshot).map_err(|e| dumps::coded(&e))?;
+                Ok(api::ok(&NodeStatus { unindexed, ..status }))
+            }),
+            Ok((status, None)) => request.respond(Ok(api::ok(&status))).await,
+            Err(error) => request.respond(Err(error)).await,
+        }
+    }
+
+    /// What is known without reading a slice, and the snapshot whose list is to be added.
+    fn status_of(&self, payload: &[u8]) -> Result<(NodeStatus, Option<Snapshot>), ApiError> {
+        let asked: api::NodeStatusRequest = api::parse(payload)?;
         let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
         let status = NodeStatus {
             node: self.config.node.clone(),
@@ -73,20 +86,11 @@ impl Shell {
             refused_messages: self.refused.load(Ordering::Relaxed),
             unindexed: Vec::new(),
         };
-        let snapshot = match (&asked.bucket, asked.index, asked.partition) {
-            (Some(bucket), Some(index), Some(partition)) => {
-                self.scans.held.get(bucket, SliceName { index, partition }).and_then(|held| held.newest())
-            }
+        let held = match (&asked.bucket, asked.index, asked.partition) {
+            (Some(bucket), Some(index), Some(partition)) => self.scans.held.get(bucket, SliceName { index, partition }),
             _ => None,
         };
-        match snapshot {
-            Some((_, snapshot)) => self.on_thread(request, move || {
-                fault("status", "");
-                let unindexed = unindexed(snapshot).map_err(|e| dumps::coded(&e))?;
-                Ok(api::ok(&NodeStatus { unindexed, ..status }))
-            }),
-            None => request.respond(Ok(api::ok(&status))).await,
-        }
+        Ok((status, held.and_then(|held| held.newest()).map(|(_, snapshot)| snapshot)))
     }
 
     /// Whether there is room for further partitions: the disk can be written, and files can be opened.
