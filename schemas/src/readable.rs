@@ -7,6 +7,7 @@
 //! # What readers refuse
 //! - Numbers beyond f64 (serde_json, Go), half a surrogate pair (serde_json), nesting deeper than [`MAX_SHOWN_DEPTH`] (.NET): such
 //!   a value is *of no value*, with the whole array or object around it.
+//! - Names that serde_json keeps for itself, [`RESERVED`]: its values are something else than the object that begins with one.
 //! - Two fields of one name in an object (Go, strict modes elsewhere): only the last is written, as everywhere in Highwater.
 //! - Very long numbers (Python, Jackson): above [`MAX_NUMBER`] the nearest f64 is written instead.
 
@@ -20,6 +21,8 @@ use std::{collections::HashMap, fmt, ops::Range};
 
 /// The longest text of a number that is written as it is, bytes.
 pub const MAX_NUMBER: usize = 1_000;
+/// Names that begin so mean something else to serde_json's values, under some of its features.
+pub(crate) const RESERVED: &str = "$serde_json::private::";
 /// A number without exponent of so many characters is within f64.
 const SURELY_IN_RANGE: usize = 300;
 /// So many names of open objects are compared without allocating.
@@ -109,7 +112,10 @@ impl Copier<'_> {
                     let name = start..self.at;
                     let behind = raw[self.at..].iter().find(|b| !b.is_ascii_whitespace());
                     if behind == Some(&b':') {
-                        if known == NAMES || raw[name.clone()].contains(&b'\\') {
+                        if known == NAMES
+                            || raw[name.clone()].contains(&b'\\')
+                            || raw[name.start + 1..].starts_with(RESERVED.as_bytes())
+                        {
                             return Err(Unclear);
                         }
                         names[known] = name;
@@ -245,6 +251,9 @@ fn last_of_each_name(raw: &str) -> Result<Vec<(&str, &str)>, Unreadable> {
     let Pairs(pairs) = serde_json::from_str(raw).map_err(|_| Unreadable)?;
     let names: Vec<String> =
         pairs.iter().map(|(name, _)| serde_json::from_str(name)).collect::<Result<_, _>>().map_err(|_| Unreadable)?;
+    if names.iter().any(|name| name.starts_with(RESERVED)) {
+        return Err(Unreadable);
+    }
     let last: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
     let is_last = |i: usize| last.get(names[i].as_str()) == Some(&i);
     Ok(pairs.iter().enumerate().filter(|(i, _)| is_last(*i)).map(|(_, pair)| *pair).collect())

@@ -323,7 +323,7 @@ fn numbers_read_as_integers_where_they_are() {
 
 #[test]
 fn equal_names_and_refused_texts() {
-    use EncodeError::{HalfPair, Inexact, NotJson, NumberRange};
+    use EncodeError::{HalfPair, Inexact, NotJson, NumberRange, ReservedName};
     let mut bytes = Vec::new();
     encode_raw(Some(r#"{"a":1,"b":2,"a":3}"#), false, &mut bytes).unwrap();
     assert_eq!(bytes, encoded(Some(&json!({"a": 3, "b": 2})), false));
@@ -335,6 +335,7 @@ fn equal_names_and_refused_texts() {
         ("[0.1000000000000000055511151231257827]", Inexact, None),
         (r#"{"a":36893488147419103233}"#, Inexact, None),
         (r#""\ud800""#, HalfPair, Some(HalfPair)),
+        (r#"{"$serde_json::private::RawValue":"1,2]","a":1}"#, ReservedName, None),
         (r#"{"\udfff":1}"#, HalfPair, Some(HalfPair)),
         (r#"["a\ud800b"]"#, HalfPair, Some(HalfPair)),
         ("", NotJson, Some(NotJson)),

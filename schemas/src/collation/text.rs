@@ -9,7 +9,7 @@ use super::{
     number::read_number,
     tag,
 };
-use crate::language::Language;
+use crate::{language::Language, readable::RESERVED};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
@@ -30,6 +30,8 @@ pub enum EncodeError {
     Inexact,
     #[error("half a surrogate pair")]
     HalfPair,
+    #[error("an object of several fields of which one has a name that readers keep for themselves")]
+    ReservedName,
     #[error("nested deeper than {MAX_SHOWN_DEPTH}")]
     TooDeep,
 }
@@ -160,6 +162,10 @@ impl Writer<'_> {
     fn object(&mut self, text: &str, depth: usize) -> Result<(), EncodeError> {
         let Fields(fields) = serde_json::from_str(text).map_err(|_| refusal(text))?;
         let depth = depth.checked_sub(1).ok_or(EncodeError::TooDeep)?;
+        // A field by itself is shown under another name, with one more `$`.
+        if fields.len() > 1 && fields.keys().any(|name| name.starts_with(RESERVED)) {
+            return Err(EncodeError::ReservedName);
+        }
         put_object_head(fields.len(), self.out);
         let escaped = self.written_as == WrittenAs::Bound && fields.len() == 1;
         for name in fields.keys() {

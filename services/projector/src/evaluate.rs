@@ -157,7 +157,7 @@ fn reason(language: Language, error: EncodeError) -> Unindexable {
     match (language, error) {
         (Language::V0, _) | (_, EncodeError::NotJson) => Unindexable::NotJson,
         (_, EncodeError::Inexact) => Unindexable::InexactNumber,
-        (_, EncodeError::NumberRange | EncodeError::HalfPair) => Unindexable::BadValue,
+        (_, EncodeError::NumberRange | EncodeError::HalfPair | EncodeError::ReservedName) => Unindexable::BadValue,
         (_, EncodeError::TooDeep) => Unindexable::TooDeep,
     }
 }
