@@ -277,20 +277,15 @@ impl Bus {
         state.leader.is_empty() || state.leader == self.client().server_info().server_name
     }
 
-    /// How often a connection was lost.
-    pub fn losses(&self) -> u64 {
-        *self.inner.lost.borrow() + self.inner.link.losses()
-    }
-
     /// How often the connection was lost on which answers come.
-    pub(crate) fn answers_lost(&self) -> u64 {
+    pub fn losses(&self) -> u64 {
         *self.inner.lost.borrow()
     }
 
     /// What was sent before the connection was lost is not answered any more, and the client would wait for it until it is too
     /// late; None: it was lost meanwhile.
     pub(crate) async fn unless_lost<F: Future>(&self, answer: F) -> Option<F::Output> {
-        self.unless_lost_since(self.answers_lost(), answer).await
+        self.unless_lost_since(self.losses(), answer).await
     }
 
     /// The same for what was sent when it had been lost so often.

@@ -43,6 +43,8 @@ pub struct StreamState {
     /// The server's clock when it answered, nanoseconds since the epoch; 0: it does not say.
     pub now: i64,
     pub messages: u64,
+    /// Of how many subjects it holds messages.
+    pub subject_count: u64,
     pub subjects: Vec<String>,
     pub max_messages_per_subject: i64,
     /// Which server leads it; empty where there is no cluster.
@@ -101,6 +103,7 @@ impl Default for ConfigAnswer {
 #[serde(default)]
 struct StateAnswer {
     messages: u64,
+    num_subjects: u64,
     first_seq: u64,
     last_seq: u64,
     last_ts: String,
@@ -146,6 +149,7 @@ impl InfoAnswer {
             last_time,
             now: self.ts.as_deref().and_then(nanos).unwrap_or(0),
             messages: self.state.messages,
+            subject_count: self.state.num_subjects,
             expires: set(self.config.max_age) || set(self.config.max_bytes) || set(self.config.max_msgs),
             max_messages_per_subject: self.config.max_msgs_per_subject,
             subjects: self.config.subjects.unwrap_or_default(),

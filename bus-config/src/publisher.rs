@@ -44,7 +44,7 @@ impl Publisher {
     pub async fn send(&self, subject: &str, id: &str, payload: Bytes) -> Result<AckFuture, BusError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, id);
-        let losses = self.bus.answers_lost();
+        let losses = self.bus.losses();
         let sent = self.bus.js().publish_with_headers(subject.to_owned(), headers, payload).await;
         let future = match sent {
             Ok(future) => future,

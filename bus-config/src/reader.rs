@@ -64,6 +64,8 @@ pub struct StreamReader {
     consumer: String,
     /// Times that the reader was opened again on another server, or on one that had, or may have, restarted.
     restarts: u64,
+    /// How often the connection on which answers come had been lost when the stream was opened last.
+    losses: u64,
     list: Option<List>,
     /// Who led the stream when the list was begun.
     leader: String,
@@ -94,6 +96,7 @@ impl StreamReader {
             pulls: None,
             consumer: String::new(),
             restarts: 0,
+            losses: bus.losses(),
             list: from.lists.then_some(List { upto: state.last_seq, messages: 0 }),
             leader: state.leader.clone(),
         };
@@ -234,6 +237,7 @@ impl StreamReader {
                     }
                 }
             }
+            self.losses = self.bus.losses();
             let error = match self.bus.stream_state(&self.stream).await {
                 Ok(state) => {
                     self.check(&state)?;
@@ -284,6 +288,11 @@ impl StreamReader {
             }
         }
         Ok(())
+    }
+
+    /// How often the connection on which answers come had been lost, at least, when the server sent what was handed out last.
+    pub fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Times that the reader was opened again on another server, or on one that had restarted.

@@ -62,8 +62,6 @@ struct Shared {
     /// The server wants an answer.
     asked: Notify,
     server: watch::Sender<ServerInfo>,
-    /// Times that the connection was lost.
-    lost: AtomicU64,
     troubles: Troubles,
 }
 
@@ -111,7 +109,6 @@ impl Link {
             due: AtomicU32::new(0),
             asked: Notify::new(),
             server: watch::Sender::new(dialled.info.clone()),
-            lost: AtomicU64::new(0),
             troubles,
         });
         let (commands, waiting) = mpsc::channel(COMMANDS);
@@ -123,11 +120,6 @@ impl Link {
     /// The server that the connection is to, or was to last.
     pub(crate) fn server_id(&self) -> String {
         self.shared.server.borrow().server_id.clone()
-    }
-
-    /// How often the connection was lost.
-    pub(crate) fn losses(&self) -> u64 {
-        self.shared.lost.load(Ordering::Relaxed)
     }
 
     /// True once the connection's task has ended, which only a panic does while it is used.
@@ -224,7 +216,6 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, mut comma
         shared.troubles.happened("connection to NATS for messages", &why, Instant::now());
         shared.pongs().clear();
         shared.due.store(0, Ordering::Relaxed);
-        shared.lost.fetch_add(1, Ordering::Relaxed);
         for subscription in shared.subscriptions().values() {
             subscription.inbox.lose();
         }

@@ -24,6 +24,8 @@ pub(crate) enum Pumped {
         messages: Vec<StreamMessage>,
         /// Rises when the reader was opened again after a server restart.
         restarts: u64,
+        /// How often the connection on which answers come had been lost, at least, when the server sent them.
+        losses: u64,
     },
     /// The stream contradicts what was read before; nothing more comes.
     Changed(String),
@@ -112,19 +114,19 @@ impl Pump<'_> {
             () = self.out.closed() => return Err(Over::Unwanted),
         }
         let silent = messages.is_empty();
-        let restarts = self.reader.restarts();
+        let (restarts, losses) = (self.reader.restarts(), self.reader.losses());
         let Some(list) = self.list else {
-            return self.send(Pumped::Messages { messages, restarts }).await;
+            return self.send(Pumped::Messages { messages, restarts, losses }).await;
         };
         let beyond = messages.split_off(messages.partition_point(|m| m.seq <= list.upto));
         let last = messages.last().map(|last| last.pending);
         if !messages.is_empty() {
-            self.send(Pumped::Messages { messages, restarts }).await?;
+            self.send(Pumped::Messages { messages, restarts, losses }).await?;
         }
         // The list comes in the order of seqnos: what is beyond comes after all of it.
         if !beyond.is_empty() {
             self.end(list).await?;
-            return self.send(Pumped::Messages { messages: beyond, restarts }).await;
+            return self.send(Pumped::Messages { messages: beyond, restarts, losses }).await;
         }
         if silent || last == Some(0) {
             match self.reader.list_is_complete().await {

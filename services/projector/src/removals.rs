@@ -38,7 +38,10 @@ impl Removals {
 
     /// The stream's state; true: something vanished that only a reconcile finds.
     pub fn state(&mut self, state: &StreamState) -> bool {
-        let StreamState { first_seq, last_seq, messages, .. } = *state;
+        let StreamState { first_seq, last_seq, .. } = *state;
+        // Where a new message takes the place of its document's only one, the server may be asked between the two.
+        let single = state.max_messages_per_subject == 1;
+        let messages = if single { state.subject_count } else { state.messages };
         let before = self.seen.replace(Seen { first_seq, last_seq, messages });
         // A new message takes away one at most, its document's oldest: the number of messages never falls by itself.
         let fell = before.map_or(0, |b| b.messages.saturating_sub(messages));

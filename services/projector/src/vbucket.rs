@@ -222,6 +222,7 @@ pub(crate) async fn run(
         recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), recent::MOST),
         doubt: None,
         compared: None,
+        took_older: false,
         doubted: Wants::default(),
         source,
         server,
@@ -285,6 +286,8 @@ struct Task {
     source: u64,
     /// The source that it was compared with last, and how often the connection had been lost then.
     compared: Option<(u64, u64)>,
+    /// Since then messages were taken up that the server may have sent before its restart.
+    took_older: bool,
     server: String,
     first_seq: u64,
     /// The list that the session begins with is not complete.
@@ -337,7 +340,8 @@ impl Task {
                     Ok(())
                 }
                 next = pumped.recv() => match next {
-                    Some(Pumped::Messages { messages, restarts }) => {
+                    Some(Pumped::Messages { messages, restarts, losses }) => {
+                        self.look_for_older(&messages, losses);
                         self.messages(&messages, restarts, pumped.is_empty()).await
                     }
                     Some(Pumped::Listed { upto }) => self.listed(upto).await,

@@ -48,7 +48,7 @@ pub struct Options {
     /// The seed of every random choice
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Tests of processes that run at a time; they wait more than they compute, so more than the machine has cores
+    /// Tests of processes that run at a time; by default as many as the machine has cores
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
 }
@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
     let (units, processes) = jobs;
     steps.step("units and simulation", |steps| steps.tests(units, cores, &seeds, &|_| ()));
     if let Some(needs) = &needs {
-        let at_a_time = options.jobs.unwrap_or(cores * 2);
+        let at_a_time = options.jobs.unwrap_or(cores);
         steps.step("processes", |steps| {
             steps.tests(processes, at_a_time, &seeds, &|command| {
                 needs.give(command);

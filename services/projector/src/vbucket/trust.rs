@@ -85,6 +85,7 @@ impl Task {
         let Proven { source, overwritten } = proven.map_err(End::Suspected)?;
         self.source = source;
         self.compared = Some((source, losses));
+        self.took_older = false;
         let Assignment { bucket, vb, .. } = &self.assignment;
         tracing::info!(bucket, vb, ?overwritten, "the source was compared with what was read, and is the same");
         // One that is open stays so, whatever was read since.
@@ -125,6 +126,12 @@ impl Task {
         here.then(|| self.bus.leads(&state))
     }
 
+    /// Messages are taken up that the server sent when the connection had been lost only so often. A comparison after a later loss
+    /// knew nothing of them.
+    pub(super) fn look_for_older(&mut self, messages: &[StreamMessage], losses: u64) {
+        self.took_older |= !messages.is_empty() && self.compared.is_some_and(|(_, compared)| losses < compared);
+    }
+
     /// Another server, or another run of it, is there: the source is compared before much is overwritten.
     pub(super) async fn reconnected(&mut self) -> Result<(), End> {
         let server = self.bus.server_id();
@@ -143,7 +150,7 @@ impl Task {
             return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
         }
         let here = self.compared_here().await;
-        if here == Some(true) {
+        if here == Some(true) && !self.took_older {
             return Ok(());
         }
         if here.is_none()
