@@ -15,6 +15,8 @@ use std::{collections::HashSet, fmt};
 /// Digits and power of ten of the last one, without zeros at either end: the number itself.
 type Decimal = (bool, String, i64);
 
+/// What serde_json calls its own fields.
+const RESERVED: &str = "$serde_json::private::";
 /// Exponents that the model writes out.
 const SMALL: i64 = 400;
 
@@ -43,7 +45,7 @@ pub fn json_text(text: &str) {
     }
 }
 
-/// Whether every reader takes it: serde_json does, no name is there twice, and it nests as rows may.
+/// Whether every reader takes it: serde_json does under any of its features, no name is there twice, and it nests as rows may.
 pub fn is_strict(text: &str) -> bool {
     serde_json::from_str::<Value>(text).is_ok() && has_own_names(text, MAX_SHOWN_DEPTH)
 }
@@ -55,7 +57,9 @@ fn has_own_names(text: &str, depth: usize) -> bool {
             .is_ok_and(|elements| elements.iter().all(|e| has_own_names(e.get(), depth))),
         (Some(b'{'), Some(depth)) => serde_json::from_str::<Pairs<'_>>(text).is_ok_and(|Pairs(pairs)| {
             let names: HashSet<&String> = pairs.iter().map(|(name, _)| name).collect();
-            names.len() == pairs.len() && pairs.iter().all(|(_, value)| has_own_names(value.get(), depth))
+            names.len() == pairs.len()
+                && !names.iter().any(|name| name.starts_with(RESERVED))
+                && pairs.iter().all(|(_, value)| has_own_names(value.get(), depth))
         }),
         _ => true,
     }
