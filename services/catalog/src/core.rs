@@ -3,7 +3,7 @@
 //! Limits: per bucket at most [`MAX_STS`] timestamps and per host at most [`MAX_HELD`] numbers, the oldest go first. Only
 //! declared buckets are remembered. Time is a duration since an origin that the shell chose.
 
-use crate::freshness::{Need, Outlook, Standing, Verdict, judge};
+use crate::freshness::{Need, Outlook, Standing, Verdict, branch_lost, judge};
 use highwater_schemas::{
     ApiError, ErrorCode, StabilityTimestamp,
     state::{Following, StateContext, StateError},
@@ -201,6 +201,12 @@ impl Core {
                 format!("there is no bucket {}", waiting.bucket),
             ));
         };
+        // What was there when the request came may have been taken back while it waited.
+        if let Some(Need::AtPlus(floors)) = &waiting.need
+            && let Some(lost) = branch_lost(floors, bucket)
+        {
+            return Step::Fail(lost);
+        }
         if waiting.need.is_none() && waiting.hosts.len() == 1 {
             return Step::Use(Choice { at: StChoice::AtLeast(waiting.lowest), basis: None });
         }

@@ -2,7 +2,7 @@
 
 use highwater_schemas::{
     ApiError, ErrorCode,
-    state::{Failover, Vbucket},
+    state::{Bucket, Failover, Vbucket},
     timestamp::{StVb, StabilityTimestamp},
 };
 
@@ -62,6 +62,17 @@ impl Floor {
         let Some(branch) = failover.iter().position(|f| f.vbuuid == vbuuid) else { return false };
         failover[..branch].iter().all(|later| later.start >= self.seqno)
     }
+}
+
+/// The error that says which of these, one per vbucket, the source has taken back.
+pub fn branch_lost(floors: &[Floor], bucket: &Bucket) -> Option<ApiError> {
+    let lost = |(floor, vbucket): (&Floor, &Vbucket)| !floor.survives(&vbucket.failover);
+    let vb = floors.iter().zip(&bucket.vbuckets).position(lost)?;
+    let streams = bucket.definition.vbuckets();
+    let stream = streams.get(vb).map_or("", |stream| stream.name.as_str());
+    let (seqno, branch) = (floors[vb].seqno, floors[vb].vbuuid.unwrap_or(0));
+    let message = format!("at_plus: {stream} has taken back seqno {seqno} of branch {branch:016x}");
+    Some(ApiError::new(ErrorCode::BranchLost, message))
 }
 
 /// What a stability timestamp must fulfil, with one item per vbucket.

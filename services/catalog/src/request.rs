@@ -3,7 +3,7 @@
 use crate::{
     config::Deadlines,
     fields::{Fields, malformed, shown},
-    freshness::Floor,
+    freshness::{Floor, branch_lost},
     token::PageToken,
 };
 use highwater_schemas::{
@@ -309,19 +309,11 @@ fn floors(consistency: &Consistency, bucket: &Bucket, streams: &[String]) -> Res
                     bad_consistency(format!("at_plus: the bucket has no stream {stream:?}, but {}", streams.join(", ")))
                 })?;
                 floors[vb] = Floor { vbuuid: *vbuuid, seqno: *seqno };
-                if let Some(vbuuid) = vbuuid
-                    && !floors[vb].survives(bucket.vbuckets.get(vb).map_or(&[], |v| &v.failover))
-                {
-                    return Err(ApiError::new(
-                        ErrorCode::BranchLost,
-                        format!("at_plus: {stream} has taken back seqno {seqno} of branch {vbuuid:016x}"),
-                    ));
-                }
             }
         }
         Consistency::Any | Consistency::RequestPlus | Consistency::AtSnapshot(_) => {}
     }
-    Ok(floors)
+    branch_lost(&floors, bucket).map_or(Ok(floors), Err)
 }
 
 fn bad_consistency(message: String) -> ApiError {

@@ -144,6 +144,37 @@ fn several_partitions_scan_at_one_timestamp_that_all_hold() {
 }
 
 #[test]
+fn what_is_taken_back_while_a_scan_waits_for_it_is_lost() {
+    let mut core = declared();
+    let need = |seqno| Need::AtPlus(vec![Floor { vbuuid: Some(BRANCH), seqno }]);
+    hear(&mut core, ms(0), st(1, 10, true));
+    let (mut kept, mut lost) = (waiting(&["a"], need(11)), waiting(&["a"], need(20)));
+    for scan in [&mut kept, &mut lost] {
+        assert!(matches!(core.step(scan, ms(1)), Step::Send(_) | Step::Sleep(_)));
+    }
+    let new = BRANCH + 1;
+    append(
+        &mut core,
+        Change::BranchStarted {
+            bucket: "users".into(),
+            vb: 0,
+            vbuuid: new,
+            start: 15,
+            last: 15,
+            broken: true,
+            bookmarks: Vec::new(),
+            reason: String::new(),
+        },
+    );
+    // The new history goes beyond both.
+    let mut beyond = st(2, 30, true);
+    beyond.vbs[0].vbuuid = new;
+    hear(&mut core, ms(2), beyond);
+    assert_eq!(used(core.step(&mut kept, ms(3))), StChoice::AtLeast(2));
+    assert!(matches!(core.step(&mut lost, ms(3)), Step::Fail(e) if e.code == ErrorCode::BranchLost));
+}
+
+#[test]
 fn no_timestamp_of_an_abandoned_branch_is_chosen() {
     let mut core = declared();
     hear(&mut core, ms(0), st(1, 10, true));
