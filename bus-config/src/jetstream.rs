@@ -49,6 +49,10 @@ pub struct StreamState {
     pub max_messages_per_subject: i64,
     /// Which server leads it; empty where there is no cluster.
     pub leader: String,
+    /// Other servers keep it too.
+    pub replicated: bool,
+    /// How long ago its leader last heard of so many of them that they and it are a majority.
+    pub majority_heard: Duration,
     /// Its limits remove messages by age, bytes or number.
     pub expires: bool,
     /// How long a delete marker that the server writes stays; None: it writes none.
@@ -113,6 +117,40 @@ struct StateAnswer {
 #[serde(default)]
 struct ClusterAnswer {
     leader: String,
+    /// All servers that keep the stream but the one that answers.
+    replicas: Vec<ReplicaAnswer>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ReplicaAnswer {
+    name: String,
+    current: bool,
+    offline: bool,
+    /// Nanoseconds since it was heard of; 0 also if it never was.
+    active: i64,
+}
+
+impl ClusterAnswer {
+    /// While a stream has no leader every server that keeps it answers, from what it has; then it may lack what was read.
+    fn is_led(&self) -> bool {
+        self.replicas.is_empty() || !self.leader.is_empty() && self.replicas.iter().all(|r| r.name != self.leader)
+    }
+
+    fn majority_heard(&self) -> Duration {
+        let heard = |r: &ReplicaAnswer| match u64::try_from(r.active) {
+            Ok(0) if !r.current => Duration::MAX,
+            Ok(nanos) if !r.offline => Duration::from_nanos(nanos),
+            _ => Duration::MAX,
+        };
+        let mut heard: Vec<Duration> = self.replicas.iter().map(heard).collect();
+        heard.sort_unstable();
+        // With the leader itself they are more than half.
+        match self.replicas.len().div_ceil(2) {
+            0 => Duration::ZERO,
+            others => heard.get(others - 1).copied().unwrap_or(Duration::MAX),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -141,6 +179,7 @@ impl InfoAnswer {
     fn state(self) -> Option<StreamState> {
         let set = |limit: i64| limit > 0;
         let last_time = if self.state.last_seq == 0 { 0 } else { nanos(&self.state.last_ts).unwrap_or(0).max(0) };
+        let cluster = self.cluster.unwrap_or_default();
         let marker = u64::try_from(self.config.subject_delete_marker_ttl).unwrap_or(0);
         Some(StreamState {
             created: nanos(&self.created)?,
@@ -153,7 +192,9 @@ impl InfoAnswer {
             expires: set(self.config.max_age) || set(self.config.max_bytes) || set(self.config.max_msgs),
             max_messages_per_subject: self.config.max_msgs_per_subject,
             subjects: self.config.subjects.unwrap_or_default(),
-            leader: self.cluster.unwrap_or_default().leader,
+            replicated: !cluster.replicas.is_empty(),
+            majority_heard: cluster.majority_heard(),
+            leader: cluster.leader,
             marker_life: (marker > 0).then(|| Duration::from_nanos(marker)),
         })
     }
@@ -188,6 +229,9 @@ impl Bus {
     /// The stream's state now, as its leader sees it.
     pub async fn stream_state(&self, name: &str) -> Result<StreamState, BusError> {
         match self.ask::<InfoAnswer>(name, "STREAM.INFO", &Value::Null).await? {
+            Ok(info) if info.cluster.as_ref().is_some_and(|cluster| !cluster.is_led()) => {
+                Err(BusError::other("stream info", format!("{name}: the stream has no leader")))
+            }
             Ok(info) => info.state().ok_or_else(|| damaged(name)),
             Err(error) if error.err_code == NO_STREAM => Err(BusError::NoStream(name.into())),
             Err(error) => Err(BusError::other("stream info", format!("{name}: {}", error.description))),
@@ -238,6 +282,21 @@ mod tests {
         assert_eq!((state.first_seq, state.last_seq, state.messages, state.leader.as_str()), (2, 3, 1, "n1"));
         assert_eq!((state.last_time - state.created, state.now - state.last_time), (999_999_994, 1_000_000_000));
         assert_eq!((state.expires, state.marker_life), (true, Some(Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn of_a_replicated_stream_its_leader_alone_is_believed() {
+        let cluster = |text: &str| serde_json::from_str::<ClusterAnswer>(text).unwrap();
+        let two = r#""replicas":[{"name":"b","current":true,"active":300},{"name":"c","offline":true,"active":9}]"#;
+        let led = cluster(&format!(r#"{{"leader":"a",{two}}}"#));
+        assert_eq!((led.is_led(), led.majority_heard()), (true, Duration::from_nanos(300)));
+        assert!(!cluster(&format!(r#"{{"leader":"b",{two}}}"#)).is_led(), "another one answers");
+        assert!(!cluster(&format!("{{{two}}}")).is_led());
+        assert!(cluster(r#"{"leader":"a"}"#).is_led());
+        let never = cluster(r#"{"leader":"a","replicas":[{"name":"b"},{"name":"c","active":5}]}"#);
+        assert_eq!(never.majority_heard(), Duration::from_nanos(5));
+        let alone = cluster(r#"{"leader":"a","replicas":[{"name":"b"},{"name":"c","offline":true,"active":5}]}"#);
+        assert_eq!(alone.majority_heard(), Duration::MAX);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 
 /// Chunks that may wait in a lane; a projector that is ahead of its router waits here.
 pub const LANE_CAPACITY: usize = 32;
+/// The least that nats-server must take in one message, bytes, which is its default: an interval of the chain may hold entries of
+/// [`MAX_ENTRY`](crate::wire::MAX_ENTRY) bytes for every index, and is sent in as many messages as there are indexes at most.
+pub const LEAST_PAYLOAD: usize = 1024 * 1024;
 /// Lanes that may wait to be taken up by the router.
 pub const OPEN_CAPACITY: usize = 64;
 
@@ -49,6 +52,17 @@ pub struct OpenLane {
     pub input: mpsc::Receiver<Chunk>,
 }
 
+/// A position that timestamps may name, in the round of what it comes with: no atomic batch of the source has messages on both
+/// sides of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// At or below where the lane is: what lies between may be a part of a batch.
+    pub seqno: u64,
+    /// Server time and hash of the last message up to there; 0 where that is gone.
+    pub server_time: i64,
+    pub hash: u64,
+}
+
 /// A step of a lane.
 #[derive(Debug)]
 pub enum Chunk {
@@ -62,6 +76,8 @@ pub enum Chunk {
         hash: u64,
         /// The last message, if there was one.
         bookmark: Option<Bookmark>,
+        /// None: nothing newer than before.
+        offer: Option<Offer>,
         /// Nothing more was ready: send at once.
         idle: bool,
         /// Send even when it is empty: a chain may start here.
@@ -70,7 +86,7 @@ pub enum Chunk {
     /// The list of present documents, up to this seqno, is complete. Sessions only.
     Listed { to: Position },
     /// Documents vanished without a message: the next round. Never in a session.
-    Removed { round: u64, removal: Removal },
+    Removed { round: u64, removal: Removal, offer: Option<Offer> },
     /// `covered` rose, or a want was answered, without new messages.
-    Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64 },
+    Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64, offer: Option<Offer> },
 }

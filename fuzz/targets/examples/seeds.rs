@@ -204,6 +204,7 @@ fn batch() -> Batch {
         floor: 0,
         reconciled: 0,
         removal: None,
+        only: Vec::new(),
         versions: versions(),
     }
 }

@@ -41,6 +41,9 @@ pub struct Batch {
     /// The newest reconcile that a round before this batch was; 0 where none was.
     pub reconciled: u64,
     pub removal: Option<Removal>,
+    /// The indexes that it is for, by number; empty: all that the subscriber hosts. An interval that is too large for one message
+    /// comes in several, each for indexes of its own.
+    pub only: Vec<u32>,
     pub versions: KeyVersions,
 }
 
@@ -48,7 +51,7 @@ impl Message for Batch {
     const KIND: Kind = Kind::Batch;
 
     fn size_hint(&self) -> usize {
-        self.versions.size() + self.bucket.len() + 256
+        self.versions.size() + self.bucket.len() + 4 * self.only.len() + 256
     }
 }
 
@@ -69,6 +72,7 @@ pub struct BatchView<B> {
     pub floor: u64,
     pub reconciled: u64,
     pub removal: Option<Removal>,
+    only: Vec<u32>,
     /// Number of documents.
     pub docs: usize,
 }
@@ -105,6 +109,7 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             (a.vb.to_native(), a.vbuuid.to_native(), a.generation.to_native(), a.topology.to_native());
         let (session, server_time, hash) = (a.session.to_native(), a.server_time.to_native(), a.hash.to_native());
         let docs = a.versions.view().len();
+        let only = a.only.iter().map(|index| index.to_native()).collect();
         let (floor, reconciled) = (a.floor.to_native(), a.reconciled.to_native());
         Ok(Self {
             bytes,
@@ -121,6 +126,7 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             floor,
             reconciled,
             removal,
+            only,
             docs,
         })
     }
@@ -128,6 +134,11 @@ impl<B: AsRef<[u8]>> BatchView<B> {
     /// The documents; empty if the bytes have changed since [`Self::parse`].
     pub fn versions(&self) -> Option<VersionsView<'_>> {
         access::<Batch>(self.bytes.as_ref()).ok().map(|a| ArchivedKeyVersions::view(&a.versions))
+    }
+
+    /// Whether it carries an index over its interval.
+    pub fn is_for(&self, index: u32) -> bool {
+        self.only.is_empty() || self.only.contains(&index)
     }
 
     /// Size of the message in bytes.

@@ -24,7 +24,7 @@ mod versions;
 pub use batch::{Batch, BatchView, Removal};
 pub use scan::{ByteRange, Row, Rows, ScanMode, ScanPage, ScanReply, ScanRequest, StChoice};
 pub use stability::{HighWatermark, MOST_NAMED, Missed, Stability, Sync, SyncVb, Want};
-pub use versions::{DocOp, DocView, KeyVersions, KeyView, Unindexable, VersionsView, partition_of};
+pub use versions::{DocOp, DocView, KeyVersions, KeyView, MAX_ENTRY, Unindexable, VersionsView, partition_of};
 
 use rkyv::{
     Archive, Deserialize, Serialize,

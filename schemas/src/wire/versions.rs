@@ -7,6 +7,10 @@
 use super::WireError;
 use rkyv::{Archive, Deserialize, Serialize};
 
+/// The most that one index keeps of one document, bytes: its encoded key and its included fields. What is more is not indexed, so
+/// that whether a document is indexed depends on it and on the index alone.
+pub const MAX_ENTRY: usize = 256 * 1024;
+
 /// What happened to a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DocOp {
@@ -29,6 +33,10 @@ pub enum Unindexable {
     InexactNumber = 6,
     /// A key is no value that every reader of JSON takes: a number beyond f64, or half a surrogate pair.
     BadValue = 7,
+    /// Key and included fields have more than [`MAX_ENTRY`] bytes.
+    EntryTooLarge = 8,
+    /// The subject is not UTF-8, so that it cannot be a docid.
+    IdNotText = 9,
 }
 
 impl Unindexable {
@@ -41,6 +49,8 @@ impl Unindexable {
             5 => Self::IdTooLong,
             6 => Self::InexactNumber,
             7 => Self::BadValue,
+            8 => Self::EntryTooLarge,
+            9 => Self::IdNotText,
             _ => return None,
         })
     }
@@ -54,6 +64,8 @@ impl Unindexable {
             Self::IdTooLong => "id_too_long",
             Self::InexactNumber => "inexact_number",
             Self::BadValue => "bad_value",
+            Self::EntryTooLarge => "entry_too_large",
+            Self::IdNotText => "id_not_text",
         }
     }
 }
@@ -116,7 +128,8 @@ impl KeyVersions {
 
     /// Adds an entry of the last document: `write` appends the encoded key, then `include` the included fields.
     ///
-    /// If `write` answers a reason, what it wrote is taken back and the entry says that this index cannot take the document.
+    /// If `write` answers a reason, or both write more than [`MAX_ENTRY`] bytes, what was written is taken back and the entry says
+    /// that this index cannot take the document.
     pub fn push_key(
         &mut self,
         index: u32,
@@ -124,17 +137,17 @@ impl KeyVersions {
         include: impl FnOnce(&mut Vec<u8>),
     ) {
         let start = self.bytes.len();
-        let reason = match write(&mut self.bytes) {
-            Ok(()) => 0,
-            Err(reason) => {
-                self.bytes.truncate(start);
-                reason as u8
-            }
-        };
-        let key_end = self.bytes.len() as u32;
-        if reason == 0 {
+        let mut refused = write(&mut self.bytes).err();
+        let mut key_end = self.bytes.len() as u32;
+        if refused.is_none() {
             include(&mut self.bytes);
+            refused = (self.bytes.len() - start > MAX_ENTRY).then_some(Unindexable::EntryTooLarge);
         }
+        if refused.is_some() {
+            self.bytes.truncate(start);
+            key_end = start as u32;
+        }
+        let reason = refused.map_or(0, |reason| reason as u8);
         self.keys.push(KeyRecord { index, key_end, include_end: self.bytes.len() as u32, reason });
         if let Some(doc) = self.docs.last_mut() {
             doc.keys_end = self.keys.len() as u32;
@@ -328,10 +341,10 @@ pub struct DocView<'a> {
 }
 
 impl<'a> DocView<'a> {
-    /// About how many bytes it takes in a message.
-    pub fn size(&self) -> usize {
-        let entries: usize = self.keys().map(|k| k.key.len() + k.include.len() + 13).sum();
-        self.docid.len() + 17 + entries
+    /// About how many bytes it takes in a message, with the entries of these indexes.
+    pub fn size_of(&self, of: impl Fn(u32) -> bool) -> usize {
+        let entries = self.keys().filter(|k| of(k.index)).map(|k| k.key.len() + k.include.len() + 13);
+        self.docid.len() + 17 + entries.sum::<usize>()
     }
     /// The entries of all indexes; an index without one has no entry for this document.
     pub fn keys(&self) -> impl Iterator<Item = KeyView<'a>> + use<'a> {
@@ -377,6 +390,35 @@ mod tests {
     use super::*;
     use crate::wire::{Batch, BatchView, encode};
 
+    /// What becomes of an entry of so many bytes, between two others of its document.
+    fn entry_of(bytes: usize) -> (Option<Unindexable>, usize) {
+        let mut versions = KeyVersions::default();
+        versions.push_doc(1, "before", DocOp::Put);
+        for (index, bytes) in [(1, MAX_ENTRY), (2, bytes), (3, MAX_ENTRY)] {
+            let key = bytes.min(9);
+            let write = |out: &mut Vec<u8>| {
+                out.resize(out.len() + key, b'k');
+                Ok(())
+            };
+            versions.push_key(index, write, |out| out.resize(out.len() + bytes - key, b'i'));
+        }
+        let (view, mut found) = (versions.view(), None);
+        for key in view.docs().flat_map(|doc| doc.keys()) {
+            if key.index == 2 {
+                found = Some((key.reason, key.key.len() + key.include.len()));
+            } else {
+                assert_eq!((key.reason, key.key.len() + key.include.len()), (None, MAX_ENTRY), "its neighbours");
+            }
+        }
+        found.expect("it is there")
+    }
+
+    #[test]
+    fn an_entry_may_be_as_large_as_the_limit_and_no_larger_whatever_is_beside_it() {
+        assert_eq!(entry_of(MAX_ENTRY), (None, MAX_ENTRY));
+        assert_eq!(entry_of(MAX_ENTRY + 1), (Some(Unindexable::EntryTooLarge), 0));
+    }
+
     #[test]
     fn a_reason_beside_a_key_is_refused() {
         let mut versions = KeyVersions::default();
@@ -407,6 +449,7 @@ mod tests {
             floor: 0,
             reconciled: 0,
             removal: None,
+            only: Vec::new(),
             versions,
         };
         assert!(BatchView::parse("users", encode(&batch)).is_ok());

@@ -2,15 +2,18 @@
 //!
 //! # Layout
 //! - [`cover`]: what a reader of a stream with hidden revisions may claim to have covered (design section 4)
+//! - [`batches`]: where atomic batches begin and end, of which nobody may see a part
+//! - [`contradiction`]: when what contradicts a replicated source counts
 //! - [`removals`]: what vanishes without a message; [`verify`]: whether the source is still what was read; [`recent`]: what that
 //!   takes where its end was overwritten
+//! - `docid`: a subject → the docid
 //! - [`evaluate`]: one document → its entries in every index
 //! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
 //! - `pump`: the task under it that takes messages off the stream
 //! - `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read; `panics`: how long what follows from a
 //!   panic waits where they repeat themselves
 //!
-//! What is pure of `cover`, `recent`, `removals` and `verify` is public for the simulation.
+//! What is pure of `batches`, `contradiction`, `cover`, `recent`, `removals` and `verify` is public for the simulation.
 //!
 //! # Tasks and channels
 //! Each vbucket task has a pump (channel of `pump::CAPACITY` chunks), a lane to the router (`lane::LANE_CAPACITY` chunks) and an
@@ -21,8 +24,11 @@
 //! - Order within a vbucket is never changed; one message is evaluated once, for all indexes.
 //! - The projector never knows which node hosts what: it hands the routes on to the router unread.
 
+pub mod batches;
 mod config;
+pub mod contradiction;
 pub mod cover;
+mod docid;
 pub mod evaluate;
 mod panics;
 mod pump;

@@ -11,7 +11,7 @@ use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateV
 use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, SessionReading, Suspicion},
-    lane::{LaneTarget, OpenLane, Routes},
+    lane::{LEAST_PAYLOAD, LaneTarget, OpenLane, Routes},
     state::{Bucket, Concerns, Session, SessionKind, StateContext},
     subjects,
     timestamp::Asked,
@@ -36,6 +36,8 @@ pub enum ProjectorError {
     Bus(#[from] BusError),
     #[error("the connection to NATS has ended")]
     Disconnected,
+    #[error("nats-server takes {0} bytes in a message (max_payload); at least {LEAST_PAYLOAD} are needed")]
+    SmallPayload(usize),
 }
 
 /// A vbucket of a generation, or of a session when that is not 0.
@@ -107,6 +109,9 @@ pub async fn run(
     ready: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ProjectorError> {
+    if bus.max_payload() < LEAST_PAYLOAD {
+        return Err(ProjectorError::SmallPayload(bus.max_payload()));
+    }
     let mut wants = bus.subscribe("hw.want.*").await?;
     let mut requests = endpoints(&bus, &config).await?;
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
@@ -419,6 +424,7 @@ fn known(bucket: &Bucket, vb: usize) -> Known {
         position: x.max(vbucket.restart),
         held: vbucket.held,
         bookmarks: vbucket.bookmarks.clone(),
+        doubt: None,
     }
 }
 

@@ -8,28 +8,31 @@
 
 mod asking;
 mod listing;
+mod offering;
 mod removed;
 mod trust;
 
 use crate::{
     cover::Cover,
+    docid::{Docid, docid},
     evaluate::Evaluator,
     pump::{self, Pumped},
     recent::{self, Recent},
     removals::Removals,
     verify::{self, Known, Suspected},
 };
-use asking::{Answer, Asking, answered};
+use asking::{Asking, answered};
 use highwater_bus::{Bus, Ending, Operation, ReadFrom, StreamMessage, fault, supervise};
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
     lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
     timestamp::{Asked, Bookmark, Dropped, Wants},
-    wire::KeyVersions,
+    wire::{DocOp, KeyVersions, Unindexable},
 };
-use removed::Frozen;
+use offering::Offering;
 pub(crate) use removed::KnownToAll;
+use removed::{Frozen, ServerClock};
 use std::{
     sync::{
         Arc, Mutex,
@@ -51,7 +54,7 @@ const POLL: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(5);
 /// Within this a reader that panicked has ended.
 const PUMP_ENDS: Duration = Duration::from_millis(100);
-/// Key versions of one chunk, bytes, or an eighth of what the server takes in one message.
+/// Key versions of one chunk, bytes: the last document may go beyond it.
 const CHUNK_BYTES: usize = 128 * 1024;
 /// Slices in step have taken up a session after this time, mostly; those that have not give it up.
 const LIST_AFTER: Duration = Duration::from_millis(250);
@@ -194,7 +197,7 @@ pub(crate) async fn run(
     let mut cover = Cover::new(assignment.from.seqno);
     if live {
         // Another task may have begun to read what made up for a loss.
-        cover.doubt();
+        cover.doubt(u64::MAX);
     }
     // Where documents vanish by themselves, what is left of what was read before says little.
     let expires = state.as_ref().is_none_or(|state| state.expires || state.marker_life.is_some());
@@ -203,12 +206,14 @@ pub(crate) async fn run(
     let evaluator = Evaluator::with_max_document(&plan.borrow().indexes, assignment.max_document);
     let task = Task {
         cover,
+        offering: Offering::new(assignment.from.seqno),
         removals: Removals::new(assignment.dropped, assignment.generation == 1),
         plan,
         frozen: None,
         asked_for: 0,
         late: false,
         marker_life: removed::marker_life(state.as_ref()),
+        clock: state.as_ref().map(ServerClock::of),
         round: assignment.from.round,
         created,
         routes,
@@ -236,6 +241,7 @@ pub(crate) async fn run(
         answered: Wants::default(),
         pending: 0,
         read_at: Instant::now(),
+        began: Instant::now(),
         assignment,
     };
     let end = task.run(pumped, wants).await;
@@ -259,6 +265,7 @@ struct Task {
     bus: Bus,
     lane: mpsc::Sender<Chunk>,
     cover: Cover,
+    offering: Offering,
     plan: watch::Receiver<Arc<Plan>>,
     removals: Removals,
     frozen: Option<Frozen>,
@@ -267,6 +274,8 @@ struct Task {
     /// It read messages whose delete markers may be gone.
     late: bool,
     marker_life: Duration,
+    /// As it was told last.
+    clock: Option<ServerClock>,
     round: u64,
     created: i64,
     routes: Arc<Routes>,
@@ -304,6 +313,7 @@ struct Task {
     answered: Wants,
     pending: u64,
     read_at: Instant,
+    began: Instant,
 }
 
 impl Task {
@@ -378,24 +388,18 @@ impl Task {
             reading.pending.store(last.pending, Ordering::Relaxed);
         }
         for (i, message) in messages.iter().enumerate() {
+            self.pending = message.pending;
+            let before = self.last_message;
+            self.remember(message);
             if self.listing {
                 self.cover.listed(message.seq);
             } else {
-                self.cover.message(message.seq);
+                let begins = self.offering.message(message, before, self.last_message);
+                self.cover.message(message.seq, begins, self.offering.batches.is_open());
             }
-            self.pending = message.pending;
-            self.remember(message);
-            let docid = message.subject().strip_prefix(self.assignment.prefix.as_bytes());
-            if let Some(docid) = docid.and_then(|docid| std::str::from_utf8(docid).ok()) {
-                if is_delete(message, self.assignment.kv) {
-                    self.evaluator.delete(message.seq, docid, &mut versions);
-                } else {
-                    self.evaluator.evaluate(message.seq, docid, message.payload(), &mut versions);
-                }
-            }
+            self.evaluate(message, &mut versions);
             let last = i + 1 == messages.len();
-            if last || versions.size() >= CHUNK_BYTES.min(self.bus.max_payload() / 8) {
-                self.last_message = (message.time, verify::fingerprint(&message.subject_text(), message.payload()));
+            if last || versions.size() >= CHUNK_BYTES {
                 self.mark(message);
                 self.send(std::mem::take(&mut versions), last && idle, false).await?;
             }
@@ -407,6 +411,17 @@ impl Task {
         self.put_removals().await
     }
 
+    fn evaluate(&mut self, message: &StreamMessage, versions: &mut KeyVersions) {
+        let Some(docid) = docid(message.subject(), &self.assignment.prefix) else { return };
+        if is_delete(message, self.assignment.kv) {
+            self.evaluator.delete(message.seq, &docid.text(), versions);
+        } else if let Docid::Text(text) = docid {
+            self.evaluator.evaluate(message.seq, text, message.payload(), versions);
+        } else {
+            versions.push_doc(message.seq, &docid.text(), DocOp::Unindexable(Unindexable::IdNotText));
+        }
+    }
+
     async fn send(&mut self, versions: KeyVersions, idle: bool, anchor: bool) -> Result<(), End> {
         let chunk = Chunk::Versions {
             routes: Arc::clone(&self.routes),
@@ -416,59 +431,11 @@ impl Task {
             server_time: self.last_message.0,
             hash: self.last_message.1,
             bookmark: self.bookmark.take(),
+            offer: self.offer(),
             idle,
             anchor,
         };
         self.lane.send(chunk).await.map_err(|_| End::Again)
-    }
-
-    async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
-        let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
-            // Asked again at the next occasion; the wants are kept.
-            asking.wants.into_iter().for_each(|want| self.want(want));
-            tokio::time::sleep(SILENCE).await;
-            return Ok(());
-        };
-        let source = verify::source(&self.bus, &state);
-        let fell =
-            state.last_seq < self.source_last.max(self.assignment.from.seqno) || state.first_seq < self.first_seq;
-        if state.created != self.created || fell {
-            self.changed(format!(
-                "the source's state has changed: it goes from {} to {}",
-                state.first_seq, state.last_seq
-            ))
-            .await?;
-        }
-        if source != self.source && self.source != 0 {
-            self.restarted().await?;
-        }
-        self.source = source;
-        self.first_seq = state.first_seq;
-        if self.listing {
-            return Ok(());
-        }
-        self.source_last = state.last_seq;
-        self.look_for_removals(&state, asking.staged);
-        self.cover.answer(asking.question, state.last_seq);
-        self.look_at_doubt();
-        let above = nothing_above && position == self.cover.position() && state.last_seq > position;
-        if above && self.cover.nothing_more(asking.question, state.last_seq) {
-            // What lay above was removed.
-            self.recent.pass(self.cover.position());
-            self.holds(self.cover.position());
-            self.last_message = (state.last_time, 0);
-            self.send(KeyVersions::default(), true, false).await?;
-        }
-        let answered = if self.doubt.is_some() { &mut self.doubted } else { &mut self.answered };
-        asking.wants.into_iter().for_each(|want| answered.note(want));
-        let chunk = Chunk::Covered {
-            to: Position::new(self.cover.position(), self.round),
-            covered: self.covered(),
-            asked: self.answered.list().to_vec(),
-            source_last: self.source_last,
-        };
-        self.lane.send(chunk).await.map_err(|_| End::Again)?;
-        self.put_removals().await
     }
 }
 

@@ -62,6 +62,9 @@ pub struct Known {
     pub held: u64,
     /// Oldest first.
     pub bookmarks: Vec<Bookmark>,
+    /// What was read above this had been overwritten when the source was compared last, and the end that it had then is not reached:
+    /// what is there above proves nothing of what was before it.
+    pub doubt: Option<u64>,
 }
 
 /// That nothing of what was read is missed.
@@ -106,7 +109,7 @@ impl Known {
 
     /// The verdict; `source` is what it is read from now.
     pub fn decide(&self, state: &StreamState, judged: Judged, source: u64) -> Option<Suspected> {
-        let intact = judged.intact.unwrap_or(0);
+        let intact = judged.intact.unwrap_or(0).min(self.doubt.unwrap_or(u64::MAX));
         let suspected = |reason: String, broken: bool| {
             let intact = intact.min(state.last_seq);
             Some(Suspected { reason, intact, last: state.last_seq, broken, bookmarks: self.proof(intact) })
@@ -126,13 +129,13 @@ impl Known {
     }
 }
 
-/// Compares a source with what is known of it.
+/// Compares a source with what is known of it. What contradicts comes with the stream's state after all of that was looked up.
 pub(crate) async fn check(
     bus: &Bus,
     stream: &str,
     known: &Known,
     recent: Option<&mut Recent>,
-) -> Result<Result<Proven, Suspected>, BusError> {
+) -> Result<Result<Proven, (Suspected, StreamState)>, BusError> {
     let mut judged = Judged::default();
     for mark in known.bookmarks.iter().rev().take(MOST_LOOKED_AT) {
         if judged.take(mark.seqno, look(bus, stream, mark).await?) {
@@ -147,15 +150,17 @@ pub(crate) async fn check(
     let Some(suspected) = known.decide(&state, judged, run) else {
         return Ok(Ok(Proven { source, overwritten: None }));
     };
-    let Some(recent) = recent.filter(|_| !suspected.broken) else { return Ok(Err(suspected)) };
+    let Some(recent) = recent.filter(|_| !suspected.broken) else { return Ok(Err((suspected, state))) };
     let accounted = match recent.walk(suspected.intact, known.held, state.first_seq) {
         Some(walk) => account(bus, stream, recent, walk).await?,
         None => Err("not all of that was read by this projector".into()),
     };
-    Ok(match accounted {
-        Ok(overwritten) => Ok(Proven { source, overwritten }),
-        Err(why) => Err(Suspected { reason: format!("{}: {why}", suspected.reason), ..suspected }),
-    })
+    let why = match accounted {
+        Ok(overwritten) => return Ok(Ok(Proven { source, overwritten })),
+        Err(why) => why,
+    };
+    let suspected = Suspected { reason: format!("{}: {why}", suspected.reason), ..suspected };
+    Ok(Err((suspected, bus.stream_state(stream).await?)))
 }
 
 /// Accounts for what nothing proves: above where some of it is overwritten, or why it cannot be accounted for.
@@ -240,7 +245,7 @@ mod tests {
     }
 
     fn known(held: u64, bookmarks: Vec<Bookmark>) -> Known {
-        Known { created: 1, first_seq: 1, position: held, held, bookmarks }
+        Known { created: 1, first_seq: 1, position: held, held, bookmarks, doubt: None }
     }
 
     fn judged(found: &[(u64, Found)]) -> Judged {
@@ -269,6 +274,14 @@ mod tests {
         let verdict = known(10, vec![mark(5, 1), mark(10, 1)]).decide(&state(1, 1, 12), proof, RUN).unwrap();
         assert_eq!((verdict.intact, verdict.broken), (5, false));
         assert_eq!(known(10, vec![mark(5, 1), mark(10, RUN)]).decide(&state(1, 1, 12), proof, RUN), None);
+    }
+
+    #[test]
+    fn in_doubt_what_was_read_since_proves_nothing_of_what_was_before() {
+        let proof = judged(&[(10, Found::Same)]);
+        let known = Known { doubt: Some(4), ..known(10, vec![mark(10, 0)]) };
+        let verdict = known.decide(&state(1, 1, 12), proof, RUN).unwrap();
+        assert_eq!((verdict.intact, verdict.broken), (4, false));
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! One lane: chunks in, batches and SYNC out.
 
 use crate::{
-    packer::{Limits, Packed, Packer, Step},
-    window::{Part, Resend, Window},
+    packer::{Limits, Message, Packed, Packer, Step},
+    window::{Offered, Part, Resend, Window},
 };
 use highwater_bus::{Bus, Ending, Publisher, Retry, TaskSet, fault};
 use highwater_schemas::{
     Position, StVb,
-    lane::{Chunk, LaneTarget, OpenLane},
+    lane::{Chunk, LaneTarget, Offer, OpenLane},
     subjects,
-    timestamp::{Asked, Bookmark},
+    timestamp::{Asked, Bookmark, Dropped},
     wire::{self, Batch, Removal, Sync, SyncVb},
 };
 use std::{
@@ -43,11 +43,18 @@ struct Lane {
     /// Each with why it was not taken.
     acks: TaskSet<Sending, Option<String>>,
     sync: StVb,
+    /// Everything up to here is published, with what the rounds up to there have dropped: SYNC may still name an earlier position.
+    published: Position,
+    dropped: Dropped,
+    /// Up to here nothing is hidden, also above the position that SYNC names.
+    covered: u64,
     source_last: u64,
-    /// What was covered or asked at positions that are not yet published, oldest first.
-    claims: VecDeque<(Position, u64, Vec<Asked>)>,
+    /// What was covered, asked or offered at positions that are not yet published, oldest first.
+    claims: VecDeque<Claim>,
     /// The last message that is published.
     bookmark: Option<Bookmark>,
+    /// Some position may be named.
+    offered: bool,
     changed: bool,
     urgent: bool,
     synced_at: Instant,
@@ -58,6 +65,14 @@ struct Lane {
     retry: Retry,
     /// Subscribers of topics that people made, since when each takes nothing, and whether it was said that it is left out.
     refuse: BTreeMap<String, (Instant, bool)>,
+}
+
+/// What holds once everything up to `to` is published.
+struct Claim {
+    to: Position,
+    covered: u64,
+    asked: Vec<Asked>,
+    offer: Option<Offer>,
 }
 
 struct LaneInfo {
@@ -101,6 +116,9 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
             reconciled: open.dropped.reconciled,
             ..StVb::default()
         },
+        published: open.from,
+        dropped: open.dropped,
+        covered: open.from.seqno,
         open: LaneInfo {
             bucket: open.bucket.into(),
             vb: open.vb,
@@ -111,6 +129,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         source_last: 0,
         claims: VecDeque::new(),
         bookmark: None,
+        offered: false,
         changed: false,
         urgent: false,
         synced_at: Instant::now(),
@@ -121,8 +140,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
     };
     loop {
         fault("lane", &lane.open.bucket);
-        let linger = lane.due.map_or(SYNC_REPEAT, |due| due.saturating_duration_since(Instant::now()));
-        let sync_in = if lane.changed { SYNC_SPACING } else { SYNC_REPEAT }.saturating_sub(lane.synced_at.elapsed());
+        let wake = lane.wakes_at();
         tokio::select! {
             Some((sending, ending)) = lane.acks.join_next() => match ending {
                 Ending::Done(refused) => lane.settled(sending.part, refused).await,
@@ -134,7 +152,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
                 Some(chunk) => lane.chunk(chunk, input.is_empty()).await,
                 None => return,
             },
-            () = tokio::time::sleep(linger.min(sync_in)) => {
+            () = sleep_until(wake) => {
                 if lane.due.is_some_and(|due| due <= Instant::now()) {
                     lane.flush().await;
                 }
@@ -144,11 +162,28 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
     }
 }
 
+/// For ever if it is not said until when.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Lane {
+    /// When the open batch or the next SYNC is due. A session has no SYNC, nor has a chain that begins inside of an atomic batch,
+    /// before its end.
+    fn wakes_at(&self) -> Option<Instant> {
+        let spacing = if self.changed { SYNC_SPACING } else { SYNC_REPEAT };
+        let sync = self.speaks().then(|| self.synced_at + spacing);
+        self.due.into_iter().chain(sync).min()
+    }
+
     async fn chunk(&mut self, chunk: Chunk, last: bool) {
         match chunk {
-            Chunk::Versions { routes, versions, to, covered, server_time, hash, bookmark, idle, anchor } => {
-                let step = Step { routes, versions, to, covered, server_time, hash, bookmark, removal: None, anchor };
+            Chunk::Versions { routes, versions, to, covered, server_time, hash, bookmark, offer, idle, anchor } => {
+                let removal = None;
+                let step = Step { routes, versions, to, covered, server_time, hash, bookmark, offer, removal, anchor };
                 if let Some(closed) = self.packer.add(step) {
                     self.send(closed).await;
                 }
@@ -161,18 +196,18 @@ impl Lane {
                 }
             }
             Chunk::Listed { to } => self.listed(to).await,
-            Chunk::Removed { round, removal } => {
+            Chunk::Removed { round, removal, offer } => {
                 self.flush().await;
-                self.alone(self.packer.removal(round, removal)).await;
+                self.alone(self.packer.removal(round, removal, offer)).await;
             }
-            Chunk::Covered { to, covered, asked, source_last } => {
+            Chunk::Covered { to, covered, asked, source_last, offer } => {
                 self.flush().await;
                 self.source_last = source_last;
                 if self.open.target != LaneTarget::Mutation {
                     self.cover_session(to, covered).await;
                     return;
                 }
-                self.claims.push_back((to, covered, asked));
+                self.claims.push_back(Claim { to, covered, asked, offer });
                 if self.claims.len() > CLAIMS {
                     self.claims.pop_front();
                 }
@@ -183,8 +218,8 @@ impl Lane {
 
     /// A session's receiver learns what is covered from the batches alone.
     async fn cover_session(&mut self, to: Position, covered: u64) {
-        if covered > self.sync.covered {
-            self.sync.covered = covered;
+        if covered > self.covered {
+            self.covered = covered;
             let anchor = Step {
                 routes: self.packer.routes(),
                 versions: wire::KeyVersions::default(),
@@ -193,6 +228,7 @@ impl Lane {
                 server_time: self.sync.server_time,
                 hash: self.sync.hash,
                 bookmark: None,
+                offer: None,
                 removal: None,
                 anchor: true,
             };
@@ -219,6 +255,7 @@ impl Lane {
             server_time: 0,
             hash: 0,
             bookmark: None,
+            offer: None,
             removal: Some(Removal::Listed { session, upto: to.seqno }),
             anchor: true,
         };
@@ -242,7 +279,8 @@ impl Lane {
 
     async fn publish(&mut self, part: Part, delay: Duration) {
         let Some(packed) = self.window.get_mut(part) else { return };
-        let Some((node, versions)) = packed.nodes.get_mut(part.node) else { return };
+        let Some(message) = packed.messages.get_mut(part.message) else { return };
+        let Message { subscriber: node, only, versions } = message;
         let session = match self.open.target {
             LaneTarget::Mutation => 0,
             LaneTarget::Catchup { session } => session,
@@ -256,7 +294,7 @@ impl Lane {
         };
         let (from, to) = (packed.from, packed.to);
         let id = format!(
-            "{node}.{}.{:x}.{}.{session}.{}.{}-{}.{}-{}.{}.{}.{}",
+            "{node}.{}.{:x}.{}.{session}.{}.{}-{}.{}-{}.{}.{}.{}{}",
             self.open.vb,
             self.open.vbuuid,
             self.open.generation,
@@ -268,7 +306,8 @@ impl Lane {
             packed.covered,
             // Two anchors at one place are two messages.
             part.interval,
-            part.attempt
+            part.attempt,
+            only.first().map_or_else(String::new, |first| format!(".{first}"))
         );
         let mut batch = Batch {
             bucket: self.open.bucket.to_string(),
@@ -286,6 +325,7 @@ impl Lane {
             floor: packed.dropped_before.floor,
             reconciled: packed.dropped_before.reconciled,
             removal: packed.removal.clone(),
+            only: only.clone(),
             // Lent: the window keeps it, to be sent again if that must be.
             versions: std::mem::take(versions),
         };
@@ -309,9 +349,8 @@ impl Lane {
 
     /// Whether a message that was refused is given up: who reads a topic that people made sees the hole in its chain.
     fn left_out(&mut self, part: Part, acked: bool) -> bool {
-        let Some((node, _)) = self.window.get_mut(part).and_then(|packed| packed.nodes.get(part.node)) else {
-            return false;
-        };
+        let message = self.window.get_mut(part).and_then(|packed| packed.messages.get(part.message));
+        let Some(node) = message.map(|message| &message.subscriber) else { return false };
         if !node.contains('/') {
             return false;
         }
@@ -350,33 +389,63 @@ impl Lane {
         }
     }
 
-    /// What is published moves SYNC.
+    /// What is published moves SYNC, to the newest position that timestamps may name.
     fn advance(&mut self) {
-        if let Some(packed) = self.window.published() {
+        if let Some(published) = self.window.published() {
             self.retry.over();
-            self.sync.position = packed.to;
-            self.sync.covered = self.sync.covered.max(packed.covered);
-            self.sync.server_time = packed.server_time;
-            self.sync.hash = packed.hash;
-            (self.sync.floor, self.sync.reconciled) = (packed.dropped.floor, packed.dropped.reconciled);
-            self.changed = true;
-            self.bookmark = packed.bookmark.or(self.bookmark.take());
+            (self.published, self.dropped) = (published.to, published.dropped);
+            self.covered = self.covered.max(published.covered);
+            self.bookmark = published.bookmark.or(self.bookmark.take());
+            if let Some(offered) = published.offered {
+                self.offer(offered);
+            }
+            self.cover();
         }
         self.claim();
     }
 
-    /// What was covered or asked counts once everything before it is published.
+    fn offer(&mut self, offered: Offered) {
+        if !self.sync.position.le(offered.position) {
+            return;
+        }
+        self.changed |= self.sync.position != offered.position || !self.offered;
+        self.offered = true;
+        self.sync.position = offered.position;
+        (self.sync.server_time, self.sync.hash) = (offered.server_time, offered.hash);
+        (self.sync.floor, self.sync.reconciled) = (offered.dropped.floor, offered.dropped.reconciled);
+    }
+
+    /// What was covered, asked or offered counts once everything before it is published.
     fn claim(&mut self) {
-        while self.claims.front().is_some_and(|(to, ..)| to.le(self.sync.position)) {
-            let Some((_, covered, asked)) = self.claims.pop_front() else { return };
-            self.urgent |= asked != self.sync.asked || covered > self.sync.covered;
-            self.sync.covered = self.sync.covered.max(covered);
+        while self.claims.front().is_some_and(|claim| claim.to.le(self.published)) {
+            let Some(Claim { to, covered, asked, offer }) = self.claims.pop_front() else { return };
+            // Of a round that others have followed it is known no more what had been dropped.
+            if let Some(Offer { seqno, server_time, hash }) = offer.filter(|_| to.round == self.published.round) {
+                let position = Position::new(seqno, to.round);
+                self.offer(Offered { position, server_time, hash, dropped: self.dropped });
+            }
+            self.covered = self.covered.max(covered);
+            let before = self.sync.covered;
+            self.cover();
+            self.urgent |= asked != self.sync.asked || self.sync.covered > before;
             self.sync.asked = asked;
         }
     }
 
+    /// That nothing is hidden at a later position says nothing of an earlier one, where what was hidden may have been replaced only
+    /// behind it.
+    fn cover(&mut self) {
+        if self.covered <= self.sync.position.seqno {
+            self.sync.covered = self.sync.covered.max(self.covered);
+        }
+    }
+
+    fn speaks(&self) -> bool {
+        self.offered && self.open.target == LaneTarget::Mutation
+    }
+
     async fn speak(&mut self) {
-        if self.open.target != LaneTarget::Mutation {
+        if !self.speaks() {
             return;
         }
         let elapsed = self.synced_at.elapsed();

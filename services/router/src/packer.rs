@@ -2,13 +2,13 @@
 
 use highwater_schemas::{
     Position,
-    lane::Routes,
+    lane::{Offer, Routes},
     timestamp::{Bookmark, Dropped},
-    wire::{DocOp, KeyVersions, Removal, Unindexable, partition_of},
+    wire::{KeyVersions, Removal, partition_of},
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-/// A batch is closed at this size, bytes, or at a quarter of what the server takes in one message.
+/// A batch is closed at this size, bytes.
 const BATCH_BYTES: usize = 256 * 1024;
 /// Room for the header of a batch and of its message, bytes.
 const HEADROOM: usize = 8 * 1024;
@@ -21,9 +21,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For a server that takes messages of `max_payload` bytes.
+    /// For a server that takes messages of `max_payload` bytes, at least [`LEAST_PAYLOAD`](highwater_schemas::lane::LEAST_PAYLOAD).
     pub fn new(max_payload: usize) -> Self {
-        Self { batch: BATCH_BYTES.min(max_payload / 4), message: max_payload.saturating_sub(HEADROOM) }
+        Self { batch: BATCH_BYTES, message: max_payload.saturating_sub(HEADROOM) }
     }
 }
 
@@ -38,12 +38,23 @@ pub struct Packed {
     pub hash: u64,
     /// The last message in it.
     pub bookmark: Option<Bookmark>,
+    /// The newest position that timestamps may name once it is published.
+    pub offer: Option<Offer>,
     pub removal: Option<Removal>,
     /// What the rounds before it have dropped, and it too.
     pub dropped_before: Dropped,
     pub dropped: Dropped,
-    /// Per subscriber what is routed to it.
-    pub nodes: Vec<(String, KeyVersions)>,
+    /// The messages that carry it: one for each subscriber, or several.
+    pub messages: Vec<Message>,
+}
+
+/// What one message carries of an interval.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub subscriber: String,
+    /// The indexes that it is for; empty: all that the subscriber hosts.
+    pub only: Vec<u32>,
+    pub versions: KeyVersions,
 }
 
 /// What a chunk adds to the chain.
@@ -56,6 +67,7 @@ pub struct Step {
     pub server_time: i64,
     pub hash: u64,
     pub bookmark: Option<Bookmark>,
+    pub offer: Option<Offer>,
     /// A batch of its own.
     pub removal: Option<Removal>,
     pub anchor: bool,
@@ -70,6 +82,7 @@ pub struct Packer {
     size: usize,
     last: Option<(Position, u64, i64, u64)>,
     bookmark: Option<Bookmark>,
+    offer: Option<Offer>,
     removal: Option<Removal>,
     dropped: Dropped,
     anchor: bool,
@@ -86,6 +99,7 @@ impl Packer {
             size: 0,
             last: None,
             bookmark: None,
+            offer: None,
             removal: None,
             dropped,
             anchor: false,
@@ -119,13 +133,14 @@ impl Packer {
         self.size = self.open.iter().map(KeyVersions::size).max().unwrap_or(0);
         self.last = Some((step.to, step.covered, step.server_time, step.hash));
         self.bookmark = step.bookmark.or(self.bookmark.take());
+        self.offer = step.offer.or(self.offer);
         self.removal = step.removal;
         self.anchor |= step.anchor;
         closed
     }
 
     /// The step that puts a removal behind everything so far, as a round of its own.
-    pub fn removal(&self, round: u64, removal: Removal) -> Step {
+    pub fn removal(&self, round: u64, removal: Removal, offer: Option<Offer>) -> Step {
         let (at, covered, server_time, hash) = self.last.unwrap_or((self.from, self.from.seqno, 0, 0));
         Step {
             routes: self.routes(),
@@ -135,6 +150,7 @@ impl Packer {
             server_time,
             hash,
             bookmark: None,
+            offer,
             removal: Some(removal),
             anchor: true,
         }
@@ -161,9 +177,9 @@ impl Packer {
         }
         let (to, covered, server_time, hash) = self.last?;
         let fits = self.limits.message;
-        let versions = self.open.iter_mut().map(|open| shrunk(std::mem::take(open), fits));
-        let nodes = self.routes.nodes.keys().cloned().zip(versions).collect();
-        let bookmark = self.bookmark.take();
+        let open = self.open.iter_mut().map(std::mem::take).zip(&self.routes.nodes);
+        let messages = open.flat_map(|(open, (node, hosted))| parts(node, hosted, open, fits)).collect();
+        let (bookmark, offer) = (self.bookmark.take(), self.offer.take());
         let topology = self.routes.topology;
         let removal = self.removal.take();
         let dropped_before = self.dropped;
@@ -180,10 +196,11 @@ impl Packer {
             server_time,
             hash,
             bookmark,
+            offer,
             removal,
             dropped_before,
             dropped: self.dropped,
-            nodes,
+            messages,
         };
         self.from = to;
         self.size = 0;
@@ -192,21 +209,33 @@ impl Packer {
     }
 }
 
-/// A document whose entries together do not fit one message with the rest cannot be indexed: the chain must not stop for it.
-fn shrunk(versions: KeyVersions, fits: usize) -> KeyVersions {
+/// The messages for one subscriber: one, or as many as it takes, each with the documents' entries of some indexes. Each index
+/// is in one of them, also one that has no entry.
+fn parts(subscriber: &str, hosted: &[(u32, u32, u32)], versions: KeyVersions, fits: usize) -> Vec<Message> {
+    let message = |only, versions| Message { subscriber: subscriber.to_owned(), only, versions };
     if versions.size() <= fits {
-        return versions;
+        return vec![message(Vec::new(), versions)];
     }
-    let share = fits / 4;
-    let mut out = KeyVersions::default();
-    for doc in versions.view().docs() {
-        if doc.size() > share {
-            out.push_doc(doc.seqno, doc.docid, DocOp::Unindexable(Unindexable::TooLarge));
+    // What every message repeats: the documents.
+    let documents: usize = versions.view().docs().map(|doc| doc.size_of(|_| false)).sum();
+    let mut groups: Vec<Vec<u32>> = Vec::new();
+    let mut size = usize::MAX;
+    for index in hosted.iter().map(|(index, ..)| *index).collect::<BTreeSet<u32>>() {
+        let entries: usize = versions.view().docs().map(|doc| doc.size_of(|i| i == index)).sum::<usize>() - documents;
+        if let Some(group) = groups.last_mut().filter(|_| size.saturating_add(entries) <= fits) {
+            group.push(index);
+            size += entries;
         } else {
-            out.push_view(&doc, |_| true);
+            groups.push(vec![index]);
+            size = documents + entries;
         }
     }
-    out
+    let part = |only: Vec<u32>| {
+        let mut part = KeyVersions::default();
+        versions.view().docs().for_each(|doc| part.push_view(&doc, |index| only.contains(&index)));
+        message(only, part)
+    };
+    groups.into_iter().map(part).collect()
 }
 
 /// Copies what a node hosts: documents of a partition that it has of any index, with the entries of its own slices.
@@ -222,6 +251,10 @@ fn route(versions: &KeyVersions, hosted: &[(u32, u32, u32)], out: &mut KeyVersio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use highwater_schemas::{
+        lane::LEAST_PAYLOAD,
+        wire::{DocOp, MAX_ENTRY},
+    };
 
     type Hosted<'a> = &'a [(u32, u32, u32)];
 
@@ -256,6 +289,7 @@ mod tests {
             server_time: 0,
             hash: 0,
             bookmark: None,
+            offer: None,
             removal: None,
             anchor: false,
         }
@@ -274,7 +308,7 @@ mod tests {
             (first.from, first.to, second.from, second.to),
             (Position::ZERO, Position::new(6, 0), first.to, Position::new(7, 0))
         );
-        assert_eq!(first.nodes[0].1.len(), 5);
+        assert_eq!(first.messages[0].versions.len(), 5);
         assert!(p.flush().is_none(), "nothing new");
     }
 
@@ -295,26 +329,48 @@ mod tests {
         let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=40), 40));
         let packed = p.flush().unwrap();
-        let [(_, a), (_, b)] = packed.nodes.as_slice() else { panic!("two subscribers") };
+        let [a, b] = packed.messages.as_slice() else { panic!("two subscribers") };
+        let (a, b) = (&a.versions, &b.versions);
         assert!(a.view().docs().all(|d| partition_of(d.docid, 2) == 0 && d.keys().all(|k| k.index == 1)));
         assert_eq!(b.len(), 40, "all documents concern index 2");
         let ones: usize = b.view().docs().map(|d| d.keys().filter(|k| k.index == 1).count()).sum();
         assert_eq!(a.len() + ones, 40);
     }
 
+    /// As large as they may be, behind as much as a batch and a chunk hold before it is sent: 51 indexes of one node.
     #[test]
-    fn a_document_too_large_for_a_message_is_given_up_and_the_rest_goes_on() {
-        let r = routes(1, &[("a", &[(1, 0, 1)])]);
-        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(64 * 1024));
-        let mut all = versions(1..=3);
-        all.push_doc(4, "huge", DocOp::Put);
-        all.push_key(1, |_| Ok(()), |b| b.resize(b.len() + 70_000, b' '));
-        p.add(step(&r, all, 4));
+    fn an_interval_of_the_largest_entries_for_many_indexes_fits_the_least_messages() {
+        const INDEXES: std::ops::Range<u32> = 1..52;
+        let hosted: Vec<_> = INDEXES.map(|index| (index, 0, 1)).collect();
+        let r = routes(1, &[("a", &hosted)]);
+        let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(LEAST_PAYLOAD));
+        let large = |versions: &mut KeyVersions, seqno: u64, index: u32, bytes: usize| {
+            versions.push_doc(seqno, &format!("doc{seqno}"), DocOp::Put);
+            versions.push_key(index, |_| Ok(()), |b| b.resize(b.len() + bytes, b' '));
+        };
+        let mut before = KeyVersions::default();
+        large(&mut before, 1, 51, BATCH_BYTES - 100);
+        p.add(step(&r, before, 1));
+        assert!(!p.full());
+        let mut all = KeyVersions::default();
+        large(&mut all, 2, 51, 128 * 1024);
+        all.push_doc(3, "everywhere", DocOp::Put);
+        for index in INDEXES.filter(|index| *index != 7) {
+            all.push_key(index, |_| Ok(()), |b| b.resize(b.len() + MAX_ENTRY, b' '));
+        }
+        p.add(step(&r, all, 3));
         assert!(p.full());
         let packed = p.flush().unwrap();
-        let ops: Vec<DocOp> = packed.nodes[0].1.view().docs().map(|d| d.op).collect();
-        assert_eq!(ops, [DocOp::Put, DocOp::Put, DocOp::Put, DocOp::Unindexable(Unindexable::TooLarge)]);
-        assert!(packed.nodes[0].1.size() < 64 * 1024);
+        let mut brought = BTreeSet::new();
+        for message in &packed.messages {
+            assert!(message.versions.size() <= LEAST_PAYLOAD - HEADROOM, "{}", message.versions.size());
+            let entries: Vec<_> = message.versions.view().docs().map(|doc| (doc.seqno, doc.keys().count())).collect();
+            let here = message.only.iter().filter(|index| **index != 7).count();
+            let last = usize::from(message.only.contains(&51));
+            assert_eq!(entries, [(1, last), (2, last), (3, here)]);
+            assert!(message.only.iter().all(|index| brought.insert(*index)), "each index is in one of them");
+        }
+        assert!(brought.into_iter().eq(INDEXES), "also the one without entries");
     }
 
     #[test]
@@ -322,7 +378,7 @@ mod tests {
         let r = routes(1, &[("a", &[(1, 0, 1)])]);
         let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=2), 2));
-        let before = p.add(p.removal(1, Removal::Below(2))).unwrap();
+        let before = p.add(p.removal(1, Removal::Below(2), None)).unwrap();
         assert_eq!((before.to, before.removal), (Position::new(2, 0), None));
         let round = p.flush().unwrap();
         assert_eq!((round.from, round.to), (Position::new(2, 0), Position::new(2, 1)));
@@ -338,7 +394,7 @@ mod tests {
         let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=2), 2));
         let packed = p.flush().unwrap();
-        assert!(packed.nodes.is_empty());
+        assert!(packed.messages.is_empty());
         assert_eq!(packed.to.seqno, 2);
     }
 }

@@ -1,6 +1,10 @@
 //! What has been sent and not yet acknowledged.
 
 use crate::packer::Packed;
+use highwater_schemas::{
+    Position,
+    timestamp::{Bookmark, Dropped},
+};
 use std::collections::VecDeque;
 
 /// Intervals under way at most.
@@ -12,7 +16,7 @@ pub const FAILURES: u32 = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Part {
     pub interval: u64,
-    pub node: usize,
+    pub message: usize,
     pub attempt: u32,
 }
 
@@ -30,6 +34,41 @@ pub struct Window {
     open: VecDeque<Interval>,
     next: u64,
     attempt: u32,
+}
+
+/// What intervals that are published say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Everything up to here is there.
+    pub to: Position,
+    pub covered: u64,
+    /// What the rounds up to there have dropped.
+    pub dropped: Dropped,
+    /// The newest bookmark of them all.
+    pub bookmark: Option<Bookmark>,
+    /// The newest position that timestamps may name; None: no newer one than before.
+    pub offered: Option<Offered>,
+}
+
+/// A position that timestamps may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offered {
+    pub position: Position,
+    pub server_time: i64,
+    pub hash: u64,
+    /// What the rounds up to there have dropped.
+    pub dropped: Dropped,
+}
+
+impl Offered {
+    fn of(packed: &Packed) -> Option<Self> {
+        packed.offer.map(|offer| Self {
+            position: Position::new(offer.seqno, packed.to.round),
+            server_time: offer.server_time,
+            hash: offer.hash,
+            dropped: packed.dropped,
+        })
+    }
 }
 
 /// What a failed publish asks for.
@@ -50,8 +89,9 @@ impl Window {
     pub fn push(&mut self, packed: Packed) -> Vec<Part> {
         let id = self.next;
         self.next += 1;
-        let parts = (0..packed.nodes.len()).map(|node| Part { interval: id, node, attempt: self.attempt }).collect();
-        let acked = vec![false; packed.nodes.len()];
+        let parts =
+            (0..packed.messages.len()).map(|at| Part { interval: id, message: at, attempt: self.attempt }).collect();
+        let acked = vec![false; packed.messages.len()];
         self.open.push_back(Interval { id, packed, acked, failures: 0 });
         parts
     }
@@ -62,7 +102,7 @@ impl Window {
 
     pub fn acked(&mut self, part: Part) {
         if let Some(interval) = self.open.iter_mut().find(|i| i.id == part.interval)
-            && let Some(slot) = interval.acked.get_mut(part.node)
+            && let Some(slot) = interval.acked.get_mut(part.message)
         {
             *slot = true;
         }
@@ -71,7 +111,7 @@ impl Window {
     pub fn failed(&mut self, part: Part) -> Resend {
         let attempt = self.attempt;
         let Some(interval) = self.open.iter_mut().find(|i| i.id == part.interval) else { return Resend::Nothing };
-        if part.attempt != attempt || interval.acked.get(part.node) != Some(&false) {
+        if part.attempt != attempt || interval.acked.get(part.message) != Some(&false) {
             return Resend::Nothing;
         }
         interval.failures += 1;
@@ -82,34 +122,39 @@ impl Window {
         let mut all = Vec::new();
         for interval in &mut self.open {
             interval.failures = 0;
-            for node in (0..interval.acked.len()).filter(|n| !interval.acked[*n]) {
-                all.push(Part { interval: interval.id, node, attempt: self.attempt });
+            for message in (0..interval.acked.len()).filter(|n| !interval.acked[*n]) {
+                all.push(Part { interval: interval.id, message, attempt: self.attempt });
             }
         }
         Resend::All(all)
     }
 
-    /// Drops what is wholly acknowledged from the front; answers the last such interval, with the newest bookmark of them all.
-    pub fn published(&mut self) -> Option<Packed> {
-        let mut last: Option<Packed> = None;
+    /// Drops what is wholly acknowledged from the front; None: nothing is.
+    pub fn published(&mut self) -> Option<Published> {
+        let mut all: Option<Published> = None;
         while self.open.front().is_some_and(|i| i.acked.iter().all(|a| *a)) {
-            let older = last.take().and_then(|packed| packed.bookmark);
-            last = self.open.pop_front().map(|i| Packed { bookmark: i.packed.bookmark.or(older), ..i.packed });
+            let packed = self.open.pop_front()?.packed;
+            let (bookmark, offered) = all.take().map_or((None, None), |older| (older.bookmark, older.offered));
+            all = Some(Published {
+                to: packed.to,
+                covered: packed.covered,
+                dropped: packed.dropped,
+                offered: Offered::of(&packed).or(offered),
+                bookmark: packed.bookmark.or(bookmark),
+            });
         }
-        last
+        all
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_schemas::{
-        Position,
-        timestamp::{Bookmark, Dropped},
-        wire::KeyVersions,
-    };
+    use crate::packer::Message;
+    use highwater_schemas::{lane::Offer, wire::KeyVersions};
 
-    fn packed(to: u64, nodes: usize) -> Packed {
+    fn packed(to: u64, messages: usize) -> Packed {
+        let message = |n| Message { subscriber: format!("n{n}"), only: Vec::new(), versions: KeyVersions::default() };
         Packed {
             topology: 1,
             from: Position::new(to - 1, 0),
@@ -118,10 +163,11 @@ mod tests {
             server_time: 0,
             hash: 0,
             bookmark: None,
+            offer: Some(Offer { seqno: to, server_time: 0, hash: 0 }),
             removal: None,
             dropped_before: Dropped::default(),
             dropped: Dropped::default(),
-            nodes: (0..nodes).map(|n| (format!("n{n}"), KeyVersions::default())).collect(),
+            messages: (0..messages).map(message).collect(),
         }
     }
 
@@ -149,6 +195,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_published_together_offers_the_newest_position_that_may_be_named() {
+        let mut w = Window::default();
+        let inside = |to| Packed { offer: None, ..packed(to, 1) };
+        let behind = |to| Packed { offer: Some(Offer { seqno: to - 2, server_time: 7, hash: 8 }), ..packed(to, 1) };
+        let parts = [w.push(packed(1, 1)), w.push(behind(5)), w.push(inside(6))];
+        parts.iter().rev().for_each(|part| w.acked(part[0]));
+        let all = w.published().unwrap();
+        let offered = all.offered.unwrap();
+        assert_eq!((all.to.seqno, offered.position.seqno, offered.server_time, offered.hash), (6, 3, 7, 8));
+        let part = w.push(inside(7));
+        w.acked(part[0]);
+        assert_eq!(w.published().unwrap().offered, None);
+    }
+
+    #[test]
     fn without_subscribers_an_interval_counts_at_once() {
         let mut w = Window::default();
         assert!(w.push(packed(1, 0)).is_empty());
@@ -161,7 +222,7 @@ mod tests {
         let (first, second) = (w.push(packed(1, 1))[0], w.push(packed(2, 1))[0]);
         assert_eq!(w.failed(first), Resend::One(first));
         assert_eq!(w.failed(first), Resend::One(first));
-        let again = |interval| Part { interval, node: 0, attempt: 1 };
+        let again = |interval| Part { interval, message: 0, attempt: 1 };
         assert_eq!(w.failed(first), Resend::All(vec![again(0), again(1)]));
         assert_eq!(w.failed(second), Resend::Nothing, "of an earlier attempt");
         w.acked(first);

@@ -187,3 +187,41 @@ async fn a_flood_of_bad_documents_is_counted_and_the_list_is_bounded() -> Result
         })
         .await
 }
+
+/// One document of the most and one of more, beside others, in 51 indexes on one node: each takes the one, and none the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_an_entry_is_too_large_does_not_depend_on_what_is_beside_it() -> Result<()> {
+    const INDEXES: usize = 51;
+    // Together with a number as the key, and the name of the field.
+    const MOST: usize = 256 * 1024 - 64;
+    const MORE: usize = 256 * 1024;
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "docs").await?;
+            let large = |id: &str, bytes: usize| Write::put(0, id, &json!({"n": 1, "text": "x".repeat(bytes)}));
+            // Before there is an index, and again when all are there.
+            let all =
+                || ["most", "more", "small"].into_iter().zip([MOST, MORE, 10]).map(|(id, bytes)| large(id, bytes));
+            source.write(all()).await?;
+            let names: Vec<String> = (0..INDEXES).map(|n| format!("i{n}")).collect();
+            for name in &names {
+                client
+                    .create_index(&json!({"bucket": "docs", "name": name, "keys": ["n"], "include": ["text"]}))
+                    .await?;
+            }
+            for round in 0..2 {
+                for name in &names {
+                    client.wait_active("docs", name, ACTIVE_WITHIN).await?;
+                    let found = ids(&client, name).await?;
+                    ensure!(found == (vec!["most".into(), "small".into()], 1), "{round}: {name} has {found:?}");
+                }
+                let reasons = listed(&client, "i7").await?;
+                ensure!(reasons == [("more".into(), "entry_too_large".into())], "{reasons:?}");
+                source.write(all()).await?;
+            }
+            Ok(())
+        })
+        .await
+}

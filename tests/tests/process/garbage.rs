@@ -31,6 +31,7 @@ fn batch() -> Batch {
         floor: 0,
         reconciled: 0,
         removal: None,
+        only: Vec::new(),
         versions: KeyVersions::default(),
     }
 }

@@ -1,5 +1,6 @@
 //! Every test that runs processes, in one program: it is linked once, and its tests are run side by side.
 
+mod atomic_batches;
 mod cluster_manager;
 mod commands;
 mod coordination;

@@ -7,7 +7,13 @@ use highwater_tests::{
     cluster::SERVICES,
     load::{self, Writer},
     prelude::*,
+    rounds,
     watch::Watch,
+};
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 const BUCKET: &str = "people";
@@ -179,6 +185,77 @@ async fn another_leader_of_the_stream_costs_nothing() -> Result<()> {
                 unharmed(&client, &source, &indexes).await?;
                 Cost::so_far(&client, &source).await?.check(&before)?;
                 watch.check()?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Threads that keep the processors busy until it is dropped.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn start(threads: usize) -> Self {
+        let over = Arc::<AtomicBool>::default();
+        for _ in 0..threads {
+            let over = over.clone();
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(over)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The server that leads steps down again and again under load, and what was read is never declared lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_that_follow_each_other_under_load_begin_no_branch() -> Result<()> {
+    let mut rng = Rng::seeded("leaders under load");
+    Cluster::replicated()
+        .await?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value_replicated(&client, BUCKET, 3).await?.patient(WITHIN);
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            let before = Branches::soon(&client, BUCKET, WITHIN).await?;
+            for (busy, times) in [(0, rounds(12, 60)), (4, rounds(12, 60))] {
+                let busy = Busy::start(busy);
+                let writer = Writer::start(&source, &mut rng);
+                let stream = &source.streams[0].0;
+                for _ in 0..times {
+                    let was =
+                        until("a leader", WITHIN, async || led_by(&client, stream).await.map_err(|e| e.to_string()));
+                    let was = was.await?;
+                    // It may lead no more by then.
+                    let stepped: Result<Value, _> =
+                        client.js.request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &()).await;
+                    if stepped.is_ok_and(|stepped| stepped["success"] == true) {
+                        until("another leader", WITHIN, async || {
+                            let now = led_by(&client, stream).await.map_err(|e| e.to_string())?;
+                            if now == was { Err(now) } else { Ok(()) }
+                        })
+                        .await?;
+                    }
+                    load::written(&source, 50).await?;
+                }
+                writer.stop().await?;
+                drop(busy);
+                source.fill().await?;
+                for index in &indexes {
+                    ask::whole(&client, &source, index).await?;
+                }
+                let after = Branches::at_rest(&client, BUCKET, WITHIN).await?;
+                ensure!(after.count(0) == before.count(0) && after.rollbacks() == before.rollbacks(), "{after:?}");
             }
             Ok(())
         })

@@ -146,11 +146,12 @@ impl Chain {
         self.bytes = 0;
     }
 
-    /// Follows the chain from `position`, at most to `limit`: the steps and where they end.
+    /// Follows the chain of an index's slice that appeared in `topology` from `position`, at most to `limit`: the steps and where
+    /// they end.
     pub fn advance(
         &self,
         shares: &Shares,
-        topology: u64,
+        (index, topology): (u32, u64),
         position: Position,
         limit: Option<Position>,
     ) -> (Vec<Step>, Position) {
@@ -162,7 +163,7 @@ impl Chain {
                     break;
                 }
                 let batch = &queued.batch;
-                if batch.topology < topology || batch.vbuuid != shares.vbuuid {
+                if batch.topology < topology || batch.vbuuid != shares.vbuuid || !batch.is_for(index) {
                     continue;
                 }
                 let Some((lo, mut hi)) = shares.interval(batch) else { continue };
@@ -183,8 +184,9 @@ impl Chain {
 
     /// Where a slice that comes from a session may join: the lowest start from which the chain runs unbroken to the newest
     /// position that is held.
-    pub fn join_at(&self, shares: &Shares, topology: u64) -> Option<Join> {
-        let joins = self.queue.iter().map(|q| &q.batch).filter(|b| b.topology >= topology && b.vbuuid == shares.vbuuid);
+    pub fn join_at(&self, shares: &Shares, (index, topology): (u32, u64)) -> Option<Join> {
+        let joins = self.queue.iter().map(|q| &q.batch);
+        let joins = joins.filter(|b| b.topology >= topology && b.vbuuid == shares.vbuuid && b.is_for(index));
         let joins = joins.filter_map(|b| {
             let (at, _) = shares.interval(b)?;
             Some(Join { at, floor: b.floor, reconciled: b.reconciled })
@@ -196,7 +198,7 @@ impl Chain {
             if best.is_some_and(|(lo, end)| lo.at.le(start) && start.le(end)) {
                 continue;
             }
-            let (_, end) = self.advance(shares, topology, start, None);
+            let (_, end) = self.advance(shares, (index, topology), start, None);
             if best.is_none_or(|(_, newest)| newest != end && newest.le(end)) {
                 best = Some((join, end));
             }

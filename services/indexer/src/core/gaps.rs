@@ -59,7 +59,7 @@ impl BucketCore {
     fn short_of(&self, slice: &Slice, st: &StabilityTimestamp) -> Vec<Option<Position>> {
         let end = |(vb, (state, at)): (usize, (&StVb, &SliceVb))| {
             let shares = &self.view.shares[vb];
-            let (_, end) = self.chains[vb].advance(shares, slice.topology, at.position, Some(state.position));
+            let (_, end) = self.chains[vb].advance(shares, slice.chain(), at.position, Some(state.position));
             (end != state.position).then_some(end)
         };
         st.vbs.iter().zip(&slice.vbs).enumerate().map(end).collect()

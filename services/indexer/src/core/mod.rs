@@ -338,7 +338,7 @@ impl BucketCore {
             if state.generation > shares.generation {
                 return None;
             }
-            let (steps, end) = self.chains[vb].advance(shares, slice.topology, at.position, Some(state.position));
+            let (steps, end) = self.chains[vb].advance(shares, slice.chain(), at.position, Some(state.position));
             if end != state.position {
                 return None;
             }
@@ -361,7 +361,7 @@ impl BucketCore {
             .vbs
             .iter()
             .enumerate()
-            .map(|(vb, at)| self.chains[vb].advance(&self.view.shares[vb], slice.topology, at.position, None).1)
+            .map(|(vb, at)| self.chains[vb].advance(&self.view.shares[vb], slice.chain(), at.position, None).1)
             .collect()
     }
 

@@ -78,6 +78,10 @@ impl BucketCore {
                 self.void += 1;
                 continue;
             };
+            if !batch.is_for(slice.name.index) {
+                following.topic = topic;
+                continue;
+            }
             // While it lists, nothing is covered.
             let list_without_end = at.listing && batch.covered > 0 && batch.removal.is_none();
             if batch.from.seqno > at.read || list_without_end {
@@ -216,7 +220,7 @@ impl BucketCore {
             .iter()
             .enumerate()
             .map(|(vb, at)| {
-                let join = self.chains[vb].join_at(&self.view.shares[vb], slice.topology)?;
+                let join = self.chains[vb].join_at(&self.view.shares[vb], slice.chain())?;
                 (!at.listing && at.covered >= join.at.seqno.max(at.listed)).then_some(join)
             })
             .collect()

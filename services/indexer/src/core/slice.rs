@@ -91,6 +91,11 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// What the chain must know of it to carry it on.
+    pub fn chain(&self) -> (u32, u64) {
+        (self.name.index, self.topology)
+    }
+
     /// Whether it is on the branches in force.
     pub fn on_branch(&self, shares: &[super::Shares]) -> bool {
         self.vbs.len() == shares.len() && self.vbs.iter().zip(shares).all(|(vb, s)| vb.vbuuid == s.vbuuid)

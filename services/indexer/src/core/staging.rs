@@ -99,6 +99,9 @@ impl BucketCore {
             let on_branch = slice.vbs.get(vb).is_some_and(|s| s.vbuuid == batch.vbuuid);
             let Some(at) = staging.vbs.get_mut(vb).filter(|at| on_branch && !at.done) else { continue };
             staging.topic = topic;
+            if !batch.is_for(slice.name.index) {
+                continue;
+            }
             let holds = match batch.removal {
                 _ if batch.from.seqno > at.read => false,
                 Some(Removal::Listed { upto, .. }) => {

@@ -1,9 +1,14 @@
 //! The question for the source's state that is under way.
 
-use super::{ASK_FAR, NEAR, SILENCE, Task};
-use crate::cover::Question;
-use highwater_bus::{BusError, StreamState, fault, supervise};
-use highwater_schemas::timestamp::{Asked, Wants};
+use super::{ASK_FAR, End, NEAR, SILENCE, Task, removed::ServerClock};
+use crate::{cover::Question, verify};
+use highwater_bus::{Bus, BusError, StreamState, fault, supervise};
+use highwater_schemas::{
+    Position,
+    lane::Chunk,
+    timestamp::{Asked, Wants},
+    wire::KeyVersions,
+};
 use std::time::Instant;
 
 pub(super) struct Asking {
@@ -35,6 +40,18 @@ pub(super) async fn answered(asking: &mut Option<Asking>) -> (Asking, Option<Ans
     }
 }
 
+/// Whether the store has no message above a position, asked of it after `state`. Another leader may not have yet what that one had.
+pub(super) async fn nothing_is_above(bus: &Bus, stream: &str, state: &StreamState, position: u64) -> bool {
+    if !matches!(bus.next_message(stream, position + 1).await, Ok(None)) {
+        return false;
+    }
+    if !state.replicated {
+        return true;
+    }
+    let still = |now: StreamState| now.leader == state.leader && now.created == state.created;
+    bus.stream_state(stream).await.is_ok_and(still)
+}
+
 impl Task {
     /// A catalog wants to know what the stream is after now.
     pub(super) fn want(&mut self, want: Asked) {
@@ -57,11 +74,15 @@ impl Task {
         let (bus, stream) = (self.bus.clone(), self.assignment.stream.clone());
         let what = format!("asking about source stream {stream}");
         let (position, silent) = (self.cover.position(), self.read_at.elapsed() >= SILENCE);
+        let open = self.offering.batches.is_open() || self.offering.is_unknown();
         let answer = supervise::task(&self.bus.incidents(), what, async move {
             fault("question", &stream);
             let state = bus.stream_state(&stream).await;
-            let ahead = state.as_ref().is_ok_and(|s| s.last_seq > position);
-            let nothing_above = ahead && silent && matches!(bus.next_message(&stream, position + 1).await, Ok(None));
+            let ahead = state.as_ref().is_ok_and(|s| s.last_seq > position || open && s.last_seq == position);
+            let nothing_above = match &state {
+                Ok(state) if ahead && silent => nothing_is_above(&bus, &stream, state, position).await,
+                _ => false,
+            };
             Answer { state, position, nothing_above }
         });
         self.asking = Some(Asking {
@@ -71,5 +92,73 @@ impl Task {
             answer,
         });
         self.asked_at = Some(Instant::now());
+    }
+
+    /// The stream's state after a question was taken: what it shows, and whom it answers.
+    pub(super) async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
+        let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
+            // Asked again at the next occasion; the wants are kept.
+            asking.wants.into_iter().for_each(|want| self.want(want));
+            tokio::time::sleep(SILENCE).await;
+            return Ok(());
+        };
+        let source = verify::source(&self.bus, &state);
+        self.clock = Some(ServerClock::of(&state));
+        let fell =
+            state.last_seq < self.source_last.max(self.assignment.from.seqno) || state.first_seq < self.first_seq;
+        if state.created != self.created || fell {
+            self.changed(format!(
+                "the source's state has changed: it goes from {} to {}",
+                state.first_seq, state.last_seq
+            ))
+            .await?;
+        }
+        if source != self.source && self.source != 0 {
+            self.restarted().await?;
+        }
+        self.source = source;
+        self.first_seq = state.first_seq;
+        if self.listing {
+            return Ok(());
+        }
+        self.source_last = state.last_seq;
+        self.look_for_removals(&state, asking.staged);
+        self.cover.answer(asking.question, state.last_seq);
+        self.look_at_doubt();
+        let nothing_above = nothing_above && position == self.cover.position();
+        let above = nothing_above && state.last_seq > position;
+        if above && self.cover.nothing_more(asking.question, state.last_seq) {
+            // What lay above was removed.
+            self.recent.pass(self.cover.position());
+            self.holds(self.cover.position());
+            self.last_message = (state.last_time, 0);
+            self.offering.passed(self.last_message);
+            self.send(KeyVersions::default(), true, false).await?;
+        }
+        let position = self.cover.position();
+        if nothing_above && state.last_seq == position {
+            self.offering.nothing_follows();
+        }
+        if nothing_above
+            && state.last_seq == position
+            && self.offering.batches.nothing_follows(position, self.began.elapsed())
+        {
+            let (bucket, vb) = (&self.assignment.bucket, self.assignment.vb);
+            tracing::info!(bucket, vb, position, "the end of an atomic batch is not in the source");
+            self.cover.batch_is_over();
+            self.offering.passed(self.last_message);
+        }
+        // What was sent before the server restarted may not be what is there.
+        let answered = if self.doubt.is_some() || self.took_older { &mut self.doubted } else { &mut self.answered };
+        asking.wants.into_iter().for_each(|want| answered.note(want));
+        let chunk = Chunk::Covered {
+            to: Position::new(self.cover.position(), self.round),
+            covered: self.covered(),
+            asked: self.answered.list().to_vec(),
+            source_last: self.source_last,
+            offer: self.offer(),
+        };
+        self.lane.send(chunk).await.map_err(|_| End::Again)?;
+        self.put_removals().await
     }
 }

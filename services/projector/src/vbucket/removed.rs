@@ -8,7 +8,7 @@ use highwater_schemas::{
 };
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 /// Delete markers live this long where clients purge them; the stream may let them go sooner.
@@ -18,7 +18,7 @@ const MARKER_LIFE: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frozen {
     /// Nothing above counts as covered.
-    at: u64,
+    pub(super) at: u64,
     /// Until a reconcile with a higher number is in the chain.
     after: u64,
 }
@@ -26,6 +26,24 @@ pub(super) struct Frozen {
 /// How long a delete marker is there to be read at least.
 pub(super) fn marker_life(state: Option<&StreamState>) -> Duration {
     state.and_then(|state| state.marker_life).map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE))
+}
+
+/// The server's clock: our own may differ from it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ServerClock {
+    /// Nanoseconds since the epoch, and when it was that.
+    at: (i64, Instant),
+}
+
+impl ServerClock {
+    /// As it was when the stream's state was asked for. A server that does not say was at its last message or later.
+    pub(super) fn of(state: &StreamState) -> Self {
+        Self { at: (state.now.max(state.last_time), Instant::now()) }
+    }
+
+    fn now(self) -> i64 {
+        self.at.0.saturating_add(i64::try_from(self.at.1.elapsed().as_nanos()).unwrap_or(i64::MAX))
+    }
 }
 
 /// What the tasks of a vbucket know together.
@@ -44,14 +62,6 @@ impl Task {
         self.assignment.target == LaneTarget::Mutation
     }
 
-    /// Nothing up to here can be hidden.
-    pub(super) fn covered(&self) -> u64 {
-        if self.listing {
-            return 0;
-        }
-        self.frozen.map_or(u64::MAX, |frozen| frozen.at).min(self.cover.covered())
-    }
-
     /// The stream's state was read, after this question was taken.
     pub(super) fn look_for_removals(&mut self, state: &StreamState, question: Option<u64>) {
         if !self.live() {
@@ -64,11 +74,11 @@ impl Task {
         }
     }
 
-    /// A message was read: by now the delete markers of its time may be gone.
+    /// A message was read, written at that time by the server's clock: by now the delete markers of its time may be gone.
     pub(super) fn look_for_lateness(&mut self, written: i64) -> Result<(), End> {
         const WHY: &str = "delete markers may have gone unread";
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i64);
-        let late = now.saturating_sub(written) > self.marker_life.as_nanos() as i64;
+        let age = self.clock.map_or(0, |clock| clock.now().saturating_sub(written));
+        let late = age > i64::try_from(self.marker_life.as_nanos()).unwrap_or(i64::MAX);
         let first = late && !std::mem::replace(&mut self.late, late);
         if first && self.assignment.recovers {
             return Err(End::Broken(WHY.into()));
@@ -113,7 +123,9 @@ impl Task {
             }
             let (bucket, vb, round) = (&self.assignment.bucket, self.assignment.vb, self.round);
             tracing::debug!(bucket, vb, round, ?removal, "documents vanished without a message");
-            self.lane.send(Chunk::Removed { round, removal }).await.map_err(|_| End::Again)?;
+            self.round_begins();
+            let offer = self.offer();
+            self.lane.send(Chunk::Removed { round, removal, offer }).await.map_err(|_| End::Again)?;
         }
         Ok(())
     }

@@ -2,22 +2,29 @@
 
 use super::{Assignment, End, Task};
 use crate::{
+    contradiction::Contradiction,
     recent::Recent,
     verify::{self, Known, Proven, Suspected},
 };
 use highwater_bus::{Bus, StreamMessage};
 use highwater_schemas::{state::thin, timestamp::Bookmark};
-use std::sync::{PoisonError, atomic::Ordering};
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 /// Messages of the source that a task remembers.
 const MARKS: usize = 64;
+/// What contradicts, and does not count yet, is looked at again after this time.
+const AGAIN: Duration = Duration::from_millis(250);
 
 impl Task {
     /// Remembers a message of the live chain.
     pub(super) fn remember(&mut self, message: &StreamMessage) {
-        if self.live() {
-            let subject = message.subject_text();
-            let hash = verify::fingerprint(&subject, message.payload());
+        let (live, subject) = (self.live(), message.subject_text());
+        let hash = if live { verify::fingerprint(&subject, message.payload()) } else { 0 };
+        self.last_message = (message.time, hash);
+        if live {
             self.recent.push(message.seq, &subject, message.time, hash);
         }
     }
@@ -26,7 +33,9 @@ impl Task {
     pub(super) fn read_before<'a>(&mut self, messages: &'a [StreamMessage]) -> &'a [StreamMessage] {
         let (before, messages) = messages.split_at(messages.partition_point(|m| m.seq <= self.assignment.from.seqno));
         for message in before {
+            let before = self.last_message;
             self.remember(message);
+            self.offering.message(message, before, self.last_message);
         }
         self.assignment.reading.before.fetch_add(before.len() as u64, Ordering::Relaxed);
         messages
@@ -75,6 +84,7 @@ impl Task {
             position: self.cover.position(),
             held: held.max(self.assignment.known.held),
             bookmarks: merged(&self.marks, &self.assignment.durable.lock().unwrap_or_else(PoisonError::into_inner)),
+            doubt: self.doubt,
         }
     }
 
@@ -91,7 +101,7 @@ impl Task {
         // One that is open stays so, whatever was read since.
         self.doubt = overwritten.or(self.doubt.filter(|_| !self.cover.is_closed()));
         if overwritten.is_some() {
-            self.cover.doubt();
+            self.cover.doubt(self.offering.batches.begins());
         } else if self.doubt.is_none() {
             self.trust();
         }
@@ -117,13 +127,12 @@ impl Task {
         }
     }
 
-    /// Whether the source was compared with the server that leads it now, and since we were last connected to ours; if so, whether
-    /// it cannot have gone since.
-    async fn compared_here(&self) -> Option<bool> {
-        let (source, losses) = self.compared?;
-        let state = self.bus.stream_state(&self.assignment.stream).await.ok()?;
-        let here = verify::source(&self.bus, &state) == source && self.bus.losses() == losses;
-        here.then(|| self.bus.leads(&state))
+    /// Whether the source was compared with the server that leads it now, and since we were last connected to ours, and that cannot
+    /// have gone since.
+    async fn compared_here(&self) -> bool {
+        let Some((source, losses)) = self.compared else { return false };
+        let Ok(state) = self.bus.stream_state(&self.assignment.stream).await else { return false };
+        verify::source(&self.bus, &state) == source && self.bus.losses() == losses && self.bus.leads(&state)
     }
 
     /// Messages are taken up that the server sent when the connection had been lost only so often. A comparison after a later loss
@@ -149,16 +158,10 @@ impl Task {
             let why = "the server restarted while revisions were hidden";
             return if hidden { Err(End::Broken(why.into())) } else { Ok(()) };
         }
-        let here = self.compared_here().await;
-        if here == Some(true) && !self.took_older {
+        if self.compared_here().await && !self.took_older {
             return Ok(());
         }
-        if here.is_none()
-            && let Some(intact) = self.doubt
-        {
-            // What would have made up for a loss may be lost in its turn.
-            return Err(self.unproven("the server restarted again before the end of the stream was reached", intact));
-        }
+        // What would have made up for a loss may be lost in its turn: all of that is accounted for again.
         self.verify().await?;
         // Below what is overwritten, what was removed without a message may be there again.
         if hidden || self.doubt.is_some() {
@@ -209,9 +212,18 @@ pub(super) async fn verified(
     mut recent: Option<&mut Recent>,
 ) -> Result<Proven, Suspected> {
     let mut retry = bus.retry(format!("comparing source stream {stream}"));
+    let (began, mut contradiction) = (Instant::now(), Contradiction::default());
     loop {
         match verify::check(bus, stream, known, recent.as_deref_mut()).await {
-            Ok(verdict) => return verdict,
+            Ok(Ok(proven)) => return Ok(proven),
+            Ok(Err((suspected, state))) => {
+                if contradiction.counts(&state, began.elapsed()) {
+                    return Err(suspected);
+                }
+                let Suspected { reason, intact, last, .. } = suspected;
+                tracing::info!(stream, leader = state.leader, reason, intact, last, "the leader contradicts what was read; it is asked again");
+                tokio::time::sleep(AGAIN).await;
+            }
             Err(error) => retry.wait(&error).await,
         }
     }

@@ -18,6 +18,7 @@ pub fn shown(env: &mut Env, node: &str, store: &Store, st: &StabilityTimestamp) 
     let who = format!("{node} {}.{}", store.name.index, store.name.partition);
     env.count("timestamps shown");
     for (vb, state) in st.vbs.iter().enumerate() {
+        whole(env, &who, st.number, (vb, state));
         exact(env, &who, store, st.number, (vb, state));
         agrees(env, &who, store, st.number, (vb, state));
     }
@@ -27,6 +28,19 @@ pub fn shown(env: &mut Env, node: &str, store: &Store, st: &StabilityTimestamp) 
         for (vb, state) in st.vbs.iter().enumerate() {
             fresh(env, &who, store, &request, st.number, (vb, state));
         }
+    }
+}
+
+/// I6: none lies inside of an atomic batch.
+fn whole(env: &mut Env, who: &str, number: u64, (vb, st): (usize, &StVb)) {
+    let at = st.position;
+    let place = env.places.get(&(vb as u16, st.vbuuid, st.generation, at.seqno, at.round)).copied();
+    let Some(place) = place else { return };
+    if env.sources[vb].is_inside(place.line, at.seqno) {
+        env.violated(format!("I6: {who} at {number} {st:?}: inside of a batch of {vb}"));
+    }
+    if env.sources[vb].is_of_a_batch(place.line, at.seqno) {
+        env.count("timestamps at the end of a batch");
     }
 }
 

@@ -5,12 +5,12 @@ use super::{
     task::Chunk,
 };
 use highwater_router::{
-    packer::{Limits, Packed, Packer, Step},
-    window::{Part, Resend, Window},
+    packer::{Limits, Message, Packed, Packer, Step},
+    window::{Offered, Part, Resend, Window},
 };
 use highwater_schemas::{
     Position, StVb,
-    lane::LaneTarget,
+    lane::{LaneTarget, Offer},
     timestamp::{Asked, Bookmark, Dropped},
     wire::{self, Batch, KeyVersions, Removal, Sync, SyncVb},
 };
@@ -43,9 +43,13 @@ pub struct Lane {
     sending: VecDeque<(u64, Part)>,
     acks: VecDeque<(u64, Part, bool)>,
     sync: StVb,
+    published: Position,
+    dropped: Dropped,
+    covered: u64,
     source_last: u64,
-    claims: VecDeque<(Position, u64, Vec<Asked>)>,
+    claims: VecDeque<(Position, u64, Vec<Asked>, Option<Offer>)>,
     bookmark: Option<Bookmark>,
+    offered: bool,
     changed: bool,
     urgent: bool,
     synced_at: u64,
@@ -69,10 +73,14 @@ impl Lane {
                 reconciled: info.dropped.reconciled,
                 ..StVb::default()
             },
+            published: info.from,
+            dropped: info.dropped,
+            covered: info.from.seqno,
             info,
             source_last: 0,
             claims: VecDeque::new(),
             bookmark: None,
+            offered: false,
             changed: false,
             urgent: false,
             synced_at: 0,
@@ -99,23 +107,23 @@ impl Lane {
                 let step = self.anchor(to, 0, removal);
                 self.alone(env, step);
             }
-            Chunk::Removed { round, removal } => {
+            Chunk::Removed { round, removal, offer } => {
                 self.flush(env);
-                let step = self.packer.removal(round, removal);
+                let step = self.packer.removal(round, removal, offer);
                 self.alone(env, step);
             }
-            Chunk::Covered { to, covered, asked, source_last } => {
+            Chunk::Covered { to, covered, asked, source_last, offer } => {
                 self.flush(env);
                 self.source_last = source_last;
                 if self.info.target != LaneTarget::Mutation {
-                    if covered > self.sync.covered {
-                        self.sync.covered = covered;
+                    if covered > self.covered {
+                        self.covered = covered;
                         let step = self.anchor(to, covered, None);
                         self.alone(env, step);
                     }
                     return;
                 }
-                self.claims.push_back((to, covered, asked));
+                self.claims.push_back((to, covered, asked, offer));
                 if self.claims.len() > CLAIMS {
                     self.claims.pop_front();
                 }
@@ -133,6 +141,7 @@ impl Lane {
             server_time: 0,
             hash: 0,
             bookmark: None,
+            offer: None,
             removal,
             anchor: true,
         }
@@ -195,7 +204,8 @@ impl Lane {
 
     fn store(&mut self, env: &mut Env, part: Part) {
         let Some(packed) = self.window.get_mut(part) else { return };
-        let Some((node, versions)) = packed.nodes.get(part.node) else { return };
+        let Some(message) = packed.messages.get(part.message) else { return };
+        let Message { subscriber: node, only, versions } = message;
         let session = match self.info.target {
             LaneTarget::Mutation => 0,
             LaneTarget::Catchup { session } => session,
@@ -216,6 +226,7 @@ impl Lane {
             floor: packed.dropped_before.floor,
             reconciled: packed.dropped_before.reconciled,
             removal: packed.removal.clone(),
+            only: only.clone(),
             versions: versions.clone(),
         };
         let node = node.clone();
@@ -227,31 +238,54 @@ impl Lane {
     }
 
     fn advance(&mut self) {
-        if let Some(packed) = self.window.published() {
-            self.sync.position = packed.to;
-            self.sync.covered = self.sync.covered.max(packed.covered);
-            self.sync.server_time = packed.server_time;
-            self.sync.hash = packed.hash;
-            (self.sync.floor, self.sync.reconciled) = (packed.dropped.floor, packed.dropped.reconciled);
-            self.changed = true;
-            self.bookmark = packed.bookmark.or(self.bookmark.take());
+        if let Some(published) = self.window.published() {
+            (self.published, self.dropped) = (published.to, published.dropped);
+            self.covered = self.covered.max(published.covered);
+            self.bookmark = published.bookmark.or(self.bookmark.take());
+            if let Some(offered) = published.offered {
+                self.offer(offered);
+            }
+            self.cover();
         }
         self.claim();
     }
 
+    fn offer(&mut self, offered: Offered) {
+        if !self.sync.position.le(offered.position) {
+            return;
+        }
+        self.changed |= self.sync.position != offered.position || !self.offered;
+        self.offered = true;
+        self.sync.position = offered.position;
+        (self.sync.server_time, self.sync.hash) = (offered.server_time, offered.hash);
+        (self.sync.floor, self.sync.reconciled) = (offered.dropped.floor, offered.dropped.reconciled);
+    }
+
     fn claim(&mut self) {
-        while self.claims.front().is_some_and(|(to, ..)| to.le(self.sync.position)) {
-            let Some((_, covered, asked)) = self.claims.pop_front() else { return };
-            self.urgent |= asked != self.sync.asked || covered > self.sync.covered;
-            self.sync.covered = self.sync.covered.max(covered);
+        while self.claims.front().is_some_and(|(to, ..)| to.le(self.published)) {
+            let Some((to, covered, asked, offer)) = self.claims.pop_front() else { return };
+            if let Some(Offer { seqno, server_time, hash }) = offer.filter(|_| to.round == self.published.round) {
+                let position = Position::new(seqno, to.round);
+                self.offer(Offered { position, server_time, hash, dropped: self.dropped });
+            }
+            self.covered = self.covered.max(covered);
+            let before = self.sync.covered;
+            self.cover();
+            self.urgent |= asked != self.sync.asked || self.sync.covered > before;
             self.sync.asked = asked;
+        }
+    }
+
+    fn cover(&mut self) {
+        if self.covered <= self.sync.position.seqno {
+            self.sync.covered = self.sync.covered.max(self.covered);
         }
     }
 
     fn speak(&mut self, env: &mut Env) {
         let elapsed = env.now - self.synced_at;
         let due = self.urgent || self.changed && elapsed >= SYNC_SPACING || elapsed >= SYNC_REPEAT;
-        if self.info.target != LaneTarget::Mutation || !due {
+        if self.info.target != LaneTarget::Mutation || !self.offered || !due {
             return;
         }
         (self.urgent, self.changed) = (false, false);

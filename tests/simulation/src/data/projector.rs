@@ -222,6 +222,7 @@ fn assignment(bucket: &Bucket, (vb, generation, session): Key) -> Option<Assignm
             position: x.seqno.max(vbucket.restart),
             held: vbucket.held,
             bookmarks: vbucket.bookmarks.clone(),
+            doubt: None,
         },
     })
 }

@@ -69,6 +69,11 @@ impl Pump {
         Ok(())
     }
 
+    /// The run of the server that sent what was fetched.
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
     fn fetch(&mut self, source: &Source, rng: &mut Rng) {
         let most = 1 + rng.below(FETCHED as u64) as usize;
         while self.fetched.len() < most {
@@ -95,7 +100,7 @@ impl Pump {
             }
             self.restarts += u64::from(self.run != source.run);
             (self.run, self.epoch) = (source.run, source.epoch);
-            return Pumped::Nothing;
+            return Pumped::Messages { messages: Vec::new(), restarts: self.restarts, idle: true };
         }
         let n = (self.fetched.len() as u64).min(1 + rng.below(FETCHED as u64)) as usize;
         let messages: Vec<Read> = self.fetched.drain(..n).collect();

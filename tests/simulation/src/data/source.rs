@@ -2,6 +2,7 @@
 
 use crate::rng::Rng;
 use highwater_bus::StreamState;
+use highwater_projector::batches::Part;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Documents of a stream.
@@ -21,6 +22,8 @@ pub struct Message {
     pub uid: u64,
     /// Server time, nanoseconds.
     pub time: i64,
+    /// Of which atomic batch it is.
+    pub part: Option<Part>,
 }
 
 /// What a message is replaced by in an index: its seqno and id.
@@ -62,6 +65,8 @@ pub struct Source {
     /// When a document last changed without a message, in steps.
     touched: [u64; KEYS],
     saved: Vec<Saved>,
+    /// The batch that is being stored: what its next message says, and how many there are.
+    batch: Option<(Part, u64)>,
 }
 
 impl Source {
@@ -79,6 +84,7 @@ impl Source {
             lines: vec![Line::default()],
             touched: [0; KEYS],
             saved: vec![Saved { messages: BTreeMap::new(), last_seq: 0, line: 0 }],
+            batch: None,
         }
     }
 
@@ -96,7 +102,11 @@ impl Source {
 
     /// Tells the server, its run and the stream from others.
     pub fn identity(&self) -> u64 {
-        self.run * 1_000 + self.created as u64
+        Self::identity_of(self.run, self.created as u64)
+    }
+
+    pub fn identity_of(run: u64, created: u64) -> u64 {
+        run * 1_000 + created
     }
 
     pub fn docid(key: usize) -> String {
@@ -117,11 +127,26 @@ impl Source {
         self.messages.iter().rev().find(|(_, m)| m.key == key).map(|(seq, _)| *seq)
     }
 
+    /// An atomic batch begins: what is written next is of it.
+    pub fn begin_batch(&mut self, messages: u64) {
+        let part = Part { batch: self.uid, sequence: 1, commit: messages == 1 };
+        self.batch = self.batch.or(Some((part, messages)));
+    }
+
+    pub fn is_taking_a_batch(&self) -> bool {
+        self.batch.is_some()
+    }
+
     pub fn write(&mut self, key: usize, put: bool, now: u64) {
         self.uid += 1;
         self.last_seq += 1;
+        let part = self.batch.map(|(part, _)| part);
+        self.batch = self.batch.filter(|(part, _)| !part.commit).map(|(part, messages)| {
+            let sequence = part.sequence + 1;
+            (Part { sequence, commit: sequence == messages, ..part }, messages)
+        });
         // Never the same twice, as the clock of a server.
-        let message = Message { key, put, uid: self.uid, time: (now * 1_000_000 + self.uid) as i64 };
+        let message = Message { key, put, uid: self.uid, time: (now * 1_000_000 + self.uid) as i64, part };
         self.last_time = message.time;
         self.messages.insert(self.last_seq, message);
         let line = self.lines.last_mut().expect("there is one");
@@ -195,6 +220,7 @@ impl Source {
 
     /// The server restarts, and nothing is lost.
     pub fn restart(&mut self) {
+        self.batch = None;
         self.run += 1;
         self.epoch += 1;
     }
@@ -203,6 +229,7 @@ impl Source {
     pub fn fault(&mut self, rng: &mut Rng, step: u64) -> &'static str {
         let saved = rng.pick(&self.saved).expect("there is one");
         let (mut messages, last_seq) = (saved.messages.clone(), saved.last_seq);
+        self.batch = None;
         let kind = rng.below(8);
         let what = match kind {
             0..3 => "lost its tail",
@@ -265,6 +292,18 @@ impl Source {
         };
         let (seq, message) = of_key.into_iter().find(|(_, m)| there(m))?;
         message.put.then_some((*seq, message.uid))
+    }
+
+    /// Whether an atomic batch has messages both at or below a seqno and above it.
+    pub fn is_inside(&self, line: usize, seqno: u64) -> bool {
+        let part = |seq: u64| self.lines[line].written.get(&seq).and_then(|m| m.part);
+        let (before, after) = (part(seqno), seqno.checked_add(1).and_then(part));
+        before.zip(after).is_some_and(|(b, a)| b.batch == a.batch && b.sequence + 1 == a.sequence)
+    }
+
+    /// Whether the message at a seqno is of a batch.
+    pub fn is_of_a_batch(&self, line: usize, seqno: u64) -> bool {
+        self.lines[line].written.get(&seqno).is_some_and(|m| m.part.is_some())
     }
 
     /// The newest message of a document up to `seqno`, and whether a later one of it deletes, or it or a later one is gone.

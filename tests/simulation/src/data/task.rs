@@ -3,6 +3,7 @@
 //! It goes as `services/projector/src/vbucket.rs` and its parts do, step by step; what they await, other things come between.
 
 mod asking;
+mod offering;
 mod trust;
 
 use super::{
@@ -24,11 +25,12 @@ use highwater_projector::{
 use highwater_router::packer::Step;
 use highwater_schemas::{
     Position,
-    lane::LaneTarget,
+    lane::{LaneTarget, Offer},
     state::thin,
     timestamp::{Asked, Bookmark, Wants},
     wire::{DocOp, KeyVersions, Removal},
 };
+use offering::Offering;
 use std::sync::Arc;
 
 const POLL: u64 = 1_000;
@@ -43,8 +45,8 @@ const LIST_AFTER: u64 = 60;
 pub enum Chunk {
     Versions { step: Step, idle: bool },
     Listed { to: Position },
-    Removed { round: u64, removal: Removal },
-    Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64 },
+    Removed { round: u64, removal: Removal, offer: Option<Offer> },
+    Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64, offer: Option<Offer> },
 }
 
 /// What the task is told when it starts.
@@ -89,6 +91,7 @@ pub struct Task {
     pump: Pump,
     pub lane: Lane,
     cover: Cover,
+    offering: Offering,
     removals: Removals,
     pub plan: Plan,
     frozen: Option<Frozen>,
@@ -104,6 +107,8 @@ pub struct Task {
     recent: Recent,
     doubt: Option<u64>,
     compared: Option<u64>,
+    /// Messages were taken up that an earlier run of the server had sent than it was compared with.
+    took_older: bool,
     doubted: Wants,
     source: u64,
     server: u64,
@@ -129,6 +134,7 @@ impl Task {
             began: None,
             pump: Pump::default(),
             cover: Cover::new(lane.from.seqno),
+            offering: Offering::new(lane.from.seqno),
             removals: Removals::new(lane.dropped, lane.generation == 1),
             round: lane.from.round,
             lane: Lane::new(lane),
@@ -145,6 +151,7 @@ impl Task {
             recent: Recent::new(0, 0, 0),
             doubt: None,
             compared: None,
+            took_older: false,
             doubted: Wants::default(),
             source: 0,
             server: 0,
@@ -261,7 +268,7 @@ impl Task {
                 }
                 self.lane = Lane::new(LaneInfo { created: self.created, ..self.assignment.lane.clone() });
                 if self.live() {
-                    self.cover.doubt();
+                    self.cover.doubt(u64::MAX);
                 }
                 self.removals.staged(self.plan.staged);
                 self.send(env, KeyVersions::default(), true, true);
@@ -300,7 +307,12 @@ impl Task {
                 Ok(())
             }
             Pumped::Changed(why) => self.changed(env, all, &why),
-            Pumped::Messages { messages, restarts, idle } => self.messages(env, all, &messages, restarts, idle),
+            Pumped::Messages { messages, restarts, idle } => {
+                let (run, created) = (self.pump.run(), self.created as u64);
+                let sent = Source::identity_of(run, created);
+                self.took_older |= !messages.is_empty() && self.compared.is_some_and(|compared| sent < compared);
+                self.messages(env, all, &messages, restarts, idle)
+            }
         }
     }
 
@@ -318,8 +330,10 @@ impl Task {
         }
         let (before, messages) =
             messages.split_at(messages.partition_point(|m| m.seq <= self.assignment.lane.from.seqno && self.live()));
-        for Read { seq, message } in before {
+        for read @ Read { seq, message } in before {
             self.recent.push(*seq, &Source::docid(message.key), message.time, message.uid);
+            let before = std::mem::replace(&mut self.last_message, (message.time, message.uid));
+            self.offering.message(read, before);
         }
         if let Some(first) = messages.first().filter(|m| m.seq <= self.cover.position()) {
             let why = "the source brought a message that its state had denied";
@@ -339,11 +353,13 @@ impl Task {
         let Some(last) = messages.last() else { return Ok(()) };
         all.held = all.held.max(last.seq);
         let mut versions = KeyVersions::default();
-        for Read { seq, message } in messages {
+        for read @ Read { seq, message } in messages {
+            let before = std::mem::replace(&mut self.last_message, (message.time, message.uid));
             if self.listing {
                 self.cover.listed(*seq);
             } else {
-                self.cover.message(*seq);
+                let begins = self.offering.message(read, before);
+                self.cover.message(*seq, begins, self.offering.batches.is_open());
             }
             let op = if message.put { DocOp::Put } else { DocOp::Delete };
             if self.live() {
@@ -355,7 +371,6 @@ impl Task {
                 versions.push_key(*index, |b| b.write_key(&key), |_| ());
             }
         }
-        self.last_message = (last.message.time, last.message.uid);
         if self.live() {
             self.look_at_doubt();
         }
@@ -394,6 +409,7 @@ impl Task {
             server_time: self.last_message.0,
             hash: self.last_message.1,
             bookmark: self.bookmark.take(),
+            offer: self.offer(env),
             removal: None,
             anchor,
         };
@@ -410,8 +426,10 @@ impl Task {
                 self.frozen = None;
             }
             self.at(env);
+            self.round_begins();
+            let offer = self.offer(env);
             env.count(if matches!(removal, Removal::Below(_)) { "floors" } else { "reconciles in a chain" });
-            self.lane.chunk(env, Chunk::Removed { round: self.round, removal });
+            self.lane.chunk(env, Chunk::Removed { round: self.round, removal, offer });
         }
     }
 

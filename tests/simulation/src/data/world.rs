@@ -31,6 +31,8 @@ impl Default for DataLimits {
 struct Weights {
     write: u64,
     delete: u64,
+    /// Atomic batches, of a thousand writes.
+    batch: u64,
     hot: bool,
     remove: u64,
     restart: u64,
@@ -45,6 +47,9 @@ struct Weights {
 impl Weights {
     fn write_one(&self, source: &mut Source, rng: &mut Rng, now: u64) {
         let key = if self.hot && rng.chance(700) { 0 } else { rng.below(KEYS as u64) as usize };
+        if !source.is_taking_a_batch() && rng.chance(self.batch) {
+            source.begin_batch(rng.range(1, 9));
+        }
         source.write(key, !rng.chance(self.delete), now);
     }
 }
@@ -71,6 +76,7 @@ impl DataWorld {
         let weights = Weights {
             write: rng.range(50, 500),
             delete: rng.range(50, 300),
+            batch: if rng.chance(500) { 0 } else { rng.range(10, 400) },
             hot: rng.chance(300),
             remove: some(&mut rng, 25),
             restart: some(&mut rng, 8),
@@ -184,7 +190,7 @@ impl DataWorld {
             while rng.chance(weights.write) {
                 weights.write_one(source, rng, now);
             }
-            if rng.chance(weights.remove) {
+            if rng.chance(weights.remove) && !source.is_taking_a_batch() {
                 source.remove(rng, now, step);
                 env.count("removals without a message");
             }
@@ -330,6 +336,11 @@ impl DataWorld {
     fn rest(&mut self) {
         self.env.faulty = false;
         self.back_at.fill(0);
+        for source in &mut self.env.sources {
+            while source.is_taking_a_batch() {
+                source.write(0, true, self.env.now);
+            }
+        }
         for round in 0..2 {
             if !self.settles() {
                 if self.env.broken.is_none() {

@@ -48,6 +48,7 @@ fn empty(
         floor: 0,
         reconciled: 0,
         removal: None,
+        only: Vec::new(),
         versions: KeyVersions::default(),
     }
 }

@@ -52,7 +52,10 @@ impl Task {
             }
             (Some((state, _)), None) => {
                 let none = source.messages.range(asking.position + 1..).next().is_none();
-                asking.nothing_above = Some(state.last_seq > asking.position && asking.silent && none);
+                let open = self.offering.batches.is_open() || self.offering.is_unknown();
+                let ahead = state.last_seq > asking.position || open && state.last_seq == asking.position;
+                // The store answers when the batch that it is taking is complete.
+                asking.nothing_above = Some(ahead && asking.silent && none && !source.is_taking_a_batch());
                 self.asking = Some(asking);
                 Ok(())
             }
@@ -87,18 +90,31 @@ impl Task {
         self.look_for_removals(env, all, state, asking.staged);
         self.cover.answer(asking.question, state.last_seq);
         self.look_at_doubt();
-        let above = nothing_above && asking.position == self.cover.position() && state.last_seq > asking.position;
+        let nothing_above = nothing_above && asking.position == self.cover.position();
+        let above = nothing_above && state.last_seq > asking.position;
         if above && self.cover.nothing_more(asking.question, state.last_seq) {
             self.recent.pass(self.cover.position());
             all.held = all.held.max(self.cover.position());
             self.last_message = (state.last_time, 0);
+            self.offering.passed(self.last_message);
             self.send(env, KeyVersions::default(), true, false);
         }
-        let answered = if self.doubt.is_some() { &mut self.doubted } else { &mut self.answered };
+        let position = self.cover.position();
+        if nothing_above && state.last_seq == position {
+            self.offering.nothing_follows();
+        }
+        let now = std::time::Duration::from_millis(env.now);
+        if nothing_above && state.last_seq == position && self.offering.batches.nothing_follows(position, now) {
+            env.count("batches without an end");
+            self.cover.batch_is_over();
+            self.offering.passed(self.last_message);
+        }
+        let answered = if self.doubt.is_some() || self.took_older { &mut self.doubted } else { &mut self.answered };
         asking.wants.into_iter().for_each(|want| answered.note(want));
         let asked = self.answered.list().to_vec();
         let (to, covered, source_last) = (self.at(env), self.covered(), self.source_last);
-        self.lane.chunk(env, Chunk::Covered { to, covered, asked, source_last });
+        let offer = self.offer(env);
+        self.lane.chunk(env, Chunk::Covered { to, covered, asked, source_last, offer });
         self.put_removals(env);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::{End, Frozen, KnownToAll, Task};
 use crate::data::{env::Env, looks::check};
-use highwater_projector::verify::{Known, Proven, Suspected};
+use highwater_projector::verify::{Known, Proven};
 
 impl Task {
     pub(super) fn changed(&mut self, env: &mut Env, all: &mut KnownToAll, _why: &str) -> Result<(), End> {
@@ -20,6 +20,7 @@ impl Task {
             position: self.cover.position(),
             held: all.held.max(self.assignment.known.held),
             bookmarks: self.marks.clone(),
+            doubt: self.doubt,
         }
     }
 
@@ -31,10 +32,11 @@ impl Task {
         self.source = read_from;
         self.line = source.line();
         self.compared = Some(read_from);
+        self.took_older = false;
         self.doubt = overwritten.or(self.doubt.filter(|_| !self.cover.is_closed()));
         if overwritten.is_some() {
             env.count("histories accounted for");
-            self.cover.doubt();
+            self.cover.doubt(self.offering.batches.begins());
         } else if self.doubt.is_none() {
             self.trust();
         }
@@ -65,17 +67,8 @@ impl Task {
         if !self.live() {
             return if hidden { Err(End::Broken) } else { Ok(()) };
         }
-        if self.compared == Some(self.stream(env).identity()) {
+        if self.compared == Some(self.stream(env).identity()) && !self.took_older {
             return Ok(());
-        }
-        if let Some(intact) = self.doubt {
-            return Err(End::Suspected(Suspected {
-                reason: "the server restarted again before the end of the stream was reached".into(),
-                intact,
-                last: self.source_last.max(self.cover.position()),
-                broken: false,
-                bookmarks: self.known(all).proof(intact),
-            }));
         }
         self.verify(env, all)?;
         if hidden || self.doubt.is_some() {
@@ -83,13 +76,6 @@ impl Task {
         }
         self.ask_to_reconcile(all);
         Ok(())
-    }
-
-    pub(super) fn covered(&self) -> u64 {
-        if self.listing {
-            return 0;
-        }
-        self.frozen.map_or(u64::MAX, |frozen| frozen.at).min(self.cover.covered())
     }
 
     pub(super) fn ask_to_reconcile(&self, all: &mut KnownToAll) {

@@ -1,0 +1,143 @@
+//! When what contradicts a source counts.
+//!
+//! What one server keeps is what it says. But of a replicated stream another server may lead the next moment. It has all that was
+//! acknowledged, and may have to take it in yet; and one that leads no more, and has not noticed, answers from what it had. For
+//! that moment messages that were read are missing, and nothing is lost.
+//!
+//! So of a replicated stream a contradiction counts only when a leader that is *current* has repeated it. It is that when, since
+//! it contradicted first,
+//! - it has led without interruption, and has heard from a majority of the replicas: nobody else was elected; and
+//! - it has stored a message of its own time, behind everything that there was before; or nothing of the stream has changed for
+//!   [`SETTLED`], as it does while a server takes something in.
+//!
+//! Whatever it is that changes: after [`LONGEST`] under one leader it counts.
+
+use highwater_bus::StreamState;
+use std::time::Duration;
+
+/// A leader of which the stream does not change for so long has taken in all that it has. A server that lost the others notices in
+/// this time that it does not hear them: they answer it every second.
+pub const SETTLED: Duration = Duration::from_secs(5);
+/// A stream that goes on changing, with messages older than the contradiction, is judged after this time.
+pub const LONGEST: Duration = Duration::from_secs(60);
+
+/// A contradiction that was found, perhaps not for the first time.
+#[derive(Debug, Default)]
+pub struct Contradiction {
+    first: Option<First>,
+}
+
+#[derive(Debug)]
+struct First {
+    state: StreamState,
+    /// When it was found first, and when the stream was seen to change last, by our own clock.
+    at: Duration,
+    changed: Duration,
+    /// The leader is current.
+    current: bool,
+}
+
+impl Contradiction {
+    /// It was found again: all of it was asked for before `state`, and that was the state of the stream at `now`, by our own clock.
+    /// True: it counts. Else it is to be looked for again in a moment.
+    pub fn counts(&mut self, state: &StreamState, now: Duration) -> bool {
+        if !state.replicated {
+            return true;
+        }
+        let same = |first: &&mut First| first.state.leader == state.leader && first.state.created == state.created;
+        let Some(first) = self.first.as_mut().filter(|first| same(first)) else {
+            self.first = Some(First { state: state.clone(), at: now, changed: now, current: false });
+            return false;
+        };
+        let before = first.current;
+        let heard = state.majority_heard < now.saturating_sub(first.at);
+        // Both by the clock of the one server that leads.
+        let stored = first.state.now > 0 && state.last_time > first.state.now;
+        let ends = |state: &StreamState| (state.first_seq, state.last_seq, state.messages);
+        if ends(&first.state) != ends(state) {
+            first.changed = now;
+            (first.state.first_seq, first.state.last_seq, first.state.messages) = ends(state);
+        }
+        let settled = now.saturating_sub(first.changed) >= SETTLED || now.saturating_sub(first.at) >= LONGEST;
+        first.current |= heard && (stored || settled);
+        before && heard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A stream that ends at `last`, whose last message is of `last_time` seconds, as `leader` says when its clock shows `now`
+    /// seconds; it heard of the others half a second ago.
+    fn state(leader: &str, last: u64, last_time: i64, now: i64) -> StreamState {
+        StreamState {
+            created: 1,
+            leader: leader.into(),
+            replicated: true,
+            first_seq: 1,
+            last_seq: last,
+            messages: last,
+            last_time: last_time * 1_000_000_000,
+            now: now * 1_000_000_000,
+            majority_heard: SECOND / 2,
+            ..StreamState::default()
+        }
+    }
+
+    #[test]
+    fn of_a_stream_that_one_server_keeps_it_counts_at_once() {
+        let state = StreamState { replicated: false, ..state("a", 5, 1, 100) };
+        assert!(Contradiction::default().counts(&state, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_leader_that_stores_something_new_is_current_and_must_repeat_it() {
+        let mut found = Contradiction::default();
+        assert!(!found.counts(&state("a", 5, 90, 100), Duration::ZERO));
+        assert!(!found.counts(&state("a", 6, 99, 101), SECOND), "that was stored before");
+        assert!(!found.counts(&state("a", 9, 101, 102), 2 * SECOND), "from now on it is current");
+        assert!(found.counts(&state("a", 9, 101, 102), 2 * SECOND));
+    }
+
+    #[test]
+    fn a_leader_that_changes_nothing_is_current_after_a_while() {
+        let mut found = Contradiction::default();
+        let at = |s: u32| SECOND * s;
+        assert!(!found.counts(&state("a", 5, 90, 100), at(0)));
+        assert!(!found.counts(&state("a", 7, 91, 103), at(3)), "it takes in what it has");
+        assert!(!found.counts(&state("a", 7, 91, 107), at(7)));
+        assert!(!found.counts(&state("a", 7, 91, 108), at(8)));
+        assert!(found.counts(&state("a", 7, 91, 109), at(9)));
+    }
+
+    #[test]
+    fn another_leader_begins_anew() {
+        let mut found = Contradiction::default();
+        for s in 0..100 {
+            let leader = if s % 4 < 2 { "a" } else { "b" };
+            assert!(!found.counts(&state(leader, 5, 90, 100), SECOND * s), "{s}");
+        }
+    }
+
+    #[test]
+    fn who_hears_of_no_majority_is_believed_in_nothing() {
+        let mut found = Contradiction::default();
+        for s in 0..20u32 {
+            let alone = StreamState { majority_heard: SECOND * (s + 1), ..state("a", 5, 90, 100 + i64::from(s)) };
+            assert!(!found.counts(&alone, SECOND * s), "{s}");
+        }
+        // The others are there again: nobody else was elected meanwhile.
+        assert!(!found.counts(&state("a", 5, 90, 121), SECOND * 21));
+        assert!(found.counts(&state("a", 5, 90, 122), SECOND * 22));
+    }
+
+    #[test]
+    fn a_stream_that_never_rests_is_judged_in_the_end() {
+        let mut found = Contradiction::default();
+        let counted = (0..200u32).find(|s| found.counts(&state("a", 5 + u64::from(*s), 90, 100), SECOND * *s));
+        assert_eq!(counted, Some(LONGEST.as_secs() as u32 + 1));
+    }
+}

@@ -1,0 +1,384 @@
+//! Atomic batches (ADR-50) of a source: no scan that says that it is exact shows a part of one, whatever it asks for and whatever
+//! happens meanwhile, and a batch of which a part is gone holds up nothing.
+
+use async_nats::{HeaderMap, Request};
+use highwater_tests::prelude::*;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+use tokio::task::JoinHandle;
+
+/// Each writer has accounts of its own, with so much in them at first.
+const ACCOUNTS: usize = 40;
+const WRITERS: usize = 2;
+const BALANCE: i64 = 100;
+const TOTAL: i64 = (WRITERS * ACCOUNTS) as i64 * BALANCE;
+/// So many of a writer's accounts have a token.
+const TOKENS: usize = 10;
+const LARGEST: u64 = 1_000;
+const BUILT_WITHIN: Duration = Duration::from_secs(60);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+const SCANNERS: usize = 3;
+
+/// A stream that takes batches, declared as a bucket.
+#[derive(Clone)]
+struct Bank {
+    client: Client,
+    bucket: String,
+    stream: String,
+    /// The newest sequence that was acknowledged.
+    newest: Arc<AtomicU64>,
+    batches: Arc<AtomicU64>,
+}
+
+impl Bank {
+    async fn open(client: &Client, bucket: &str, history: i64) -> Result<Self> {
+        let stream = format!("BANK_{bucket}");
+        let config = json!({"name": stream, "subjects": [format!("{bucket}.>")], "storage": "file", "retention": "limits",
+            "max_msgs_per_subject": history, "allow_atomic": true, "discard": "old", "num_replicas": 1});
+        let made: Value = client.js.request(format!("STREAM.CREATE.{stream}"), &config).await.context("no stream")?;
+        ensure!(made["error"].is_null(), "{made}");
+        let source = json!({"streams": [{"name": stream, "strip_prefix": format!("{bucket}.")}]});
+        client.insist("hw.admin.bucket.add", &json!({"name": bucket, "source": source}), ANSWERED_WITHIN).await?;
+        Ok(Self {
+            client: client.clone(),
+            bucket: bucket.into(),
+            stream,
+            newest: Arc::default(),
+            batches: Arc::default(),
+        })
+    }
+
+    async fn index(&self, name: &str, definition: Value) -> Result<()> {
+        let mut definition = definition;
+        (definition["bucket"], definition["name"]) = (json!(self.bucket), json!(name));
+        self.client.create_index(&definition).await?;
+        self.client.wait_active(&self.bucket, name, BUILT_WITHIN).await.map(|_| ())
+    }
+
+    async fn indexes(&self) -> Result<()> {
+        self.index("balances", json!({"keys": ["balance"], "include": ["balance"], "num_partition": 2})).await?;
+        self.index("tokens", json!({"keys": ["id"], "where": "token = true", "num_partition": 2})).await
+    }
+
+    /// Writes a batch; its end is said by its last message, or by one more that is not stored. Answers its last sequence.
+    async fn batch(&self, id: &str, documents: &[(String, Value)], marker: bool) -> Result<u64> {
+        let headers = |sequence: usize, commit: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Batch-Id", id);
+            headers.insert("Nats-Batch-Sequence", sequence.to_string().as_str());
+            if let Some(commit) = commit {
+                headers.insert("Nats-Batch-Commit", commit);
+            }
+            headers
+        };
+        let subject = |docid: &str| format!("{}.{docid}", self.bucket);
+        let (sent, last) =
+            if marker { documents.split_at(documents.len()) } else { documents.split_at(documents.len() - 1) };
+        for (i, (docid, document)) in sent.iter().enumerate() {
+            let payload = document.to_string().into();
+            self.client.nats.publish_with_headers(subject(docid), headers(i + 1, None), payload).await?;
+        }
+        let request = match last {
+            [(docid, document)] => (docid.as_str(), document.to_string(), headers(documents.len(), Some("1"))),
+            _ => ("end", String::new(), headers(documents.len() + 1, Some("eob"))),
+        };
+        let (docid, payload, headers) = request;
+        let request = Request::new().headers(headers).payload(payload.into()).timeout(Some(ANSWERED_WITHIN));
+        let reply = self.client.nats.send_request(subject(docid), request).await.context("no answer to a batch")?;
+        let ack: Value = serde_json::from_slice(&reply.payload).context("an odd answer to a batch")?;
+        ensure!(ack["count"] == documents.len(), "{ack}");
+        let seq = ack["seq"].as_u64().context("no sequence")?;
+        self.newest.fetch_max(seq, Ordering::Relaxed);
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Ok(seq)
+    }
+
+    async fn put(&self, docid: &str, document: &Value) -> Result<u64> {
+        let subject = format!("{}.{docid}", self.bucket);
+        let ack = self.client.js.publish(subject, document.to_string().into()).await?.await?;
+        Ok(ack.sequence)
+    }
+
+    /// What a scan of everything at this consistency shows, and whether it says that it is exact.
+    async fn look(&self, consistency: &Value, pages: Option<u64>) -> Result<(Shown, Value), Refused> {
+        let mut request =
+            json!({"bucket": self.bucket, "index": "balances", "consistency": consistency, "timeout_ms": 20_000});
+        if let Some(rows) = pages {
+            request["page_size"] = json!(rows);
+        }
+        let reply = self.client.scan(&request).await?;
+        let rows = reply["rows"].as_array().cloned().unwrap_or_default();
+        let accounts = rows.iter().filter(|row| row["id"].as_str().is_some_and(|id| id.starts_with('a')));
+        let balances: Vec<i64> = accounts.filter_map(|row| row["include"]["balance"].as_i64()).collect();
+        let shown = Shown { exact: reply["exact"] == true, accounts: balances.len(), sum: balances.iter().sum() };
+        Ok((shown, reply["st"].clone()))
+    }
+
+    async fn tokens(&self, consistency: &Value) -> Result<(u64, bool), Refused> {
+        let request =
+            json!({"bucket": self.bucket, "index": "tokens", "consistency": consistency, "timeout_ms": 20_000});
+        let reply = self.client.request("hw.query.count", &request).await?;
+        Ok((reply["count"].as_u64().unwrap_or(u64::MAX), reply["exact"] == true))
+    }
+
+    /// Everything that is acknowledged is shown, exactly.
+    async fn settled(&self) -> Result<()> {
+        until("the whole is shown exactly", ANSWERED_WITHIN, async || {
+            let (shown, _) = self.look(&json!("request_plus"), None).await.map_err(|refused| refused.to_string())?;
+            if shown.exact && shown.is_whole() { Ok(()) } else { Err(format!("{shown:?}")) }
+        })
+        .await
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    exact: bool,
+    accounts: usize,
+    sum: i64,
+}
+
+impl Shown {
+    fn is_whole(self) -> bool {
+        self.sum == TOTAL && self.accounts == WRITERS * ACCOUNTS
+    }
+}
+
+/// Moves money and tokens between its accounts, always in one batch.
+struct Teller {
+    bank: Bank,
+    number: usize,
+    rng: Rng,
+    balances: Vec<i64>,
+    tokens: Vec<bool>,
+    written: u64,
+}
+
+impl Teller {
+    fn new(bank: &Bank, number: usize, rng: &mut Rng) -> Self {
+        let tokens = (0..ACCOUNTS).map(|account| account < TOKENS).collect();
+        Self { bank: bank.clone(), number, rng: rng.fork(), balances: vec![BALANCE; ACCOUNTS], tokens, written: 0 }
+    }
+
+    fn document(&self, account: usize) -> (String, Value) {
+        let id = format!("a{}-{account}", self.number);
+        let document = json!({"id": id, "balance": self.balances[account], "token": self.tokens[account]});
+        (id, document)
+    }
+
+    async fn write(&mut self, documents: Vec<(String, Value)>) -> Result<u64> {
+        self.written += 1;
+        let id = format!("t{}-{}", self.number, self.written);
+        let marker = self.rng.chance(30);
+        self.bank.batch(&id, &documents, marker).await
+    }
+
+    async fn all(&mut self) -> Result<u64> {
+        let documents = (0..ACCOUNTS).map(|account| self.document(account)).collect();
+        self.write(documents).await
+    }
+
+    /// A batch of some transfers; the more of them, the more often it overwrites what it wrote itself.
+    async fn transfer(&mut self) -> Result<u64> {
+        let most = if self.rng.chance(2) { LARGEST / 2 } else { 1 + self.rng.below(8) };
+        let mut documents = Vec::new();
+        for _ in 0..most {
+            let from = self.rng.below(ACCOUNTS as u64) as usize;
+            let to = (from + 1 + self.rng.below(ACCOUNTS as u64 - 1) as usize) % ACCOUNTS;
+            let amount = self.rng.below(50) as i64;
+            self.balances[from] -= amount;
+            self.balances[to] += amount;
+            self.tokens.swap(from, to);
+            documents.extend([self.document(from), self.document(to)]);
+        }
+        self.write(documents).await
+    }
+
+    fn start(mut self, over: &Arc<AtomicBool>, pause: Duration) -> JoinHandle<Result<()>> {
+        let over = Arc::clone(over);
+        tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                self.transfer().await?;
+                tokio::time::sleep(pause).await;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Scans, counts, pages and repeats until it is over; counts what it saw by consistency.
+fn scanner(bank: &Bank, rng: &mut Rng, over: &Arc<AtomicBool>) -> JoinHandle<Result<BTreeMap<&'static str, u64>>> {
+    let (bank, mut rng, over) = (bank.clone(), rng.fork(), Arc::clone(over));
+    tokio::spawn(async move {
+        let mut seen = BTreeMap::new();
+        while !over.load(Ordering::Relaxed) {
+            let (name, consistency) = match rng.below(3) {
+                0 => ("any", json!("any")),
+                1 => ("request_plus", json!("request_plus")),
+                _ => ("at_plus", json!({"at_plus": bank.newest.load(Ordering::Relaxed)})),
+            };
+            let pages = rng.chance(30).then(|| 1 + rng.below(20));
+            let (shown, st) = match bank.look(&consistency, pages).await {
+                Ok(found) => found,
+                Err(refused) if refused.retry => continue,
+                Err(refused) => bail!("{name}: {refused}"),
+            };
+            ensure!(!shown.exact || shown.is_whole(), "torn: {shown:?} at {st}, {name}, pages of {pages:?}");
+            let what = if !shown.exact {
+                "not exact"
+            } else if pages.is_some() {
+                "pages"
+            } else {
+                name
+            };
+            *seen.entry(what).or_default() += 1;
+            *seen.entry("torn, and not exact").or_default() += u64::from(!shown.is_whole());
+            let again = json!({"at_snapshot": st});
+            match bank.look(&again, None).await {
+                Ok((same, _)) => {
+                    ensure!(same.exact == shown.exact && same.sum == shown.sum, "{shown:?} and then {same:?} at {st}");
+                    *seen.entry("at_snapshot").or_default() += 1;
+                }
+                Err(refused) if refused.code == "snapshot_expired" || refused.retry => {}
+                Err(refused) => bail!("at_snapshot: {refused}"),
+            }
+            match bank.tokens(&consistency).await {
+                Ok((count, true)) => {
+                    ensure!(count == (WRITERS * TOKENS) as u64, "torn: {count} tokens, {name}");
+                    *seen.entry("counts").or_default() += 1;
+                }
+                Ok(_) => {}
+                Err(refused) if refused.retry => {}
+                Err(refused) => bail!("count, {name}: {refused}"),
+            }
+        }
+        Ok(seen)
+    })
+}
+
+/// Other documents, one at a time.
+fn notes(bank: &Bank, over: &Arc<AtomicBool>, pause: Duration) -> JoinHandle<Result<()>> {
+    let (bank, over) = (bank.clone(), Arc::clone(over));
+    tokio::spawn(async move {
+        for n in 0u64.. {
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+            bank.put(&format!("note{}", n % 50), &json!({"balance": n})).await?;
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_exact_scan_shows_a_part_of_a_batch() -> Result<()> {
+    let mut rng = Rng::seeded("atomic batches");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            for (bucket, history) in [("one", 1), ("five", 5)] {
+                let bank = Bank::open(&client, bucket, history).await?;
+                let mut tellers: Vec<Teller> = (0..WRITERS).map(|n| Teller::new(&bank, n, &mut rng)).collect();
+                for teller in &mut tellers {
+                    teller.all().await?;
+                }
+                bank.indexes().await?;
+                let over = Arc::new(AtomicBool::new(false));
+                let pause = Duration::from_millis(2);
+                let writers: Vec<_> = tellers.into_iter().map(|teller| teller.start(&over, pause)).collect();
+                let notes = notes(&bank, &over, pause);
+                let scanners: Vec<_> = (0..SCANNERS).map(|_| scanner(&bank, &mut rng, &over)).collect();
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                // What is read anew begins anywhere.
+                cluster.restart("projector-1").await?;
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                client.insist("hw.admin.bucket.reconcile", &json!({"name": bucket}), ANSWERED_WITHIN).await?;
+                bank.index("later", json!({"keys": ["token", "balance"]})).await?;
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                over.store(true, Ordering::Relaxed);
+                for task in writers.into_iter().chain([notes]) {
+                    task.await.context("a writer panicked")??;
+                }
+                let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+                for scanner in scanners {
+                    for (what, n) in scanner.await.context("a scanner panicked")?? {
+                        *seen.entry(what).or_default() += n;
+                    }
+                }
+                bank.settled().await?;
+                let batches = bank.batches.load(Ordering::Relaxed);
+                println!("history {history}: {batches} batches, {seen:?}");
+                ensure!(batches > 100, "only {batches} batches");
+                for what in ["any", "request_plus", "at_plus", "pages", "at_snapshot", "counts"] {
+                    ensure!(seen.get(what).is_some_and(|n| *n > 0), "no {what} in {seen:?}");
+                }
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Of a batch some messages are removed before anybody reads them, or while nothing else is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_of_which_a_part_is_gone_holds_up_nothing() -> Result<()> {
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let bank = Bank::open(&client, "gone", 1).await?;
+            bank.index("balances", json!({"keys": ["balance"]})).await?;
+            let shown = async |wanted: &[i64]| {
+                until(&format!("{wanted:?}"), ANSWERED_WITHIN, async || {
+                    let request = json!({"bucket": "gone", "index": "balances", "consistency": "request_plus"});
+                    let reply = client.scan(&request).await.map_err(|refused| refused.to_string())?;
+                    let rows = reply["rows"].as_array().cloned().unwrap_or_default();
+                    let found: Vec<i64> = rows.iter().filter_map(|row| row["key"][0].as_i64()).collect();
+                    if reply["exact"] == true && found == wanted { Ok(()) } else { Err(reply.to_string()) }
+                })
+                .await
+            };
+            let batch = |from: i64| -> Vec<(String, Value)> {
+                (from..from + 5).map(|n| (format!("d{n}"), json!({"balance": n}))).collect()
+            };
+            let remove = async |seq: u64| -> Result<()> {
+                let done: Value =
+                    client.js.request(format!("STREAM.MSG.DELETE.{}", bank.stream), &json!({"seq": seq})).await?;
+                ensure!(done["success"] == true, "{done}");
+                Ok(())
+            };
+            // Its end, its beginning, its middle; read live, and only after that.
+            let last = bank.batch("b1", &batch(0), false).await?;
+            remove(last).await?;
+            // It may have been read before.
+            client.insist("hw.admin.bucket.reconcile", &json!({"name": "gone"}), ANSWERED_WITHIN).await?;
+            shown(&[0, 1, 2, 3]).await?;
+            cluster.stop("projector-1").await?;
+            let last = bank.batch("b2", &batch(10), true).await?;
+            remove(last).await?;
+            cluster.start_node("projector-1").await?;
+            shown(&[0, 1, 2, 3, 10, 11, 12, 13]).await?;
+            cluster.stop("projector-1").await?;
+            let last = bank.batch("b3", &batch(20), false).await?;
+            remove(last - 4).await?;
+            remove(last - 2).await?;
+            bank.batch("b4", &batch(21), false).await?;
+            cluster.start_node("projector-1").await?;
+            shown(&[0, 1, 2, 3, 10, 11, 12, 13, 21, 22, 23, 24, 25]).await?;
+            // All of it but the first, with nothing else to read.
+            cluster.stop("projector-1").await?;
+            let last = bank.batch("b5", &batch(30), false).await?;
+            for seq in last - 3..=last {
+                remove(seq).await?;
+            }
+            cluster.start_node("projector-1").await?;
+            shown(&[0, 1, 2, 3, 10, 11, 12, 13, 21, 22, 23, 24, 25, 30]).await
+        })
+        .await
+}
