@@ -1,6 +1,7 @@
 //! Three nats-servers with three replicas of every stream: nothing that was acknowledged is lost, and somebody coordinates again,
 //! when the server that leads a stream is killed under load, and in what else one server shows.
 
+use futures_util::StreamExt;
 use highwater_schemas::subjects;
 use highwater_tests::{
     cli, load,
@@ -8,6 +9,8 @@ use highwater_tests::{
     scenarios::{copies, log, sleep},
     trial::{NODES, QUICK, SETTLED_WITHIN, Trial},
 };
+use std::collections::BTreeMap;
+use tokio::time::timeout;
 
 const DOCUMENTS: u64 = 2_000;
 /// Far more than the servers take to elect another leader of a stream, about 5 s, and then the index managers to follow.
@@ -74,17 +77,19 @@ async fn services_that_start_before_jetstream_has_a_leader_wait_for_it() -> Resu
             client.js.query_account().await.map_or(Ok(()), |_| Err("it answers".into()))
         })
         .await?;
+        let mut asked = client.nats.subscribe("$JS.API.>").await?;
+        client.nats.flush().await?;
         for node in NODES {
             cluster.spawn(node)?;
         }
-        for node in NODES {
-            let child = cluster.node(node)?;
-            until(&format!("{node} misses JetStream"), LED_WITHIN, async || {
-                let log = child.log();
-                if log.contains("JetStream does not answer yet") { Ok(()) } else { Err(log) }
-            })
-            .await?;
+        // Each asks from an inbox of its own. Twice: the first question was not answered.
+        let mut asking: BTreeMap<String, u32> = BTreeMap::new();
+        while asking.values().filter(|times| **times > 1).count() < NODES.len() {
+            let question = timeout(LED_WITHIN, asked.next()).await.context("not every node asks for JetStream")?;
+            let reply = question.and_then(|question| question.reply).context("a question without a reply subject")?;
+            *asking.entry(reply.split('.').nth(1).unwrap_or_default().to_owned()).or_default() += 1;
         }
+        drop(asked);
         cluster.check()?;
         let (code, _, said) = cli::highwater(&["ping", "--nats", "--nats-url", cluster.url()])?;
         ensure!(code == Some(1) && said.contains("JetStream does not answer"), "ping --nats: {code:?} {said}");
