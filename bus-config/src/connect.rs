@@ -18,7 +18,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// A log directive that silences the NATS client: what matters of it is in our own errors.
 pub const CLIENT_LOG_OFF: &str = "async_nats=off";
@@ -32,6 +32,8 @@ const PING: Duration = Duration::from_secs(5);
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a connection could not be opened, it is tried again after this.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Streams that are read in parts at once: each takes some connections, and some MiB for what was read ahead.
+const MOST_IN_PARTS: usize = 2;
 /// JetStream is given this long to say that it is there.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -69,6 +71,8 @@ struct Inner {
     /// Rises when the client library's connection is lost.
     lost: watch::Sender<u64>,
     keeper: Mutex<Option<Task>>,
+    /// Stretches of streams that may be read in parts at once.
+    in_parts: Arc<Semaphore>,
 }
 
 /// The client library's connection.
@@ -197,7 +201,15 @@ impl Bus {
         let link = Link::connect(Arc::clone(&dial), troubles.clone())
             .await
             .map_err(|why| BusError::Unreachable { url: url.clone(), why })?;
-        let inner = Arc::new(Inner { url, session: RwLock::new(session), link, dial, lost, keeper: Mutex::default() });
+        let inner = Arc::new(Inner {
+            url,
+            session: RwLock::new(session),
+            link,
+            dial,
+            lost,
+            keeper: Mutex::default(),
+            in_parts: Arc::new(Semaphore::new(MOST_IN_PARTS)),
+        });
         let bus = Arc::downgrade(&inner);
         let kept = supervise::task(&troubles.clone().into(), "the keeper of the NATS client", async move {
             let incidents = opener.troubles.clone().into();
@@ -233,6 +245,11 @@ impl Bus {
     pub(crate) async fn another_link(&self) -> Result<Link, BusError> {
         let link = Link::connect(Arc::clone(&self.inner.dial), self.troubles.clone()).await;
         link.map_err(|why| BusError::other("connect", why))
+    }
+
+    /// Held while a stream is read in parts; None: as many others as may are.
+    pub(crate) fn turn_in_parts(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.inner.in_parts).try_acquire_owned().ok()
     }
 
     /// A text that no other call and no other process gets.

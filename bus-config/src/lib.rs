@@ -26,6 +26,7 @@ mod jetstream;
 mod lease;
 mod listing;
 mod message;
+mod parts;
 mod publisher;
 mod pulls;
 mod reader;

@@ -79,6 +79,11 @@ impl StreamMessage {
         self.message.payload()
     }
 
+    /// What nats-server counts of it: subject, reply subject, headers and payload, bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.message.size()
+    }
+
     /// The payload to keep: a large one shares what it was read into.
     pub fn payload_bytes(&self) -> Bytes {
         /// Below, a copy costs less than what it would keep in memory.

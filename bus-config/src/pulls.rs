@@ -51,31 +51,36 @@ struct Asked {
     /// What one pull asks for.
     batch: u64,
     batch_bytes: u64,
+    /// Messages that are wanted and have not come.
+    wanted: u64,
     /// A message came since the last pull.
     delivered: bool,
 }
 
 impl Asked {
-    fn new(max_payload: u64) -> Self {
-        Self { messages: 0, bytes: 0, batch: BATCH, batch_bytes: (max_payload + BESIDES).max(BYTES), delivered: false }
+    fn new(max_payload: u64, wanted: u64) -> Self {
+        let batch_bytes = (max_payload + BESIDES).max(BYTES);
+        Self { messages: 0, bytes: 0, batch: BATCH, batch_bytes, wanted, delivered: false }
     }
 
-    /// True while another pull is due; it counts as asked for from then on.
-    fn is_due(&mut self) -> bool {
+    /// How many messages the next pull asks for, if one is due; they count as asked for from then on.
+    fn next_pull(&mut self) -> Option<u64> {
         if self.messages == 0 || self.bytes == 0 {
             (self.messages, self.bytes) = (0, 0);
         }
-        let due = self.messages <= self.batch / 2 || self.bytes <= self.batch_bytes / 2;
-        if due {
-            self.messages += self.batch;
+        let batch = self.batch.min(self.wanted.saturating_sub(self.messages));
+        let due = batch > 0 && (self.messages <= self.batch / 2 || self.bytes <= self.batch_bytes / 2);
+        due.then(|| {
+            self.messages += batch;
             self.bytes += self.batch_bytes;
             self.delivered = false;
-        }
-        due
+            batch
+        })
     }
 
     fn came(&mut self, size: usize) {
         self.messages = self.messages.saturating_sub(1);
+        self.wanted = self.wanted.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(size as u64);
         self.delivered = true;
     }
@@ -117,8 +122,14 @@ impl Asked {
 }
 
 impl Pulls {
-    /// Begins to pull on this connection.
-    pub(crate) async fn start(bus: &Bus, link: &Link, stream: &str, consumer: &str) -> Result<Self, String> {
+    /// Begins to pull on this connection. Never more than `wanted` messages are asked for in all.
+    pub(crate) async fn start(
+        bus: &Bus,
+        link: &Link,
+        stream: &str,
+        consumer: &str,
+        wanted: u64,
+    ) -> Result<Self, String> {
         let inbox = format!("_INBOX.{}", bus.unique_id());
         let mut interest = link.interest();
         interest.add(&inbox, None).await;
@@ -126,7 +137,7 @@ impl Pulls {
             interest,
             next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
             inbox,
-            asked: Asked::new(bus.max_payload() as u64),
+            asked: Asked::new(bus.max_payload() as u64, wanted),
             ready: VecDeque::new(),
             heard: Instant::now(),
         };
@@ -135,9 +146,9 @@ impl Pulls {
     }
 
     fn ask(&mut self) -> Result<(), String> {
-        while self.asked.is_due() {
+        while let Some(batch) = self.asked.next_pull() {
             let request = serde_json::json!({
-                "batch": self.asked.batch, "max_bytes": self.asked.batch_bytes,
+                "batch": batch, "max_bytes": self.asked.batch_bytes,
                 "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
             });
             if !self.interest.link().publish(&self.next, &self.inbox, request.to_string().as_bytes()) {
@@ -231,8 +242,8 @@ mod tests {
     use super::*;
 
     fn asked() -> Asked {
-        let mut asked = Asked::new(1024 * 1024);
-        assert!(asked.is_due() && !asked.is_due());
+        let mut asked = Asked::new(1024 * 1024, u64::MAX);
+        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(BATCH), None));
         asked
     }
 
@@ -240,14 +251,14 @@ mod tests {
     fn another_pull_is_due_at_half_of_the_messages_or_of_the_bytes() {
         let mut small = asked();
         (0..BATCH / 2 - 1).for_each(|_| small.came(10));
-        assert!(!small.is_due());
+        assert_eq!(small.next_pull(), None);
         small.came(10);
-        assert!(small.is_due() && !small.is_due());
+        assert_eq!((small.next_pull(), small.next_pull()), (Some(BATCH), None));
         let mut large = asked();
         large.came(large.batch_bytes as usize / 2 - 1);
-        assert!(!large.is_due());
+        assert_eq!(large.next_pull(), None);
         large.came(2);
-        assert!(large.is_due() && !large.is_due());
+        assert_eq!((large.next_pull(), large.next_pull()), (Some(BATCH), None));
         assert!(large.bytes <= large.batch_bytes * 3 / 2, "no more is under way than one and a half pulls");
     }
 
@@ -277,8 +288,22 @@ mod tests {
             "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: {BATCH}\r\nNats-Pending-Bytes: {first}\r\n\r\n"
         );
         asked.status(Headers::new(refused.as_bytes())).unwrap();
-        assert!(asked.is_due());
-        assert_eq!(asked.bytes, first * 2);
+        assert_eq!((asked.next_pull(), asked.bytes), (Some(BATCH), first * 2));
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_is_wanted() {
+        let mut asked = Asked::new(1024 * 1024, BATCH + 10);
+        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(BATCH), None));
+        (0..BATCH).for_each(|_| asked.came(10));
+        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(10), None));
+        // What a pull did not bring is asked for again.
+        let left = "NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 7\r\nNats-Pending-Bytes: 0\r\n\r\n";
+        (0..3).for_each(|_| asked.came(10));
+        asked.status(Headers::new(left.as_bytes())).unwrap();
+        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(7), None));
+        (0..7).for_each(|_| asked.came(10));
+        assert_eq!(asked.next_pull(), None);
     }
 
     #[test]

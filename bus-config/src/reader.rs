@@ -12,9 +12,10 @@ use crate::{
     jetstream::StreamState,
     listing,
     message::StreamMessage,
+    parts::{Parts, Stretch},
     pulls::{Pulls, told},
 };
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, Info, pull};
 use std::time::Duration;
 
 const INACTIVE: Duration = Duration::from_secs(30);
@@ -36,7 +37,8 @@ pub struct ReadFrom {
     pub created: Option<i64>,
     /// Begin with the last message of every subject, once, and go on with what is written after these were determined.
     pub lists: bool,
-    /// Over a connection of its own: for who reads so much that other readers of this process would wait.
+    /// Over connections of its own: for who reads so much that other readers of this process would wait. A long stretch is
+    /// read in parts.
     pub apart: bool,
 }
 
@@ -61,6 +63,8 @@ pub struct StreamReader {
     created: i64,
     server_id: String,
     pulls: Option<Pulls>,
+    /// The stretch that it begins with.
+    parts: Option<(Parts, Stretch)>,
     consumer: String,
     /// Times that the reader was opened again on another server, or on one that had, or may have, restarted.
     restarts: u64,
@@ -72,9 +76,9 @@ pub struct StreamReader {
 }
 
 /// How far a reader is.
-struct Place {
+pub(crate) struct Place {
     /// The last stream sequence handed out or passed.
-    after: u64,
+    pub(crate) after: u64,
     /// The last message of the consumer.
     consumer_seq: u64,
 }
@@ -88,12 +92,13 @@ impl StreamReader {
             bus: bus.clone(),
             stream: stream.into(),
             filter: from.filter,
-            place: Place { after: from.after, consumer_seq: 0 },
+            place: Place::new(from.after),
             created: from.created.unwrap_or(state.created),
             server_id: link.server_id(),
             link,
             apart: from.apart,
             pulls: None,
+            parts: None,
             consumer: String::new(),
             restarts: 0,
             losses: bus.losses(),
@@ -101,11 +106,59 @@ impl StreamReader {
             leader: state.leader.clone(),
         };
         reader.check(&state)?;
-        let pulls = reader.subscribe().await?;
-        let state = reader.bus.stream_state(stream).await?;
-        reader.check(&state)?;
-        reader.pulls = Some(pulls);
+        if !reader.begin_in_parts(&state).await? {
+            reader.subscribe_checked().await?;
+        }
         Ok(reader)
+    }
+
+    /// Begins to read what the stream has now in parts, if that pays; false: it does not.
+    async fn begin_in_parts(&mut self, state: &StreamState) -> Result<bool, BusError> {
+        // All messages are the last ones of their subjects, or all are asked for.
+        let all = self.list.is_none() || state.max_messages_per_subject == 1;
+        if !self.apart || self.filter.is_some() || !all {
+            return Ok(false);
+        }
+        let Some(stretch) = Stretch::of(state, self.place.after) else { return Ok(false) };
+        let leader = self.list.is_some().then_some(self.leader.as_str());
+        let parts = Parts::start(&self.bus, &self.stream, leader, stretch).await?;
+        if let Some(list) = self.list.as_mut().filter(|_| parts.is_some()) {
+            list.messages = state.messages;
+        }
+        self.parts = parts.map(|parts| (parts, stretch));
+        Ok(self.parts.is_some())
+    }
+
+    async fn subscribe_checked(&mut self) -> Result<(), BusError> {
+        let pulls = self.subscribe().await?;
+        let state = self.bus.stream_state(&self.stream).await?;
+        self.check(&state)?;
+        self.pulls = Some(pulls);
+        Ok(())
+    }
+
+    /// Takes what the parts have brought, until all of the stretch was handed out; then it is read on behind it.
+    async fn next_of_parts(&mut self, most: usize, out: &mut Vec<StreamMessage>) -> Result<(), BusError> {
+        let Some((parts, stretch)) = &mut self.parts else { return Ok(()) };
+        match parts.next_ready(most, out).await {
+            Ok(true) => {
+                self.place.after = out.last().map_or(self.place.after, |last| last.seq);
+                return Ok(());
+            }
+            Ok(false) => self.place.after = self.place.after.max(stretch.upto),
+            Err(why) => {
+                self.parts = None;
+                return self.reopen(&why).await;
+            }
+        }
+        self.parts = None;
+        let before = self.server_id.clone();
+        match self.subscribe_checked().await {
+            Ok(()) => self.restarts += u64::from(self.server_id != before),
+            Err(changed @ BusError::StreamChanged { .. }) => return Err(changed),
+            Err(error) => self.reopen(&error.to_string()).await?,
+        }
+        Ok(())
     }
 
     /// What it began with, if it lists.
@@ -162,62 +215,31 @@ impl StreamReader {
     /// The pulls count as open once the stream was checked after it.
     async fn subscribe(&mut self) -> Result<Pulls, BusError> {
         let listing = self.is_listing();
-        let (deliver_policy, all) = if listing {
+        let mut config = starting_at(self.place.after + 1);
+        if listing {
+            config.deliver_policy = DeliverPolicy::LastPerSubject;
             // The server wants to be told of which subjects.
-            (DeliverPolicy::LastPerSubject, ">")
-        } else {
-            (DeliverPolicy::ByStartSequence { start_sequence: self.place.after + 1 }, "")
-        };
-        let config = pull::Config {
-            deliver_policy,
-            ack_policy: AckPolicy::None,
-            filter_subject: self.filter.clone().unwrap_or_else(|| all.into()),
-            inactive_threshold: INACTIVE,
-            memory_storage: true,
-            num_replicas: 1,
-            ..pull::Config::default()
-        };
-        let refused = |why: &dyn std::fmt::Display| BusError::other("consumer", format!("{}: {why}", self.stream));
-        let js = self.bus.js();
-        let mut attempts = 0;
-        let info = loop {
-            let made = js.create_consumer_on_stream(config.clone(), self.stream.clone());
-            let consumer = match self.bus.unless_lost(made).await {
-                Some(made) => made.map_err(|e| refused(&e))?,
-                None => return Err(refused(&"the connection was lost")),
-            };
-            let info = consumer.cached_info().clone();
-            let server = info.cluster.as_ref().and_then(|cluster| cluster.leader.clone());
-            // A server without a cluster does not say where a consumer is.
-            if !listing || server.is_none_or(|server| server == self.leader) {
-                break info;
-            }
-            self.remove_consumer(&info.name).await;
-            attempts += 1;
-            if attempts == MOST_PLACED {
-                return Err(refused(&"no consumer was placed on the stream's leader"));
-            }
-        };
+            config.filter_subject = ">".into();
+        }
+        if let Some(filter) = &self.filter {
+            config.filter_subject.clone_from(filter);
+        }
+        let leader = listing.then_some(self.leader.as_str());
+        let info = consumer(&self.bus, &self.stream, &config, leader).await?;
         self.consumer.clone_from(&info.name);
         if let Some(list) = self.list.as_mut().filter(|_| listing) {
             list.messages = info.num_pending;
         }
-        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer).await;
+        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
         self.server_id = self.link.server_id();
         Ok(pulls)
     }
 
-    /// Best effort: the server also removes one that is inactive.
-    async fn remove_consumer(&self, name: &str) {
-        let js = self.bus.js();
-        let _ = self.bus.unless_lost(js.delete_consumer_from_stream(name, self.stream.as_str())).await;
-    }
-
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
     async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
-        if self.is_listing() && (self.pulls.is_some() || self.place.after > 0) {
+        if self.is_listing() && (self.pulls.is_some() || self.place.after > 0 || self.consumer.is_empty()) {
             let why = format!("the list was interrupted: {why}");
             return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         }
@@ -225,7 +247,9 @@ impl StreamReader {
         self.pulls = None;
         let before = self.server_id.clone();
         let old = std::mem::take(&mut self.consumer);
-        self.remove_consumer(&old).await;
+        if !old.is_empty() {
+            remove_consumer(&self.bus, &self.stream, &old).await;
+        }
         let mut retry = self.bus.retry(format!("reading stream {}", self.stream)).within(LONGEST);
         loop {
             if self.apart && self.link.is_over() {
@@ -273,6 +297,10 @@ impl StreamReader {
     pub async fn next_ready(&mut self, most: usize, out: &mut Vec<StreamMessage>) -> Result<(), BusError> {
         let restarts = self.restarts;
         while out.is_empty() && self.restarts == restarts {
+            if self.parts.is_some() {
+                self.next_of_parts(most, out).await?;
+                continue;
+            }
             let Some(pulls) = self.pulls.as_mut() else {
                 self.reopen("it was not open").await?;
                 continue;
@@ -301,8 +329,56 @@ impl StreamReader {
     }
 }
 
+/// The configuration of a consumer of all messages from here on.
+pub(crate) fn starting_at(start_sequence: u64) -> pull::Config {
+    pull::Config {
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+        ack_policy: AckPolicy::None,
+        inactive_threshold: INACTIVE,
+        memory_storage: true,
+        num_replicas: 1,
+        ..pull::Config::default()
+    }
+}
+
+/// Makes a consumer, on the server `leader` if one is named.
+pub(crate) async fn consumer(
+    bus: &Bus,
+    stream: &str,
+    config: &pull::Config,
+    leader: Option<&str>,
+) -> Result<Info, BusError> {
+    let refused = |why: &dyn std::fmt::Display| BusError::other("consumer", format!("{stream}: {why}"));
+    let js = bus.js();
+    for _ in 0..MOST_PLACED {
+        let made = js.create_consumer_on_stream(config.clone(), stream);
+        let consumer = match bus.unless_lost(made).await {
+            Some(made) => made.map_err(|e| refused(&e))?,
+            None => return Err(refused(&"the connection was lost")),
+        };
+        let info = consumer.cached_info().clone();
+        let server = info.cluster.as_ref().and_then(|cluster| cluster.leader.as_deref());
+        // A server without a cluster does not say where a consumer is.
+        if leader.is_none() || server.is_none_or(|server| Some(server) == leader) {
+            return Ok(info);
+        }
+        remove_consumer(bus, stream, &info.name).await;
+    }
+    Err(refused(&"no consumer was placed on the stream's leader"))
+}
+
+/// Best effort: the server also removes one that is inactive.
+pub(crate) async fn remove_consumer(bus: &Bus, stream: &str, name: &str) {
+    let js = bus.js();
+    let _ = bus.unless_lost(js.delete_consumer_from_stream(name, stream)).await;
+}
+
 impl Place {
-    fn take(&mut self, message: Message, out: &mut Vec<StreamMessage>) -> Result<(), String> {
+    pub(crate) fn new(after: u64) -> Self {
+        Self { after, consumer_seq: 0 }
+    }
+
+    pub(crate) fn take(&mut self, message: Message, out: &mut Vec<StreamMessage>) -> Result<(), String> {
         let reply = || String::from_utf8_lossy(message.reply()).into_owned();
         let told = told(message.reply()).ok_or_else(|| format!("a message with the reply subject {:?}", reply()))?;
         if told.consumer_seq != self.consumer_seq + 1 {

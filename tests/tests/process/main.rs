@@ -18,6 +18,7 @@ mod foreign_bytes;
 mod garbage;
 mod hidden_revisions;
 mod kills;
+mod long_streams;
 mod nats_faults;
 mod oracle;
 mod panics;

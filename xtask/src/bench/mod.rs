@@ -69,6 +69,9 @@ pub struct Options {
     /// Measure only coordination: crashes of the master, DDL, many indexes
     #[arg(long, conflicts_with_all = ["limits_only", "store_only"])]
     coordination_only: bool,
+    /// Measure only the limits of the machine and the initial build
+    #[arg(long, conflicts_with_all = ["limits_only", "store_only", "coordination_only", "recovery_only"])]
+    build_only: bool,
     /// Measure only recovery: restart and catchup of an indexer, a rollback
     #[arg(long, conflicts_with_all = ["limits_only", "store_only", "coordination_only"])]
     recovery_only: bool,
@@ -154,7 +157,7 @@ pub async fn run(options: Options) -> Result<()> {
         outcome?;
     }
     drop(fleet);
-    if let Some(binary) = &binary {
+    if let Some(binary) = binary.as_ref().filter(|_| !options.build_only) {
         let sources = Sources { server: &server, binary, directory: &directory };
         recovery::measure(&sources, &options, &mut report).await?;
         coordination::measure(&sources, &options, &mut report).await?;
@@ -187,6 +190,10 @@ async fn measure_highwater(bench: &Bench, fleet: &Fleet, report: &mut Report) ->
     let Some(indexer) = fleet.id_of("indexer-1") else { bail!("there is no indexer") };
     let watch = Watch::start(indexer);
     build::measure(bench, fleet, report).await?;
+    if bench.options.build_only {
+        report.memory(watch.stop());
+        return Ok(());
+    }
     reads::measure(bench, report).await?;
     freshness::measure(bench, fleet.url(), report).await?;
     steady::measure(bench, fleet, report).await?;

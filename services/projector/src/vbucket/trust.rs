@@ -221,7 +221,14 @@ pub(super) async fn verified(
                     return Err(suspected);
                 }
                 let Suspected { reason, intact, last, .. } = suspected;
-                tracing::info!(stream, leader = state.leader, reason, intact, last, "the leader contradicts what was read; it is asked again");
+                tracing::info!(
+                    stream,
+                    leader = state.leader,
+                    reason,
+                    intact,
+                    last,
+                    "the leader contradicts what was read; it is asked again"
+                );
                 tokio::time::sleep(AGAIN).await;
             }
             Err(error) => retry.wait(&error).await,
