@@ -68,7 +68,7 @@ impl BackIndex {
     }
 }
 
-/// Documents of the commit that a page picks at most, and documents of it that a page looks at.
+/// Documents that a page picks at most of the commit, and looks at of what is not in it; documents of the commit that it looks at.
 const PICKED: usize = 16_384;
 const LOOKED_AT: usize = 65_536;
 
@@ -77,6 +77,8 @@ const LOOKED_AT: usize = 65_536;
 pub enum Place {
     #[default]
     Beginning,
+    /// Among what is not in the commit, at this hash of its key.
+    Newer(u64),
     /// Behind what was not in the commit, and behind this document of the commit.
     Behind(String),
 }
@@ -88,6 +90,38 @@ pub struct Picked {
     pub documents: Vec<(String, u64)>,
     /// Where to go on; None: that was all.
     pub next: Option<Place>,
+}
+
+/// Picks from the rows that are not in the commit, the newest first, a page of them from a hash on; answers where the next page
+/// begins.
+///
+/// In the order of their hashes, which stays what it is when rows become durable, or newer ones come, between two pages. What
+/// has become durable is met again in the commit, which is walked over afterwards.
+fn pick_newer(
+    newer: &[&Rows],
+    (vb, from): (u16, u64),
+    wanted: &mut dyn FnMut(&str, u64) -> bool,
+    documents: &mut Vec<(String, u64)>,
+) -> Result<Option<u64>, StoreError> {
+    let pages = newer.iter().map(|rows| rows.len()).sum::<usize>() / (PICKED / 2) + 1;
+    let mut upto = from.saturating_add(u64::MAX / pages as u64);
+    // Document ids can be chosen for their hashes to lie together.
+    while upto > from && newer.iter().map(|rows| rows.within(from..=upto).count()).sum::<usize>() > PICKED {
+        upto = from + (upto - from) / 2;
+    }
+    for (i, rows) in newer.iter().enumerate() {
+        for (key, row) in rows.within(from..=upto).map(|at| (rows.key(at), rows.row(at))) {
+            let shadowed = || newer[..i].iter().any(|above| above.get(hash_key(key), key).is_some());
+            let (of, docid) = decode_row_key(key)?;
+            if of == vb && !row.is_empty() && !shadowed() {
+                let seqno = value::decode(row)?.seqno;
+                if wanted(docid, seqno) {
+                    documents.push((docid.to_owned(), seqno));
+                }
+            }
+        }
+    }
+    Ok(upto.checked_add(1))
 }
 
 /// A page of the documents of a vbucket: of `newer` rows, the newest first, and below them of the commit.
@@ -105,19 +139,10 @@ fn pick(
             encode_row_key(vb, docid, &mut key_of);
             Bound::Excluded(&key_of[..])
         }
-        Place::Beginning => {
-            // All at once: they have no order to go on in, and are no more than memory holds.
-            for (i, rows) in newer.iter().enumerate() {
-                for (key, row) in (0..rows.len()).map(|at| (rows.key(at), rows.row(at))) {
-                    let shadowed = || newer[..i].iter().any(|above| above.get(hash_key(key), key).is_some());
-                    let (of, docid) = decode_row_key(key)?;
-                    if of == vb && !row.is_empty() && !shadowed() {
-                        let seqno = value::decode(row)?.seqno;
-                        if wanted(docid, seqno) {
-                            documents.push((docid.to_owned(), seqno));
-                        }
-                    }
-                }
+        Place::Beginning | Place::Newer(_) => {
+            let from = if let Place::Newer(hash) = place { *hash } else { 0 };
+            if let Some(next) = pick_newer(newer, (vb, from), wanted, &mut documents)? {
+                return Ok(Picked { documents, next: Some(Place::Newer(next)) });
             }
             encode_row_key(vb, "", &mut key_of);
             Bound::Included(&key_of[..])
@@ -290,6 +315,88 @@ mod tests {
             }
             assert_eq!(left, present.len() - ends);
         }
+    }
+
+    #[test]
+    fn a_walk_takes_pages_of_what_is_in_memory_also_while_it_becomes_durable() {
+        const MANY: usize = PICKED * 3;
+        let dir = tempfile::tempdir().expect("a directory");
+        let identity = SliceIdentity { bucket: "b".into(), index_id: "i".into(), ..SliceIdentity::default() };
+        let limits = StoreLimits { map_size: 256 << 20, ..StoreLimits::default() };
+        let mut store = LmdbStore::open(dir.path(), &identity, limits).expect("opens");
+        let entry = [Entry { key: b"\x03", include: b"" }];
+        for n in 0..9 {
+            store.bulk(1, &format!("c{n}"), 1, &entry, None).expect("collects");
+        }
+        let job = store.begin_persist(SliceMark { st: 1, ..SliceMark::default() }, Purpose::Built).expect("none runs");
+        store.finish_persist(job.run()).expect("persists");
+        // Three generations of memory: what is being made durable, what is sealed, what is open.
+        let put = |store: &mut LmdbStore, of: std::ops::Range<usize>, seqno| {
+            for n in of {
+                store.replace(1, &format!("d{n}"), seqno, &entry, None).expect("replaces");
+            }
+        };
+        put(&mut store, 0..MANY, 2);
+        let mut job = store.begin_persist(SliceMark { st: 2, ..SliceMark::default() }, Purpose::Snapshot { at: 1 });
+        put(&mut store, MANY / 2..MANY * 2, 3);
+        store.seal().expect("seals");
+        put(&mut store, MANY..MANY * 2 + 99, 4);
+        let newest = |n: usize| match n {
+            _ if n >= MANY => 4,
+            _ if n >= MANY / 2 => 3,
+            _ => 2,
+        };
+
+        let (mut place, mut met, mut pages) = (Some(Place::Beginning), BTreeMap::new(), 0);
+        let mut removed = 0;
+        while let Some(at) = place.take() {
+            let (mut looked, durable) = (0, job.is_none());
+            let wanted = &mut |docid: &str, seqno: u64| {
+                looked += 1;
+                let before = met.insert(docid.to_owned(), seqno);
+                assert!(before.is_none() || (durable && before == Some(seqno)), "{docid}: {before:?}, then {seqno}");
+                docid.ends_with('7')
+            };
+            let page = store.pick(1, &at, wanted).expect("reads");
+            assert!(looked <= PICKED || !matches!(page.next, Some(Place::Newer(_))), "{at:?}: {looked}");
+            for (docid, seqno) in &page.documents {
+                store.remove(1, docid, *seqno).expect("removes");
+            }
+            removed += page.documents.len();
+            pages += 1;
+            if pages == 3 {
+                store.finish_persist(job.take().expect("runs").run()).expect("persists");
+            }
+            place = page.next;
+        }
+        assert!(pages > 6, "{pages} pages");
+        let wanted: BTreeMap<String, u64> = (0..9)
+            .map(|n| (format!("c{n}"), 1))
+            .chain((0..MANY * 2 + 99).map(|n| (format!("d{n}"), newest(n))))
+            .collect();
+        assert!(met == wanted, "{} documents, not {}", met.len(), wanted.len());
+        assert_eq!(removed, wanted.keys().filter(|docid| docid.ends_with('7')).count());
+    }
+
+    #[test]
+    fn a_page_of_memory_has_its_bound_however_the_hashes_lie() {
+        let mut rows = Rows::default();
+        let mut key = Vec::new();
+        let mut row = Vec::new();
+        value::encode(5, None, &[], &mut row).expect("encodes");
+        for n in 0..PICKED as u64 * 2 + 5 {
+            encode_row_key(1, &format!("d{n}"), &mut key);
+            rows.put(n + 7, &key, &row);
+        }
+        let (mut from, mut met, mut pages) = (Some(0), 0, 0);
+        while let Some(at) = from {
+            let mut documents = Vec::new();
+            from = pick_newer(&[&rows], (1, at), &mut |_, _| true, &mut documents).expect("reads");
+            assert!(documents.len() <= PICKED, "{}", documents.len());
+            (met, pages) = (met + documents.len(), pages + 1);
+        }
+        assert_eq!(met, rows.len());
+        assert!(pages < 100, "{pages}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hasher},
+    ops::RangeInclusive,
 };
 
 /// Above this many rows, a cleared map gives its memory back instead of keeping it.
@@ -70,6 +71,11 @@ impl Rows {
     pub fn row(&self, i: usize) -> &[u8] {
         let rec = &self.recs[i];
         &self.bytes[rec.row_at as usize..][..rec.row_len as usize]
+    }
+
+    /// The rows whose keys have hashes in this range.
+    pub fn within(&self, hashes: RangeInclusive<u64>) -> impl Iterator<Item = usize> {
+        self.recs.iter().enumerate().filter(move |(_, rec)| hashes.contains(&rec.hash)).map(|(at, _)| at)
     }
 
     /// Sets a row, in place where it fits.

@@ -83,14 +83,15 @@ impl Worker {
                 let Some(staged) = open.stage.as_mut().and_then(|stage| stage.vb(vb)) else {
                     return Ok(Picked::default());
                 };
+                // What is too much is given up at the end, and not looked for any further.
                 let looked = &mut |docid: &str, seqno: u64| {
-                    staged.look(docid, seqno);
+                    if staged.size() <= STAGE_BYTES {
+                        staged.look(docid, seqno);
+                    }
                     false
                 };
                 let page = open.store.pick(vb, place, looked)?;
-                // What is too much is not looked for any further.
-                let full = staged.size() >= STAGE_BYTES;
-                return Ok(if full { Picked::default() } else { page });
+                return Ok(if staged.size() > STAGE_BYTES { Picked::default() } else { page });
             }
         };
         for (docid, seqno) in &page.documents {
