@@ -1,6 +1,7 @@
 //! Every test that runs processes, in one program: it is linked once, and its tests are run side by side.
 
 mod atomic_batches;
+mod busy_bucket;
 mod cluster_manager;
 mod commands;
 mod coordination;
