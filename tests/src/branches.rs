@@ -1,10 +1,23 @@
-//! The branches of a bucket's sources and its rollbacks, as `highwater bucket history` shows them.
+//! The branches of a bucket's sources, its rollbacks and reconciles, as `highwater bucket history` shows them.
 
 use crate::{cli, client::Client, source::Source, wait::until};
 use anyhow::{Context, Result, ensure};
 use highwater_schemas::{api::BucketHistoryReply, state::RollbackPhase};
 use serde_json::json;
 use std::time::Duration;
+
+/// Has a bucket's indexes compared with their source, and waits until that is done.
+pub async fn reconcile(client: &Client, bucket: &str, within: Duration) -> Result<()> {
+    let reply = client.insist("hw.admin.bucket.reconcile", &json!({"name": bucket}), within).await?;
+    let after = reply["after"].as_u64().context("no number")?;
+    until("it is reconciled", within, async || {
+        let history = client.request("hw.admin.bucket.history", &json!({"name": bucket})).await;
+        let history = history.map_err(|e| e.to_string())?;
+        let done = history["reconciled"]["id"].as_u64().is_some_and(|id| id > after);
+        if done { Ok(()) } else { Err(history.to_string()) }
+    })
+    .await
+}
 
 /// What is known of a bucket's history.
 #[derive(Debug, Clone)]

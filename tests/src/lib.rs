@@ -19,6 +19,7 @@
 //! - [`documents`]: random documents and the indexes over them
 //! - [`load`]: writes and scans in the background
 //! - [`branches`]: the history of a bucket's sources
+//! - [`memory`]: how much memory a process takes
 //! - [`history`]: the replicated log; [`watch`]: stability timestamps and the membership as they are told
 //! - [`trial`]: a deployment of several of each, and what must hold of it whoever dies
 //! - [`scenarios`]: what is done to such a deployment, on one nats-server and on several
@@ -41,6 +42,7 @@ pub mod foreign;
 pub mod history;
 pub mod load;
 pub mod log;
+pub mod memory;
 pub mod nats;
 pub mod oracle;
 pub mod order;

@@ -19,6 +19,7 @@ mod foreign_bytes;
 mod garbage;
 mod hidden_revisions;
 mod kills;
+mod large_documents;
 mod long_streams;
 mod nats_faults;
 mod oracle;

@@ -2,6 +2,7 @@
 
 use async_nats::jetstream::{kv, stream};
 use highwater_tests::{
+    branches::reconcile,
     load::{self, Writer},
     prelude::*,
     source::Gone,
@@ -93,12 +94,12 @@ async fn what_is_removed_under_writes_goes_from_every_index() -> Result<()> {
                             source.log().gone(from, gone);
                         }
                         if rng.chance(50) {
-                            reconcile(&client, BUCKET).await?;
+                            reconcile(&client, BUCKET, GONE_WITHIN).await?;
                         }
                     }
                     load::written(&source, 100).await?;
                     // What was written hides how much is gone: only a comparison finds all of it.
-                    reconcile(&client, BUCKET).await?;
+                    reconcile(&client, BUCKET, GONE_WITHIN).await?;
                     followed(&client, &source, &indexes).await
                 };
                 checker.through(GONE_WITHIN, removed).await.with_context(|| format!("round {round}"))?;
@@ -205,7 +206,7 @@ async fn what_vanishes_while_nobody_reads_goes_from_every_index() -> Result<()> 
                     source.compare(from).await?;
                     cluster.start_node(node).await?;
                     load::write(&source, 50, &mut rng).await?;
-                    reconcile(&client, BUCKET).await?;
+                    reconcile(&client, BUCKET, GONE_WITHIN).await?;
                     follow(&client, &source, &indexes, from, node).await?;
                     checker.answered(2, GONE_WITHIN).await.context("when all have followed")
                 };
@@ -368,19 +369,6 @@ async fn follow(client: &Client, source: &Source, indexes: &[Index], from: Insta
     .await?;
     println!("{what}: followed after {:?}", began.elapsed());
     followed(client, source, indexes).await
-}
-
-/// Has the indexes compared with the source, and waits until that is done.
-async fn reconcile(client: &Client, bucket: &str) -> Result<()> {
-    let reply = client.insist("hw.admin.bucket.reconcile", &json!({"name": bucket}), GONE_WITHIN).await?;
-    let after = reply["after"].as_u64().context("no number")?;
-    until("it is reconciled", GONE_WITHIN, async || {
-        let history = client.request("hw.admin.bucket.history", &json!({"name": bucket})).await;
-        let history = history.map_err(|e| e.to_string())?;
-        let done = history["reconciled"]["id"].as_u64().is_some_and(|id| id > after);
-        if done { Ok(()) } else { Err(history.to_string()) }
-    })
-    .await
 }
 
 async fn ensure_no_rollback(client: &Client, bucket: &str) -> Result<()> {

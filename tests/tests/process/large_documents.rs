@@ -1,0 +1,72 @@
+//! However large the documents, no more of them is under way than a projector takes: the server never finds it slow, and it stays
+//! within its memory.
+
+use highwater_schemas::api::BucketStatus;
+use highwater_tests::{branches::reconcile, cluster::SERVICES, memory::Memory, prelude::*};
+
+const BUCKET: &str = "large";
+const PROJECTOR: &str = "projector-1";
+const CONFIGURATION: &str = "http: \"127.0.0.1:-1\"\njetstream {}\n";
+/// What hangs takes longer.
+const WITHIN: Duration = Duration::from_secs(60);
+/// What a projector may take beside one message.
+const MEMORY: u64 = 96 << 20;
+/// Bytes of a document beside its padding.
+const REST: usize = 64;
+
+/// Documents of this size, so many of them, are built into an index and then compared with it.
+async fn built_and_compared(size: usize, count: u64) -> Result<()> {
+    Cluster::configured(CONFIGURATION)?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?;
+            let padding = "x".repeat(size - REST);
+            let large = |n: u64| Write::put(0, format!("d{n}"), &json!({"age": n, "city": "Oslo", "padding": padding}));
+            source.write((0..count).map(large)).await?;
+            let memory = Memory::watch(cluster.node(PROJECTOR)?.id())?;
+            let index = Index { keys: vec![("age", true), ("city", false)], name: "by_age".into(), ..Index::default() };
+            let began = Instant::now();
+            client.create_indexes(BUCKET, std::slice::from_ref(&index), WITHIN).await?;
+            println!("{count} documents of {size} bytes: built within {:?}", began.elapsed());
+            ask::whole(&client, &source, &index).await?;
+
+            let before = compared(&client).await?;
+            let began = Instant::now();
+            reconcile(&client, BUCKET, WITHIN).await?;
+            println!("compared within {:?}", began.elapsed());
+            until("every document was read again", WITHIN, async || {
+                let read = compared(&client).await.map_err(|e| e.to_string())? - before;
+                if read >= count { Ok(()) } else { Err(format!("{read} were")) }
+            })
+            .await?;
+            ask::whole(&client, &source, &index).await?;
+
+            let highest = memory.highest()?;
+            println!("the projector took {} MiB at most", highest >> 20);
+            ensure!(highest <= MEMORY + size as u64, "the projector took {highest} bytes");
+            let slow = cluster.nats().counted("slow_consumers")?;
+            ensure!(slow == 0, "the server found a consumer slow {slow} times");
+            Ok(())
+        })
+        .await
+}
+
+/// Messages read so far to compare the index with its source.
+async fn compared(client: &Client) -> Result<u64> {
+    let status = client.members().await?;
+    let bucket = status["buckets"].as_array().and_then(|all| all.iter().find(|b| b["name"] == BUCKET));
+    let bucket: BucketStatus = serde_json::from_value(bucket.cloned().unwrap_or_default())?;
+    Ok(bucket.vbuckets.iter().map(|vb| vb.reads.compared).sum())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_documents_of_100_kilobytes() -> Result<()> {
+    built_and_compared(100_000, 2_000).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_of_nearly_the_largest_size() -> Result<()> {
+    built_and_compared(900_000, 200).await
+}
