@@ -5,9 +5,10 @@ use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use futures_util::{StreamExt, TryStreamExt};
 use highwater_schemas::{
-    state::{Change, Record, StateContext, unpack},
-    subjects::STATE_STREAM,
+    state::{Change, Record, StateContext, pack, unpack},
+    subjects::{STATE_STREAM, STATE_SUBJECT},
 };
+use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
 
 /// Records that are asked for at once.
@@ -122,6 +123,26 @@ impl Follow {
 pub async fn changes(client: &Client) -> Result<Vec<Change>> {
     let change = |json: Vec<u8>| Ok(serde_json::from_slice::<Record>(&json).context("no record")?.change);
     records(client).await?.into_iter().map(change).collect()
+}
+
+/// Puts in the log's place one whose records were changed, the first one first, and then chained again. No service may run.
+pub async fn rewrite(client: &Client, mut change: impl FnMut(&mut Value)) -> Result<()> {
+    let mut rewritten: Vec<Vec<u8>> = Vec::new();
+    for json in records(client).await? {
+        let mut record: Value = serde_json::from_slice(&json).context("no record")?;
+        change(&mut record);
+        if let Some(before) = rewritten.last() {
+            record["prev"] = Record::hash(before).into();
+        }
+        rewritten.push(record.to_string().into_bytes());
+    }
+    let config = client.js.get_stream(STATE_STREAM).await.context("no state log")?.cached_info().config.clone();
+    client.js.delete_stream(STATE_STREAM).await?;
+    client.js.create_stream(config).await?;
+    for json in rewritten {
+        client.js.publish(STATE_SUBJECT, pack(json).into()).await?.await?;
+    }
+    Ok(())
 }
 
 /// The records of the log, as JSON, the oldest first.

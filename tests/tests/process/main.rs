@@ -11,6 +11,7 @@ mod coordination_sleep;
 mod damaged_files;
 mod dev;
 mod diagnosis;
+mod earlier_versions;
 mod ends;
 mod errors_documents;
 mod errors_requests;
