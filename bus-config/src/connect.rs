@@ -14,6 +14,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
     time::{Duration, Instant},
@@ -34,6 +35,8 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(100);
 /// Streams that are read in parts at once: each takes some connections, and some MiB for what was read ahead.
 const MOST_IN_PARTS: usize = 2;
+/// A stream that could not be read in parts is read by one reader for so long.
+const PARTS_AGAIN: Duration = Duration::from_secs(60);
 /// JetStream is given this long to say that it is there.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -71,8 +74,10 @@ struct Inner {
     /// Rises when the client library's connection is lost.
     lost: watch::Sender<u64>,
     keeper: Mutex<Option<Task>>,
-    /// Stretches of streams that may be read in parts at once.
+    /// Streams that may be read in parts at once.
     in_parts: Arc<Semaphore>,
+    /// Streams of which reading in parts failed, and when it did last.
+    failed_in_parts: Mutex<HashMap<String, Instant>>,
 }
 
 /// The client library's connection.
@@ -209,6 +214,7 @@ impl Bus {
             lost,
             keeper: Mutex::default(),
             in_parts: Arc::new(Semaphore::new(MOST_IN_PARTS)),
+            failed_in_parts: Mutex::default(),
         });
         let bus = Arc::downgrade(&inner);
         let kept = supervise::task(&troubles.clone().into(), "the keeper of the NATS client", async move {
@@ -247,9 +253,20 @@ impl Bus {
         link.map_err(|why| BusError::other("connect", why))
     }
 
-    /// Held while a stream is read in parts; None: as many others as may are.
-    pub(crate) fn turn_in_parts(&self) -> Option<OwnedSemaphorePermit> {
+    /// Held while a stream is read in parts; None: as many others as may are, or it failed a moment ago.
+    pub(crate) fn turn_in_parts(&self, stream: &str) -> Option<OwnedSemaphorePermit> {
+        let mut failed = self.inner.failed_in_parts.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.retain(|_, at| at.elapsed() < PARTS_AGAIN);
+        if failed.contains_key(stream) {
+            return None;
+        }
         Arc::clone(&self.inner.in_parts).try_acquire_owned().ok()
+    }
+
+    /// Reading this stream in parts failed.
+    pub(crate) fn parts_failed(&self, stream: &str) {
+        let mut failed = self.inner.failed_in_parts.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.insert(stream.to_owned(), Instant::now());
     }
 
     /// A text that no other call and no other process gets.

@@ -4,11 +4,15 @@
 //! many sequences, which readers take in turn, each with a connection of its own and a consumer for each share. What a reader has
 //! brought waits, in a bounded queue, until the shares before it were handed out.
 //!
-//! A share is complete when its last sequence came, or a later one, or the store has nothing between the last message that came and
-//! the end of the share. Whatever else ends a reader ends the whole: what comes next would not join on.
+//! A share is complete when its last sequence came, or a later one, or the stream's leader has nothing between the last message that
+//! came and the end of the share. The readers are connected to the server that leads the stream, and their consumers are on it:
+//! whoever restarts it, or takes over from it, ends their connections or their consumers, and that ends the whole. What comes next
+//! would not join on. Then the stream is read by one reader for a while, also where the server has no room for further
+//! connections or consumers.
 
 use crate::{
     connect::Bus,
+    faults::fault,
     frames::Link,
     jetstream::StreamState,
     message::StreamMessage,
@@ -16,7 +20,12 @@ use crate::{
     reader::{self, Place},
     supervise::{self, Task},
 };
-use std::{ops::Range, sync::Arc, time::Duration, vec};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+    vec,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
@@ -38,6 +47,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const QUEUE: usize = 64;
 /// A share of which nothing comes for so long may be complete.
 const SILENCE: Duration = Duration::from_millis(100);
+/// A consumer that was not asked for so long is left for another: the server removes one that nobody asks.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Sequences above `after`, up to `upto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +73,7 @@ impl Stretch {
     /// The sequences of a share: above the start, up to and with the end.
     fn share(self, number: u64) -> Range<u64> {
         let start = self.after + number * SHARE;
-        start..(start + SHARE).min(self.upto)
+        start..start.saturating_add(SHARE).min(self.upto)
     }
 }
 
@@ -89,26 +100,24 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Begins to read the stretch; None: as many others as may are being read in parts. `leader`: the server that the consumers
-    /// must be on.
-    ///
-    /// # Errors
-    /// No connection could be opened.
-    pub(crate) async fn start(
-        bus: &Bus,
-        stream: &str,
-        leader: Option<&str>,
-        stretch: Stretch,
-    ) -> Result<Option<Self>, crate::BusError> {
-        let Some(turn) = bus.turn_in_parts() else { return Ok(None) };
+    /// Begins to read the stretch of a stream whose state this is; None: one reader must do, as there is no room for more, or they
+    /// would not be connected to the stream's leader.
+    pub(crate) async fn start(bus: &Bus, stream: &str, state: &StreamState, stretch: Stretch) -> Option<Self> {
+        let turn = bus.turn_in_parts(stream)?;
         let (mut queues, mut readers) = (Vec::new(), Vec::new());
         for number in 0..READERS {
             let (out, queue) = mpsc::channel(QUEUE);
+            let link = bus.another_link().await.ok()?;
+            if !state.leader.is_empty() && state.leader != link.server_name() {
+                return None;
+            }
             let reader = Reader {
-                link: bus.another_link().await?,
+                losses: link.losses(),
+                link,
                 bus: bus.clone(),
                 stream: stream.to_owned(),
-                leader: leader.map(str::to_owned),
+                leader: state.leader.clone(),
+                created: state.created,
                 room: Arc::new(Semaphore::new(MOST_WAITING)),
                 out,
             };
@@ -118,7 +127,7 @@ impl Parts {
         }
         let left = stretch.shares();
         let ready = Vec::new().into_iter();
-        Ok(Some(Self { queues, turn: 0, left, ready, room: None, _readers: readers, _turn: turn }))
+        Some(Self { queues, turn: 0, left, ready, room: None, _readers: readers, _turn: turn })
     }
 
     /// Waits for messages, then takes what is ready, at most `most`; false: all of the stretch was handed out. Cancel safe.
@@ -147,8 +156,11 @@ impl Parts {
 struct Reader {
     bus: Bus,
     link: Link,
+    /// How often that was lost before the first share.
+    losses: u64,
     stream: String,
-    leader: Option<String>,
+    leader: String,
+    created: i64,
     room: Arc<Semaphore>,
     out: mpsc::Sender<Brought>,
 }
@@ -157,6 +169,8 @@ impl Reader {
     async fn run(self, stretch: Stretch, number: u64) {
         for share in (number..stretch.shares()).step_by(READERS) {
             let brought = match self.share(stretch.share(share)).await {
+                // What came before and after a loss may not be of the same store.
+                Ok(()) if self.link.losses() != self.losses => Brought::Failed("the connection was lost".into()),
                 Ok(()) => Brought::ShareEnds,
                 Err(why) => Brought::Failed(why),
             };
@@ -167,16 +181,21 @@ impl Reader {
         }
     }
 
-    async fn share(&self, share: Range<u64>) -> Result<(), String> {
-        let from = reader::starting_at(share.start + 1);
-        let made = reader::consumer(&self.bus, &self.stream, &from, self.leader.as_deref()).await;
-        let consumer = made.map_err(|error| error.to_string())?.name;
-        let read = self.read(&consumer, share).await;
-        reader::remove_consumer(&self.bus, &self.stream, &consumer).await;
-        read
+    async fn share(&self, mut share: Range<u64>) -> Result<(), String> {
+        while share.start < share.end {
+            fault("part", &self.stream);
+            let from = reader::starting_at(share.start + 1);
+            let made = reader::consumer(&self.bus, &self.stream, &from, Some(&self.leader)).await;
+            let consumer = made.map_err(|error| error.to_string())?.name;
+            let read = self.read(&consumer, share.clone()).await;
+            reader::remove_consumer(&self.bus, &self.stream, &consumer).await;
+            share.start = read?;
+        }
+        Ok(())
     }
 
-    async fn read(&self, consumer: &str, share: Range<u64>) -> Result<(), String> {
+    /// Reads from one consumer, until the share is complete or what was read was not taken for long; answers how far.
+    async fn read(&self, consumer: &str, share: Range<u64>) -> Result<u64, String> {
         let wanted = share.end - share.start;
         let mut pulls = Pulls::start(&self.bus, &self.link, &self.stream, consumer, wanted).await?;
         let mut place = Place::new(share.start);
@@ -186,22 +205,30 @@ impl Reader {
             match timeout(SILENCE, read).await {
                 Ok(read) => read?,
                 Err(_) if messages.is_empty() => {
-                    if self.is_complete(place.after, share.end).await? {
-                        return Ok(());
+                    if self.is_complete(place.after, share.end).await {
+                        return Ok(share.end);
                     }
                 }
                 Err(_) => {}
             }
             messages.truncate(messages.partition_point(|message| message.seq <= share.end));
+            let since = Instant::now();
             self.hand_on(messages).await?;
+            if since.elapsed() >= IDLE {
+                break;
+            }
         }
-        Ok(())
+        Ok(place.after.min(share.end))
     }
 
-    /// Whether the store has nothing of the share above `after`.
-    async fn is_complete(&self, after: u64, end: u64) -> Result<bool, String> {
-        let next = self.bus.next_message(&self.stream, after + 1).await.map_err(|error| error.to_string())?;
-        Ok(next.is_none_or(|next| next.seq > end))
+    /// Whether the stream's leader, still the same, has nothing of the share above `after`. Who does not answer is asked again.
+    async fn is_complete(&self, after: u64, end: u64) -> bool {
+        let Ok(next) = self.bus.next_message(&self.stream, after + 1).await else { return false };
+        if next.is_some_and(|next| next.seq <= end) {
+            return false;
+        }
+        let same = |now: StreamState| now.leader == self.leader && now.created == self.created && now.last_seq >= end;
+        self.bus.stream_state(&self.stream).await.is_ok_and(same)
     }
 
     async fn hand_on(&self, messages: Vec<StreamMessage>) -> Result<(), String> {

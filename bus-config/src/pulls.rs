@@ -171,6 +171,9 @@ impl Pulls {
             while taken < most && bytes < most_bytes {
                 if self.ready.is_empty() {
                     self.interest.inbox().take_all(&mut self.ready);
+                    if !self.ready.is_empty() {
+                        self.heard = Instant::now();
+                    }
                 }
                 let Some(message) = self.ready.pop_front() else { break };
                 if message.reply().starts_with(b"$JS.ACK.") {

@@ -106,27 +106,26 @@ impl StreamReader {
             leader: state.leader.clone(),
         };
         reader.check(&state)?;
-        if !reader.begin_in_parts(&state).await? {
+        if !reader.begin_in_parts(&state).await {
             reader.subscribe_checked().await?;
         }
         Ok(reader)
     }
 
     /// Begins to read what the stream has now in parts, if that pays; false: it does not.
-    async fn begin_in_parts(&mut self, state: &StreamState) -> Result<bool, BusError> {
+    async fn begin_in_parts(&mut self, state: &StreamState) -> bool {
         // All messages are the last ones of their subjects, or all are asked for.
         let all = self.list.is_none() || state.max_messages_per_subject == 1;
         if !self.apart || self.filter.is_some() || !all {
-            return Ok(false);
+            return false;
         }
-        let Some(stretch) = Stretch::of(state, self.place.after) else { return Ok(false) };
-        let leader = self.list.is_some().then_some(self.leader.as_str());
-        let parts = Parts::start(&self.bus, &self.stream, leader, stretch).await?;
+        let Some(stretch) = Stretch::of(state, self.place.after) else { return false };
+        let parts = Parts::start(&self.bus, &self.stream, state, stretch).await;
         if let Some(list) = self.list.as_mut().filter(|_| parts.is_some()) {
             list.messages = state.messages;
         }
         self.parts = parts.map(|parts| (parts, stretch));
-        Ok(self.parts.is_some())
+        self.parts.is_some()
     }
 
     async fn subscribe_checked(&mut self) -> Result<(), BusError> {
@@ -148,13 +147,17 @@ impl StreamReader {
             Ok(false) => self.place.after = self.place.after.max(stretch.upto),
             Err(why) => {
                 self.parts = None;
+                self.bus.parts_failed(&self.stream);
                 return self.reopen(&why).await;
             }
         }
         self.parts = None;
-        let before = self.server_id.clone();
         match self.subscribe_checked().await {
-            Ok(()) => self.restarts += u64::from(self.server_id != before),
+            Ok(()) => {
+                let server_id = self.link.server_id();
+                self.restarts += u64::from(self.server_id != server_id);
+                self.server_id = server_id;
+            }
             Err(changed @ BusError::StreamChanged { .. }) => return Err(changed),
             Err(error) => self.reopen(&error.to_string()).await?,
         }
@@ -166,6 +169,11 @@ impl StreamReader {
         self.list
     }
 
+    /// It reads a long stretch in parts at present.
+    pub fn is_in_parts(&self) -> bool {
+        self.parts.is_some()
+    }
+
     /// It has still to list.
     fn is_listing(&self) -> bool {
         self.list.is_some_and(|list| self.place.after < list.upto)
@@ -174,6 +182,8 @@ impl StreamReader {
     /// Whether all that the list names has come, as the stream's leader says.
     pub async fn list_is_complete(&self) -> Result<bool, BusError> {
         match self.list {
+            // What the parts have brought waits to be handed out.
+            Some(_) if self.parts.is_some() => Ok(false),
             Some(list) => listing::is_complete(&self.bus, &self.stream, self.place.after, list.upto).await,
             None => Ok(true),
         }
@@ -233,7 +243,6 @@ impl StreamReader {
         let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
-        self.server_id = self.link.server_id();
         Ok(pulls)
     }
 
@@ -245,7 +254,6 @@ impl StreamReader {
         }
         tracing::info!(stream = self.stream, after = self.place.after, why, "opening the stream again");
         self.pulls = None;
-        let before = self.server_id.clone();
         let old = std::mem::take(&mut self.consumer);
         if !old.is_empty() {
             remove_consumer(&self.bus, &self.stream, &old).await;
@@ -271,8 +279,10 @@ impl StreamReader {
                                 self.check(&state)?;
                                 self.pulls = Some(pulls);
                                 // Another server than ours may have restarted unseen.
-                                let suspect = self.server_id != before || !self.bus.leads(&state);
+                                let server_id = self.link.server_id();
+                                let suspect = self.server_id != server_id || !self.bus.leads(&state);
                                 self.restarts += u64::from(suspect);
+                                self.server_id = server_id;
                                 retry.over();
                                 return Ok(());
                             }

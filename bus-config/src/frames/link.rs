@@ -62,6 +62,8 @@ struct Shared {
     /// The server wants an answer.
     asked: Notify,
     server: watch::Sender<ServerInfo>,
+    /// Times that the connection was lost.
+    losses: AtomicU64,
     troubles: Troubles,
 }
 
@@ -109,6 +111,7 @@ impl Link {
             due: AtomicU32::new(0),
             asked: Notify::new(),
             server: watch::Sender::new(dialled.info.clone()),
+            losses: AtomicU64::new(0),
             troubles,
         });
         let (commands, waiting) = mpsc::channel(COMMANDS);
@@ -120,6 +123,16 @@ impl Link {
     /// The server that the connection is to, or was to last.
     pub(crate) fn server_id(&self) -> String {
         self.shared.server.borrow().server_id.clone()
+    }
+
+    /// The name of that server, as streams name their leaders.
+    pub(crate) fn server_name(&self) -> String {
+        self.shared.server.borrow().server_name.clone()
+    }
+
+    /// How often the connection was lost.
+    pub(crate) fn losses(&self) -> u64 {
+        self.shared.losses.load(Ordering::Acquire)
     }
 
     /// True once the connection's task has ended, which only a panic does while it is used.
@@ -216,6 +229,7 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, mut comma
         shared.troubles.happened("connection to NATS for messages", &why, Instant::now());
         shared.pongs().clear();
         shared.due.store(0, Ordering::Relaxed);
+        shared.losses.fetch_add(1, Ordering::Release);
         for subscription in shared.subscriptions().values() {
             subscription.inbox.lose();
         }

@@ -18,6 +18,9 @@ use std::time::Duration;
 /// A batch of which the store has nothing further is over when it says so again after this time.
 pub const SETTLED: Duration = Duration::from_secs(1);
 
+/// No server takes a batch of more messages: who claims to be in one is believed in nothing.
+pub const MOST: u64 = 65_536;
+
 /// What the headers of a message say of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
@@ -55,7 +58,7 @@ impl Batches {
         let claimed = part.and_then(|part| {
             let first = seq.checked_add(1)?.checked_sub(part.sequence)?;
             // The first message of a stream is 1, that of a batch too.
-            (first > 0 && part.sequence > 0).then_some(Open { batch: part.batch, first })
+            (first > 0 && (1..=MOST).contains(&part.sequence)).then_some(Open { batch: part.batch, first })
         });
         let believed =
             claimed.filter(|claimed| self.open == Some(*claimed) || self.last.is_none_or(|l| l < claimed.first));

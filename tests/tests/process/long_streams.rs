@@ -4,7 +4,7 @@
 use async_nats::jetstream::stream::{Config, Stream};
 use bytes::Bytes;
 use highwater_bus::{Bus, BusError, ConnectSettings, ReadFrom, StreamMessage, StreamReader};
-use highwater_tests::{nats::NatsServer, prelude::*};
+use highwater_tests::{backup, load::Writer, nats::NatsServer, prelude::*};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -57,7 +57,9 @@ impl Long {
 
     async fn reader(&self, after: u64, lists: bool) -> Result<StreamReader> {
         let from = ReadFrom { after, lists, apart: true, ..ReadFrom::default() };
-        Ok(StreamReader::open(&self.bus, STREAM, from).await?)
+        let reader = StreamReader::open(&self.bus, STREAM, from).await?;
+        ensure!(reader.is_in_parts(), "one reader reads it all");
+        Ok(reader)
     }
 }
 
@@ -225,8 +227,9 @@ async fn a_server_that_dies_ends_the_list_and_not_the_reading() -> Result<()> {
     let mut messages = Vec::new();
     lister.next_ready(512, &mut messages).await?;
     listed.take(&messages)?;
-    long.server.stop()?;
+    long.server.kill();
     long.server.start_again()?;
+    backup::there(&long.client, STREAM).await?;
     match listed.list(&mut lister).await {
         Err(error) if matches!(error.downcast_ref(), Some(BusError::StreamChanged { .. })) => println!("{error}"),
         outcome => bail!("the list went on: {outcome:?}"),
@@ -234,4 +237,38 @@ async fn a_server_that_dies_ends_the_list_and_not_the_reading() -> Result<()> {
     got.up_to(&mut reader, DOCUMENTS).await?;
     ensure!(got.messages == DOCUMENTS, "{} messages", got.messages);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_a_long_stream_is_built_and_compared_while_it_is_overwritten() -> Result<()> {
+    let mut rng = Rng::seeded("long build");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "long").await?;
+            let writes: Vec<Write> =
+                (0..DOCUMENTS).map(|n| Write::put(0, format!("d{n}"), &documents::document(&mut rng))).collect();
+            source.write(writes).await?;
+            let index = documents::indexes(1).remove(0);
+            let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
+            client.create_index(&index.definition("long")).await?;
+            client.wait_active("long", &index.name, WITHIN).await?;
+            writer.stop().await?;
+            ask::whole(&client, &source, &index).await?;
+            let writer = Writer::paced(&source, &mut rng, Duration::from_millis(5));
+            client.insist("hw.admin.bucket.reconcile", &json!({"name": "long"}), WITHIN).await?;
+            let compared = async || {
+                let status = client.members().await.map_err(|refused| refused.to_string())?;
+                let bucket = status["buckets"].as_array().and_then(|buckets| buckets.first()).cloned();
+                let compared = bucket.as_ref().is_some_and(|bucket| {
+                    bucket["vbuckets"][0]["reads"]["compared"].as_u64() > Some(DOCUMENTS / 10 * 9)
+                });
+                if compared { Ok(()) } else { Err(format!("{bucket:?}")) }
+            };
+            until("all is compared", WITHIN, compared).await?;
+            writer.stop().await?;
+            ask::whole(&client, &source, &index).await
+        })
+        .await
 }

@@ -212,7 +212,7 @@ pub(super) async fn verified(
     mut recent: Option<&mut Recent>,
 ) -> Result<Proven, Suspected> {
     let mut retry = bus.retry(format!("comparing source stream {stream}"));
-    let (began, mut contradiction) = (Instant::now(), Contradiction::default());
+    let (began, mut contradiction, mut told) = (Instant::now(), Contradiction::default(), None);
     loop {
         match verify::check(bus, stream, known, recent.as_deref_mut()).await {
             Ok(Ok(proven)) => return Ok(proven),
@@ -220,15 +220,11 @@ pub(super) async fn verified(
                 if contradiction.counts(&state, began.elapsed()) {
                     return Err(suspected);
                 }
-                let Suspected { reason, intact, last, .. } = suspected;
-                tracing::info!(
-                    stream,
-                    leader = state.leader,
-                    reason,
-                    intact,
-                    last,
-                    "the leader contradicts what was read; it is asked again"
-                );
+                if told.as_ref() != Some(&state.leader) {
+                    let (leader, Suspected { reason, intact, last, .. }) = (&state.leader, suspected);
+                    tracing::info!(stream, leader, reason, intact, last, "the leader contradicts what was read");
+                    told = Some(state.leader);
+                }
                 tokio::time::sleep(AGAIN).await;
             }
             Err(error) => retry.wait(&error).await,
