@@ -1,5 +1,6 @@
 //! Every test that runs processes, in one program: it is linked once, and its tests are run side by side.
 
+mod abandoned_branch;
 mod atomic_batches;
 mod busy_bucket;
 mod cluster_manager;
