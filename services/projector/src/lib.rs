@@ -9,7 +9,7 @@
 //! - `docid`: a subject → the docid
 //! - [`evaluate`]: one document → its entries in every index
 //! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
-//! - `pump`: the task under it that takes messages off the stream
+//! - [`pump`]: the task under it that takes messages off the stream; public for the test that no list lacks a document
 //! - `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read; `panics`: how long what follows from a
 //!   panic waits where they repeat themselves
 //!
@@ -31,7 +31,7 @@ pub mod cover;
 mod docid;
 pub mod evaluate;
 mod panics;
-mod pump;
+pub mod pump;
 mod reads;
 pub mod recent;
 pub mod removals;

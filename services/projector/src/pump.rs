@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Chunks that may wait for the vbucket task.
-pub(crate) const CAPACITY: usize = 4;
+pub const CAPACITY: usize = 4;
 /// Messages of one chunk.
 const CHUNK: usize = 512;
 /// A list of which nothing comes for so long may be complete.
@@ -15,7 +15,7 @@ const STALLED: Duration = Duration::from_secs(20);
 
 /// What a pump yields.
 #[derive(Debug)]
-pub(crate) enum Pumped {
+pub enum Pumped {
     /// The stream is open.
     Opened { created: i64 },
     /// The list that it began with is complete, up to this seqno.
@@ -39,7 +39,7 @@ enum Over {
 }
 
 /// Runs until the receiver is dropped or the stream contradicts.
-pub(crate) async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
+pub async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
     let over = match open(&bus, &stream, from, &out).await {
         Ok(reader) => Pump { list: reader.list(), heard: Instant::now(), reader, out: &out, stream }.run().await,
         Err(over) => over,

@@ -22,6 +22,7 @@ mod garbage;
 mod hidden_revisions;
 mod kills;
 mod large_documents;
+mod lists;
 mod long_streams;
 mod nats_faults;
 mod oracle;

@@ -39,7 +39,8 @@ pub struct Options {
     /// Only formatting, house rules, units and the simulation: nothing that starts processes
     #[arg(long, conflicts_with = "long")]
     quick: bool,
-    /// Tests that repeat a round do it more often: 100 rounds of killed processes instead of 20
+    /// Tests that repeat a round do it more often: 100 rounds of killed processes instead of 20, 3,000 lists
+    /// instead of 300
     #[arg(long)]
     long: bool,
     /// Draw a seed for every random choice instead of the fixed one, and say which

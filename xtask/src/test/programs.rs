@@ -11,7 +11,7 @@ use std::{
 /// Its package's tests start processes.
 const PROCESSES: &str = "highwater-tests";
 /// Tests of processes that take long, by the beginning of their names: these begin first, so that none is left over at the end.
-const LONG: [&str; 12] = [
+const LONG: [&str; 13] = [
     "nats_faults::",
     "replicated::",
     "hidden_revisions::",
@@ -24,6 +24,7 @@ const LONG: [&str; 12] = [
     "rollback::",
     "topics_lost::",
     "oracle::",
+    "lists::",
 ];
 /// Programs of units that take long.
 const LONG_UNITS: [&str; 3] = ["disk", "data", "seeds"];
