@@ -1,9 +1,10 @@
-//! The heartbeat of a node.
+//! The heartbeat of a node, and the parts of its report.
 //!
 //! One task reads the cluster manager's replies and keeps the interval that they tell, in a watch channel; it ends with its
 //! [`Heart`], which starts it again at the next beat when it has ended.
 
 use crate::{
+    Retry,
     connect::Bus,
     error::BusError,
     faults::fault,
@@ -11,7 +12,8 @@ use crate::{
 };
 use highwater_schemas::{
     api::{Join, JoinReply, Leave, heartbeat},
-    subjects::{CLUSTER_JOIN, CLUSTER_LEAVE},
+    report::Reporter,
+    subjects::{CLUSTER_JOIN, CLUSTER_LEAVE, CLUSTER_REPORT},
 };
 use std::time::Duration;
 use tokio::{
@@ -21,6 +23,12 @@ use tokio::{
 
 /// How long a heartbeat or a goodbye may take: a lost connection takes messages until its buffer is full.
 const SENT_WITHIN: Duration = Duration::from_secs(1);
+const TOO_LONG: &str = "it takes too long";
+/// A heartbeat, bytes; of troubles as many are stated as fit.
+const MOST_BYTES: usize = 16 * 1024;
+/// Parts of a report sent at once, and how soon the next ones may follow: who receives them has other work.
+const PARTS_AT_ONCE: usize = 8;
+const PARTS_APART: Duration = Duration::from_millis(10);
 
 /// Sends heartbeats, as often as the active cluster manager asks for.
 #[derive(Debug)]
@@ -30,6 +38,13 @@ pub struct Heart {
     told: watch::Sender<Duration>,
     every: watch::Receiver<Duration>,
     last: Option<Instant>,
+    /// When the last parts of a report were sent.
+    reported: Option<Instant>,
+    /// What could not be sent: stated as troubles, and logged.
+    beats: Retry,
+    parts: Retry,
+    /// The last heartbeat could not be sent.
+    unsent: bool,
     replies: Task,
 }
 
@@ -39,7 +54,18 @@ impl Heart {
         let inbox = format!("_INBOX.{}", bus.unique_id());
         let (told, every) = watch::channel(every);
         let replies = listen(bus, &inbox, told.clone()).await?;
-        Ok(Self { bus: bus.clone(), inbox, told, every, last: None, replies })
+        Ok(Self {
+            bus: bus.clone(),
+            inbox,
+            told,
+            every,
+            last: None,
+            reported: None,
+            beats: bus.retry("sending heartbeats"),
+            parts: bus.retry("sending reports"),
+            unsent: false,
+            replies,
+        })
     }
 
     /// Waits until the next beat is due. Cancel safe.
@@ -56,7 +82,8 @@ impl Heart {
         }
     }
 
-    /// Sends a heartbeat, without waiting for the answer.
+    /// Sends a heartbeat, with what fails here, without waiting for the answer. One that cannot be sent is an error: others
+    /// take the node for gone, so the log says it at once.
     pub async fn beat(&mut self, join: &Join) {
         self.last = Some(Instant::now());
         if self.replies.is_over() {
@@ -65,25 +92,57 @@ impl Heart {
                 Err(error) => tracing::debug!(%error, "cannot hear the cluster manager"),
             }
         }
-        self.say(join).await;
-    }
-
-    /// Sends what is between two heartbeats, and what fails here; the next one is due as before.
-    pub async fn say(&self, join: &Join) {
-        let join = Join { troubles: self.bus.troubles(), ..join.clone() };
-        let payload = serde_json::to_vec(&join).unwrap_or_default();
+        let most = MOST_BYTES.min(self.bus.max_payload());
+        let payload = bounded(Join { troubles: self.bus.troubles(), ..join.clone() }, most);
         let client = self.bus.client();
         let sent = client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
-        match timeout(SENT_WITHIN, sent).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "cannot send a heartbeat"),
-            Err(_) => tracing::debug!("cannot send a heartbeat in time"),
+        let refused = match timeout(SENT_WITHIN, sent).await {
+            Ok(Ok(())) => {
+                self.beats.over();
+                self.unsent = false;
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => TOO_LONG.to_owned(),
+        };
+        if !std::mem::replace(&mut self.unsent, true) {
+            tracing::error!(error = refused, "cannot send a heartbeat");
         }
+        self.beats.failed(&refused);
+    }
+
+    /// When the next parts of a report may be sent; none when everything was told.
+    pub fn report_at(&self, reporter: &Reporter) -> Option<Instant> {
+        (!reporter.is_told()).then(|| self.reported.map_or_else(Instant::now, |last| last + PARTS_APART))
+    }
+
+    /// Sends the next parts of what is yet to be told by the node of this heartbeat. What gets lost shows in its heartbeats.
+    pub async fn report(&mut self, reporter: &mut Reporter, join: &Join) {
+        for _ in 0..PARTS_AT_ONCE {
+            let Some(part) = reporter.next_part(&join.node, join.kind, join.incarnation) else { break };
+            let sent = self.bus.publish(CLUSTER_REPORT, serde_json::to_vec(&part).unwrap_or_default());
+            match timeout(SENT_WITHIN, sent).await {
+                Ok(Ok(())) => self.parts.over(),
+                Ok(Err(error)) => _ = self.parts.failed(&error),
+                Err(_) => _ = self.parts.failed(&TOO_LONG),
+            }
+        }
+        self.reported = Some(Instant::now());
     }
 
     /// Says goodbye for the node of this heartbeat.
     pub async fn leave(&self, join: &Join) {
         leave(&self.bus, &Leave { node: join.node.clone(), kind: join.kind, incarnation: join.incarnation }).await;
+    }
+}
+
+/// A heartbeat as it travels, with as many troubles, the oldest first, as fit into so many bytes.
+fn bounded(mut join: Join, most: usize) -> Vec<u8> {
+    loop {
+        let payload = serde_json::to_vec(&join).unwrap_or_default();
+        if payload.len() <= most || join.troubles.pop().is_none() {
+            return payload;
+        }
     }
 }
 
@@ -113,4 +172,41 @@ async fn listen(bus: &Bus, inbox: &str, told: watch::Sender<Duration>) -> Result
             }
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_schemas::{
+        api::{MOST_REGISTERED_TOLD, MOST_TROUBLES, MOST_WORDS, ManagerReport, NodeKind, Trouble},
+        report::Told,
+    };
+
+    #[test]
+    fn a_heartbeat_is_small_whatever_fails() {
+        let trouble = |since| Trouble { what: "\u{1}".repeat(300), since, times: u64::MAX, error: "\u{1}".repeat(300) };
+        let troubles: Vec<_> = (0..MOST_TROUBLES as u64).map(trouble).collect();
+        let told = Told { edition: u64::MAX, parts: u64::MAX };
+        let node = "n".repeat(64);
+        let indexer = Join { term: u64::MAX, report: told, ..Join::new(NodeKind::Indexer, &node, u64::MAX) };
+        assert!(bounded(indexer.clone(), MOST_BYTES).len() < 256);
+        let report = ManagerReport {
+            version: u64::MAX,
+            hash: "h".repeat(64),
+            term: u64::MAX,
+            leading: Some(u64::MAX),
+            registered: vec![node; MOST_REGISTERED_TOLD],
+            declined: Some(u64::MAX),
+            undecided: Some(u64::MAX),
+            waiting: Some("\u{1}".repeat(MOST_WORDS)),
+        };
+        let manager = Join { kind: NodeKind::Coordinator, manager: Some(report), ..indexer.clone() };
+        for join in [indexer, manager] {
+            let payload = bounded(Join { troubles: troubles.clone(), ..join.clone() }, MOST_BYTES);
+            assert!(payload.len() <= MOST_BYTES, "{} bytes", payload.len());
+            let read: Join = serde_json::from_slice(&payload).unwrap();
+            assert!(!read.troubles.is_empty() && read.troubles.is_sorted_by_key(|trouble| trouble.since));
+            assert_eq!((read.troubles[0].since, &read.report, &read.manager), (0, &told, &join.manager));
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! node's heartbeats, in the server's words, until it succeeds.
 
 use crate::connect::Bus;
-use highwater_schemas::api::{MOST_TROUBLES, Trouble};
+use highwater_schemas::api::{MOST_TROUBLES, MOST_WORDS, Trouble};
 use std::{
     collections::BTreeMap,
     fmt::Display,
@@ -22,8 +22,6 @@ const STATED: Duration = Duration::from_secs(30);
 const INCIDENT: Duration = Duration::from_secs(600);
 /// Happenings and incidents that are remembered at once; the one that is longest ago gives way.
 const MOST_HAPPENED: usize = 64;
-/// Characters of an error.
-const WORDS: usize = 300;
 
 /// The troubles of one node.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +51,7 @@ impl Met {
 
     fn again(&mut self, error: &dyn Display, now: Instant) {
         self.trouble.times += 1;
-        self.trouble.error = error.to_string().chars().take(WORDS).collect();
+        self.trouble.error = error.to_string().chars().take(MOST_WORDS).collect();
         self.last = now;
     }
 }
@@ -230,6 +228,6 @@ mod tests {
             retry.failed_at(&"x".repeat(1_000), at(52));
         }
         let stated = troubles.list(at(52));
-        assert!(stated.len() == MOST_TROUBLES && stated[0].error.len() == WORDS);
+        assert!(stated.len() == MOST_TROUBLES && stated[0].error.len() == MOST_WORDS);
     }
 }

@@ -7,6 +7,7 @@
 //! - [`definition`]: buckets and indexes as users declare them, and their compiled form
 //! - [`expr`]: the `where` language; [`collation`]: the order-preserving key encoding; [`readable`]: JSON for every reader;
 //!   [`language`]: the versions of their rules
+//! - [`report`]: what nodes report to the coordinator, in parts
 //! - [`wire`]: the rkyv messages of the data path; [`api`]: the JSON messages of people and foreign clients
 //! - [`state`]: the replicated log of changes and the StateContext it yields
 //! - [`lane`]: the bounded in-process channel between projector and router
@@ -22,6 +23,7 @@ pub mod lane;
 pub mod language;
 pub mod names;
 pub mod readable;
+pub mod report;
 pub mod state;
 pub mod subjects;
 pub mod timestamp;

@@ -10,6 +10,7 @@ pub const CLUSTER_SERVICE: &str = "highwater-cluster";
 pub const CLUSTER_STREAM: &str = "KV_hw_cluster";
 pub const CLUSTER_LEASE: &str = "$KV.hw_cluster.lease";
 pub const CLUSTER_JOIN: &str = "hw.cluster.join";
+pub const CLUSTER_REPORT: &str = "hw.cluster.report";
 pub const CLUSTER_LEAVE: &str = "hw.cluster.leave";
 pub const CLUSTER_RECOVER: &str = "hw.cluster.recover";
 pub const CLUSTER_MASTER: &str = "hw.cluster.master";
@@ -27,7 +28,7 @@ pub fn query(verb: &str) -> String {
     format!("hw.query.{verb}")
 }
 /// What an indexer answers under `hw.node.<id>.<verb>`; `verify` and `dump` look into its slices.
-pub const INDEXER_VERBS: [&str; 6] = ["scan", "status", "ping", "assign", "verify", "dump"];
+pub const INDEXER_VERBS: [&str; 7] = ["scan", "status", "ping", "assign", "verify", "dump", "report"];
 
 /// `hw.node.<id>.<verb>`.
 pub fn node(id: &str, verb: &str) -> String {

@@ -1,7 +1,7 @@
 //! Membership and status: nodes ↔ cluster manager ↔ index managers, and what `highwater status` shows.
 
-use super::{BucketStatus, SessionReading, Trouble, VbReads};
-use crate::state::SliceName;
+use super::{BucketStatus, Trouble};
+use crate::{report::Told, state::SliceName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, time::Duration};
@@ -10,6 +10,10 @@ use std::{ops::RangeInclusive, time::Duration};
 pub const HEARTBEAT_MS: RangeInclusive<u64> = 50..=10_000;
 /// Nodes that are known at once.
 pub const MOST_MEMBERS: usize = 2_048;
+/// Index managers that a report of one names: it is part of its heartbeat.
+pub const MOST_REGISTERED_TOLD: usize = 128;
+/// Characters in which a node says what fails or what it waits for.
+pub const MOST_WORDS: usize = 300;
 
 /// How often to report, as a cluster manager says it, within [`HEARTBEAT_MS`].
 pub fn heartbeat(told_ms: u64) -> Duration {
@@ -176,7 +180,7 @@ pub struct ManagerReport {
     /// It coordinates, in this term.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leading: Option<u64>,
-    /// The index managers that its copy knows, gone ones too.
+    /// The index managers that its copy knows, at most [`MOST_REGISTERED_TOLD`]: those that are there, then gone ones.
     #[serde(default)]
     pub registered: Vec<String>,
     /// It was nominated for this term and does not lead in it.
@@ -185,12 +189,12 @@ pub struct ManagerReport {
     /// It declined this term because its copy does not tell whether the log lost its tail, and no term was opened since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undecided: Option<u64>,
-    /// Why it cannot lead, or what it waits for.
+    /// Why it cannot lead, or what it waits for, in at most [`MOST_WORDS`] characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
 }
 
-/// `hw.cluster.join`: sent at every heartbeat and at every notable change.
+/// `hw.cluster.join`: a heartbeat. It is small whatever the node has: that is in its report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Join {
     pub node: String,
@@ -203,38 +207,9 @@ pub struct Join {
     /// Index managers only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manager: Option<ManagerReport>,
-    /// Per bucket the newest ST that this node has applied; indexers only.
+    /// How much of its report was sent: whoever has less asks for it. Indexers and projectors only.
     #[serde(default)]
-    pub applied: Vec<(String, crate::timestamp::StabilityTimestamp)>,
-    /// Per bucket the newest durable ST number; indexers only.
-    #[serde(default)]
-    pub durable: Vec<(String, u64)>,
-    #[serde(default)]
-    pub slices: Vec<SliceReport>,
-    /// Sessions that cannot go on, by bucket; projectors only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub broken_sessions: Vec<(String, u64)>,
-    /// Buckets of which a reconcile with a higher number than this is asked for; projectors only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub reconciles: Vec<(String, u64)>,
-    /// Of these it cannot wait: what is covered stands still until then; projectors only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub urgent: Vec<String>,
-    /// Vbuckets by bucket and number, with the generation, whose chains cannot go on; projectors only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub lost_chains: Vec<(String, u16, u64)>,
-    /// It speaks of these buckets alone: of the others nothing new is said. Indexers only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub only: Option<Vec<String>>,
-    /// Projectors only.
-    #[serde(default)]
-    pub suspicions: Vec<Suspicion>,
-    /// How far it has read for sessions; projectors only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub reading: Vec<SessionReading>,
-    /// What it has read of the vbuckets that it reads; projectors only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub reads: Vec<VbReads>,
+    pub report: Told,
     /// What fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<Trouble>,
@@ -249,17 +224,7 @@ impl Join {
             incarnation,
             term: 0,
             manager: None,
-            applied: Vec::new(),
-            durable: Vec::new(),
-            slices: Vec::new(),
-            only: None,
-            suspicions: Vec::new(),
-            broken_sessions: Vec::new(),
-            reconciles: Vec::new(),
-            lost_chains: Vec::new(),
-            urgent: Vec::new(),
-            reading: Vec::new(),
-            reads: Vec::new(),
+            report: Told::default(),
             troubles: Vec::new(),
         }
     }
@@ -461,6 +426,9 @@ pub struct NodeStatusRequest {
     pub index: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<u32>,
+    /// Only the slices after this one: bucket, number of the index, partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<(String, u32, u32)>,
 }
 
 /// Reply of `hw.node.<id>.status`.
@@ -468,7 +436,11 @@ pub struct NodeStatusRequest {
 pub struct NodeStatus {
     pub node: String,
     pub kind: NodeKind,
+    /// By bucket, number of the index and partition, as many as fit.
     pub slices: Vec<SliceReport>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
     /// Data messages refused because they were damaged or of an unknown version.
     pub refused_messages: u64,
     /// Batches of key versions that counted for nothing: of an abandoned branch, or beyond their generation's share.

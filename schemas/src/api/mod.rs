@@ -17,9 +17,9 @@ pub use admin::{
 };
 pub use cluster::{
     Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, ClusterStatus, HEARTBEAT_MS, Join, JoinReply, Lease,
-    LeaseWritten, Leave, MOST_MEMBERS, ManagerReport, ManagerStatus, Master, MasterReply, MemberStatus, MembersReply,
-    NodeKind, NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc,
-    heartbeat,
+    LeaseWritten, Leave, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS, ManagerReport, ManagerStatus, Master,
+    MasterReply, MemberStatus, MembersReply, NodeKind, NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport,
+    SliceState, Suspicion, UnindexedDoc, heartbeat,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
@@ -30,7 +30,8 @@ pub use query::{
     ScanResult, SnapshotChoice, VbPosition,
 };
 pub use status::{
-    BucketStatus, MOST_TROUBLES, Reads, SessionReading, SessionSlice, SessionStatus, Trouble, VbReads, VbStatus,
+    BucketStatus, MOST_SLICES_SHOWN, MOST_TROUBLES, Reads, SessionReading, SessionSlice, SessionStatus, Trouble,
+    VbReads, VbStatus,
 };
 
 use crate::error::{ApiError, ErrorCode};

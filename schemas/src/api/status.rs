@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Troubles that a node states at once.
 pub const MOST_TROUBLES: usize = 16;
 
+/// Slices of a session that a status names.
+pub const MOST_SLICES_SHOWN: usize = 64;
+
 /// Something that a node tries again and again, so far in vain, or that happened to it a short while ago.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Trouble {
@@ -74,7 +77,11 @@ pub struct SessionStatus {
     pub session: u64,
     pub kind: SessionKind,
     pub node: String,
+    /// At most [`MOST_SLICES_SHOWN`], those first that need it still.
     pub slices: Vec<SessionSlice>,
+    /// All of them.
+    #[serde(default)]
+    pub slice_count: u64,
     /// Documents read from the source for it, of so many; 0 of 0 before a projector has begun.
     pub read: u64,
     pub documents: u64,

@@ -119,9 +119,11 @@ impl StateContext {
         }
     }
 
-    /// The index managers that ever were.
+    /// The index managers that ever were; gone ones last.
     pub fn registered(&self) -> impl Iterator<Item = &str> {
-        self.nodes.keys().filter(|(kind, _)| *kind == NodeKind::Coordinator).map(|(_, node)| node.as_str())
+        let managers = self.nodes.iter().filter(|((kind, _), _)| *kind == NodeKind::Coordinator);
+        let (gone, there) = (managers.clone().filter(|(_, e)| e.gone), managers.filter(|(_, e)| !e.gone));
+        there.chain(gone).map(|((_, node), _)| node.as_str())
     }
 
     /// Whether a change speaks of what exists: what passes can be applied as the next record.

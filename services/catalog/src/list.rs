@@ -139,7 +139,8 @@ async fn gather(shared: &Shared, bucket: Option<String>, known: Known) -> Vec<In
 async fn unindexed(shared: &Shared, bucket: &str, index: u32, hosts: &[String]) -> Vec<UnindexedDoc> {
     let ask = |(partition, host): (usize, String)| async move {
         let (index, partition) = (Some(index), Some(partition as u32));
-        node_status(shared, &host, &NodeStatusRequest { bucket: Some(bucket.to_owned()), index, partition }).await
+        let bucket = Some(bucket.to_owned());
+        node_status(shared, &host, &NodeStatusRequest { bucket, index, partition, after: None }).await
     };
     let answers = join_all(hosts.iter().cloned().enumerate().map(ask)).await;
     let mut unindexed: Vec<UnindexedDoc> = answers.into_iter().flatten().flat_map(|status| status.unindexed).collect();
@@ -147,10 +148,25 @@ async fn unindexed(shared: &Shared, bucket: &str, index: u32, hosts: &[String]) 
     unindexed
 }
 
+/// All slices, message by message.
 async fn node_status(shared: &Shared, host: &str, request: &NodeStatusRequest) -> Option<NodeStatus> {
-    let request = serde_json::to_vec(request).ok()?;
-    let reply = shared.bus.request(&subjects::node(host, "status"), request, STATUS_TIMEOUT).await.ok()?;
-    serde_json::from_slice(&reply.payload)
-        .inspect_err(|error| tracing::debug!(host, %error, "a status cannot be read"))
-        .ok()
+    let mut request = request.clone();
+    let mut all: Option<NodeStatus> = None;
+    loop {
+        let payload = serde_json::to_vec(&request).ok()?;
+        let reply = shared.bus.request(&subjects::node(host, "status"), payload, STATUS_TIMEOUT).await.ok()?;
+        let status: NodeStatus = serde_json::from_slice(&reply.payload)
+            .inspect_err(|error| tracing::debug!(host, %error, "a status cannot be read"))
+            .ok()?;
+        let last = status.slices.last().map(|slice| (slice.bucket.clone(), slice.index, slice.partition));
+        let further = last.filter(|last| status.more && request.after.as_ref().is_none_or(|before| last > before));
+        match &mut all {
+            Some(all) => all.slices.extend(status.slices),
+            None => all = Some(NodeStatus { more: false, ..status }),
+        }
+        if further.is_none() {
+            return all;
+        }
+        request.after = further;
+    }
 }

@@ -140,6 +140,7 @@ mod tests {
             node: node.into(),
             kind,
             slices: vec![slice],
+            more: false,
             refused_messages: 0,
             void_batches: 0,
             unindexed: vec![],

@@ -446,6 +446,7 @@ impl Shell {
             node: self.config.node.clone(),
             kind: NodeKind::ClusterManager,
             slices: Vec::new(),
+            more: false,
             refused_messages: self.refused,
             void_batches: 0,
             unindexed: Vec::new(),

@@ -123,7 +123,7 @@ impl Keeper {
             | Action::EnsureStreams { .. }
             | Action::PurgeSession { .. } => self.taken,
             // What is only asked, or looked at.
-            Action::Append(_) | Action::Assign { .. } | Action::CheckTopics { .. } => 0,
+            Action::Append(_) | Action::AskReport { .. } | Action::Assign { .. } | Action::CheckTopics { .. } => 0,
         };
         if after <= self.durable {
             return Some(action);

@@ -32,6 +32,7 @@ use highwater_bus::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode, api,
+    report::Reporter,
     state::{Concerns, SliceName},
     subjects,
 };
@@ -44,6 +45,7 @@ use std::{
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::AbortHandle,
+    time::sleep_until,
 };
 use view::{hosted_slices, infos, view};
 
@@ -118,8 +120,9 @@ struct Shell {
     restarted: BTreeMap<String, Instant>,
     /// Changes whenever a bucket has something to report.
     notable: watch::Sender<u64>,
-    /// The term of the last report of all buckets.
-    said: u64,
+    /// What the coordinator is told, and when that was begun anew.
+    reporter: Reporter,
+    begun: Option<Instant>,
 }
 
 /// Runs the indexer until `stop` turns true; then makes durable what is applied.
@@ -162,7 +165,8 @@ pub async fn run(
         workers: TaskSet::new(incidents),
         restarted: BTreeMap::new(),
         notable,
-        said: 0,
+        reporter: Reporter::default(),
+        begun: None,
         config: config.clone(),
     };
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
@@ -179,11 +183,13 @@ pub async fn run(
             caught_up = true;
             orphans.reset();
             shell.reconcile(Concerns::Everything);
-            heart.beat(&shell.report()).await;
+            shell.report_anew();
+            heart.beat(&shell.heartbeat()).await;
         }
         if caught_up && let Some(ready) = ready.take() {
             let _ = ready.send(());
         }
+        let report_at = heart.report_at(&shell.reporter);
         tokio::select! {
             touched = shell.state.next() => {
                 let touched = touched?;
@@ -191,7 +197,8 @@ pub async fn run(
                     shell.reconcile(touched);
                 }
                 if caught_up && shell.is_new_term() {
-                    heart.beat(&shell.report()).await;
+                    shell.report_anew();
+                    heart.beat(&shell.heartbeat()).await;
                 }
             }
             request = requests.next() => match request {
@@ -204,12 +211,18 @@ pub async fn run(
                 return Err(IndexerError::Ended(format!("{name}: it panicked")));
             }
             Some((of, ending)) = shell.workers.join_next() => if shell.worker_ended(&of, ending) {
-                heart.beat(&shell.report()).await;
+                shell.report(true);
+                heart.beat(&shell.heartbeat()).await;
             },
-            () = heart.due(), if caught_up => heart.beat(&shell.report()).await,
-            Ok(()) = noted.changed(), if caught_up => if let Some(news) = shell.news() {
-                heart.say(&news).await;
-            },
+            () = heart.due(), if caught_up => {
+                shell.report(true);
+                heart.beat(&shell.heartbeat()).await;
+            }
+            Ok(()) = noted.changed(), if caught_up => shell.report(false),
+            () = sleep_until(report_at.unwrap_or_else(tokio::time::Instant::now)), if report_at.is_some() => {
+                let join = shell.heartbeat();
+                heart.report(&mut shell.reporter, &join).await;
+            }
             _ = orphans.tick(), if caught_up && !tidied => {
                 shell.errands.spawn("asking who coordinates", tell_who_leads(bus.clone(), led.clone()));
             }
@@ -230,7 +243,7 @@ pub async fn run(
             }
             _ = stop.changed() => {
                 shell.drain().await;
-                heart.leave(&shell.report()).await;
+                heart.leave(&shell.heartbeat()).await;
                 return Ok(());
             }
         }

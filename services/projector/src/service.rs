@@ -12,6 +12,7 @@ use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, SessionReading, Suspicion},
     lane::{LEAST_PAYLOAD, LaneTarget, OpenLane, Routes},
+    report::{Item, Reporter},
     state::{Bucket, Concerns, Session, SessionKind, StateContext},
     subjects,
     timestamp::Asked,
@@ -22,12 +23,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
+    time::sleep_until,
 };
+
+/// Everything is reported anew this often at most when somebody asks.
+const ANEW: Duration = Duration::from_millis(250);
 
 /// Why the projector ended.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +104,10 @@ struct Shell {
     reads: Totals,
     /// Damaged wants so far.
     refused: Cell<u64>,
+    /// What the coordinator is told, when that was begun anew, and whether somebody has not got all of it.
+    reporter: Reporter,
+    begun: Option<Instant>,
+    asked: bool,
 }
 
 /// Runs the projector until `stop` turns true.
@@ -128,9 +137,13 @@ pub async fn run(
         panics: Panics::default(),
         reads: Totals::default(),
         refused: Cell::new(0),
+        reporter: Reporter::default(),
+        begun: None,
+        asked: false,
     };
     let _ = ready.send(());
     loop {
+        let report_at = heart.report_at(&shell.reporter);
         tokio::select! {
             touched = shell.state.next() => {
                 let touched = touched?;
@@ -145,23 +158,32 @@ pub async fn run(
             Some((key, ending)) = shell.tasks.join_next() => {
                 if let Some(end) = shell.end(&key, ending) {
                     shell.ended(&key, end);
-                    heart.beat(&shell.report()).await;
+                    shell.report();
                 }
             }
             request = requests.next() => match request {
+                Some(request) if request.subject.ends_with(".report") => {
+                    shell.asked = true;
+                    shell.report();
+                }
                 Some(request) => request.respond(Ok(api::ok(&api::Empty {}))).await,
                 None => return Err(ProjectorError::Disconnected),
             },
+            () = sleep_until(report_at.unwrap_or_else(tokio::time::Instant::now)), if report_at.is_some() => {
+                let join = shell.heartbeat();
+                heart.report(&mut shell.reporter, &join).await;
+            }
             () = heart.due() => {
                 if shell.state.ready() {
                     shell.reconcile(&Concerns::Everything);
                 }
-                heart.beat(&shell.report()).await;
+                shell.report();
+                heart.beat(&shell.heartbeat()).await;
             }
             _ = stop.changed() => break,
         }
     }
-    heart.leave(&shell.report()).await;
+    heart.leave(&shell.heartbeat()).await;
     Ok(())
 }
 
@@ -169,7 +191,7 @@ async fn endpoints(bus: &Bus, config: &Config) -> Result<Endpoints, BusError> {
     bus.service(&ServiceSpec {
         name: "highwater-projector".into(),
         description: "Highwater's readers of source streams".into(),
-        endpoints: vec![("ping".into(), subjects::node(&config.node, "ping"))],
+        endpoints: ["ping", "report"].map(|verb| (verb.into(), subjects::node(&config.node, verb))).into(),
         queue_group: None,
     })
     .await
@@ -364,7 +386,8 @@ impl Shell {
         asked.into_iter().map(|(bucket, after)| (bucket.to_owned(), after)).collect()
     }
 
-    fn report(&mut self) -> Join {
+    /// What has changed is to be told; in a new term, and when it was asked for, everything.
+    fn report(&mut self) {
         // A suspicion is repeated until the log shows another branch.
         let context = self.state.context();
         self.suspicions.retain(|s| {
@@ -380,12 +403,14 @@ impl Shell {
             vbucket.is_some_and(|v| v.generation == *generation)
         });
         let sessions = self.running.iter().filter(|(key, _)| key.session != 0);
-        let reading = sessions.map(|(key, running)| SessionReading {
-            bucket: key.bucket.clone(),
-            session: key.session,
-            vb: key.vb,
-            read: running.reading.messages.load(Ordering::Relaxed),
-            pending: running.reading.pending.load(Ordering::Relaxed),
+        let reading = sessions.map(|(key, running)| {
+            Item::Reading(SessionReading {
+                bucket: key.bucket.clone(),
+                session: key.session,
+                vb: key.vb,
+                read: running.reading.messages.load(Ordering::Relaxed),
+                pending: running.reading.pending.load(Ordering::Relaxed),
+            })
         });
         self.reads.retain(|bucket| context.buckets.contains_key(bucket));
         let live = self.running.keys().filter(|key| key.session == 0);
@@ -393,24 +418,42 @@ impl Shell {
         for (key, running) in &self.running {
             reads.add((&key.bucket, key.vb), running.purpose, &running.reading);
         }
-        Join {
-            reading: reading.collect(),
-            reads: live.map(|key| reads.of(&key.bucket, key.vb)).collect(),
-            term: self.state.context().term,
-            reconciles: self.reconciles(),
-            lost_chains: due(&self.lost),
-            urgent: self.frozen(),
-            suspicions: self.suspicions.clone(),
-            broken_sessions: due(&self.broken),
-            ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation)
+        let now = Instant::now();
+        let broken = self.broken.iter().filter(|(_, due)| **due <= now).map(|(of, _)| of.clone());
+        let broken = broken.map(|(bucket, session)| Item::BrokenSession { bucket, session });
+        let lost = self.lost.iter().filter(|(_, due)| **due <= now).map(|(of, _)| of.clone());
+        let lost = lost.map(|(bucket, vb, generation)| Item::LostChain { bucket, vb, generation });
+        let items = reading
+            .chain(live.map(|key| Item::Reads(reads.of(&key.bucket, key.vb))))
+            .chain(self.reconciles().into_iter().map(|(bucket, after)| Item::Reconcile { bucket, after }))
+            .chain(self.frozen().into_iter().map(|bucket| Item::Urgent { bucket }))
+            .chain(self.suspicions.iter().map(Item::suspicion))
+            .chain(broken)
+            .chain(lost);
+        let mut buckets: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+        for item in items {
+            match buckets.get_mut(item.bucket()) {
+                Some(items) => items.push(item),
+                None => _ = buckets.insert(item.bucket().to_owned(), vec![item]),
+            }
+        }
+        let term = context.term;
+        let asked = std::mem::take(&mut self.asked) && self.begun.is_none_or(|begun| begun.elapsed() >= ANEW);
+        if asked || self.reporter.told().edition == 0 || self.reporter.term() != term {
+            self.reporter.begin(term);
+            self.begun = Some(Instant::now());
+        }
+        self.reporter.keep(|bucket| buckets.contains_key(bucket));
+        for (bucket, items) in buckets {
+            self.reporter.set(&bucket, items);
         }
     }
-}
 
-/// What is to be reported by now.
-fn due<T: Clone>(from: &BTreeMap<T, Instant>) -> Vec<T> {
-    let now = Instant::now();
-    from.iter().filter(|(_, at)| **at <= now).map(|(what, _)| what.clone()).collect()
+    /// A heartbeat.
+    fn heartbeat(&self) -> Join {
+        let (term, report) = (self.state.context().term, self.reporter.told());
+        Join { term, report, ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation) }
+    }
 }
 
 /// What the source of a vbucket is compared with.

@@ -8,6 +8,7 @@ use crate::{
 use highwater_schemas::{
     StabilityTimestamp,
     api::{Join, NodeKind, SliceReport, SliceState},
+    report::{Item, Reporter},
     state::{Bucket, SliceName, StateContext},
     wire::HighWatermark,
 };
@@ -52,6 +53,9 @@ pub struct IndexerNode {
     pub well_since: u64,
     beat_due: u64,
     notable: bool,
+    reporter: Reporter,
+    /// Who leads has not got all that was told.
+    asked: bool,
 }
 
 impl IndexerNode {
@@ -64,6 +68,8 @@ impl IndexerNode {
             well_since: 0,
             beat_due: 0,
             notable: false,
+            reporter: Reporter::default(),
+            asked: false,
         }
     }
 
@@ -147,6 +153,7 @@ impl World {
         node.context = StateContext::default();
         node.well_since = now;
         node.beat_due = now;
+        node.reporter = Reporter::default();
         for held in node.buckets.values_mut() {
             held.applied.clone_from(&held.durable);
             held.persisting = None;
@@ -174,6 +181,7 @@ impl World {
                         return;
                     }
                 }
+                Message::AskReport => (self.indexers[at].asked, self.indexers[at].notable) = (true, true),
                 Message::Assign { ask } => {
                     let outcome = if !self.calm && self.rng.chance(30) {
                         Err(highwater_schemas::ApiError::new(highwater_schemas::ErrorCode::StorageFailed, "full"))
@@ -236,30 +244,39 @@ impl World {
         let node = &mut self.indexers[at];
         node.beat_due = self.now + HEARTBEAT;
         node.notable = false;
-        let mut slices = Vec::new();
+        let term = node.context.term;
+        if node.reporter.told().edition == 0 || node.reporter.term() != term || std::mem::take(&mut node.asked) {
+            node.reporter.begin(term);
+        }
+        let mut told = Vec::new();
         for ((bucket, declared), held) in &node.buckets {
             let Some(known) = node.context.buckets.get(bucket).filter(|b| b.declared == *declared) else { continue };
-            for (name, slice) in &held.slices {
-                slices.push(SliceReport {
+            let applied = held.applied.iter();
+            let applied = applied.map(|st| Item::Applied { bucket: bucket.clone(), st: st.without_wants() });
+            let slices = held.slices.iter().map(|(name, slice)| {
+                Item::slice(&SliceReport {
                     session: slice.session,
                     done_with: slice.done_with,
                     resume: vec![0; known.vbuckets.len()],
                     branch: slice.branch,
                     compare: slice.compare,
                     ..SliceReport::new(bucket, *name, slice.state)
-                });
-            }
+                })
+            });
+            node.reporter.set(bucket, applied.chain(slices).collect());
+            told.push(bucket.clone());
         }
-        let applied =
-            node.buckets.iter().filter_map(|((name, _), h)| Some((name.clone(), h.applied.clone()?))).collect();
-        let join = Join {
-            term: node.context.term,
-            applied,
-            slices,
-            ..Join::new(NodeKind::Indexer, &node.process.node.name(), node.process.life)
-        };
-        let message = Message::Join(Rc::new(join));
-        self.publish(Node::indexer(at), &[NodeKind::Coordinator, NodeKind::ClusterManager], &message);
+        node.reporter.keep(|bucket| told.iter().any(|known| known == bucket));
+        let (name, life) = (node.process.node.name(), node.process.life);
+        let report = node.reporter.told();
+        let mut messages =
+            vec![Message::Join(Rc::new(Join { term, report, ..Join::new(NodeKind::Indexer, &name, life) }))];
+        while let Some(part) = node.reporter.next_part(&name, NodeKind::Indexer, life) {
+            messages.push(Message::Report(Rc::new(part)));
+        }
+        for message in messages {
+            self.publish(Node::indexer(at), &[NodeKind::Coordinator, NodeKind::ClusterManager], &message);
+        }
     }
 
     /// Takes a stability timestamp if it may.

@@ -7,7 +7,8 @@ use crate::{
 };
 use highwater_schemas::{
     StabilityTimestamp,
-    api::{Join, NodeKind},
+    api::NodeKind,
+    report::{Item, ReportPart},
     state::{Change, IndexState},
     wire::Stability,
 };
@@ -86,13 +87,17 @@ impl World {
         *told = (*told).max(term);
     }
 
-    /// What indexers report to who leads.
-    pub(crate) fn observe_join(&mut self, at: usize, join: &Join) {
+    /// What indexers report to who leads, once that has all of it.
+    pub(crate) fn observe_report_part(&mut self, at: usize, part: &ReportPart) {
         let node = &self.managers[at];
-        let Some(term) = node.leading().filter(|term| join.kind == NodeKind::Indexer && join.term == *term) else {
+        let core = node.machine.as_ref().and_then(|m| m.core());
+        let has = core.is_some_and(|core| core.has_report_of(&part.node));
+        let Some(term) = node.leading().filter(|term| part.kind == NodeKind::Indexer && part.term == *term && has)
+        else {
             return;
         };
-        for (bucket, st) in &join.applied {
+        for item in &part.items {
+            let Item::Applied { bucket, st } = item else { continue };
             let key = (at, node.process.life, term, bucket.clone());
             // Whoever comes back later is not waited for, and merges again where need be.
             if self.invariants.issued.contains(&key) {

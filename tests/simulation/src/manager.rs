@@ -193,9 +193,10 @@ impl World {
 
     fn manager_hears(&mut self, at: usize, message: Message) {
         match message {
-            Message::Join(join) => {
-                self.observe_join(at, &join);
-                self.feed_manager(at, Event::Join((*join).clone()));
+            Message::Join(join) => self.feed_manager(at, Event::Join((*join).clone())),
+            Message::Report(part) => {
+                self.feed_manager(at, Event::Lead(core::Event::Report((*part).clone())));
+                self.observe_report_part(at, &part);
             }
             Message::Cluster(event) => {
                 self.managers[at].heartbeat = heartbeat(event.heartbeat_ms).as_millis() as u64;
@@ -214,7 +215,7 @@ impl World {
             Message::Opened => self.feed_manager(at, Event::Opened),
             Message::Record(record) => self.feed_manager(at, Event::Record((*record).clone())),
             Message::Outcome(purpose, answer) => self.manager_answered(at, purpose, answer),
-            Message::Leave(_) | Message::Stability(_) | Message::Assign { .. } => {}
+            Message::Leave(_) | Message::Stability(_) | Message::Assign { .. } | Message::AskReport => {}
         }
     }
 
@@ -397,6 +398,12 @@ impl World {
                 self.observe_stability(at, &stability);
                 let message = Message::Stability(Rc::new(stability));
                 self.publish(me, &[NodeKind::Indexer], &message);
+            }
+            core::Action::AskReport { node } => {
+                if let Some(to) = Node::named(&node) {
+                    self.invariants.count("reports asked for", 1);
+                    self.send(me, to, Message::AskReport);
+                }
             }
             core::Action::EnsureStreams { job, .. } => {
                 self.request(me, Purpose::Streams { job }, Request::Streams, PATIENCE);

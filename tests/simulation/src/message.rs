@@ -6,6 +6,7 @@ use highwater_coordinator::{core::Ddl, core::Job, manager::Outcome};
 use highwater_schemas::{
     ApiError,
     api::{Bootstrap, BootstrapReply, ClusterEvent, Join, Lease, LeaseWritten, Leave},
+    report::ReportPart,
     wire::{HighWatermark, Stability, Sync},
 };
 use serde_json::Value;
@@ -18,6 +19,9 @@ pub type Ask = u64;
 #[derive(Debug, Clone)]
 pub enum Message {
     Join(Rc<Join>),
+    Report(Rc<ReportPart>),
+    /// To a node.
+    AskReport,
     Leave(Leave),
     Cluster(Rc<ClusterEvent>),
     Sync(Rc<Sync>),
@@ -109,11 +113,11 @@ impl Message {
     fn class(&self) -> usize {
         match self {
             Self::Outcome(..) => 0,
-            Self::Nominate { .. } | Self::Assign { .. } => 1,
+            Self::Nominate { .. } | Self::Assign { .. } | Self::AskReport => 1,
             Self::Opened | Self::Record(_) => 2,
             Self::Cluster(_) | Self::Stability(_) => 3,
             Self::Leave(_) => 4,
-            Self::Join(_) => 5,
+            Self::Join(_) | Self::Report(_) => 5,
             Self::Sync(_) => 6,
             Self::Hwt(_) => 7,
             Self::Admin { .. } => 8,

@@ -8,6 +8,7 @@ use crate::{
 use highwater_schemas::{
     Position, StVb,
     api::{Join, NodeKind, Suspicion},
+    report::{Item, Reporter},
     state::StateContext,
     wire::{Sync, SyncVb},
 };
@@ -27,6 +28,9 @@ pub struct ProjectorNode {
     suspicions: Vec<Suspicion>,
     beat_due: u64,
     sync_due: u64,
+    reporter: Reporter,
+    /// Who leads has not got all that was told.
+    asked: bool,
 }
 
 impl ProjectorNode {
@@ -39,6 +43,8 @@ impl ProjectorNode {
             suspicions: Vec::new(),
             beat_due: 0,
             sync_due: 0,
+            reporter: Reporter::default(),
+            asked: false,
         }
     }
 }
@@ -50,12 +56,17 @@ impl World {
         node.context = StateContext::default();
         node.read.clear();
         node.suspicions.clear();
+        node.reporter = Reporter::default();
         (node.beat_due, node.sync_due) = (now, now);
     }
 
     pub(crate) fn run_projector(&mut self, at: usize) {
         let me = Node::projector(at);
         while let Some(message) = self.projectors[at].inbox.take(true, &mut self.rng) {
+            if matches!(message, Message::AskReport) {
+                (self.projectors[at].asked, self.projectors[at].beat_due) = (true, 0);
+                continue;
+            }
             if let Message::Record(record) = message
                 && let Err(error) = self.projectors[at].context.offer(&record)
             {
@@ -84,13 +95,28 @@ impl World {
             let vb = context.buckets.get(&s.bucket).and_then(|b| b.vbuckets.get(usize::from(s.vb)));
             vb.is_some_and(|v| v.vbuuid() == s.vbuuid)
         });
-        let join = Join {
-            term: context.term,
-            suspicions: node.suspicions.clone(),
-            ..Join::new(NodeKind::Projector, &node.process.node.name(), node.process.life)
-        };
-        let message = Message::Join(Rc::new(join));
-        self.publish(Node::projector(at), &[NodeKind::Coordinator, NodeKind::ClusterManager], &message);
+        let mut items: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+        for suspicion in &node.suspicions {
+            items.entry(suspicion.bucket.clone()).or_default().push(Item::suspicion(suspicion));
+        }
+        let term = context.term;
+        if node.reporter.told().edition == 0 || node.reporter.term() != term || std::mem::take(&mut node.asked) {
+            node.reporter.begin(term);
+        }
+        node.reporter.keep(|bucket| items.contains_key(bucket));
+        for (bucket, items) in items {
+            node.reporter.set(&bucket, items);
+        }
+        let (name, life) = (node.process.node.name(), node.process.life);
+        let report = node.reporter.told();
+        let mut messages =
+            vec![Message::Join(Rc::new(Join { term, report, ..Join::new(NodeKind::Projector, &name, life) }))];
+        while let Some(part) = node.reporter.next_part(&name, NodeKind::Projector, life) {
+            messages.push(Message::Report(Rc::new(part)));
+        }
+        for message in messages {
+            self.publish(Node::projector(at), &[NodeKind::Coordinator, NodeKind::ClusterManager], &message);
+        }
     }
 
     fn projector_syncs(&mut self, at: usize) {

@@ -30,6 +30,7 @@ mod panics;
 mod ping;
 mod removals;
 mod replicated;
+mod reports;
 mod restarts;
 mod rollback;
 mod rollback_blocks;

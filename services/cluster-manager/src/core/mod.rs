@@ -25,7 +25,6 @@ const TICK: (u64, u64) = (10, 100);
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and most are heartbeats")]
 pub enum Event {
     /// A heartbeat, our own too: those that come back are the clock by which others are missed.
     Join(Join),

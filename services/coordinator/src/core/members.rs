@@ -3,36 +3,101 @@
 //! The cluster manager says who is alive. Where it does not, heartbeats decide, and our own tells whether any can be heard: how
 //! long a node was silent counts up to when our own last came back, and anew after a time in which it did not.
 
+mod reported;
+
 use super::{Action, Core};
 use crate::{config::Config, room};
 use highwater_schemas::{
-    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, Reads, SessionReading, SliceReport, Suspicion, VbReads},
+    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, Reads, SessionReading, SliceReport, Suspicion},
+    report::{Receiver, ReportPart, Told},
     state::{Change, NodeEntry, SliceName, StateContext},
     timestamp::StabilityTimestamp,
 };
+use reported::{Changes, Reported};
 use std::collections::BTreeMap;
 
-/// What a node reported in this term.
+/// A report that is behind what was sent is asked for after this, milliseconds, and again after that: a node tells everything by
+/// itself in a new term.
+const ASK_AFTER: u64 = 100;
+const ASK_AGAIN: u64 = 500;
+/// Reports asked for at once.
+const MOST_ASKED: usize = 16;
+
+/// What a node said in this term.
 struct Member {
     last: u64,
     incarnation: u64,
+    /// The term that it follows, by its heartbeat.
     term: u64,
-    /// By bucket.
-    slices: BTreeMap<String, BTreeMap<SliceName, SliceReport>>,
-    applied: Vec<(String, StabilityTimestamp)>,
-    suspicions: Vec<Suspicion>,
-    /// Sessions that cannot go on.
-    broken: Vec<(String, u64)>,
-    /// Buckets of which a reconcile with a higher number is asked for.
-    reconciles: Vec<(String, u64)>,
-    /// Buckets of which one cannot wait.
-    urgent: Vec<String>,
-    /// Chains, by bucket, vbucket and generation, that it cannot go on with.
-    lost: Vec<(String, u16, u64)>,
-    /// How far it has read for sessions.
-    reading: Vec<SessionReading>,
-    /// What it has read of vbuckets.
-    reads: Vec<VbReads>,
+    /// How much of its report it has sent, by its heartbeat.
+    told: Told,
+    /// Since when less of it has come, and when it was asked for.
+    behind: Option<u64>,
+    asked: Option<u64>,
+    receiver: Receiver,
+    report: Reported,
+    /// An edition that is not whole: until then the report counts that there is.
+    aside: Option<Reported>,
+}
+
+impl Member {
+    fn new(now: u64, incarnation: u64) -> Self {
+        Self {
+            last: now,
+            incarnation,
+            term: 0,
+            told: Told::default(),
+            behind: None,
+            asked: None,
+            receiver: Receiver::default(),
+            report: Reported::default(),
+            aside: None,
+        }
+    }
+
+    /// Looks whether all has come that was sent.
+    fn look(&mut self, now: u64) {
+        let behind = !self.receiver.has(self.told);
+        self.behind = behind.then(|| self.behind.unwrap_or(now));
+    }
+
+    /// Whether it is to be asked for its report.
+    fn ask(&mut self, now: u64) -> bool {
+        let due = self.behind.is_some_and(|since| now >= since + ASK_AFTER)
+            && self.asked.is_none_or(|asked| now >= asked + ASK_AGAIN);
+        if due {
+            self.asked = Some(now);
+            // Whatever number the new edition has, it is taken.
+            self.receiver = Receiver::default();
+            self.aside = None;
+        }
+        due
+    }
+
+    fn take(&mut self, now: u64, part: ReportPart) -> Changes {
+        let mut changes = Changes::default();
+        let accepted = self.receiver.take(part);
+        if accepted.begins {
+            self.aside = Some(Reported::default());
+        }
+        for part in accepted.parts {
+            let (term, whole) = (part.term, part.whole);
+            match &mut self.aside {
+                // Nothing of it counts yet.
+                Some(aside) => aside.take(part, &mut Changes::default()),
+                None => self.report.take(part, &mut changes),
+            }
+            if let Some(mut report) = self.aside.take_if(|_| whole) {
+                let known = &self.report.slices;
+                changes.opened.extend(report.slices.keys().filter(|bucket| !known.contains_key(*bucket)).cloned());
+                changes.matters = true;
+                report.term = term;
+                self.report = report;
+            }
+        }
+        self.look(now);
+        changes
+    }
 }
 
 /// What nodes and the cluster manager said since this index manager coordinates.
@@ -75,24 +140,6 @@ impl Members {
         self.cluster = Some(event.members.into_iter().map(entry).collect());
     }
 
-    /// Takes what a node says of some of its buckets, unless it belongs to a report that is not there: that comes again.
-    fn take(&mut self, key: &(NodeKind, String), only: &[String], part: Member) {
-        let fits = |m: &&mut Member| m.incarnation == part.incarnation && m.term == part.term;
-        let Some(member) = self.seen.get_mut(key).filter(fits) else { return };
-        member.last = part.last;
-        member.slices.retain(|bucket, _| !only.contains(bucket));
-        member.slices.extend(part.slices);
-        member.applied.retain(|(bucket, _)| !only.contains(bucket));
-        member.applied.extend(part.applied);
-    }
-
-    /// The buckets of which a report tells of slices, and of which the node had none before.
-    fn opened(&self, key: &(NodeKind, String), report: &Member) -> Vec<String> {
-        let before = self.seen.get(key).filter(|m| m.incarnation == report.incarnation);
-        let known = |bucket: &String| before.is_some_and(|m| m.slices.contains_key(bucket));
-        report.slices.keys().filter(|bucket| !known(bucket)).cloned().collect()
-    }
-
     /// Without a cluster manager its last word counts for a while only.
     pub(super) fn forget_cluster(&mut self, now: u64, config: &Config) {
         if now > self.seen_cluster + 2 * config.patience() {
@@ -129,32 +176,34 @@ impl Members {
             .map(|((_, node), _)| node.clone())
     }
 
-    /// Whether a node has said that it follows this term.
+    /// Whether a node has said that it follows this term, an indexer with its whole report.
     pub(super) fn follows(&self, kind: NodeKind, node: &str, term: u64) -> bool {
-        self.seen.get(&(kind, node.to_owned())).is_some_and(|m| m.term >= term)
+        let says = |m: &Member| if kind == NodeKind::Indexer { m.report.term } else { m.term };
+        self.seen.get(&(kind, node.to_owned())).is_some_and(|m| says(m) >= term)
     }
 
-    /// The newest ST of a bucket that any indexer has applied.
+    /// The newest ST of a bucket that each indexer had applied when it told its whole report.
+    pub(super) fn applied(&self, bucket: &str) -> impl Iterator<Item = &StabilityTimestamp> {
+        self.seen.values().filter_map(move |m| m.report.applied.get(bucket))
+    }
+
+    /// The newest of them.
     pub(super) fn newest_applied(&self, bucket: &str) -> Option<&StabilityTimestamp> {
-        self.seen
-            .values()
-            .flat_map(|m| &m.applied)
-            .filter(|(name, _)| name == bucket)
-            .map(|(_, st)| st)
-            .max_by_key(|st| st.number)
+        self.applied(bucket).max_by_key(|st| st.number)
     }
 
     /// The slices of a bucket, with their node and its incarnation.
     pub(super) fn reports(&self, bucket: &str) -> impl Iterator<Item = (&str, u64, &SliceReport)> {
         let indexers = self.seen.iter().filter(|((kind, _), _)| *kind == NodeKind::Indexer);
         indexers.flat_map(move |((_, node), m)| {
-            m.slices.get(bucket).into_iter().flat_map(BTreeMap::values).map(move |s| (node.as_str(), m.incarnation, s))
+            let slices = m.report.slices.get(bucket).into_iter().flat_map(BTreeMap::values);
+            slices.map(move |s| (node.as_str(), m.incarnation, s))
         })
     }
 
     /// One slice as its node reported it.
     pub(super) fn report(&self, node: &str, bucket: &str, slice: SliceName) -> Option<&SliceReport> {
-        self.seen.get(&(NodeKind::Indexer, node.to_owned()))?.slices.get(bucket)?.get(&slice)
+        self.seen.get(&(NodeKind::Indexer, node.to_owned()))?.report.slices.get(bucket)?.get(&slice)
     }
 
     /// Which life of an indexer reported last.
@@ -168,53 +217,46 @@ impl Members {
     }
 
     pub(super) fn slices(&self) -> impl Iterator<Item = &SliceReport> {
-        self.seen.values().flat_map(|m| m.slices.values().flat_map(BTreeMap::values))
-    }
-
-    /// What was said of the slices of a bucket counts no more.
-    pub(super) fn forget_slices(&mut self, bucket: &str) {
-        for member in self.seen.values_mut() {
-            member.slices.remove(bucket);
-        }
+        self.seen.values().flat_map(|m| m.report.slices.values().flat_map(BTreeMap::values))
     }
 
     /// Whether a projector says that a session cannot go on.
     pub(super) fn is_broken(&self, bucket: &str, session: u64) -> bool {
-        self.seen.values().flat_map(|m| &m.broken).any(|(b, s)| b == bucket && *s == session)
+        self.seen.values().flat_map(|m| &m.report.broken).any(|(b, s)| b == bucket && *s == session)
     }
 
     /// The newest reconcile of a bucket that is not enough for a projector that asks for one.
     pub(super) fn reconcile_after(&self, bucket: &str) -> Option<u64> {
-        self.seen.values().flat_map(|m| &m.reconciles).filter(|(b, _)| b == bucket).map(|(_, after)| *after).max()
+        self.seen.values().filter_map(|m| m.report.reconciles.get(bucket)).max().copied()
     }
 
     /// Whether a projector waits for a reconcile of a bucket.
     pub(super) fn is_urgent(&self, bucket: &str) -> bool {
-        self.seen.values().flat_map(|m| &m.urgent).any(|b| b == bucket)
+        self.seen.values().any(|m| m.report.urgent.contains(bucket))
     }
 
     /// Whether a projector says that a chain cannot go on.
     pub(super) fn is_lost(&self, bucket: &str, vb: usize, generation: u64) -> bool {
-        let lost = self.seen.values().flat_map(|m| &m.lost);
-        lost.into_iter().any(|(b, v, g)| b == bucket && usize::from(*v) == vb && *g == generation)
+        let mut lost = self.seen.values().flat_map(|m| &m.report.lost);
+        lost.any(|(b, v, g)| b == bucket && usize::from(*v) == vb && *g == generation)
     }
 
     /// What projectors have read for a session.
     pub(super) fn reading(&self, bucket: &str, session: u64) -> impl Iterator<Item = &SessionReading> {
-        let reading = self.seen.values().flat_map(|m| &m.reading);
+        let reading = self.seen.values().flat_map(|m| m.report.reading.values());
         reading.filter(move |r| r.session == session && r.bucket == bucket)
     }
 
     /// What the projector of a vbucket has read of it.
     pub(super) fn reads(&self, projector: &str, bucket: &str, vb: usize) -> Reads {
         let member = self.seen.get(&(NodeKind::Projector, projector.to_owned()));
-        let reads = member.and_then(|m| m.reads.iter().find(|r| r.bucket == bucket && usize::from(r.vb) == vb));
-        reads.map(|r| r.reads).unwrap_or_default()
+        let key = u16::try_from(vb).ok().map(|vb| (bucket.to_owned(), vb));
+        member.zip(key).and_then(|(m, key)| m.report.reads.get(&key)).copied().unwrap_or_default()
     }
 
-    /// What projectors found to contradict, once.
-    pub(super) fn take_suspicions(&mut self) -> Vec<Suspicion> {
-        self.seen.values_mut().flat_map(|m| std::mem::take(&mut m.suspicions)).collect()
+    /// What projectors found to contradict.
+    pub(super) fn suspicions(&self) -> impl Iterator<Item = &Suspicion> {
+        self.seen.values().flat_map(|m| m.report.suspicions.values())
     }
 }
 
@@ -224,55 +266,39 @@ impl Core {
         if key.0 == NodeKind::Coordinator && key.1 == self.config.node && join.incarnation == self.config.incarnation {
             self.members.echoed(now, &self.config);
         }
-        let mut slices: BTreeMap<String, BTreeMap<SliceName, SliceReport>> = BTreeMap::new();
-        for slice in join.slices {
-            let name = SliceName { index: slice.index, partition: slice.partition };
-            // Most reports are of few buckets: no key is made for each slice.
-            if let Some(of_bucket) = slices.get_mut(&slice.bucket) {
-                of_bucket.insert(name, slice);
-            } else {
-                slices.insert(slice.bucket.clone(), BTreeMap::from([(name, slice)]));
-            }
-        }
-        let member = Member {
-            last: now,
-            incarnation: join.incarnation,
-            term: join.term.max(join.manager.as_ref().map_or(0, |m| m.term)),
-            slices,
-            applied: join.applied,
-            suspicions: join.suspicions,
-            broken: join.broken_sessions,
-            reconciles: join.reconciles,
-            urgent: join.urgent,
-            lost: join.lost_chains,
-            reading: join.reading,
-            reads: join.reads,
-        };
-        // Who has just opened slices has not heard of any timestamp.
-        for bucket in self.members.opened(&key, &member) {
-            self.repeat_stability(&bucket);
-        }
-        if let Some(only) = &join.only {
-            self.members.take(&key, only, member);
-            self.urgent = true;
-            return;
-        }
         let silent_since = now.saturating_sub(self.config.patience());
         if !room::make(&mut self.members.seen, &key, MOST_MEMBERS, silent_since, |m| m.last) {
             return;
         }
-        let before = self.members.seen.get(&key);
-        self.urgent |= before.is_none_or(|b| {
-            b.incarnation != member.incarnation
-                || b.term != member.term
-                || b.slices != member.slices
-                || !member.suspicions.is_empty()
-                || b.broken != member.broken
-                || b.reconciles != member.reconciles
-                || b.lost != member.lost
-                || b.urgent != member.urgent
-        });
-        self.members.seen.insert(key, member);
+        let term = join.term.max(join.manager.as_ref().map_or(0, |m| m.term));
+        let known = self.members.seen.get(&key).is_some_and(|m| m.incarnation == join.incarnation && m.term == term);
+        self.urgent |= !known;
+        let member = self.members.seen.entry(key).or_insert_with(|| Member::new(now, join.incarnation));
+        if member.incarnation != join.incarnation {
+            *member = Member::new(now, join.incarnation);
+        }
+        (member.last, member.term, member.told) = (now, term, join.report);
+        member.look(now);
+    }
+
+    /// A part of what a node reports; who it is its heartbeat has said.
+    pub(super) fn report(&mut self, now: u64, part: ReportPart) {
+        let key = (part.kind, part.node.clone());
+        let member = self.members.seen.get_mut(&key);
+        let Some(member) = member.filter(|m| m.incarnation == part.incarnation) else { return };
+        let Changes { matters, opened } = member.take(now, part);
+        self.urgent |= matters;
+        // Who has just opened slices has not heard of any timestamp.
+        for bucket in opened {
+            self.repeat_stability(&bucket);
+        }
+    }
+
+    /// Asks for reports of which something got lost.
+    pub(super) fn ask_for_reports(&mut self, now: u64, out: &mut Vec<Action>) {
+        let behind = self.members.seen.iter_mut().filter(|(_, m)| m.behind.is_some());
+        let due = behind.filter_map(|((_, node), m)| m.ask(now).then(|| node.clone()));
+        out.extend(due.take(MOST_ASKED).map(|node| Action::AskReport { node }));
     }
 
     /// Who joined is entered, who is gone is crossed out; the cluster manager says who is there.

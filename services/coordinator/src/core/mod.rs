@@ -30,7 +30,8 @@ pub use jobs::Job;
 use crate::config::Config;
 use highwater_schemas::{
     ApiError,
-    api::{ClusterEvent, Join, heartbeat},
+    api::{ClusterEvent, Join, NodeKind, heartbeat},
+    report::ReportPart,
     state::{Change, MUTATION, Offered, SliceName, StateContext, StateError},
     subjects,
     wire::{HighWatermark, Missed, Stability, Sync},
@@ -51,7 +52,6 @@ pub type Token = u64;
 
 /// What happened.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and most are heartbeats")]
 pub enum Event {
     Ddl {
         token: Token,
@@ -60,6 +60,7 @@ pub enum Event {
         random: u64,
     },
     Join(Join),
+    Report(ReportPart),
     /// The membership as the cluster manager sees it.
     Cluster(ClusterEvent),
     Sync(Sync),
@@ -110,6 +111,10 @@ pub enum Action {
         answer: Result<Value, ApiError>,
     },
     Publish(Stability),
+    /// Have a node report everything anew.
+    AskReport {
+        node: String,
+    },
     /// The streams of a new bucket must exist before it is used.
     EnsureStreams {
         job: Job,
@@ -216,6 +221,11 @@ impl Core {
         &mut self.boot
     }
 
+    /// Whether an indexer has told its whole report in this term.
+    pub fn has_report_of(&self, indexer: &str) -> bool {
+        self.members.follows(NodeKind::Indexer, indexer, self.context.term)
+    }
+
     /// Its time is over.
     pub fn into_parts(self) -> (StateContext, Bootstrapping) {
         (self.context, self.boot)
@@ -224,10 +234,6 @@ impl Core {
     /// Takes a record that the log has acknowledged.
     pub fn applied(&mut self, json: &[u8]) -> Result<(), StateError> {
         let Offered::Applied(record) = self.context.offer(json)? else { return Ok(()) };
-        if let Change::BranchStarted { bucket, .. } = &record.change {
-            // They were in step on the branch before.
-            self.members.forget_slices(bucket);
-        }
         match record.change {
             Change::VbucketAssigned { bucket, vb, .. } | Change::BranchStarted { bucket, vb, .. } => {
                 if let Some(entry) = self.stability.get_mut(&bucket) {
@@ -248,6 +254,7 @@ impl Core {
         match event {
             Event::Ddl { token, ddl, probe, random } => self.ddl(token, ddl, &probe, random, &mut out),
             Event::Join(join) => self.join(now, join),
+            Event::Report(part) => self.report(now, part),
             Event::Cluster(event) => {
                 self.config.heartbeat = heartbeat(event.heartbeat_ms);
                 self.members.see(now, event);
@@ -273,6 +280,7 @@ impl Core {
         self.ticked = now;
         self.urgent = false;
         self.check_members(now, out);
+        self.ask_for_reports(now, out);
         self.check_topics(now, out);
         let ready = self.ready();
         if ready {

@@ -84,7 +84,10 @@ impl Core {
         let last = stability.and_then(|s| s.last()).and_then(|l| l.vbs.get(vb));
         let last = last.filter(|st| st.vbuuid == vbucket.vbuuid());
         let issued = last.map_or(0, |st| st.position.seqno);
-        let held = content.chain([issued, vbucket.held]).max().unwrap_or(0);
+        // Slices that are active hold what their node has applied.
+        let applied = self.members.applied(bucket).filter_map(|st| st.vbs.get(vb));
+        let applied = applied.filter(|st| st.vbuuid == vbucket.vbuuid()).map(|st| st.position.seqno);
+        let held = content.chain(applied).chain([issued, vbucket.held]).max().unwrap_or(0);
         // The next owner compares the source with what was read of it last.
         let bookmarks = stability.map(BucketStability::bookmarks).unwrap_or_default();
         let known = bookmarks.get(vb).is_some_and(|b| !b.is_empty());

@@ -3,7 +3,7 @@
 //! Sessions bring every slice in step the present documents; the slices stage what differs and say so; then the projectors put
 //! it into the chains as a round. A slice that has not staged when it meets that round is compared in a session of its own.
 
-use super::{Action, Core, ddl::json, stability::BucketStability};
+use super::{Action, Core, ddl::json, sessions::serving, stability::BucketStability};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{BucketReconcile, NodeKind, ReconcileReply, SliceReport, SliceState},
@@ -98,10 +98,11 @@ impl Core {
             r.state == SliceState::Error
                 || (r.branch == branch && matches!(r.state, SliceState::Active | SliceState::Merged))
         };
-        let quiet = bucket.sessions.is_empty() && self.hosted(name, bucket).all(|(_, r)| r.is_some_and(in_step));
         let asked =
             is_new(self.members.reconcile_after(name)) && (now >= due.rest_until || self.members.is_urgent(name));
-        quiet && (asked || now >= due.at)
+        // Every slice is looked at only when there is a reason to.
+        let quiet = || bucket.sessions.is_empty() && self.hosted(name, bucket).all(|(_, r)| r.is_some_and(in_step));
+        (asked || now >= due.at) && quiet()
     }
 
     /// The slices of a bucket on live indexers, with their node, as they were reported.
@@ -126,19 +127,16 @@ impl Core {
     pub(super) fn unstaged(&self, name: &str, bucket: &Bucket) -> Vec<(String, u64, Vec<SliceName>)> {
         let Some(reconcile) = bucket.reconcile.as_ref().filter(|r| !r.staged) else { return Vec::new() };
         let mut nodes: Vec<(String, u64, Vec<SliceName>)> = Vec::new();
+        let serving = serving(bucket, |kind| kind == SessionKind::Reconcile);
         for (node, report) in self.hosted(name, bucket) {
             let Some(report) = report.filter(|r| !is_settled(r, reconcile.id)) else { continue };
             let slice = SliceName { index: report.index, partition: report.partition };
-            let served = |s: &Session| {
-                s.kind == SessionKind::Reconcile
-                    && s.node == node
-                    && s.slices.contains(&slice)
-                    && s.id > report.unstaged
-            };
+            let sessions = serving.get(&(node, slice));
+            let served = sessions.is_some_and(|sessions| sessions.iter().any(|s| s.id > report.unstaged));
             let Some(entry) = self.context.nodes.get(&(NodeKind::Indexer, node.to_owned())) else { continue };
             // What another life of it reported is yet to be entered.
             let other = self.members.incarnation(node) != Some(entry.incarnation);
-            if other || bucket.sessions.values().any(served) {
+            if other || served {
                 continue;
             }
             match nodes.iter_mut().find(|(of, ..)| of == node) {

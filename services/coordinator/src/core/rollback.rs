@@ -9,23 +9,28 @@ use highwater_schemas::{
     },
     state::{Bucket, Change, Failover, IndexState, Reconcile, Rollback, RollbackPhase, SliceName, vbuuid_text},
 };
+use std::collections::BTreeSet;
 
 impl Core {
     /// What projectors found begins a new branch.
     pub(super) fn start_branches(&mut self, random: u64, out: &mut Vec<Action>) {
-        for suspicion in self.members.take_suspicions() {
+        let mut begun = BTreeSet::new();
+        for suspicion in self.members.suspicions() {
             let vbucket =
                 self.context.buckets.get(&suspicion.bucket).and_then(|b| b.vbuckets.get(usize::from(suspicion.vb)));
-            if vbucket.is_some_and(|v| v.vbuuid() == suspicion.vbuuid) {
+            // Said until the log shows the branch, perhaps by two.
+            if vbucket.is_some_and(|v| v.vbuuid() == suspicion.vbuuid)
+                && begun.insert((&suspicion.bucket, suspicion.vb))
+            {
                 out.push(Action::Append(Change::BranchStarted {
-                    bucket: suspicion.bucket,
+                    bucket: suspicion.bucket.clone(),
                     vb: suspicion.vb,
                     vbuuid: mix(random, u64::from(suspicion.vb)),
                     start: suspicion.intact,
                     last: suspicion.last,
                     broken: suspicion.broken,
-                    bookmarks: suspicion.bookmarks,
-                    reason: suspicion.reason,
+                    bookmarks: suspicion.bookmarks.clone(),
+                    reason: suspicion.reason.clone(),
                 }));
             }
         }

@@ -87,6 +87,7 @@ impl Core {
     ) -> Vec<(String, SessionKind, u64, Vec<&'a SliceReport>)> {
         let mut nodes: BTreeMap<(&str, SessionKind), (u64, Vec<&SliceReport>)> = BTreeMap::new();
         let branch = bucket.branch();
+        let serving = serving(bucket, |kind| kind != SessionKind::Reconcile);
         for (node, incarnation, report) in self.members.reports(name) {
             if !needs_session(report) || report.branch != branch {
                 continue;
@@ -97,12 +98,8 @@ impl Core {
                 .get(&(NodeKind::Indexer, node.to_owned()))
                 .is_some_and(|e| !e.gone && e.incarnation == incarnation);
             let exists = bucket.indexes.get(&report.index).is_some_and(|i| i.topology > 0);
-            let served = bucket.sessions.values().any(|s| {
-                s.node == node
-                    && s.id > report.done_with
-                    && s.kind != SessionKind::Reconcile
-                    && takes_up(report, s)
-                    && s.slices.contains(&name_of(report))
+            let served = serving.get(&(node, name_of(report))).is_some_and(|sessions| {
+                sessions.iter().any(|session| session.id > report.done_with && takes_up(report, session))
             });
             if alive && exists && !served {
                 let kind = match report.state {
@@ -130,15 +127,17 @@ impl Core {
     /// An index is active when all its partitions are, and failed when one is.
     pub(super) fn check_indexes(&mut self, out: &mut Vec<Action>) {
         for (name, bucket) in &self.context.buckets {
+            let branch = bucket.branch();
             for (number, index) in bucket.live_indexes().filter(|(_, i)| i.state == IndexState::Building) {
                 let mut active = 0;
                 for (partition, host) in index.placed.hosts.iter().enumerate() {
                     let slice = SliceName { index: number, partition: partition as u32 };
                     let report = self.members.report(host, name, slice);
-                    match report.map(|r| (r.state, r.error.clone())) {
-                        Some((SliceState::Active, _)) => active += 1,
-                        Some((SliceState::Error, why)) => {
-                            let reason = why.unwrap_or_else(|| "unknown".into());
+                    match report {
+                        // What was active on the branch before is not on this one.
+                        Some(r) if r.state == SliceState::Active && r.branch == branch => active += 1,
+                        Some(r) if r.state == SliceState::Error => {
+                            let reason = r.error.clone().unwrap_or_else(|| "unknown".into());
                             let bucket = name.clone();
                             out.push(Action::Append(Change::IndexFailed { bucket, index: number, reason }));
                             break;
@@ -152,6 +151,17 @@ impl Core {
             }
         }
     }
+}
+
+/// The open sessions of these kinds by node and slice.
+pub(super) fn serving(bucket: &Bucket, of: impl Fn(SessionKind) -> bool) -> BTreeMap<(&str, SliceName), Vec<&Session>> {
+    let mut all: BTreeMap<(&str, SliceName), Vec<&Session>> = BTreeMap::new();
+    for session in bucket.sessions.values().filter(|session| of(session.kind)) {
+        for slice in &session.slices {
+            all.entry((&session.node, *slice)).or_default().push(session);
+        }
+    }
+    all
 }
 
 fn needs_session(report: &SliceReport) -> bool {

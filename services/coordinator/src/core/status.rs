@@ -3,7 +3,7 @@
 use super::{Core, rollback};
 use highwater_schemas::{
     StabilityTimestamp,
-    api::{BootstrapStep, BucketStatus, SessionSlice, SessionStatus, VbStatus},
+    api::{BootstrapStep, BucketStatus, MOST_SLICES_SHOWN, SessionSlice, SessionStatus, SliceState, VbStatus},
     state::{Bucket, Session, vbuuid_text},
 };
 
@@ -48,6 +48,9 @@ impl Core {
     }
 
     fn session(&self, name: &str, bucket: &Bucket, session: &Session) -> SessionStatus {
+        let is_done = |slice: &SessionSlice| {
+            matches!(slice.state, Some(SliceState::Active | SliceState::Merged | SliceState::Error))
+        };
         let slices = session.slices.iter().map(|slice| {
             let report = self.members.report(&session.node, name, *slice);
             SessionSlice {
@@ -58,6 +61,11 @@ impl Core {
                 to_build: report.map_or(0, |r| r.to_build),
             }
         });
+        // Those that need it still come first.
+        let (done, mut slices): (Vec<SessionSlice>, Vec<SessionSlice>) = slices.partition(is_done);
+        slices.extend(done);
+        let slice_count = slices.len() as u64;
+        slices.truncate(MOST_SLICES_SHOWN);
         let (read, pending) = self
             .members
             .reading(name, session.id)
@@ -66,7 +74,8 @@ impl Core {
             session: session.id,
             kind: session.kind,
             node: session.node.clone(),
-            slices: slices.collect(),
+            slices,
+            slice_count,
             read,
             documents: read + pending,
         }

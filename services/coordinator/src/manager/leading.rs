@@ -311,7 +311,10 @@ impl Leading {
                 core::Action::CheckTopics { term, .. } => {
                     self.held.push_back(core::Event::TopicsChecked { term, made: Err(why.into()), found: None });
                 }
-                core::Action::Append(_) | core::Action::Publish(_) | core::Action::PurgeSession { .. } => {}
+                core::Action::Append(_)
+                | core::Action::Publish(_)
+                | core::Action::AskReport { .. }
+                | core::Action::PurgeSession { .. } => {}
             }
         }
     }

@@ -35,7 +35,8 @@ use candidate::Candidate;
 use chain::{Chain, Linked, What};
 use highwater_schemas::{
     api::{
-        Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, MOST_MEMBERS, ManagerReport, NodeKind, heartbeat,
+        Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS,
+        ManagerReport, NodeKind, heartbeat,
     },
     state::{Offered, StateContext, StateError},
 };
@@ -226,10 +227,10 @@ impl Manager {
             hash: context.hash.clone(),
             term: self.term,
             leading: self.leading(),
-            registered: context.registered().map(str::to_owned).collect(),
+            registered: context.registered().take(MOST_REGISTERED_TOLD).map(str::to_owned).collect(),
             declined: self.declined,
             undecided: self.undecided(),
-            waiting: self.waiting.clone(),
+            waiting: self.waiting.as_ref().map(|why| why.chars().take(MOST_WORDS).collect()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Messages in, actions out; `requests`: what is asked of an index manager; `reports`: what it says of itself.
+//! Messages in, actions out; `requests`: what is asked of an index manager; `reports`: what it says of itself, and what nodes say.
 
 mod reports;
 mod requests;
@@ -21,7 +21,7 @@ use highwater_bus::{
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, Assign, ClusterEvent, Join, Master, NodeKind},
-    names, subjects, wire,
+    subjects, wire,
 };
 use requests::{admin_service, assign, node_service};
 use std::{
@@ -86,7 +86,7 @@ pub async fn run(
     let max_record = bus.max_payload().saturating_sub(HEADROOM);
     let (outcomes, outcome) = mpsc::channel(OUTCOMES);
     let mut heard = Heard {
-        joins: bus.subscribe(subjects::CLUSTER_JOIN).await?,
+        nodes: bus.subscribe("hw.cluster.*").await?,
         events: bus.subscribe(subjects::CLUSTER_EVENT).await?,
         syncs: bus.subscribe("hw.sync.*").await?,
         hwts: bus.subscribe("hw.hwt.*.*").await?,
@@ -139,7 +139,8 @@ pub async fn run(
 
 /// What an index manager hears.
 struct Heard {
-    joins: Subscription,
+    /// Heartbeats and reports, in the order in which a node sends them.
+    nodes: Subscription,
     events: Subscription,
     syncs: Subscription,
     hwts: Subscription,
@@ -177,12 +178,12 @@ async fn serve(shell: &mut Shell, heard: &mut Heard, stop: &mut watch::Receiver<
                     shell.cluster(event).await?;
                 }
             }
-            message = heard.joins.next(), if free => {
-                if let Some(join) = shell.decoded::<Join>(&need(message)?.payload) {
-                    match names::check("node", &join.node) {
-                        Ok(()) => shell.handle(Event::Join(join)).await?,
-                        Err(error) => shell.refuse(&error),
-                    }
+            message = heard.nodes.next(), if free => {
+                let message = need(message)?;
+                match message.subject.as_str() {
+                    subjects::CLUSTER_JOIN => shell.join_of(&message.payload).await?,
+                    subjects::CLUSTER_REPORT => shell.report_of(&message.payload).await?,
+                    _ => {}
                 }
             }
             message = heard.syncs.next(), if free => match wire::decode::<wire::Sync>(&need(message)?.payload) {
@@ -410,6 +411,12 @@ impl Shell {
                 match self.bus.publish(&subject, wire::encode(&stability)).await {
                     Ok(()) => self.publish_retry.over(),
                     Err(error) => _ = self.publish_retry.failed(&error),
+                }
+            }
+            core::Action::AskReport { node } => {
+                // It is asked again.
+                if let Err(error) = self.bus.publish(&subjects::node(&node, "report"), b"{}".to_vec()).await {
+                    tracing::debug!(node, %error, "cannot ask for a report");
                 }
             }
             core::Action::EnsureStreams { job, bucket, topic } => {

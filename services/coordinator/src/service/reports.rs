@@ -1,7 +1,12 @@
-//! What an index manager says of itself.
+//! What an index manager says of itself, and what nodes say.
 
 use super::Shell;
-use highwater_schemas::api::{Join, NodeKind};
+use crate::{CoordinatorError, core, manager::Event};
+use highwater_schemas::{
+    api::{Join, NodeKind},
+    names,
+    report::ReportPart,
+};
 
 impl Shell {
     pub(super) fn join(&self) -> Join {
@@ -15,5 +20,23 @@ impl Shell {
     pub(super) async fn beat(&mut self) {
         let join = self.join();
         self.heart.beat(&join).await;
+    }
+
+    pub(super) async fn join_of(&mut self, payload: &[u8]) -> Result<(), CoordinatorError> {
+        let Some(join) = self.decoded::<Join>(payload) else { return Ok(()) };
+        match names::check("node", &join.node) {
+            Ok(()) => self.handle(Event::Join(join)).await?,
+            Err(error) => self.refuse(&error),
+        }
+        Ok(())
+    }
+
+    /// For who coordinates alone.
+    pub(super) async fn report_of(&mut self, payload: &[u8]) -> Result<(), CoordinatorError> {
+        if self.manager.leading().is_none() {
+            return Ok(());
+        }
+        let Some(part) = self.decoded::<ReportPart>(payload) else { return Ok(()) };
+        self.handle(Event::Lead(core::Event::Report(part))).await
     }
 }

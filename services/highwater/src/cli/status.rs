@@ -148,7 +148,11 @@ fn sessions(buckets: &[BucketStatus]) -> Option<String> {
     let rows = buckets.iter().flat_map(|b| {
         b.sessions.iter().map(|s| {
             let kind = s.kind.as_str();
-            let slices: Vec<String> = s.slices.iter().map(slice).collect();
+            let mut slices: Vec<String> = s.slices.iter().map(slice).collect();
+            let further = s.slice_count.saturating_sub(slices.len() as u64);
+            if further > 0 {
+                slices.push(format!("{} more", show::thousands(further)));
+            }
             let documents = show::thousands(s.documents);
             vec![
                 b.name.clone(),

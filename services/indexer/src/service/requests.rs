@@ -1,6 +1,6 @@
 //! Who answers which request of the node. What reads a slice or the disk does so on a thread that may block.
 
-use super::{Shell, view::hosted_slices};
+use super::{Shell, reports, view::hosted_slices};
 use crate::{
     dumps,
     files::SliceFiles,
@@ -34,6 +34,7 @@ impl Shell {
                 let verb = verb.to_owned();
                 self.diagnose(&verb, request).await;
             }
+            Some("report") => self.asked_for_report(),
             Some("assign") => self.assign(request),
             Some("status") => self.status(request).await,
             _ => request.respond(Ok(api::ok(&api::Empty {}))).await,
@@ -58,7 +59,7 @@ impl Shell {
         }
     }
 
-    /// All slices, or those of the bucket that the request names; with a list of what one of them could not take when it names it.
+    /// Slices, or those of the bucket that the request names, as many as fit; with a list of what one of them could not take when it names it.
     async fn status(&mut self, request: ServiceRequest) {
         let made = supervise::caught_now(&self.bus.incidents(), "a request for the status", || {
             fault("status", "");
@@ -78,11 +79,14 @@ impl Shell {
     fn status_of(&self, payload: &[u8]) -> Result<(NodeStatus, Option<Snapshot>), ApiError> {
         let asked: api::NodeStatusRequest = api::parse(payload)?;
         let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
+        let reports = wanted.clone().map(|(_, running)| &running.report);
+        let (slices, more) = reports::fitting(reports, asked.after.as_ref(), self.bus.max_payload() / 2);
         let status = NodeStatus {
             node: self.config.node.clone(),
             kind: NodeKind::Indexer,
             void_batches: wanted.clone().map(|(_, r)| r.report.borrow().void).sum(),
-            slices: wanted.flat_map(|(_, r)| r.report.borrow().slices.clone()).collect(),
+            slices,
+            more,
             refused_messages: self.refused.load(Ordering::Relaxed),
             unindexed: Vec::new(),
         };

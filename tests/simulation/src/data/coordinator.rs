@@ -116,6 +116,10 @@ impl Coordinator {
                             env.mail(Letter::Stability(indexer, Rc::clone(&told)));
                         }
                     }
+                    Action::AskReport { node } => {
+                        env.count("reports asked for");
+                        env.mail(Letter::AskReport(node));
+                    }
                     Action::Reply { answer, .. } => env.say(|| format!("answers {answer:?}")),
                     Action::EnsureStreams { job, .. } => {
                         let random = env.rng.next();

@@ -6,6 +6,7 @@ use highwater_indexer::{Payload, core::Batch};
 use highwater_schemas::{
     Position,
     api::Join,
+    report::ReportPart,
     state::StateContext,
     wire::{HighWatermark, Missed, Stability, Sync},
 };
@@ -18,6 +19,9 @@ pub const BUCKET: &str = "b";
 pub enum Letter {
     Sync(Sync),
     Join(Box<Join>),
+    Report(Box<ReportPart>),
+    /// To a node.
+    AskReport(String),
     HighWatermark(HighWatermark),
     /// To an indexer.
     Stability(usize, Rc<Stability>),

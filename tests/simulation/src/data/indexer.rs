@@ -9,6 +9,7 @@ use highwater_indexer::core::{Action, Batch, Branch, BucketCore, BucketView, Mod
 use highwater_schemas::{
     StabilityTimestamp,
     api::{Join, NodeKind, SliceReport},
+    report::{Item, Reporter},
     state::{Bucket, SessionKind, SliceName, StateContext, branch_of},
     wire::{HighWatermark, Missed, Stability},
 };
@@ -47,6 +48,8 @@ pub struct Indexer {
     notable: bool,
     beat_at: u64,
     hwt: Option<HighWatermark>,
+    reporter: Reporter,
+    asked: bool,
 }
 
 impl Indexer {
@@ -69,6 +72,8 @@ impl Indexer {
             notable: false,
             beat_at: 0,
             hwt: None,
+            reporter: Reporter::default(),
+            asked: false,
         }
     }
 
@@ -384,16 +389,26 @@ impl Indexer {
         if self.notable || env.now >= self.beat_at {
             self.notable = false;
             self.beat_at = env.now + HEARTBEAT;
-            let slices = if self.core.listens() { self.core.slices().map(report).collect() } else { Vec::new() };
-            let join = Join {
-                term: if self.started { self.core.term() } else { self.context.term },
-                applied: self.newest.iter().map(|st| (BUCKET.to_owned(), (**st).clone())).collect(),
-                durable: vec![(BUCKET.to_owned(), self.core.durable())],
-                slices,
-                ..Join::new(NodeKind::Indexer, &self.name, self.incarnation)
-            };
+            let term = if self.started { self.core.term() } else { self.context.term };
+            let anew = self.reporter.told().edition == 0 || self.reporter.term() != term;
+            if std::mem::take(&mut self.asked) || anew {
+                self.reporter.begin(term);
+            }
+            let applied = self.newest.iter().map(|st| Item::Applied { bucket: BUCKET.into(), st: st.without_wants() });
+            let slices = self.core.slices().filter(|_| self.core.listens()).map(|s| Item::slice(&report(s)));
+            self.reporter.set(BUCKET, applied.chain(slices).collect());
+            let (told, kind) = (self.reporter.told(), NodeKind::Indexer);
+            let join = Join { term, report: told, ..Join::new(kind, &self.name, self.incarnation) };
             env.mail(Letter::Join(Box::new(join)));
+            while let Some(part) = self.reporter.next_part(&self.name, kind, self.incarnation) {
+                env.mail(Letter::Report(Box::new(part)));
+            }
         }
+    }
+
+    /// The coordinator has not got all that was told.
+    pub fn ask_report(&mut self) {
+        (self.asked, self.notable) = (true, true);
     }
 
     /// Whether everything that it hosts shows this ST, and how many slices those are.

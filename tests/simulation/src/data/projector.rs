@@ -11,6 +11,7 @@ use highwater_schemas::{
     Position,
     api::{Join, NodeKind, Suspicion},
     lane::LaneTarget,
+    report::{Item, Reporter},
     state::{Bucket, SessionKind, StateContext},
     timestamp::Asked,
 };
@@ -37,6 +38,8 @@ pub struct Projector {
     /// Vbuckets, with the generation, whose chains cannot go on.
     lost: BTreeSet<(u16, u64)>,
     beat_at: u64,
+    reporter: Reporter,
+    asked: bool,
 }
 
 impl Projector {
@@ -54,6 +57,8 @@ impl Projector {
             broken: BTreeSet::new(),
             lost: BTreeSet::new(),
             beat_at: 0,
+            reporter: Reporter::default(),
+            asked: false,
         }
     }
 
@@ -171,15 +176,29 @@ impl Projector {
         let live = self.tasks.keys().filter(|(_, _, session)| *session == 0);
         let asked = live.filter_map(|(vb, g, _)| self.known_to_all.get(&(*vb, *g)).map(|all| all.reconcile_after));
         let asked = asked.filter(|after| *after > newest).max();
-        let join = Join {
-            term: self.context.term,
-            reconciles: asked.map(|after| (BUCKET.to_owned(), after - 1)).into_iter().collect(),
-            suspicions: self.suspicions.clone(),
-            lost_chains: self.lost.iter().map(|(vb, generation)| (BUCKET.to_owned(), *vb, *generation)).collect(),
-            broken_sessions: self.broken.iter().map(|id| (BUCKET.to_owned(), *id)).collect(),
-            ..Join::new(NodeKind::Projector, &self.name, self.incarnation)
-        };
+        let bucket = || BUCKET.to_owned();
+        let reconcile = asked.map(|after| Item::Reconcile { bucket: bucket(), after: after - 1 });
+        let lost = self.lost.iter();
+        let lost = lost.map(|(vb, generation)| Item::LostChain { bucket: bucket(), vb: *vb, generation: *generation });
+        let broken = self.broken.iter().map(|session| Item::BrokenSession { bucket: bucket(), session: *session });
+        let items = self.suspicions.iter().map(Item::suspicion).chain(reconcile).chain(lost).chain(broken).collect();
+        let term = self.context.term;
+        let anew = self.reporter.told().edition == 0 || self.reporter.term() != term;
+        if std::mem::take(&mut self.asked) || anew {
+            self.reporter.begin(term);
+        }
+        self.reporter.set(BUCKET, items);
+        let (told, kind) = (self.reporter.told(), NodeKind::Projector);
+        let join = Join { term, report: told, ..Join::new(kind, &self.name, self.incarnation) };
         env.mail(Letter::Join(Box::new(join)));
+        while let Some(part) = self.reporter.next_part(&self.name, kind, self.incarnation) {
+            env.mail(Letter::Report(Box::new(part)));
+        }
+    }
+
+    /// The coordinator has not got all that was told.
+    pub fn ask_report(&mut self) {
+        (self.asked, self.beat_at) = (true, 0);
     }
 
     pub fn want(&mut self, seq: u64) {

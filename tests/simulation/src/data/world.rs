@@ -140,6 +140,16 @@ impl DataWorld {
             match letter {
                 Letter::Sync(sync) => self.coordinator.event(env, Event::Sync(sync)),
                 Letter::Join(join) => self.coordinator.event(env, Event::Join(*join)),
+                Letter::Report(part) => self.coordinator.event(env, Event::Report(*part)),
+                Letter::AskReport(node) => {
+                    let mut indexers = self.indexers.iter_mut().filter(|indexer| indexer.up);
+                    let mut projectors = self.projectors.iter_mut().filter(|projector| projector.up);
+                    if let Some(indexer) = indexers.find(|indexer| indexer.name == node) {
+                        indexer.ask_report();
+                    } else if let Some(projector) = projectors.find(|projector| projector.name == node) {
+                        projector.ask_report();
+                    }
+                }
                 Letter::HighWatermark(hwt) => self.coordinator.event(env, Event::HighWatermark(hwt)),
                 Letter::Missed(missed) => self.coordinator.event(env, Event::Missed(missed)),
                 Letter::Stability(to, stability) => {

@@ -114,13 +114,19 @@ fn who_has_opened_its_slices_hears_the_newest_timestamp_at_once() {
         d.tick(20);
         let before = d.published.len();
         // In a report of everything, or in one of what is new.
-        let (term, slices) = (d.core.context().term, vec![report(SliceState::Active, 0)]);
-        let only = news.then(|| vec!["b".to_owned()]);
-        let opened = Join { term, only, slices, ..Join::new(NodeKind::Indexer, "i", 2) };
-        d.event(Event::Join(opened.clone()));
+        let open = |d: &mut Driver, part| {
+            if news {
+                let items = vec![Item::slice(&report(SliceState::Active, 0))];
+                d.event(Event::Report(ReportPart { items, ..d.part(NodeKind::Indexer, "i", 2, part) }));
+            } else {
+                d.join(NodeKind::Indexer, "i", 2, vec![report(SliceState::Active, 0)], None);
+            }
+        };
+        d.join(NodeKind::Indexer, "i", 2, Vec::new(), None);
+        open(&mut d, 1);
         d.tick(20);
         assert_eq!((d.published.len(), d.last().vbs[0].position.seqno), (before + 1, 9));
-        d.event(Event::Join(opened));
+        open(&mut d, 2);
         d.tick(20);
         assert_eq!(d.published.len(), before + 1, "once");
     }

@@ -2,6 +2,7 @@
 
 mod members;
 mod reconcile;
+mod reports;
 mod rollback;
 mod stability;
 mod streams;
@@ -11,6 +12,7 @@ use highwater_schemas::{
     ErrorCode, Position, StVb, StabilityTimestamp,
     api::{NodeKind, SliceReport, SliceState, Suspicion},
     definition::IndexDefinition,
+    report::{Item, ReportPart, Told},
     state::{Bucket, IndexState, SliceName},
     wire::SyncVb,
 };
@@ -21,6 +23,10 @@ struct Driver {
     now: u64,
     published: Vec<Stability>,
     replies: Vec<Result<Value, ApiError>>,
+    /// Of the report that was told last, by whichever node.
+    edition: u64,
+    /// Nodes whose report was asked for.
+    asked: Vec<String>,
     /// A host without room.
     refuses: Option<String>,
 }
@@ -35,7 +41,7 @@ impl Driver {
         let started = context.record(Change::TermStarted { coordinator: "c".into() }, context.term + 1, 0);
         context.offer(&started.to_json()).unwrap();
         let core = Core::new(Config::new("c", 1), context, Bootstrapping::begin(now, String::new()), now);
-        Self { core, now, published: Vec::new(), replies: Vec::new(), refuses: None }
+        Self { core, now, published: Vec::new(), replies: Vec::new(), edition: 0, asked: Vec::new(), refuses: None }
     }
 
     fn append(&mut self, change: Change) {
@@ -56,6 +62,7 @@ impl Driver {
                         appended = true;
                     }
                     Action::Publish(stability) => self.published.push(stability),
+                    Action::AskReport { node } => self.asked.push(node),
                     Action::Reply { answer, .. } => self.replies.push(answer),
                     Action::EnsureStreams { job, .. } => {
                         next.push_back(Event::StreamsEnsured { job, outcome: Ok(()), random: 4 });
@@ -99,7 +106,8 @@ impl Driver {
 
     /// Our own heartbeat comes back.
     fn echo(&mut self) {
-        self.join(NodeKind::Coordinator, "c", 1, Vec::new(), None);
+        let term = self.core.context().term;
+        self.event(Event::Join(Join { term, ..Join::new(NodeKind::Coordinator, "c", 1) }));
     }
 
     fn gone(&self, kind: NodeKind, node: &str) -> bool {
@@ -117,13 +125,24 @@ impl Driver {
         // On the present branches, unless something else is said.
         let branch = self.core.context().buckets.get("b").map_or(0, Bucket::branch);
         let on = |s: SliceReport| SliceReport { branch: if s.branch == 0 { branch } else { s.branch }, ..s };
-        let slices = slices.into_iter().map(on).collect();
-        self.event(Event::Join(Join {
-            term: self.core.context().term,
-            applied: applied.into_iter().map(|st| ("b".into(), st)).collect(),
-            slices,
-            ..Join::new(kind, node, incarnation)
-        }));
+        let slices = slices.into_iter().map(on).map(|slice| Item::slice(&slice));
+        let applied = applied.into_iter().map(|st| Item::Applied { bucket: "b".into(), st });
+        self.report(kind, node, incarnation, applied.chain(slices).collect());
+    }
+
+    /// A heartbeat and a whole report.
+    fn report(&mut self, kind: NodeKind, node: &str, incarnation: u64, items: Vec<Item>) {
+        let term = self.core.context().term;
+        self.edition += 1;
+        let report = Told { edition: self.edition, parts: 0 };
+        self.event(Event::Join(Join { term, report, ..Join::new(kind, node, incarnation) }));
+        self.event(Event::Report(ReportPart { items, ..self.part(kind, node, incarnation, 0) }));
+    }
+
+    /// An empty part of the edition that was begun last.
+    fn part(&self, kind: NodeKind, node: &str, incarnation: u64, part: u64) -> ReportPart {
+        let (node, term, edition) = (node.to_owned(), self.core.context().term, self.edition);
+        ReportPart { node, kind, incarnation, term, edition, part, whole: part == 0, items: vec![], gone: vec![] }
     }
 
     fn create(&mut self, definition: &str) -> Result<Value, ApiError> {
@@ -455,24 +474,4 @@ fn messages_are_remembered_with_each_mark() {
     let kept: Vec<u64> = d.core.context().buckets["b"].vbuckets[0].bookmarks.iter().map(|b| b.seqno).collect();
     assert!(kept.len() > 4 && kept.len() <= 2 * 8, "{kept:?}");
     assert!(kept.is_sorted() && kept.last() == Some(&40), "the newest always: {kept:?}");
-}
-
-#[test]
-fn news_of_some_buckets_leave_the_others_as_they_were() {
-    let mut driver = Driver::with_index();
-    driver.join(NodeKind::Indexer, "i", 1, vec![report(SliceState::Building, 0)], None);
-    let term = driver.core.context().term;
-    let news = |term, incarnation, bucket: &str, slices| {
-        let only = Some(vec![bucket.to_owned()]);
-        Event::Join(Join { term, only, slices, ..Join::new(NodeKind::Indexer, "i", incarnation) })
-    };
-    let index = |driver: &Driver| driver.core.context().buckets["b"].indexes[&1].state.clone();
-    let active = || vec![report(SliceState::Active, 9)];
-    driver.event(news(term, 1, "other", Vec::new()));
-    assert_eq!(driver.core.members.slices().count(), 1);
-    driver.event(news(term - 1, 1, "b", active()));
-    driver.event(news(term, 2, "b", active()));
-    assert_eq!(index(&driver), IndexState::Building, "not what it reported before");
-    driver.event(news(term, 1, "b", active()));
-    assert_eq!(index(&driver), IndexState::Active);
 }

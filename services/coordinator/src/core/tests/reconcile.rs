@@ -96,14 +96,14 @@ fn what_is_not_in_step_is_not_waited_for() {
 #[test]
 fn a_projector_asks_until_one_has_begun_after_it_asked() {
     let mut d = in_step();
-    let asks = |after| Join { reconciles: vec![("b".into(), after)], ..Join::new(NodeKind::Projector, "p", 1) };
-    d.event(Event::Join(asks(0)));
+    let asks = |after| vec![Item::Reconcile { bucket: "b".into(), after }];
+    d.report(NodeKind::Projector, "p", 1, asks(0));
     d.tick(1);
     let id = reconcile(&d).unwrap().id;
     tell(&mut d, SliceReport { staged: id, ..active() });
     in_the_chain(&mut d, id);
     assert_eq!(reconcile(&d), None, "that one is enough");
-    d.event(Event::Join(asks(id)));
+    d.report(NodeKind::Projector, "p", 1, asks(id));
     d.tick(1);
     assert_eq!(reconcile(&d), None, "not at once");
     d.tick(6_000);
@@ -117,8 +117,8 @@ fn a_session_that_broke_is_followed_by_a_comparison() {
     d.tick(1);
     let open = sessions(&d);
     assert_eq!(open[0].kind, SessionKind::Recovery);
-    let broken = vec![("b".into(), open[0].id)];
-    d.event(Event::Join(Join { broken_sessions: broken, ..Join::new(NodeKind::Projector, "p", 1) }));
+    let broken = Item::BrokenSession { bucket: "b".into(), session: open[0].id };
+    d.report(NodeKind::Projector, "p", 1, vec![broken]);
     d.tick(1);
     d.tick(1);
     assert_eq!(sessions(&d).iter().map(|s| s.kind).collect::<Vec<_>>(), [SessionKind::Comparison]);

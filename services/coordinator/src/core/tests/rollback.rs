@@ -19,7 +19,7 @@ fn suspect(d: &mut Driver, intact: u64, broken: bool) -> u64 {
         broken,
         bookmarks: vec![],
     };
-    d.event(Event::Join(Join { suspicions: vec![suspicion], ..Join::new(NodeKind::Projector, "p", 1) }));
+    d.report(NodeKind::Projector, "p", 1, vec![Item::Suspicion(suspicion)]);
     d.tick(1);
     assert_ne!(d.core.context().buckets["b"].vbuckets[0].vbuuid(), old);
     old
@@ -85,8 +85,8 @@ fn status_shows_the_phase_of_a_rollback_and_how_far_its_sessions_are() {
     assert_eq!((session.slices.len(), session.slices[0].state), (1, Some(SliceState::Catchup)));
     assert_eq!((session.read, session.documents), (0, 0), "nobody has begun");
     let reading = |session, read| SessionReading { bucket: "b".into(), session, vb: 0, read, pending: 70 };
-    let reading = vec![reading(session.session, 30), reading(session.session + 1, 1)];
-    d.event(Event::Join(Join { reading, ..Join::new(NodeKind::Projector, "p", 1) }));
+    let reading = [reading(session.session, 30), reading(session.session + 1, 1)].map(Item::Reading);
+    d.report(NodeKind::Projector, "p", 1, reading.into());
     let session = shown(&d).sessions.pop().unwrap();
     assert_eq!((session.read, session.documents), (30, 100));
 }
