@@ -141,6 +141,17 @@ impl Query {
         }
     }
 
+    /// `at_plus` names a branch that the log does not know: its record may not have arrived here yet.
+    pub fn names_unknown_branch(&self, context: &StateContext) -> bool {
+        let (Consistency::AtStreams(given), Some(bucket)) = (&self.consistency, context.buckets.get(&self.bucket))
+        else {
+            return false;
+        };
+        let known =
+            |named: u64| bucket.vbuckets.iter().any(|vb| vb.failover.iter().any(|branch| branch.vbuuid == named));
+        given.values().any(|(branch, _)| branch.is_some_and(|branch| !known(branch)))
+    }
+
     /// Makes it ready for the index it names.
     pub fn plan(&self, context: &StateContext) -> Result<Plan, ApiError> {
         let (bucket, index) = find(context, &self.bucket, &self.index)?;

@@ -305,19 +305,24 @@ fn late(message: &str) -> ApiError {
     ApiError::new(ErrorCode::Timeout, message)
 }
 
-/// Plans the query; a name that is unknown gets a moment to appear in the log.
+/// Plans the query; a name or a branch that is unknown gets a moment to appear in the log.
 async fn plan(shared: &Shared, query: &Query) -> Result<Plan, ApiError> {
     let mut changes = shared.changes();
     let until = shared.now() + LOG_GRACE.min(query.timeout);
     loop {
         changes.borrow_and_update();
-        let planned = query.plan(shared.core().context());
+        let (planned, unknown_branch) = {
+            let core = shared.core();
+            (query.plan(core.context()), query.names_unknown_branch(core.context()))
+        };
         let left = until.saturating_sub(shared.now());
         match planned {
             Err(e)
-                if matches!(e.code, ErrorCode::BucketNotFound | ErrorCode::IndexNotFound) && left > Duration::ZERO =>
+                if (matches!(e.code, ErrorCode::BucketNotFound | ErrorCode::IndexNotFound)
+                    || e.code == ErrorCode::BranchLost && unknown_branch)
+                    && left > Duration::ZERO =>
             {
-                // Either way the name is looked up again.
+                // Either way it is looked up again.
                 let _ = timeout(left, changes.changed()).await;
             }
             Err(e) if e.code == ErrorCode::IndexNotActive => {

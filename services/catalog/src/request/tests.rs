@@ -170,6 +170,11 @@ fn at_plus_is_bound_to_the_buckets_streams() {
     assert_eq!(floors(&["A"], json!({"A": {"vbuuid": "1", "seqno": 50}})), Ok(vec![floor(Some(1), 50)]));
     assert_eq!(floors(&["A"], json!({"A": {"vbuuid": "1", "seqno": 51}})), Err(ErrorCode::BranchLost));
     assert_eq!(floors(&["A"], json!({"A": {"vbuuid": "9", "seqno": 1}})), Err(ErrorCode::BranchLost));
+    for (branch, unknown) in [("1", false), ("2", false), ("9", true)] {
+        let query = parse(&with(&json!({"consistency": {"at_plus": {"A": {"vbuuid": branch, "seqno": 51}}}}))).unwrap();
+        let context = context(&["A"], 7, IndexState::Active);
+        assert_eq!(query.names_unknown_branch(&context), unknown, "{branch}");
+    }
 }
 
 #[test]
