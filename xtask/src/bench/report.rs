@@ -188,7 +188,7 @@ impl Report {
 
     /// `cpu` has microseconds for one document, by process.
     pub fn build(&mut self, rate: f64, read: f64, cpu: Vec<(String, f64)>) {
-        let (floor, budget) = (Bound::AtLeast(0.25), Bound::AtLeast(0.5));
+        let (floor, budget) = (Bound::AtLeast(0.25), Bound::AtLeast(0.75));
         self.add("initial build of two indexes, to raw read", rate, "docs/s", Some(rate / read), Some(floor), budget);
         for (name, used) in cpu {
             self.plain(&format!("initial build: CPU of {name}"), used, "µs/doc");
@@ -255,7 +255,7 @@ impl Report {
         let name = format!("restart of an indexer with {} entries", group(recovery.entries as f64));
         self.add(&name, recovery.restart.as_secs_f64(), "s", None, None, Bound::AtMost(2.0));
         let ratio = Some(recovery.rate / recovery.read);
-        let budget = Bound::AtLeast(0.35);
+        let budget = Bound::AtLeast(0.5);
         self.add("catchup of two indexes, to raw read", recovery.rate, "docs/s", ratio, None, budget);
         let name = format!("rollback of {} mutations in two indexes", group(recovery.mutations as f64));
         let budget = Bound::AtMost(3.0);
