@@ -40,7 +40,7 @@ pub struct Heart {
     last: Option<Instant>,
     /// When the last parts of a report were sent.
     reported: Option<Instant>,
-    /// What could not be sent: stated as troubles, and logged.
+    /// Failures to send heartbeats and parts of reports: each is stated as a trouble and logged.
     beats: Retry,
     parts: Retry,
     /// The last heartbeat could not be sent.

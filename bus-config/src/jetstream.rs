@@ -43,7 +43,7 @@ pub struct StreamState {
     /// The server's clock when it answered, nanoseconds since the epoch; 0: it does not say.
     pub now: i64,
     pub messages: u64,
-    /// Of how many subjects it holds messages.
+    /// The number of subjects that have messages.
     pub subject_count: u64,
     pub subjects: Vec<String>,
     pub max_messages_per_subject: i64,

@@ -79,7 +79,7 @@ impl StreamMessage {
         self.message.payload()
     }
 
-    /// What nats-server counts of it: subject, reply subject, headers and payload, bytes.
+    /// Its size in bytes as nats-server counts it: subject, reply subject, headers and payload.
     pub(crate) fn size(&self) -> usize {
         self.message.size()
     }

@@ -1,14 +1,14 @@
-//! A long stretch of a stream, read over several connections at once and handed out in order.
+//! Reads a long range of a stream over several connections at once, and hands its messages out in order.
 //!
-//! One consumer brings what one goroutine of the server and one connection carry. So the stretch is cut into shares of equally
-//! many sequences, which readers take in turn, each with a connection of its own and a consumer for each share. What a reader has
-//! brought waits, in a bounded queue, until the shares before it were handed out.
+//! nats-server serves a consumer with one goroutine, and one connection carries its messages: both limit the rate. So the range is
+//! cut into shares of equally many sequences. The readers take the shares in turn; each reader has a connection of its own, and
+//! makes a consumer for each share. The messages of a share wait in a bounded queue until all earlier shares were handed out.
 //!
-//! A share is complete when its last sequence came, or a later one, or the stream's leader has nothing between the last message that
-//! came and the end of the share. The readers are connected to the server that leads the stream, and their consumers are on it:
-//! whoever restarts it, or takes over from it, ends their connections or their consumers, and that ends the whole. What comes next
-//! would not join on. Then the stream is read by one reader for a while, also where the server has no room for further
-//! connections or consumers.
+//! A share is complete when its last sequence or a later one arrived, or when the stream's leader has no message between the last
+//! one that arrived and the end of the share. The readers are connected to the server that leads the stream, and their consumers
+//! are on that server. A restart of the server or a new leader ends the connections or the consumers, and with them the reading
+//! in parts, because later messages may belong to another history. The stream is then read by a single reader for a while; so it
+//! is where the server refuses further connections or consumers.
 
 use crate::{
     connect::Bus,
@@ -31,13 +31,13 @@ use tokio::{
     time::timeout,
 };
 
-/// Readers of a stretch. A third brings little more: then the server, which stores and sends, is the limit.
+/// Readers of one range. More than two were not measured.
 const READERS: usize = 2;
-/// A stretch of fewer sequences is read by one reader.
+/// A shorter range, in sequences, is read by one reader.
 const LONG: u64 = 65_536;
 /// Sequences of a share.
 const SHARE: u64 = 8_192;
-/// Bytes that wait for the shares before them, of each reader; a chunk may go beyond it.
+/// Bytes of a reader that may wait for earlier shares; the last chunk may exceed the limit.
 const MOST_WAITING: usize = 4 * 1024 * 1024;
 /// Messages of a chunk.
 const CHUNK: usize = 512;
@@ -47,7 +47,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const QUEUE: usize = 64;
 /// A share of which nothing comes for so long may be complete.
 const SILENCE: Duration = Duration::from_millis(100);
-/// A consumer that was not asked for so long is left for another: the server removes one that nobody asks.
+/// After a pause of this length the reader makes a new consumer: the server removes one that gets no requests.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Sequences above `after`, up to `upto`.
@@ -58,7 +58,7 @@ pub(crate) struct Stretch {
 }
 
 impl Stretch {
-    /// What of a stream above `after` is worth to be read in parts: much, with more messages than gaps.
+    /// The range above `after`, if reading it in parts pays: it is long, and has more messages than gaps.
     pub(crate) fn of(state: &StreamState, after: u64) -> Option<Self> {
         let after = after.max(state.first_seq.saturating_sub(1));
         let span = state.last_seq.saturating_sub(state.first_seq);
@@ -95,7 +95,7 @@ pub(crate) struct Parts {
     room: Option<OwnedSemaphorePermit>,
     /// Dropping them ends them.
     _readers: Vec<Task>,
-    /// So many stretches at once may be read of one process.
+    /// Limits how many ranges a process reads in parts at once.
     _turn: OwnedSemaphorePermit,
 }
 
@@ -156,7 +156,7 @@ impl Parts {
 struct Reader {
     bus: Bus,
     link: Link,
-    /// How often that was lost before the first share.
+    /// How often the connection had been lost before the first share.
     losses: u64,
     stream: String,
     leader: String,
@@ -169,7 +169,7 @@ impl Reader {
     async fn run(self, stretch: Stretch, number: u64) {
         for share in (number..stretch.shares()).step_by(READERS) {
             let brought = match self.share(stretch.share(share)).await {
-                // What came before and after a loss may not be of the same store.
+                // After a loss of the connection the server may have restarted with another history.
                 Ok(()) if self.link.losses() != self.losses => Brought::Failed("the connection was lost".into()),
                 Ok(()) => Brought::ShareEnds,
                 Err(why) => Brought::Failed(why),
@@ -221,7 +221,8 @@ impl Reader {
         Ok(place.after.min(share.end))
     }
 
-    /// Whether the stream's leader, still the same, has nothing of the share above `after`. Who does not answer is asked again.
+    /// Whether the stream's leader has no message of the share above `after`. False also if another server leads, or none answers:
+    /// the caller asks again.
     async fn is_complete(&self, after: u64, end: u64) -> bool {
         let Ok(next) = self.bus.next_message(&self.stream, after + 1).await else { return false };
         if next.is_some_and(|next| next.seq <= end) {

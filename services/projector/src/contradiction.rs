@@ -1,16 +1,17 @@
-//! When what contradicts a source counts.
+//! Decides when a contradiction between a source and what was read of it proves a loss.
 //!
-//! What one server keeps is what it says. But of a replicated stream another server may lead the next moment. It has all that was
-//! acknowledged, and may have to take it in yet; and one that leads no more, and has not noticed, answers from what it had. For
-//! that moment messages that were read are missing, and nothing is lost.
+//! A stream that is kept by one server is what that server says. A replicated stream may get a new leader at any time. The new
+//! leader has every acknowledged message in its log, but may not have applied all of them to the stream yet; and an old leader
+//! that does not know of the election answers from old data. For a moment messages that were read seem to be missing, though
+//! nothing is lost.
 //!
-//! So of a replicated stream a contradiction counts only when a leader that is *current* has repeated it. It is that when, since
+//! So a contradiction of a replicated stream counts only when a *current* leader has repeated it. A leader is current when, since
 //! it contradicted first,
-//! - it has led without interruption, and has heard from a majority of the replicas: nobody else was elected; and
-//! - it has stored a message of its own time, behind everything that there was before; or nothing of the stream has changed for
-//!   [`SETTLED`], as it does while a server takes something in.
+//! - it has led without interruption and has heard from a majority of the replicas, so that no other leader was elected; and
+//! - it has stored a message that was written in this time, behind everything older; or the stream has not changed for
+//!   [`SETTLED`], so that no messages are left to apply.
 //!
-//! Whatever it is that changes: after [`LONGEST`] under one leader it counts.
+//! A stream that keeps changing is judged after [`LONGEST`] under one leader.
 
 use highwater_bus::StreamState;
 use std::time::Duration;

@@ -53,7 +53,7 @@ struct Lane {
     claims: VecDeque<Claim>,
     /// The last message that is published.
     bookmark: Option<Bookmark>,
-    /// Some position may be named.
+    /// A position was offered, so that SYNC may be sent.
     offered: bool,
     changed: bool,
     urgent: bool,
@@ -162,7 +162,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
     }
 }
 
-/// For ever if it is not said until when.
+/// Sleeps until this time; None sleeps for ever.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -419,7 +419,7 @@ impl Lane {
     fn claim(&mut self) {
         while self.claims.front().is_some_and(|claim| claim.to.le(self.published)) {
             let Some(Claim { to, covered, asked, offer }) = self.claims.pop_front() else { return };
-            // Of a round that others have followed it is known no more what had been dropped.
+            // `dropped` belongs to the newest round; that of an earlier round is not kept.
             if let Some(Offer { seqno, server_time, hash }) = offer.filter(|_| to.round == self.published.round) {
                 let position = Position::new(seqno, to.round);
                 self.offer(Offered { position, server_time, hash, dropped: self.dropped });

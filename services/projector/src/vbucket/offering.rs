@@ -1,5 +1,7 @@
-//! Which positions timestamps may name: none inside of an atomic batch, and of a stream with batches none above a revision that
-//! may be hidden, as long as that is not for long.
+//! The positions that stability timestamps may name.
+//!
+//! No such position is inside of an atomic batch. In a stream with batches positions above a revision that may be hidden are held
+//! back, for a limited time.
 
 use super::{Task, removed::Frozen};
 use crate::batches::{Batches, Part};
@@ -29,7 +31,7 @@ pub(super) struct Offering {
 }
 
 impl Offering {
-    /// Of a chain that begins here.
+    /// For a chain that begins after this seqno.
     pub(super) fn new(from: u64) -> Self {
         let unknown = Some(from).filter(|from| *from > 0);
         Self { offered: from, round_at: from, unknown, ..Self::default() }
@@ -49,17 +51,17 @@ impl Offering {
         begins
     }
 
-    /// It is yet to be seen whether the chain begins inside of a batch.
+    /// Whether the chain begins inside of a batch is not known yet.
     pub(super) fn is_unknown(&self) -> bool {
         self.unknown.is_some()
     }
 
-    /// Nothing is behind where the chain begins.
+    /// The store has no message above the place where the chain begins.
     pub(super) fn nothing_follows(&mut self) {
         self.unknown = None;
     }
 
-    /// What lay above was removed, or the batch that was open is over.
+    /// The messages above were removed, or the open batch has ended.
     pub(super) fn passed(&mut self, last: (i64, u64)) {
         if !self.batches.is_open() {
             self.whole = last;

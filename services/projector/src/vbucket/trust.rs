@@ -19,14 +19,16 @@ const MARKS: usize = 64;
 const AGAIN: Duration = Duration::from_millis(250);
 
 impl Task {
-    /// Remembers a message of the live chain.
+    /// Notes the message that was read last. The live chain also remembers its hash, to compare the source with.
     pub(super) fn remember(&mut self, message: &StreamMessage) {
-        let (live, subject) = (self.live(), message.subject_text());
-        let hash = if live { verify::fingerprint(&subject, message.payload()) } else { 0 };
-        self.last_message = (message.time, hash);
-        if live {
-            self.recent.push(message.seq, &subject, message.time, hash);
+        if !self.live() {
+            self.last_message = (message.time, 0);
+            return;
         }
+        let subject = message.subject_text();
+        let hash = verify::fingerprint(&subject, message.payload());
+        self.last_message = (message.time, hash);
+        self.recent.push(message.seq, &subject, message.time, hash);
     }
 
     /// Remembers what comes from below where the chain begins; answers the others.

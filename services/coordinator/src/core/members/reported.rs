@@ -35,7 +35,7 @@ pub(super) struct Reported {
 /// What a part has changed.
 #[derive(Default)]
 pub(super) struct Changes {
-    /// Something by which is decided.
+    /// The coordinator may have to act on one of the changes.
     pub(super) matters: bool,
     /// Buckets with slices that had none before.
     pub(super) opened: BTreeSet<String>,
@@ -46,7 +46,7 @@ impl Reported {
         changes.matters |= !part.gone.is_empty();
         for item in part.items {
             changes.matters |= !item.is_count();
-            // More than a node may tell of: it is none of ours.
+            // A node that follows the protocol reports no more items than this.
             if self.items < MOST_ITEMS {
                 self.put(item, changes);
             }
