@@ -41,7 +41,9 @@ enum Over {
 /// Runs until the receiver is dropped or the stream contradicts.
 pub async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
     let over = match open(&bus, &stream, from, &out).await {
-        Ok(reader) => Pump { list: reader.list(), heard: Instant::now(), reader, out: &out, stream }.run().await,
+        Ok(reader) => {
+            Pump { list: reader.list(), listed: 0, heard: Instant::now(), reader, out: &out, stream }.run().await
+        }
         Err(over) => over,
     };
     if let Over::Changed(why) = over {
@@ -70,6 +72,8 @@ struct Pump<'a> {
     reader: StreamReader,
     /// The list that is not complete yet.
     list: Option<List>,
+    /// Where the list ended.
+    listed: u64,
     /// When the list last brought something.
     heard: Instant,
     out: &'a mpsc::Sender<Pumped>,
@@ -113,6 +117,8 @@ impl Pump<'_> {
             },
             () = self.out.closed() => return Err(Over::Unwanted),
         }
+        // A message of the list that was overwritten while the list was read may be delivered when the list is complete without it.
+        messages.drain(..messages.partition_point(|m| m.seq <= self.listed));
         let silent = messages.is_empty();
         let (restarts, losses) = (self.reader.restarts(), self.reader.losses());
         let Some(list) = self.list else {
@@ -149,6 +155,7 @@ impl Pump<'_> {
     async fn end(&mut self, list: List) -> Result<(), Over> {
         self.reader.list_ended().await.map_err(|error| Over::Changed(error.to_string()))?;
         self.list = None;
+        self.listed = list.upto;
         self.send(Pumped::Listed { upto: list.upto }).await
     }
 }
