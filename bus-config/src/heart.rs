@@ -12,7 +12,7 @@ use crate::{
 };
 use highwater_schemas::{
     api::{Join, JoinReply, Leave, heartbeat},
-    report::Reporter,
+    report::{MOST_ITEMS, Reporter},
     subjects::{CLUSTER_JOIN, CLUSTER_LEAVE, CLUSTER_REPORT},
 };
 use std::time::Duration;
@@ -121,10 +121,18 @@ impl Heart {
         for _ in 0..PARTS_AT_ONCE {
             let Some(part) = reporter.next_part(&join.node, join.kind, join.incarnation) else { break };
             let sent = self.bus.publish(CLUSTER_REPORT, serde_json::to_vec(&part).unwrap_or_default());
-            match timeout(SENT_WITHIN, sent).await {
-                Ok(Ok(())) => self.parts.over(),
-                Ok(Err(error)) => _ = self.parts.failed(&error),
-                Err(_) => _ = self.parts.failed(&TOO_LONG),
+            let failed = match timeout(SENT_WITHIN, sent).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(TOO_LONG.to_owned()),
+            };
+            if let Some(error) = failed {
+                self.parts.failed(&error);
+                break;
+            }
+            match reporter.untold() {
+                0 => self.parts.over(),
+                more => _ = self.parts.failed(&format_args!("{MOST_ITEMS} items are told, {more} more are not")),
             }
         }
         self.reported = Some(Instant::now());

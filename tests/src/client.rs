@@ -166,10 +166,17 @@ impl Client {
 
     /// The indexes of a bucket with their state and progress.
     pub async fn list(&self, bucket: &str) -> Result<Vec<Value>, Refused> {
-        let mut reply = self.request("hw.query.list", &json!({"bucket": bucket})).await?;
-        match reply["indexes"].take() {
-            Value::Array(indexes) => Ok(indexes),
-            _ => Err(Refused::without_reply("no_indexes", reply.to_string(), false)),
+        let (mut all, mut request) = (Vec::new(), json!({"bucket": bucket}));
+        loop {
+            let mut reply = self.request("hw.query.list", &request).await?;
+            let Value::Array(indexes) = reply["indexes"].take() else {
+                return Err(Refused::without_reply("no_indexes", reply.to_string(), false));
+            };
+            all.extend(indexes);
+            match all.last().filter(|_| reply["more"] == true) {
+                Some(last) => request["after"] = json!([last["bucket"], last["name"]]),
+                None => return Ok(all),
+            }
         }
     }
 

@@ -22,6 +22,15 @@ pub struct BucketRemove {
     pub name: String,
 }
 
+/// `hw.admin.bucket.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketListRequest {
+    /// Only the buckets after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
 /// One declared bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketSummary {
@@ -35,7 +44,11 @@ pub struct BucketSummary {
 /// Reply of `hw.admin.bucket.list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketList {
+    /// By name, as many as fit.
     pub buckets: Vec<BucketSummary>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// `hw.admin.bucket.history`: the branches of a bucket's sources, and what was rolled back.
@@ -235,6 +248,9 @@ pub struct TopicListRequest {
     /// None: of all buckets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
+    /// Only the topics after this one: its bucket and its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<(String, String)>,
 }
 
 /// One topic of a bucket.
@@ -246,13 +262,21 @@ pub struct TopicSummary {
     pub kind: String,
     /// The stream that holds it.
     pub stream: String,
+    /// As many as fit.
     pub subscriptions: Vec<crate::state::SubscriptionView>,
+    /// All of them.
+    #[serde(default)]
+    pub subscription_count: u64,
 }
 
 /// Reply of `hw.admin.topic.list`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TopicList {
+    /// By bucket and name, as many as fit.
     pub topics: Vec<TopicSummary>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// Reply of `hw.admin.topic.subscribe`: where the subscriber reads.

@@ -364,6 +364,15 @@ pub struct MemberStatus {
     pub troubles: Vec<Trouble>,
 }
 
+/// `hw.node.<index manager>.status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ManagerStatusRequest {
+    /// Only the buckets after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets_after: Option<String>,
+}
+
 /// Reply of `hw.node.<index manager>.status`; buckets and bootstrap are the master's alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ManagerStatus {
@@ -373,8 +382,24 @@ pub struct ManagerStatus {
     /// What it has done since it was nominated.
     #[serde(default)]
     pub bootstrap: Vec<BootstrapStep>,
+    /// By name, as many as fit.
     #[serde(default)]
     pub buckets: Vec<BucketStatus>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more_buckets: bool,
+}
+
+/// `hw.cluster.members`: of members and buckets as many as fit one message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterStatusRequest {
+    /// Only the members after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members_after: Option<(NodeKind, String)>,
+    /// Only the buckets after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets_after: Option<String>,
 }
 
 /// Reply of `hw.cluster.members`.
@@ -387,10 +412,18 @@ pub struct ClusterStatus {
     pub term: u64,
     /// Version of the replicated state.
     pub version: u64,
+    /// By kind and name, as many as fit.
     pub members: Vec<MemberStatus>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more_members: bool,
     /// The master's bootstrap, step by step.
     pub bootstrap: Vec<BootstrapStep>,
+    /// By name, as many as fit.
     pub buckets: Vec<BucketStatus>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more_buckets: bool,
 }
 
 /// Reply of `hw.cluster.master`.
@@ -400,10 +433,23 @@ pub struct MasterReply {
     pub master: Option<Master>,
 }
 
+/// `hw.cluster.replicas` and `hw.cluster.indexers`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MembersRequest {
+    /// Only the nodes after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
 /// Reply of `hw.cluster.replicas` and `hw.cluster.indexers`: the nodes of that kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MembersReply {
+    /// By name, as many as fit.
     pub members: Vec<MemberStatus>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// A document that an index could not take.

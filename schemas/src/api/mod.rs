@@ -6,32 +6,34 @@
 mod admin;
 mod cluster;
 mod diagnosis;
+mod pages;
 mod query;
 mod status;
 
 pub use admin::{
-    Assign, Branch, BucketAdd, BucketHistory, BucketHistoryReply, BucketList, BucketReconcile, BucketRemove,
-    BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply, ReconcileReply,
+    Assign, Branch, BucketAdd, BucketHistory, BucketHistoryReply, BucketList, BucketListRequest, BucketReconcile,
+    BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop, IndexReply, IndexSummary, IndexesReply, ReconcileReply,
     ReconcileSummary, RollbackSummary, StateGet, StateHistory, StateHistoryReply, StateReply, StreamHistory, Subscribe,
     SubscribeReply, TopicList, TopicListRequest, TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
-    Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, ClusterStatus, HEARTBEAT_MS, Join, JoinReply, Lease,
-    LeaseWritten, Leave, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS, ManagerReport, ManagerStatus, Master,
-    MasterReply, MemberStatus, MembersReply, NodeKind, NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport,
-    SliceState, Suspicion, UnindexedDoc, heartbeat,
+    Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, ClusterStatus, ClusterStatusRequest, HEARTBEAT_MS, Join,
+    JoinReply, Lease, LeaseWritten, Leave, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS, ManagerReport,
+    ManagerStatus, ManagerStatusRequest, Master, MasterReply, MemberStatus, MembersReply, MembersRequest, NodeKind,
+    NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc, heartbeat,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
     NodeDumpRequest, NodeVerify, NodeVerifyRequest, RunDump, SliceCheck, SliceDump, VERIFY_TIMEOUT_MS,
 };
+pub use pages::{PAGE_BYTES, json_size, page};
 pub use query::{
     AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,
     ScanResult, SnapshotChoice, VbPosition,
 };
 pub use status::{
-    BucketStatus, MOST_SLICES_SHOWN, MOST_TROUBLES, Reads, SessionReading, SessionSlice, SessionStatus, Trouble,
-    VbReads, VbStatus,
+    BucketStatus, MOST_SESSIONS_SHOWN, MOST_SLICES_SHOWN, MOST_TROUBLES, Reads, SessionReading, SessionSlice,
+    SessionStatus, Trouble, VbReads, VbStatus,
 };
 
 use crate::error::{ApiError, ErrorCode};

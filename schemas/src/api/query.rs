@@ -114,6 +114,9 @@ pub struct ListRequest {
     /// None: the indexes of all buckets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
+    /// Only the indexes after this one: its bucket and its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<(String, String)>,
 }
 
 /// One index with what its nodes report.
@@ -147,7 +150,11 @@ pub struct IndexStats {
 /// Reply of `hw.query.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListReply {
+    /// By bucket and name, as many as fit.
     pub indexes: Vec<IndexStats>,
+    /// There are further ones: ask for those after the last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// `hw.query.describe`.
@@ -164,6 +171,6 @@ pub struct DescribeReply {
     pub index: IndexStats,
     /// Node of each partition.
     pub hosts: Vec<String>,
-    /// A bounded list of the documents that the index could not take.
+    /// Of the documents that the index could not take as many as fit, at most 100 of each partition; `index` has their number.
     pub unindexed: Vec<UnindexedDoc>,
 }

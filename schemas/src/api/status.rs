@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 /// Troubles that a node states at once.
 pub const MOST_TROUBLES: usize = 16;
 
+/// Sessions of a bucket that a status names.
+pub const MOST_SESSIONS_SHOWN: usize = 16;
 /// Slices of a session that a status names.
 pub const MOST_SLICES_SHOWN: usize = 64;
 
@@ -112,8 +114,11 @@ pub struct BucketStatus {
     pub vbuckets: Vec<VbStatus>,
     /// Newest durable ST.
     pub durable: u64,
-    /// Open sessions.
+    /// Open sessions, at most [`MOST_SESSIONS_SHOWN`], the oldest first.
     pub sessions: Vec<SessionStatus>,
+    /// All of them.
+    #[serde(default)]
+    pub session_count: u64,
     /// The rollback under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackSummary>,

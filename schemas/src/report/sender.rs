@@ -1,7 +1,7 @@
 //! What a node has told, and what is yet to be told.
 
 use super::{Item, Key, MOST_ITEMS, PART_BYTES, ReportPart, Told};
-use crate::api::NodeKind;
+use crate::api::{NodeKind, json_size};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The report of one node. Pure: who sends it takes part after part.
@@ -12,6 +12,8 @@ pub struct Reporter {
     /// What counts, by bucket; what is in `waiting` is yet to be told.
     items: BTreeMap<String, BTreeMap<Key, Item>>,
     count: usize,
+    /// Of each bucket, those beyond [`MOST_ITEMS`].
+    untold: BTreeMap<String, usize>,
     /// What has changed, or is gone.
     waiting: BTreeSet<(String, Key)>,
     /// Not everything was told once in this edition.
@@ -25,6 +27,7 @@ impl Reporter {
         self.told = Told { edition: self.told.edition + 1, parts: 0 };
         self.items.clear();
         self.count = 0;
+        self.untold.clear();
         self.waiting.clear();
         self.begins = true;
     }
@@ -43,7 +46,7 @@ impl Reporter {
     pub fn set(&mut self, bucket: &str, items: Vec<Item>) {
         let mut before = self.items.remove(bucket).unwrap_or_default();
         self.count -= before.len();
-        let mut after = BTreeMap::new();
+        let (mut after, mut untold) = (BTreeMap::new(), 0);
         for item in items {
             let key = item.key();
             // An ST that was applied is told once in an edition.
@@ -51,6 +54,7 @@ impl Reporter {
             let old = known.as_ref().is_some_and(|known| *known == item || key == Key::Applied);
             if !old {
                 if self.count + after.len() >= MOST_ITEMS {
+                    untold += 1;
                     continue;
                 }
                 self.waiting.insert((bucket.to_owned(), key.clone()));
@@ -59,14 +63,24 @@ impl Reporter {
         }
         self.waiting.extend(before.into_keys().map(|key| (bucket.to_owned(), key)));
         self.count += after.len();
+        self.untold.remove(bucket);
+        if untold > 0 {
+            self.untold.insert(bucket.to_owned(), untold);
+        }
         if !after.is_empty() {
             self.items.insert(bucket.to_owned(), after);
         }
     }
 
+    /// How many items are not told, being more than [`MOST_ITEMS`].
+    pub fn untold(&self) -> usize {
+        self.untold.values().sum()
+    }
+
     /// Buckets that are not among these have no items any more.
     pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
-        let gone: Vec<String> = self.items.keys().filter(|bucket| !is_there(bucket)).cloned().collect();
+        let known = self.items.keys().chain(self.untold.keys());
+        let gone: BTreeSet<String> = known.filter(|bucket| !is_there(bucket)).cloned().collect();
         for bucket in gone {
             self.set(&bucket, Vec::new());
         }
@@ -85,7 +99,7 @@ impl Reporter {
         let (mut items, mut gone, mut size) = (Vec::new(), Vec::new(), 0);
         while let Some((bucket, key)) = self.waiting.pop_first() {
             let item = self.items.get(&bucket).and_then(|items| items.get(&key));
-            let own = item.map_or(bucket.len() + 64, size_of_json);
+            let own = item.map_or(bucket.len() + 64, |item| json_size(item) + 1);
             if size > 0 && size + own > PART_BYTES {
                 self.waiting.insert((bucket, key));
                 break;
@@ -105,21 +119,4 @@ impl Reporter {
         let (node, term) = (node.to_owned(), self.term);
         Some(ReportPart { node, kind, incarnation, term, edition, part: parts, whole, items, gone })
     }
-}
-
-fn size_of_json(item: &Item) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(1);
-    // An item is JSON, and counting does not fail.
-    let _ = serde_json::to_writer(&mut count, item);
-    count.0
 }

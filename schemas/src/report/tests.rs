@@ -234,7 +234,13 @@ fn a_node_tells_of_so_many_items_at_most() {
     let mut reporter = Reporter::default();
     reporter.begin(1);
     reporter.set("b", (0..=MOST_ITEMS as u32).map(|index| slice("b", index, 0)).collect());
+    reporter.set("c", vec![slice("c", 0, 0)]);
     assert_eq!(parts(&mut reporter).iter().map(|part| part.items.len()).sum::<usize>(), MOST_ITEMS);
+    assert_eq!(reporter.untold(), 2);
+    reporter.keep(|bucket| bucket == "b");
+    assert_eq!(reporter.untold(), 1);
+    reporter.set("b", vec![slice("b", 7, 0)]);
+    assert_eq!((reporter.untold(), parts(&mut reporter)[0].items.len()), (0, 0));
 }
 
 #[test]

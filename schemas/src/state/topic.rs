@@ -21,6 +21,8 @@ pub const MUTATION: &str = "mutation";
 /// Topics of a bucket, and subscriptions of a topic, at most.
 pub const MOST_TOPICS: usize = 64;
 pub const MOST_SUBSCRIPTIONS: usize = 256;
+/// Bytes of a built-in predicate as it is shown.
+const MOST_SHOWN: usize = 4_096;
 /// What a predicate may speak of.
 const FIELDS: [&str; 4] = ["bucket", "vbucket", "index", "partition"];
 
@@ -48,6 +50,25 @@ pub struct SubscriptionView {
     pub predicate: String,
     /// Follows from indexes and sessions; cannot be changed by itself.
     pub builtin: bool,
+}
+
+/// One of these holds, as it is shown: of very many the first, and how many more there are.
+fn any_of(conditions: impl Iterator<Item = String>) -> String {
+    let (mut text, mut further) = (String::new(), 0);
+    for condition in conditions {
+        if text.is_empty() {
+            text = condition;
+        } else if further == 0 && text.len() + condition.len() < MOST_SHOWN {
+            text.push_str(" OR ");
+            text.push_str(&condition);
+        } else {
+            further += 1;
+        }
+    }
+    if further > 0 {
+        text = format!("{text} OR … ({further} more)");
+    }
+    text
 }
 
 /// The stream and the subject where a subscriber of a topic reads.
@@ -160,7 +181,7 @@ impl Bucket {
                 topic: MUTATION.into(),
                 subscriber: host.into(),
                 subject: subjects::mutation(bucket, host),
-                predicate: hosted.collect::<Vec<_>>().join(" OR "),
+                predicate: any_of(hosted),
                 builtin: true,
             });
         }
@@ -173,7 +194,7 @@ impl Bucket {
                 topic: format!("catchup-{}", session.id),
                 subscriber: session.node.clone(),
                 subject: subjects::catchup(bucket, session.id),
-                predicate: slices.collect::<Vec<_>>().join(" OR "),
+                predicate: any_of(slices),
                 builtin: true,
             });
         }

@@ -4,13 +4,13 @@ use crate::{
     fields::Fields,
     request::find,
     service::Shared,
-    stats::{Reports, index_stats},
+    stats::{Reports, by_slice, index_stats},
 };
 use futures_util::future::join_all;
 
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, DescribeReply, IndexStats, ListReply, NodeStatus, NodeStatusRequest, UnindexedDoc},
+    api::{self, DescribeReply, IndexStats, ListReply, NodeStatus, NodeStatusRequest, UnindexedDoc, page},
     names,
     state::{Index, IndexState},
     subjects,
@@ -24,16 +24,20 @@ use std::{
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Indexes of one reply.
+const MOST_LISTED: usize = 1_000;
+
 /// Indexes with their buckets' source streams.
 type Known = Vec<(Index, Vec<String>)>;
 
 pub async fn list(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
-    let mut fields = Fields::read(payload, &["bucket"])?;
+    let mut fields = Fields::read(payload, &["bucket", "after"])?;
     let wanted: Option<String> = fields.take("bucket", "a bucket's name")?;
+    let after: Option<(String, String)> = fields.take("after", "a bucket's name and an index's name")?;
     if let Some(bucket) = &wanted {
         names::check("bucket", bucket)?;
     }
-    let known = {
+    let mut known: Known = {
         let core = shared.core();
         let buckets = &core.context().buckets;
         if let Some(bucket) = wanted.as_ref().filter(|bucket| !buckets.contains_key(*bucket)) {
@@ -42,8 +46,22 @@ pub async fn list(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> 
         let wanted = buckets.values().filter(|b| wanted.as_ref().is_none_or(|name| *name == b.definition.name));
         wanted.flat_map(|bucket| bucket.indexes.values().map(|index| (index.clone(), streams(bucket)))).collect()
     };
-    let indexes = gather(shared, wanted, known).await;
-    Ok(api::ok(&ListReply { indexes }))
+    let rest = from(&mut known, after.as_ref());
+    let (indexes, more) = page(gather(shared, wanted, known).await);
+    Ok(api::ok(&ListReply { indexes, more: more || rest }))
+}
+
+/// Leaves the first of the indexes after this one, by bucket and name; answers whether there are further ones.
+fn from(known: &mut Known, after: Option<&(String, String)>) -> bool {
+    let name = |(index, _): &(Index, Vec<String>)| {
+        let definition = &index.placed.definition;
+        (definition.bucket.clone(), definition.name.clone())
+    };
+    known.retain(|index| after.is_none_or(|after| name(index) > *after));
+    known.sort_by_cached_key(name);
+    let rest = known.len() > MOST_LISTED;
+    known.truncate(MOST_LISTED);
+    rest
 }
 
 pub async fn describe(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
@@ -63,7 +81,7 @@ pub async fn describe(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiErr
         unindexed(shared, &bucket, number, &hosts)
     );
     let Some(index) = indexes.pop() else { return Err(ApiError::new(ErrorCode::Internal, "an index without numbers")) };
-    Ok(api::ok(&DescribeReply { index, hosts, unindexed }))
+    Ok(api::ok(&DescribeReply { index, hosts, unindexed: page(unindexed).0 }))
 }
 
 /// How far the build of an index is, as part of a message.
@@ -79,8 +97,9 @@ pub async fn progress(shared: &Shared, bucket: &str, index: &str) -> Option<Stri
 
 /// The cluster as the cluster manager sees it, in its own words.
 pub async fn nodes(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> {
-    Fields::read(payload, &[])?;
-    let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, b"{}".to_vec(), MEMBERS_TIMEOUT).await;
+    let asked: api::ClusterStatusRequest = api::parse(payload)?;
+    let asked = serde_json::to_vec(&asked).unwrap_or_default();
+    let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, asked, MEMBERS_TIMEOUT).await;
     let reply = reply.map_err(|e| ApiError::new(ErrorCode::NoCoordinator, e.to_string()))?;
     api::reply(&reply.payload).map(|_| reply.payload.to_vec())
 }
@@ -123,7 +142,7 @@ async fn gather(shared: &Shared, bucket: Option<String>, known: Known) -> Vec<In
         join_all(hosts.into_iter().cloned().map(status)),
         join_all(unread.into_iter().cloned().map(messages)),
     );
-    let reports: Reports = reports.into_iter().collect();
+    let reports: Reports = reports.into_iter().map(|(host, status)| (host, status.map(by_slice))).collect();
     let messages: HashMap<String, Option<u64>> = messages.into_iter().collect();
     let count = |streams: &[String]| streams.iter().map(|s| messages.get(s).copied().flatten()).sum::<Option<u64>>();
     let mut indexes: Vec<IndexStats> =

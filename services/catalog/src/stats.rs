@@ -13,8 +13,14 @@ const BUILT: f64 = 0.99;
 /// Indexes being built whose progress is remembered.
 const MOST_REMEMBERED: usize = 4_096;
 
-/// What each host said; none: it does not answer.
-pub type Reports = HashMap<String, Option<NodeStatus>>;
+/// What each host said of its slices, by index and partition; none: it does not answer.
+pub type Reports = HashMap<String, Option<Slices>>;
+type Slices = HashMap<(u32, u32), SliceReport>;
+
+/// The slices of one host.
+pub fn by_slice(status: NodeStatus) -> Slices {
+    status.slices.into_iter().map(|slice| ((slice.index, slice.partition), slice)).collect()
+}
 
 /// The numbers of one index. `messages`: how many the source streams hold, if that could be read.
 pub fn index_stats(index: &Index, reports: &Reports, messages: Option<u64>) -> IndexStats {
@@ -28,7 +34,7 @@ pub fn index_stats(index: &Index, reports: &Reports, messages: Option<u64>) -> I
             error.get_or_insert_with(|| format!("host {host} does not answer"));
             continue;
         };
-        let slice = report.slices.iter().find(|s| s.index == number && s.partition as usize == partition);
+        let slice = u32::try_from(partition).ok().and_then(|partition| report.get(&(number, partition)));
         if let Some(why) = slice.and_then(|s| s.error.as_ref()) {
             error = Some(why.clone());
         }
@@ -112,7 +118,6 @@ impl Highest {
 mod tests {
     use super::*;
     use highwater_schemas::{
-        api::NodeKind,
         definition::IndexDefinition,
         language::Language,
         state::{PlacedIndex, SliceName},
@@ -131,21 +136,11 @@ mod tests {
         }
     }
 
-    fn report(node: &str, partition: u32, state: SliceState, docs_done: u64) -> (String, Option<NodeStatus>) {
+    fn report(node: &str, partition: u32, state: SliceState, docs_done: u64) -> (String, Option<Slices>) {
         let name = SliceName { index: 7, partition };
         let slice =
             SliceReport { docs_done, items: 10, bytes: 100, unindexed: 1, ..SliceReport::new("users", name, state) };
-        let kind = NodeKind::Indexer;
-        let status = NodeStatus {
-            node: node.into(),
-            kind,
-            slices: vec![slice],
-            more: false,
-            refused_messages: 0,
-            void_batches: 0,
-            unindexed: vec![],
-        };
-        (node.into(), Some(status))
+        (node.into(), Some(Slices::from([((7, partition), slice)])))
     }
 
     #[test]
@@ -176,11 +171,12 @@ mod tests {
         for (docs, messages, built) in steps {
             let states = [("a", 0), ("b", 1)].map(|(node, partition)| {
                 let (name, status) = report(node, partition, SliceState::Building, docs[partition as usize]);
-                let status = status.map(|mut status| {
-                    (status.slices[0].built, status.slices[0].to_build) = built[partition as usize];
-                    status
+                let slices = status.map(|mut slices| {
+                    let slice = slices.get_mut(&(7, partition)).unwrap();
+                    (slice.built, slice.to_build) = built[partition as usize];
+                    slices
                 });
-                (name, status)
+                (name, slices)
             });
             let mut stats =
                 index_stats(&index(IndexState::Building, &["a", "b"]), &Reports::from(states), Some(messages));

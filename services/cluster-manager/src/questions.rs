@@ -3,7 +3,7 @@
 use crate::core::Seen;
 use highwater_bus::{Bus, BusError, ClusterBucket, Reply};
 use highwater_schemas::{
-    api::{self, Bootstrap, BootstrapReply, ClusterStatus, ManagerStatus},
+    api::{self, Bootstrap, BootstrapReply, ClusterStatus, ManagerStatus, ManagerStatusRequest},
     subjects,
 };
 use serde::de::DeserializeOwned;
@@ -37,15 +37,16 @@ pub(crate) async fn nominate(bus: &Bus, to: &str, bootstrap: &Bootstrap) -> Opti
     }
 }
 
-/// What only the master knows, when it answers in time.
-pub(crate) async fn with_master(bus: &Bus, mut status: ClusterStatus) -> ClusterStatus {
+/// What only the master knows, when it answers in time: of buckets those after this one.
+pub(crate) async fn with_master(bus: &Bus, mut status: ClusterStatus, after: Option<String>) -> ClusterStatus {
     let subject = subjects::node(&status.coordinator, "status");
-    if let Ok(reply) = bus.request(&subject, b"{}".to_vec(), STATUS_TIMEOUT).await
+    let asked = serde_json::to_vec(&ManagerStatusRequest { buckets_after: after }).unwrap_or_default();
+    if let Ok(reply) = bus.request(&subject, asked, STATUS_TIMEOUT).await
         && let Some(master) = read::<ManagerStatus>(&reply)
     {
         status.version = status.version.max(master.report.version);
         status.bootstrap = master.bootstrap;
-        status.buckets = master.buckets;
+        (status.buckets, status.more_buckets) = (master.buckets, master.more_buckets);
     }
     status
 }

@@ -13,7 +13,10 @@ use highwater_bus::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, ClusterEvent, Join, JoinReply, LeaseWritten, Leave, MasterReply, MembersReply, NodeKind, NodeStatus},
+    api::{
+        self, ClusterEvent, ClusterStatusRequest, Join, JoinReply, LeaseWritten, Leave, MasterReply, MemberStatus,
+        MembersReply, MembersRequest, NodeKind, NodeStatus, page,
+    },
     names, subjects,
 };
 use serde::de::DeserializeOwned;
@@ -408,37 +411,53 @@ impl Shell {
             self.recover(request).await;
             return;
         }
-        if let Err(error) = api::parse::<api::Empty>(&request.payload) {
-            request.respond(Err(error)).await;
-            return;
-        }
         let now = self.now();
-        let status = self.core.status(now);
-        let of_kind =
-            |kind| MembersReply { members: status.members.iter().filter(|m| m.kind == kind).cloned().collect() };
         match request.subject.as_str() {
             subjects::CLUSTER_MASTER => {
                 let reply = MasterReply { master: self.core.master(now) };
-                request.respond(Ok(api::ok(&reply))).await;
+                let asked = api::parse::<api::Empty>(&request.payload);
+                request.respond(asked.map(|_| api::ok(&reply))).await;
             }
-            subjects::CLUSTER_REPLICAS => request.respond(Ok(api::ok(&of_kind(NodeKind::Coordinator)))).await,
-            subjects::CLUSTER_INDEXERS => request.respond(Ok(api::ok(&of_kind(NodeKind::Indexer)))).await,
-            _ if status.coordinator.is_empty() || self.asking.under_way() >= MOST_ASKING => {
-                request.respond(Ok(api::ok(&status))).await;
-            }
-            _ => {
-                let bus = self.bus.clone();
-                self.asking.spawn("asking the master", async move {
-                    let asked = async {
-                        fault("members", "");
-                        with_master(&bus, status).await
-                    };
-                    let status = supervise::caught(&bus.incidents(), "asking the master", asked).await.done();
-                    let answer = status.map(|status| api::ok(&status)).map_err(|unfinished| internal(&unfinished));
-                    request.respond(answer).await;
-                });
-            }
+            subjects::CLUSTER_REPLICAS => self.members(NodeKind::Coordinator, request).await,
+            subjects::CLUSTER_INDEXERS => self.members(NodeKind::Indexer, request).await,
+            _ => match api::parse(&request.payload) {
+                Ok(asked) => self.status(asked, request).await,
+                Err(error) => request.respond(Err(error)).await,
+            },
         }
+    }
+
+    /// The nodes of one kind.
+    async fn members(&self, kind: NodeKind, request: ServiceRequest) {
+        let reply = api::parse::<MembersRequest>(&request.payload).map(|asked| {
+            let members = self.core.status(self.now()).members.into_iter().filter(|m| m.kind == kind);
+            let (members, more) = page(members.filter(|m| asked.after.as_ref().is_none_or(|after| m.node > *after)));
+            api::ok(&MembersReply { members, more })
+        });
+        request.respond(reply).await;
+    }
+
+    /// `hw.cluster.members`.
+    async fn status(&mut self, asked: ClusterStatusRequest, request: ServiceRequest) {
+        let mut status = self.core.status(self.now());
+        let further = |m: &MemberStatus| {
+            asked.members_after.as_ref().is_none_or(|(kind, node)| (m.kind, &m.node) > (*kind, node))
+        };
+        (status.members, status.more_members) = page(status.members.into_iter().filter(further));
+        if status.coordinator.is_empty() || self.asking.under_way() >= MOST_ASKING {
+            request.respond(Ok(api::ok(&status))).await;
+            return;
+        }
+        let bus = self.bus.clone();
+        self.asking.spawn("asking the master", async move {
+            let asked = async {
+                fault("members", "");
+                with_master(&bus, status, asked.buckets_after).await
+            };
+            let status = supervise::caught(&bus.incidents(), "asking the master", asked).await.done();
+            let answer = status.map(|status| api::ok(&status)).map_err(|unfinished| internal(&unfinished));
+            request.respond(answer).await;
+        });
     }
 
     async fn own(&self, request: ServiceRequest) {

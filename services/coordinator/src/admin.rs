@@ -41,10 +41,7 @@ pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> 
     Ok(Admin::Ddl(match noun_verb {
         "bucket.add" => Ddl::BucketAdd(api::parse(payload)?),
         "bucket.remove" => Ddl::BucketRemove(api::parse(payload)?),
-        "bucket.list" => {
-            api::parse::<api::Empty>(payload)?;
-            Ddl::BucketList
-        }
+        "bucket.list" => Ddl::BucketList(api::parse(payload)?),
         "bucket.history" => Ddl::BucketHistory(api::parse(payload)?),
         "bucket.reconcile" => Ddl::BucketReconcile(api::parse(payload)?),
         "index.create" => Ddl::IndexCreate(api::parse(payload)?),

@@ -8,7 +8,7 @@ use crate::{
 use highwater_coordinator::core::Ddl;
 use highwater_schemas::{
     ApiError,
-    api::{BucketRemove, IndexBuild, IndexDrop},
+    api::{BucketListRequest, BucketRemove, IndexBuild, IndexDrop},
     definition::{BucketDefinition, IndexDefinition},
 };
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ impl World {
         let masters: Vec<usize> = (0..self.managers.len()).filter(|m| self.managers[*m].leading().is_some()).collect();
         let any = self.rng.below(self.managers.len() as u64) as usize;
         let to = if self.rng.chance(150) { any } else { self.rng.pick(&masters).unwrap_or(any) };
-        let ddl = if self.resting() { Ddl::BucketList } else { self.next_ddl(at) };
+        let ddl = if self.resting() { Ddl::BucketList(BucketListRequest::default()) } else { self.next_ddl(at) };
         let me = Node::catalog(at);
         let ask = self.ask(me, Purpose::Ddl, PATIENCE);
         self.oracle.asked(&ddl);
@@ -73,26 +73,26 @@ impl World {
                     "num_partition": self.rng.range(1, 3)});
                 match serde_json::from_value::<IndexDefinition>(value) {
                     Ok(definition) => Ddl::IndexCreate(definition),
-                    Err(_) => Ddl::BucketList,
+                    Err(_) => Ddl::BucketList(BucketListRequest::default()),
                 }
             }
             0..=69 => match self.rng.pick(&own) {
                 Some((bucket, name)) => Ddl::IndexDrop(IndexDrop { bucket, name }),
-                None => Ddl::BucketList,
+                None => Ddl::BucketList(BucketListRequest::default()),
             },
             70..=79 => match client.deferred.pop() {
                 Some((bucket, name)) => Ddl::IndexBuild(IndexBuild { bucket, names: vec![name] }),
-                None => Ddl::BucketList,
+                None => Ddl::BucketList(BucketListRequest::default()),
             },
             80..=94 if at == 0 => {
                 let value = json!({"name": "s", "source": {"streams": [{"name": "S0"}, {"name": "S1"}]}});
                 match serde_json::from_value::<BucketDefinition>(value) {
                     Ok(definition) => Ddl::BucketAdd(definition),
-                    Err(_) => Ddl::BucketList,
+                    Err(_) => Ddl::BucketList(BucketListRequest::default()),
                 }
             }
             95..=99 if at == 0 => Ddl::BucketRemove(BucketRemove { name: "s".into() }),
-            _ => Ddl::BucketList,
+            _ => Ddl::BucketList(BucketListRequest::default()),
         }
     }
 

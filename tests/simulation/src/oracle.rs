@@ -49,7 +49,7 @@ impl Oracle {
                 self.buckets.insert(d.name.clone(), Known::Unclear);
             }
             // Topics have tests of their own.
-            Ddl::BucketList
+            Ddl::BucketList(_)
             | Ddl::BucketHistory(_)
             | Ddl::BucketReconcile(_)
             | Ddl::IndexBuild(_)

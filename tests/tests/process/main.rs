@@ -23,6 +23,7 @@ mod hidden_revisions;
 mod kills;
 mod large_documents;
 mod lists;
+mod long_lists;
 mod long_streams;
 mod nats_faults;
 mod oracle;

@@ -279,11 +279,13 @@ impl Core {
         ClusterStatus {
             version: report.map_or(0, |r| r.version),
             members: self.members.statuses(now, &active, &coordinator),
+            more_members: false,
             cluster_manager: active,
             coordinator,
             term,
             bootstrap: Vec::new(),
             buckets: Vec::new(),
+            more_buckets: false,
         }
     }
 }

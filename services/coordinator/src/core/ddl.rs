@@ -4,8 +4,9 @@ use super::{Action, Core, Token, rollback::history, streams_of};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
-        BucketHistory, BucketList, BucketReconcile, BucketRemove, BucketSummary, Empty, IndexBuild, IndexDrop,
-        IndexReply, IndexSummary, IndexesReply, NodeKind, Subscribe, TopicListRequest, TopicRequest, Unsubscribe,
+        BucketHistory, BucketList, BucketListRequest, BucketReconcile, BucketRemove, BucketSummary, Empty, IndexBuild,
+        IndexDrop, IndexReply, IndexSummary, IndexesReply, NodeKind, Subscribe, TopicListRequest, TopicRequest,
+        Unsubscribe, page,
     },
     definition::{BucketDefinition, IndexDefinition},
     language::Language,
@@ -14,7 +15,7 @@ use highwater_schemas::{
 };
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 use uuid::Builder;
 
 /// A checked admin request.
@@ -22,7 +23,7 @@ use uuid::Builder;
 pub enum Ddl {
     BucketAdd(BucketDefinition),
     BucketRemove(BucketRemove),
-    BucketList,
+    BucketList(BucketListRequest),
     BucketHistory(BucketHistory),
     BucketReconcile(BucketReconcile),
     IndexCreate(IndexDefinition),
@@ -81,7 +82,7 @@ impl Core {
             Ddl::BucketAdd(definition) => return self.bucket_add(token, definition, probe, out),
             Ddl::IndexCreate(definition) => return self.index_create(token, definition, probe, random, out),
             Ddl::BucketRemove(request) => return self.bucket_remove(token, request, out),
-            Ddl::BucketList => json(&self.bucket_list()),
+            Ddl::BucketList(request) => json(&self.bucket_list(&request)),
             Ddl::BucketHistory(request) => json(&history(self.bucket(&request.name)?)),
             Ddl::BucketReconcile(request) => self.reconcile(&request, out)?,
             Ddl::IndexBuild(request) => self.index_build(&request, out)?,
@@ -128,19 +129,16 @@ impl Core {
         Ok(())
     }
 
-    fn bucket_list(&self) -> BucketList {
-        let buckets = self
-            .context
-            .buckets
-            .values()
-            .map(|b| BucketSummary {
-                name: b.definition.name.clone(),
-                source: b.definition.source.clone(),
-                vbuckets: b.vbuckets.len(),
-                indexes: b.indexes.len(),
-            })
-            .collect();
-        BucketList { buckets }
+    fn bucket_list(&self, request: &BucketListRequest) -> BucketList {
+        let after = request.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let further = self.context.buckets.range::<str, _>((after, Bound::Unbounded));
+        let (buckets, more) = page(further.map(|(_, b)| BucketSummary {
+            name: b.definition.name.clone(),
+            source: b.definition.source.clone(),
+            vbuckets: b.vbuckets.len(),
+            indexes: b.indexes.len(),
+        }));
+        BucketList { buckets, more }
     }
 
     fn index_create(

@@ -3,9 +3,13 @@
 use super::{Core, rollback};
 use highwater_schemas::{
     StabilityTimestamp,
-    api::{BootstrapStep, BucketStatus, MOST_SLICES_SHOWN, SessionSlice, SessionStatus, SliceState, VbStatus},
+    api::{
+        BootstrapStep, BucketStatus, MOST_SESSIONS_SHOWN, MOST_SLICES_SHOWN, SessionSlice, SessionStatus, SliceState,
+        VbStatus, page,
+    },
     state::{Bucket, Session, vbuuid_text},
 };
+use std::ops::Bound;
 
 impl Core {
     /// Every step of the bootstrap.
@@ -13,9 +17,11 @@ impl Core {
         self.boot.steps(self.bootstrap_waits_for(now))
     }
 
-    /// Every bucket.
-    pub fn buckets(&self) -> Vec<BucketStatus> {
-        let buckets = self.context.buckets.iter().map(|(name, bucket)| {
+    /// The buckets after this one, as many as fit a reply; and whether there are further ones.
+    pub fn buckets(&self, after: Option<&str>) -> (Vec<BucketStatus>, bool) {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let further = self.context.buckets.range::<str, _>((after, Bound::Unbounded));
+        page(further.map(|(name, bucket)| {
             let entry = self.stability.get(name);
             let last = entry.and_then(|e| e.last());
             let streams = bucket.definition.vbuckets();
@@ -40,11 +46,16 @@ impl Core {
                 exact: last.is_some_and(StabilityTimestamp::exact),
                 vbuckets,
                 durable: bucket.history.last().map_or(0, |h| h.number),
-                sessions: bucket.sessions.values().map(|s| self.session(name, bucket, s)).collect(),
+                sessions: bucket
+                    .sessions
+                    .values()
+                    .take(MOST_SESSIONS_SHOWN)
+                    .map(|s| self.session(name, bucket, s))
+                    .collect(),
+                session_count: bucket.sessions.len() as u64,
                 rollback: bucket.rollback.as_ref().map(|r| rollback::summary(bucket, r)),
             }
-        });
-        buckets.collect()
+        }))
     }
 
     fn session(&self, name: &str, bucket: &Bucket, session: &Session) -> SessionStatus {

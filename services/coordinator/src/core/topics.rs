@@ -5,7 +5,7 @@ use highwater_schemas::{
     ApiError, ErrorCode,
     api::{
         Empty, NodeKind, Subscribe, SubscribeReply, TopicList, TopicListRequest, TopicRequest, TopicSummary,
-        Unsubscribe,
+        Unsubscribe, page,
     },
     names,
     state::{Bucket, Change, MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, place},
@@ -91,8 +91,14 @@ impl Core {
             self.bucket(name)?;
         }
         let wanted = |name: &String| request.bucket.as_ref().is_none_or(|b| b == name);
-        let buckets = self.context.buckets.iter().filter(|(name, _)| wanted(name));
-        Ok(json(&TopicList { topics: buckets.flat_map(|(name, bucket)| summaries(name, bucket)).collect() }))
+        let passed = |name: &String| request.after.as_ref().is_some_and(|(bucket, _)| name < bucket);
+        let buckets = self.context.buckets.iter().filter(|(name, _)| wanted(name) && !passed(name));
+        let all = buckets.flat_map(|(name, bucket)| summaries(name, bucket));
+        let is_further = |topic: &TopicSummary| {
+            request.after.as_ref().is_none_or(|(bucket, name)| (&topic.bucket, &topic.topic) > (bucket, name))
+        };
+        let (topics, more) = page(all.filter(is_further));
+        Ok(json(&TopicList { topics, more }))
     }
 }
 
@@ -100,6 +106,7 @@ fn no_topic(bucket: &str, topic: &str) -> ApiError {
     ApiError::new(ErrorCode::TopicNotFound, format!("there is no topic {topic} to change on bucket {bucket}"))
 }
 
+/// The topics of a bucket by name, each with as many subscriptions as fit.
 fn summaries(name: &str, bucket: &Bucket) -> Vec<TopicSummary> {
     let summary = |topic: &str, kind: &str, stream: String| TopicSummary {
         bucket: name.into(),
@@ -107,6 +114,7 @@ fn summaries(name: &str, bucket: &Bucket) -> Vec<TopicSummary> {
         kind: kind.into(),
         stream,
         subscriptions: Vec::new(),
+        subscription_count: 0,
     };
     let mut all = vec![summary(MUTATION, "mutation", subjects::mutation_stream(name))];
     let sessions = bucket.sessions.keys();
@@ -118,5 +126,10 @@ fn summaries(name: &str, bucket: &Bucket) -> Vec<TopicSummary> {
             topic.subscriptions.push(subscription);
         }
     }
+    for topic in &mut all {
+        topic.subscription_count = topic.subscriptions.len() as u64;
+        topic.subscriptions = page(std::mem::take(&mut topic.subscriptions)).0;
+    }
+    all.sort_by(|a, b| a.topic.cmp(&b.topic));
     all
 }

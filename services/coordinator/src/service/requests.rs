@@ -13,7 +13,7 @@ use highwater_bus::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, Assign, Empty, ManagerStatus, StateGet, StateReply},
+    api::{self, Assign, Empty, ManagerStatus, ManagerStatusRequest, StateGet, StateReply},
     subjects,
 };
 use std::{sync::Arc, time::Duration};
@@ -56,19 +56,25 @@ impl Shell {
                 Err(error) => request.respond(Err(error)).await,
             },
             Some("status") => {
-                let now = self.now().ms;
-                let status = ManagerStatus {
-                    node: self.config.node.clone(),
-                    report: self.manager.report(),
-                    bootstrap: self.manager.bootstrap(now),
-                    buckets: self.manager.core().map(core::Core::buckets).unwrap_or_default(),
-                };
-                request.respond(Ok(api::ok(&status))).await;
+                let status = api::parse(&request.payload).map(|asked| api::ok(&self.status(&asked)));
+                request.respond(status).await;
             }
             Some("ping") => request.respond(Ok(api::ok(&Empty {}))).await,
             _ => self.admin_request(request).await?,
         }
         Ok(())
+    }
+
+    fn status(&self, asked: &ManagerStatusRequest) -> ManagerStatus {
+        let core = self.manager.core();
+        let (buckets, more_buckets) = core.map(|core| core.buckets(asked.buckets_after.as_deref())).unwrap_or_default();
+        ManagerStatus {
+            node: self.config.node.clone(),
+            report: self.manager.report(),
+            bootstrap: self.manager.bootstrap(self.now().ms),
+            buckets,
+            more_buckets,
+        }
     }
 
     /// `hw.admin.<noun>.<verb>`, or `hw.node.<id>.admin.<noun>.<verb>` from whoever passed it on.

@@ -44,20 +44,28 @@ pub(crate) async fn topic(command: Topic) -> Result<()> {
         }
         Topic::List { bucket, client } => {
             let session = Session::open(&client).await?;
-            let (reply, list): (_, TopicList) =
-                session.typed(&subjects::admin("topic.list"), &TopicListRequest { bucket }).await?;
-            print(session.json, &reply, || topics(&list));
+            let next = |request: &mut TopicListRequest, page: &TopicList| {
+                request.after = page.topics.last().map(|topic| (topic.bucket.clone(), topic.topic.clone()));
+                page.more && request.after.is_some()
+            };
+            let request = TopicListRequest { bucket, after: None };
+            let (reply, pages) = session.pages(&subjects::admin("topic.list"), request, next).await?;
+            print(session.json, &reply, || topics(&pages));
         }
     }
     Ok(())
 }
 
-fn topics(list: &TopicList) -> String {
-    let rows = list.topics.iter().flat_map(|topic| {
+fn topics(pages: &[TopicList]) -> String {
+    let rows = pages.iter().flat_map(|page| &page.topics).flat_map(|topic| {
         let line = |subscriber: &str, predicate: &str| {
             vec![topic.bucket.clone(), topic.topic.clone(), topic.kind.clone(), subscriber.into(), predicate.into()]
         };
         let mut lines: Vec<_> = topic.subscriptions.iter().map(|s| line(&s.subscriber, &s.predicate)).collect();
+        let further = topic.subscription_count.saturating_sub(lines.len() as u64);
+        if further > 0 {
+            lines.push(line(&format!("({} more)", show::thousands(further)), ""));
+        }
         if lines.is_empty() {
             lines.push(line("", ""));
         }

@@ -5,8 +5,8 @@ use crate::args::{Bucket, Index};
 use anyhow::{Result, bail};
 use highwater_schemas::{
     api::{
-        self, BucketHistoryReply, BucketList, Describe, DescribeReply, Empty, IndexBuild, IndexDrop, IndexReply,
-        IndexStats, IndexesReply, ListReply, ListRequest, ReconcileReply,
+        self, BucketHistoryReply, BucketList, BucketListRequest, Describe, DescribeReply, IndexBuild, IndexDrop,
+        IndexReply, IndexStats, IndexesReply, ListReply, ListRequest, ReconcileReply,
     },
     definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
     subjects,
@@ -33,9 +33,14 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         }
         Bucket::List { client } => {
             let session = Session::open(&client).await?;
-            let (reply, list): (_, BucketList) = session.typed(&subjects::admin("bucket.list"), &Empty {}).await?;
+            let next = |request: &mut BucketListRequest, page: &BucketList| {
+                request.after = page.buckets.last().map(|bucket| bucket.name.clone());
+                page.more && request.after.is_some()
+            };
+            let (reply, pages) =
+                session.pages(&subjects::admin("bucket.list"), BucketListRequest::default(), next).await?;
             print(session.json, &reply, || {
-                let rows = list.buckets.iter().map(|b| {
+                let rows = pages.iter().flat_map(|page| &page.buckets).map(|b| {
                     let source = match (&b.source.kv, &b.source.streams) {
                         (Some(kv), _) => format!("key-value bucket {kv}"),
                         (None, Some(s)) => {
@@ -221,8 +226,12 @@ pub(crate) async fn index(command: Index) -> Result<()> {
 }
 
 pub(super) async fn list(session: &Session, bucket: Option<String>) -> Result<(Reply, Vec<IndexStats>)> {
-    let (reply, list): (_, ListReply) = session.typed(&subjects::query("list"), &ListRequest { bucket }).await?;
-    Ok((reply, list.indexes))
+    let next = |request: &mut ListRequest, page: &ListReply| {
+        request.after = page.indexes.last().map(|index| (index.bucket.clone(), index.name.clone()));
+        page.more && request.after.is_some()
+    };
+    let (reply, pages) = session.pages(&subjects::query("list"), ListRequest { bucket, after: None }, next).await?;
+    Ok((reply, pages.into_iter().flat_map(|page| page.indexes).collect()))
 }
 
 fn indexes(list: &[IndexStats]) -> String {
@@ -252,6 +261,10 @@ fn describe(reply: &DescribeReply) -> String {
         let rows =
             reply.unindexed.iter().map(|d| vec![d.id.clone(), d.vb.to_string(), d.seqno.to_string(), d.reason.clone()]);
         text.push_str(&show::table(&["DOCUMENT NOT INDEXED", "VB", "SEQNO", "REASON"], &[1, 2], rows));
+    }
+    let further = reply.index.unindexed.saturating_sub(reply.unindexed.len() as u64);
+    if further > 0 {
+        text = format!("{text}\n{} more documents could not be indexed", show::thousands(further));
     }
     text
 }

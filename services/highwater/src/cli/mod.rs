@@ -66,6 +66,26 @@ impl Session {
         let typed = reply.read()?;
         Ok((reply, typed))
     }
+
+    /// Asks for one page of a list after the other. `next` puts into the request where the next one begins, or answers false:
+    /// there is none. The bytes of all, one reply a line.
+    async fn pages<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        subject: &str,
+        mut request: Q,
+        next: impl Fn(&mut Q, &R) -> bool,
+    ) -> Result<(Reply, Vec<R>)> {
+        let (mut replies, mut pages) = (Vec::new(), Vec::new());
+        loop {
+            let (reply, page): (_, R) = self.typed(subject, &request).await?;
+            replies.push(reply.0);
+            let more = next(&mut request, &page);
+            pages.push(page);
+            if !more {
+                return Ok((Reply(replies.join(&b'\n')), pages));
+            }
+        }
+    }
 }
 
 /// The bytes of a reply.

@@ -2,9 +2,12 @@
 
 use super::{Reply, Session, show};
 use crate::args::Status;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use highwater_schemas::{
-    api::{BootstrapStep, BucketStatus, ClusterStatus, Empty, ListReply, ListRequest, MemberStatus, SessionSlice},
+    api::{
+        BootstrapStep, BucketStatus, ClusterStatus, ClusterStatusRequest, IndexStats, ListReply, ListRequest,
+        MemberStatus, SessionSlice,
+    },
     state::RollbackPhase,
     subjects,
 };
@@ -13,15 +16,15 @@ use serde_json::value::RawValue;
 
 pub(crate) async fn status(args: Status) -> Result<()> {
     let session = Session::open(&args.client).await?;
-    let (reply, cluster): (_, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &Empty {}).await?;
+    let (replies, cluster) = cluster(&session).await?;
     // Without a catalog the rest is still worth seeing.
-    let request = ListRequest { bucket: None };
-    let listed = session.ask_within(&subjects::query("list"), &request, session.timeout).await;
-    let listed = listed.and_then(|listed| listed.check().map(|()| listed));
+    let listed = indexes(&session).await;
     if session.json {
-        return Ok(both(&reply, listed)?.print()?);
+        let (last, others) = replies.split_last().context("no reply")?;
+        others.iter().try_for_each(Reply::print)?;
+        return Ok(both(last, listed.map(|(replies, _)| replies))?.print()?);
     }
-    let listed = listed.and_then(|listed| listed.read::<ListReply>()).map(|list| list.indexes);
+    let listed = listed.map(|(_, indexes)| indexes);
     let or_none = |name: String| if name.is_empty() { "none".into() } else { name };
     let (manager, coordinator) = (or_none(cluster.cluster_manager), or_none(cluster.coordinator));
     println!(
@@ -77,8 +80,43 @@ pub(crate) async fn status(args: Status) -> Result<()> {
     Ok(())
 }
 
+/// The members and buckets of all pages in one status, and the replies.
+async fn cluster(session: &Session) -> Result<(Vec<Reply>, ClusterStatus)> {
+    let mut request = ClusterStatusRequest::default();
+    let (reply, mut all): (_, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &request).await?;
+    let mut replies = vec![reply];
+    while all.more_members || all.more_buckets {
+        // Of what is complete nothing comes after its last.
+        request.members_after = all.members.last().map(|member| (member.kind, member.node.clone()));
+        request.buckets_after = all.buckets.last().map(|bucket| bucket.name.clone());
+        let (reply, page): (_, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &request).await?;
+        replies.push(reply);
+        let stands = page.members.is_empty() && page.buckets.is_empty();
+        all.members.extend(page.members);
+        all.buckets.extend(page.buckets);
+        (all.more_members, all.more_buckets) = (page.more_members && !stands, page.more_buckets && !stands);
+    }
+    Ok((replies, all))
+}
+
+/// The indexes of all pages, and the replies.
+async fn indexes(session: &Session) -> Result<(Vec<Reply>, Vec<IndexStats>)> {
+    let (mut replies, mut all, mut request) = (Vec::new(), Vec::new(), ListRequest::default());
+    loop {
+        let reply = session.ask_within(&subjects::query("list"), &request, session.timeout).await?;
+        reply.check()?;
+        let page: ListReply = reply.read()?;
+        replies.push(reply);
+        request.after = page.indexes.last().map(|index| (index.bucket.clone(), index.name.clone()));
+        all.extend(page.indexes);
+        if !page.more || request.after.is_none() {
+            return Ok((replies, all));
+        }
+    }
+}
+
 /// The members' reply with the list's indexes behind its fields, or why there is no list.
-fn both(members: &Reply, listed: Result<Reply>) -> Result<Reply> {
+fn both(members: &Reply, listed: Result<Vec<Reply>>) -> Result<Reply> {
     #[derive(Deserialize)]
     struct List<'a> {
         #[serde(borrow)]
@@ -88,7 +126,19 @@ fn both(members: &Reply, listed: Result<Reply>) -> Result<Reply> {
     let mut all = members.0[..end].to_vec();
     all.extend_from_slice(br#","indexes":"#);
     match listed {
-        Ok(listed) => all.extend_from_slice(serde_json::from_slice::<List<'_>>(&listed.0)?.indexes.get().as_bytes()),
+        Ok(pages) => {
+            let mut separator = b'[';
+            for page in &pages {
+                let indexes = serde_json::from_slice::<List<'_>>(&page.0)?.indexes.get();
+                let indexes = indexes.strip_prefix('[').and_then(|indexes| indexes.strip_suffix(']'));
+                let indexes = indexes.context("the indexes are no list")?;
+                if !indexes.is_empty() || separator == b'[' {
+                    all.push(std::mem::replace(&mut separator, b','));
+                    all.extend_from_slice(indexes.as_bytes());
+                }
+            }
+            all.push(b']');
+        }
         Err(error) => {
             all.extend_from_slice(br#"null,"indexes_error":"#);
             serde_json::to_writer(&mut all, &error.to_string())?;
@@ -146,7 +196,13 @@ fn rollbacks(buckets: &[BucketStatus]) -> Option<String> {
 /// The open sessions.
 fn sessions(buckets: &[BucketStatus]) -> Option<String> {
     let rows = buckets.iter().flat_map(|b| {
-        b.sessions.iter().map(|s| {
+        let further = b.session_count.saturating_sub(b.sessions.len() as u64);
+        let further = (further > 0).then(|| {
+            let mut line = vec![b.name.clone(), format!("{} more", show::thousands(further))];
+            line.resize(7, String::new());
+            line
+        });
+        let shown = b.sessions.iter().map(|s| {
             let kind = s.kind.as_str();
             let mut slices: Vec<String> = s.slices.iter().map(slice).collect();
             let further = s.slice_count.saturating_sub(slices.len() as u64);
@@ -163,7 +219,8 @@ fn sessions(buckets: &[BucketStatus]) -> Option<String> {
                 documents,
                 slices.join(", "),
             ]
-        })
+        });
+        shown.chain(further)
     });
     let rows: Vec<_> = rows.collect();
     let header = ["BUCKET", "SESSION", "KIND", "NODE", "READ", "OF", "SLICES"];

@@ -1,6 +1,11 @@
 //! Who is active, and who is there.
 
 use super::*;
+use highwater_schemas::{
+    api::{self, Presence},
+    lane::LEAST_PAYLOAD,
+    names,
+};
 
 #[test]
 fn a_lease_that_nobody_holds_is_taken_and_renewed() {
@@ -169,6 +174,15 @@ fn there_is_no_end_to_names_but_to_what_is_remembered() {
         world.core.handle(world.now, Event::Join(Join::new(NodeKind::Indexer, &format!("x{n}"), 1)));
     }
     assert_eq!(world.core.status(world.now).members.len(), MOST_MEMBERS);
+    // With the longest names and numbers, everyone is told of in one message.
+    let member = || Presence {
+        node: "n".repeat(names::MAX_NAME),
+        kind: NodeKind::ClusterManager,
+        incarnation: u64::MAX,
+        alive: false,
+    };
+    let members: Vec<Presence> = std::iter::repeat_with(member).take(MOST_MEMBERS).collect();
+    assert!(api::json_size(&members) < LEAST_PAYLOAD / 2);
     for n in 0..MOST_REGISTERED + 100 {
         world.core.handle(world.now, Event::Join(manager(&format!("y{n}"), 1, 1)));
     }

@@ -1,5 +1,6 @@
 //! The coordinator's core, event by event, with a log that acknowledges everything.
 
+mod lists;
 mod members;
 mod reconcile;
 mod reports;

@@ -68,7 +68,7 @@ fn a_rollback_waits_for_every_slice_then_for_the_comparison() {
 fn status_shows_the_phase_of_a_rollback_and_how_far_its_sessions_are() {
     let mut d = Driver::with_index();
     d.append(Change::IndexActive { bucket: "b".into(), index: 1 });
-    let shown = |d: &Driver| d.core.buckets().pop().unwrap();
+    let shown = |d: &Driver| d.core.buckets(None).0.pop().unwrap();
     assert_eq!((shown(&d).rollback, shown(&d).sessions), (None, vec![]));
     suspect(&mut d, 5, true);
     let rollback = shown(&d).rollback.unwrap();
