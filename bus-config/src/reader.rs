@@ -311,12 +311,22 @@ impl StreamReader {
                 self.next_of_parts(most, out).await?;
                 continue;
             }
+            // A list is of one server, which is asked whether it is complete.
+            let since = if self.is_listing() { self.bus.losses() } else { self.losses };
+            if since != self.bus.losses() {
+                // Another connection than this one was lost: its server may have gone, and what is still under way may be lost with
+                // it. Whoever compares the stream after the loss must not be brought that later.
+                self.reopen("the connection on which answers come was lost").await?;
+                continue;
+            }
             let Some(pulls) = self.pulls.as_mut() else {
                 self.reopen("it was not open").await?;
                 continue;
             };
             let place = &mut self.place;
-            if let Err(why) = pulls.next_ready(most, CHUNK_BYTES, |message| place.take(message, out)).await {
+            let taken = pulls.next_ready(most, CHUNK_BYTES, |message| place.take(message, out));
+            // None: that connection was lost meanwhile, and nothing was taken.
+            if let Some(Err(why)) = self.bus.unless_lost_since(since, taken).await {
                 if out.is_empty() {
                     self.reopen(&why).await?;
                 } else {

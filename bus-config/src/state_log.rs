@@ -16,10 +16,13 @@ use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use highwater_schemas::subjects::{STATE_STREAM, STATE_SUBJECT};
 use std::{error::Error, time::Duration};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 /// A log that cannot be opened is tried at least this often.
 const LONGEST: Duration = Duration::from_millis(500);
+/// An append or a question that is not answered by then is asked about, or asked again: while a leader of the log is elected what
+/// was sent to the one before stays without an answer, and nothing is coordinated until the append is settled.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 /// Records taken from the stream at once, and those that may wait for a follower.
 const FOLLOW_BATCH: usize = 256;
 
@@ -90,8 +93,10 @@ impl StateLog {
                 Err(error) => Err(error),
             }
         };
-        // An acknowledgement that got lost with the connection is not waited for.
-        let Some(outcome) = self.bus.unless_lost(sent).await else { return Appended::Unknown };
+        // An acknowledgement that got lost with the connection is not waited for, nor one that may be lost with the log's leader.
+        let Some(Ok(outcome)) = self.bus.unless_lost(timeout(ANSWERED_WITHIN, sent)).await else {
+            return Appended::Unknown;
+        };
         match outcome {
             Ok(ack) => Appended::Acked(ack.sequence),
             Err(e) => match e.kind() {
@@ -105,7 +110,8 @@ impl StateLog {
 
     /// The record at a sequence, if there is one.
     pub async fn read_at(&self, seq: u64) -> Result<Option<Bytes>, BusError> {
-        match self.bus.message_at(STATE_STREAM, seq).await {
+        let found = timeout(ANSWERED_WITHIN, self.bus.message_at(STATE_STREAM, seq)).await;
+        match found.unwrap_or_else(|_| Err(BusError::Timeout { subject: STATE_SUBJECT.into() })) {
             Ok(message) => Ok(message.map(|message| message.payload)),
             Err(BusError::NoStream(_)) => Ok(None),
             Err(error) => Err(error),
