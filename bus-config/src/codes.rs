@@ -5,7 +5,6 @@ use async_nats::{
     jetstream::{
         self, ErrorCode,
         context::{GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind},
-        stream::{RawMessageError, RawMessageErrorKind},
     },
 };
 use std::{
@@ -27,16 +26,6 @@ impl Coded for GetStreamError {
     }
 }
 
-impl Coded for RawMessageError {
-    fn code(&self) -> Option<ErrorCode> {
-        match self.kind() {
-            RawMessageErrorKind::JetStream(error) => Some(error.error_code()),
-            RawMessageErrorKind::NoMessageFound => Some(ErrorCode::NO_MESSAGE_FOUND),
-            _ => source(self),
-        }
-    }
-}
-
 fn source<Kind>(error: &ClientError<Kind>) -> Option<ErrorCode>
 where
     Kind: Clone + Debug + Display + PartialEq,
@@ -48,11 +37,6 @@ where
 pub(crate) fn wrong_sequence(error: &PublishError) -> bool {
     error.kind() == PublishErrorKind::WrongLastSequence
         || source(error) == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
-}
-
-/// There is no such message in the stream.
-pub(crate) fn no_message(error: &RawMessageError) -> bool {
-    error.code() == Some(ErrorCode::NO_MESSAGE_FOUND)
 }
 
 /// There is no such stream.
@@ -82,9 +66,6 @@ mod tests {
         assert!(wrong_sequence(&refused(10_164)));
         assert!(wrong_sequence(&PublishError::with_source(PublishErrorKind::WrongLastSequence, told(10_071))));
         assert!(!wrong_sequence(&refused(10_077)));
-        assert!(no_message(&RawMessageError::new(RawMessageErrorKind::NoMessageFound)));
-        assert!(no_message(&RawMessageError::new(RawMessageErrorKind::JetStream(told(10_037)))));
-        assert!(no_stream(&RawMessageError::new(RawMessageErrorKind::JetStream(told(10_059)))));
         assert!(no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_059)))));
         assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::Request)));
         assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_008)))));

@@ -11,7 +11,7 @@ use crate::{
     supervise::{self, Task},
 };
 use highwater_schemas::{
-    api::{Join, JoinReply, Leave, heartbeat},
+    api::{Join, JoinReply, Leave, MOST_HEARTBEAT, heartbeat},
     report::{MOST_ITEMS, Reporter},
     subjects::{CLUSTER_JOIN, CLUSTER_LEAVE, CLUSTER_REPORT},
 };
@@ -24,8 +24,6 @@ use tokio::{
 /// How long a heartbeat or a goodbye may take: a lost connection takes messages until its buffer is full.
 const SENT_WITHIN: Duration = Duration::from_secs(1);
 const TOO_LONG: &str = "it takes too long";
-/// A heartbeat, bytes; of troubles as many are stated as fit.
-const MOST_BYTES: usize = 16 * 1024;
 /// Parts of a report sent at once, and how soon the next ones may follow: who receives them has other work.
 const PARTS_AT_ONCE: usize = 8;
 const PARTS_APART: Duration = Duration::from_millis(10);
@@ -43,6 +41,8 @@ pub struct Heart {
     /// Failures to send heartbeats and parts of reports: each is stated as a trouble and logged.
     beats: Retry,
     parts: Retry,
+    /// It is stated that a node has more than it can tell.
+    untold: bool,
     /// The last heartbeat could not be sent.
     unsent: bool,
     replies: Task,
@@ -63,6 +63,7 @@ impl Heart {
             reported: None,
             beats: bus.retry("sending heartbeats"),
             parts: bus.retry("sending reports"),
+            untold: false,
             unsent: false,
             replies,
         })
@@ -92,7 +93,7 @@ impl Heart {
                 Err(error) => tracing::debug!(%error, "cannot hear the cluster manager"),
             }
         }
-        let most = MOST_BYTES.min(self.bus.max_payload());
+        let most = MOST_HEARTBEAT.min(self.bus.max_payload());
         let payload = bounded(Join { troubles: self.bus.troubles(), ..join.clone() }, most);
         let client = self.bus.client();
         let sent = client.publish_with_reply(CLUSTER_JOIN, self.inbox.clone(), payload.into());
@@ -118,21 +119,32 @@ impl Heart {
 
     /// Sends the next parts of what is yet to be told by the node of this heartbeat. What gets lost shows in its heartbeats.
     pub async fn report(&mut self, reporter: &mut Reporter, join: &Join) {
-        for _ in 0..PARTS_AT_ONCE {
+        let (mut sent, mut failed) = (0, false);
+        while sent < PARTS_AT_ONCE && !failed {
             let Some(part) = reporter.next_part(&join.node, join.kind, join.incarnation) else { break };
-            let sent = self.bus.publish(CLUSTER_REPORT, serde_json::to_vec(&part).unwrap_or_default());
-            let failed = match timeout(SENT_WITHIN, sent).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(TOO_LONG.to_owned()),
-            };
-            if let Some(error) = failed {
-                self.parts.failed(&error);
-                break;
+            let published = self.bus.publish(CLUSTER_REPORT, serde_json::to_vec(&part).unwrap_or_default());
+            match timeout(SENT_WITHIN, published).await {
+                Ok(Ok(())) => sent += 1,
+                Ok(Err(error)) => {
+                    self.parts.failed(&error);
+                    failed = true;
+                }
+                Err(_) => {
+                    self.parts.failed(&TOO_LONG);
+                    failed = true;
+                }
             }
-            match reporter.untold() {
-                0 => self.parts.over(),
-                more => _ = self.parts.failed(&format_args!("{MOST_ITEMS} items are told, {more} more are not")),
+        }
+        match reporter.untold() {
+            _ if failed => {}
+            0 if sent > 0 || self.untold => {
+                self.untold = false;
+                self.parts.over();
+            }
+            0 => {}
+            more => {
+                self.untold = true;
+                self.parts.failed(&format_args!("{MOST_ITEMS} items are told, {more} more are not"));
             }
         }
         self.reported = Some(Instant::now());
@@ -145,7 +157,7 @@ impl Heart {
 }
 
 /// A heartbeat as it travels, with as many troubles, the oldest first, as fit into so many bytes.
-fn bounded(mut join: Join, most: usize) -> Vec<u8> {
+pub fn bounded(mut join: Join, most: usize) -> Vec<u8> {
     loop {
         let payload = serde_json::to_vec(&join).unwrap_or_default();
         if payload.len() <= most || join.troubles.pop().is_none() {
@@ -197,7 +209,7 @@ mod tests {
         let told = Told { edition: u64::MAX, parts: u64::MAX };
         let node = "n".repeat(64);
         let indexer = Join { term: u64::MAX, report: told, ..Join::new(NodeKind::Indexer, &node, u64::MAX) };
-        assert!(bounded(indexer.clone(), MOST_BYTES).len() < 256);
+        assert!(bounded(indexer.clone(), MOST_HEARTBEAT).len() < 256);
         let report = ManagerReport {
             version: u64::MAX,
             hash: "h".repeat(64),
@@ -210,8 +222,8 @@ mod tests {
         };
         let manager = Join { kind: NodeKind::Coordinator, manager: Some(report), ..indexer.clone() };
         for join in [indexer, manager] {
-            let payload = bounded(Join { troubles: troubles.clone(), ..join.clone() }, MOST_BYTES);
-            assert!(payload.len() <= MOST_BYTES, "{} bytes", payload.len());
+            let payload = bounded(Join { troubles: troubles.clone(), ..join.clone() }, MOST_HEARTBEAT);
+            assert!(payload.len() <= MOST_HEARTBEAT, "{} bytes", payload.len());
             let read: Join = serde_json::from_slice(&payload).unwrap();
             assert!(!read.troubles.is_empty() && read.troubles.is_sorted_by_key(|trouble| trouble.since));
             assert_eq!((read.troubles[0].since, &read.report, &read.manager), (0, &told, &join.manager));

@@ -3,13 +3,7 @@
 //! A key-value bucket by its layout, but made as a stream: the client's own helper ties the lifetime of messages to delete
 //! markers, and cannot renew a message that has one.
 
-use crate::{
-    codes::{no_message, no_stream, wrong_sequence},
-    connect::Bus,
-    error::BusError,
-    streams::StreamSpec,
-    troubles::Retry,
-};
+use crate::{codes::wrong_sequence, connect::Bus, error::BusError, streams::StreamSpec, troubles::Retry};
 use async_nats::{
     HeaderMap, header,
     jetstream::{context::PublishErrorKind, stream::Stream},
@@ -60,16 +54,11 @@ impl ClusterBucket {
     /// # Errors
     /// [`BusError::NoStream`] when there is no bucket.
     pub async fn read(&self) -> Result<Option<(u64, Option<Lease>)>, BusError> {
-        let stream = self.stream().await?;
-        let read = stream.get_last_raw_message_by_subject(CLUSTER_LEASE);
+        // Whoever may write to the bucket may store headers there that the client library refuses.
+        let read = self.bus.last_of(CLUSTER_STREAM, CLUSTER_LEASE);
         let found =
-            timeout(API_TIMEOUT, read).await.map_err(|_| BusError::Timeout { subject: CLUSTER_LEASE.into() })?;
-        match found {
-            Ok(message) => Ok(Some((message.sequence, serde_json::from_slice(&message.payload).ok()))),
-            Err(e) if no_message(&e) => Ok(None),
-            Err(e) if no_stream(&e) => Err(BusError::NoStream(CLUSTER_STREAM.into())),
-            Err(e) => Err(BusError::other("read the lease", e)),
-        }
+            timeout(API_TIMEOUT, read).await.map_err(|_| BusError::Timeout { subject: CLUSTER_LEASE.into() })??;
+        Ok(found.map(|message| (message.seq, serde_json::from_slice(&message.payload).ok())))
     }
 
     /// Writes the lease if its revision is `expected`, 0 standing for none, and waits `patience` for the outcome.

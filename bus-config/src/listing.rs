@@ -33,8 +33,9 @@ pub(crate) async fn is_complete(bus: &Bus, stream: &str, position: u64, upto: u6
     Ok(false)
 }
 
-/// False for subjects that a question would take for more than they are, or for another: none of them is a document's.
-fn is_literal(subject: &str) -> bool {
+/// Whether the last message of a subject can be asked for. Not of one with wildcards, or with U+FFFD: that may stand for bytes that
+/// are not UTF-8, and a question takes it for itself.
+pub fn is_literal(subject: &str) -> bool {
     !subject.contains(char::REPLACEMENT_CHARACTER) && !subject.split('.').any(|token| matches!(token, "*" | ">"))
 }
 

@@ -151,10 +151,27 @@ impl Highwater {
 
     /// The indexes of a bucket with their state and progress.
     pub async fn indexes(&self, bucket: &str) -> Result<Vec<Value>> {
-        let mut reply = self.call("hw.query.list", &json!({"bucket": bucket})).await?;
-        match reply["indexes"].take() {
-            Value::Array(indexes) => Ok(indexes),
-            _ => bail!("hw.query.list answered without indexes: {reply}"),
+        self.list(json!({"bucket": bucket})).await
+    }
+
+    /// The indexes of all buckets.
+    pub async fn all_indexes(&self) -> Result<Vec<Value>> {
+        self.list(json!({})).await
+    }
+
+    /// All pages of a list.
+    async fn list(&self, mut request: Value) -> Result<Vec<Value>> {
+        let mut all = Vec::new();
+        loop {
+            let mut reply = self.call("hw.query.list", &request).await?;
+            let Value::Array(indexes) = reply["indexes"].take() else {
+                bail!("hw.query.list answered without indexes: {reply}")
+            };
+            all.extend(indexes);
+            match all.last().filter(|_| reply["more"] == true) {
+                Some(last) => request["after"] = json!([last["bucket"], last["name"]]),
+                None => return Ok(all),
+            }
         }
     }
 

@@ -4,21 +4,13 @@ use super::{BucketStatus, Trouble};
 use crate::{report::Told, state::SliceName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{ops::RangeInclusive, time::Duration};
 
-/// How often a cluster manager may have nodes report, milliseconds.
-pub const HEARTBEAT_MS: RangeInclusive<u64> = 50..=10_000;
 /// Nodes that are known at once.
 pub const MOST_MEMBERS: usize = 2_048;
 /// Index managers that a report of one names: it is part of its heartbeat.
 pub const MOST_REGISTERED_TOLD: usize = 128;
 /// Characters in which a node says what fails or what it waits for.
 pub const MOST_WORDS: usize = 300;
-
-/// How often to report, as a cluster manager says it, within [`HEARTBEAT_MS`].
-pub fn heartbeat(told_ms: u64) -> Duration {
-    Duration::from_millis(told_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end()))
-}
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

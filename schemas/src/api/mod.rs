@@ -6,6 +6,7 @@
 mod admin;
 mod cluster;
 mod diagnosis;
+mod heartbeat;
 mod pages;
 mod query;
 mod status;
@@ -17,15 +18,16 @@ pub use admin::{
     SubscribeReply, TopicList, TopicListRequest, TopicRequest, TopicSummary, Unsubscribe,
 };
 pub use cluster::{
-    Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, ClusterStatus, ClusterStatusRequest, HEARTBEAT_MS, Join,
-    JoinReply, Lease, LeaseWritten, Leave, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS, ManagerReport,
-    ManagerStatus, ManagerStatusRequest, Master, MasterReply, MemberStatus, MembersReply, MembersRequest, NodeKind,
-    NodeStatus, NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc, heartbeat,
+    Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, ClusterStatus, ClusterStatusRequest, Join, JoinReply,
+    Lease, LeaseWritten, Leave, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS, ManagerReport, ManagerStatus,
+    ManagerStatusRequest, Master, MasterReply, MemberStatus, MembersReply, MembersRequest, NodeKind, NodeStatus,
+    NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc,
 };
 pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
     NodeDumpRequest, NodeVerify, NodeVerifyRequest, RunDump, SliceCheck, SliceDump, VERIFY_TIMEOUT_MS,
 };
+pub use heartbeat::{HEARTBEAT_MS, MOST_HEARTBEAT, heartbeat, is_plausible_term};
 pub use pages::{PAGE_BYTES, json_size, page};
 pub use query::{
     AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,

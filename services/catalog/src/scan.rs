@@ -252,7 +252,13 @@ impl<'a> Run<'a> {
         let Ok(Ok(_share)) = timeout(self.left(), expected).await else {
             return Err(ApiError::new(ErrorCode::TooManyRequests, "too many large scans are under way"));
         };
-        let reply = self.shared.bus.request(&subject, wire::encode(&request), patience).await.map_err(|e| {
+        let encoded = wire::encode(&request);
+        let most = self.shared.bus.max_payload();
+        if encoded.len() > most {
+            let why = format!("spans: as keys they take {} bytes, and one message {most}", encoded.len());
+            return Err(ApiError::new(ErrorCode::MalformedRequest, why));
+        }
+        let reply = self.shared.bus.request(&subject, encoded, patience).await.map_err(|e| {
             ApiError::new(
                 ErrorCode::NodeUnavailable,
                 format!("node {host}, which hosts partition {}: {e}", request.partition),

@@ -3,6 +3,7 @@
 use crate::core::Seen;
 use highwater_bus::{Bus, BusError, ClusterBucket, Reply};
 use highwater_schemas::{
+    ApiError, ErrorCode,
     api::{self, Bootstrap, BootstrapReply, ClusterStatus, ManagerStatus, ManagerStatusRequest},
     subjects,
 };
@@ -37,18 +38,30 @@ pub(crate) async fn nominate(bus: &Bus, to: &str, bootstrap: &Bootstrap) -> Opti
     }
 }
 
-/// What only the master knows, when it answers in time: of buckets those after this one.
-pub(crate) async fn with_master(bus: &Bus, mut status: ClusterStatus, after: Option<String>) -> ClusterStatus {
-    let subject = subjects::node(&status.coordinator, "status");
-    let asked = serde_json::to_vec(&ManagerStatusRequest { buckets_after: after }).unwrap_or_default();
-    if let Ok(reply) = bus.request(&subject, asked, STATUS_TIMEOUT).await
-        && let Some(master) = read::<ManagerStatus>(&reply)
-    {
-        status.version = status.version.max(master.report.version);
-        status.bootstrap = master.bootstrap;
-        (status.buckets, status.more_buckets) = (master.buckets, master.more_buckets);
+/// What is known though the master does not answer. Not where the answer would be a list's next page: it would end the list.
+pub(crate) fn without_master(status: ClusterStatus, after: Option<&String>) -> Result<ClusterStatus, ApiError> {
+    match after {
+        Some(_) => Err(ApiError::new(ErrorCode::NoCoordinator, "the coordinator does not answer at the moment")),
+        None => Ok(status),
     }
-    status
+}
+
+/// What only the master knows, when it answers in time: of buckets those after this one.
+pub(crate) async fn with_master(
+    bus: &Bus,
+    mut status: ClusterStatus,
+    after: Option<String>,
+) -> Result<ClusterStatus, ApiError> {
+    let subject = subjects::node(&status.coordinator, "status");
+    let asked = serde_json::to_vec(&ManagerStatusRequest { buckets_after: after.clone() }).unwrap_or_default();
+    let reply = bus.request(&subject, asked, STATUS_TIMEOUT).await.ok();
+    let Some(master) = reply.and_then(|reply| read::<ManagerStatus>(&reply)) else {
+        return without_master(status, after.as_ref());
+    };
+    status.version = status.version.max(master.report.version);
+    status.bootstrap = master.bootstrap;
+    (status.buckets, status.more_buckets) = (master.buckets, master.more_buckets);
+    Ok(status)
 }
 
 /// A reply, unless it is an error or damaged.

@@ -2,21 +2,20 @@
 //!
 //! One task; what waits for an answer is done by short tasks of two sets, see the crate's head.
 
+mod requests;
+
 use crate::{
     config::Config,
     core::{Action, Core, Event, Seen},
-    questions::{BOOTSTRAP_TIMEOUT, look, nominate, with_master},
+    questions::{look, nominate},
 };
 use highwater_bus::{
-    Bus, BusError, ClusterBucket, Endpoints, ServiceRequest, ServiceSpec, TaskSet, fault,
+    Bus, BusError, ClusterBucket, Endpoints, ServiceSpec, TaskSet, bounded_heartbeat, fault,
     supervise::{self, Errands, Unfinished},
 };
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{
-        self, ClusterEvent, ClusterStatusRequest, Join, JoinReply, LeaseWritten, Leave, MasterReply, MemberStatus,
-        MembersReply, MembersRequest, NodeKind, NodeStatus, page,
-    },
+    api::{self, ClusterEvent, Join, JoinReply, LeaseWritten, Leave, MOST_HEARTBEAT, NodeKind},
     names, subjects,
 };
 use serde::de::DeserializeOwned;
@@ -228,6 +227,10 @@ impl Shell {
     }
 
     async fn join(&mut self, payload: &[u8], reply: Option<&str>) {
+        if payload.len() > MOST_HEARTBEAT {
+            self.refuse("a heartbeat is too large");
+            return;
+        }
         let Some(join) = self.decode::<Join>(payload) else { return };
         if let Err(error) = names::check("node", &join.node) {
             self.refuse(&error.message);
@@ -275,7 +278,7 @@ impl Shell {
         match action {
             Action::Beat(join) => {
                 let join = Join { troubles: bus.troubles(), ..*join };
-                self.publish(subjects::CLUSTER_JOIN, serde_json::to_vec(&join).unwrap_or_default()).await;
+                self.publish(subjects::CLUSTER_JOIN, bounded_heartbeat(join, MOST_HEARTBEAT)).await;
             }
             Action::Publish(event) => {
                 self.publish(subjects::CLUSTER_EVENT, serde_json::to_vec(&event).unwrap_or_default()).await;
@@ -358,123 +361,6 @@ impl Shell {
             };
             supervise::caught(&incidents, what, work).await.done().unwrap_or(failed)
         });
-    }
-
-    /// An operator gives up index managers that are missing: the active instance tells who it nominates next.
-    async fn recover(&mut self, request: ServiceRequest) {
-        let now = self.now();
-        let refuse = |why: &str| Err(ApiError::new(ErrorCode::NothingToRecover, why));
-        let answer = match api::parse::<api::Recover>(&request.payload) {
-            Err(error) => Err(error),
-            Ok(api::Recover { force: false }) => {
-                refuse("it needs force: what missing index managers alone know is lost")
-            }
-            Ok(_) => match self.core.master(now) {
-                Some(master) => {
-                    refuse(&format!("{} coordinates: nothing waits for missing index managers", master.node))
-                }
-                None if self.core.is_active(now) => {
-                    self.handle(Event::Force).await;
-                    Ok(api::ok(&api::Empty {}))
-                }
-                None => {
-                    let active = self.core.status(now).cluster_manager;
-                    if active.is_empty() || request.subject.starts_with("hw.node.") {
-                        Err(ApiError::new(ErrorCode::NoCoordinator, "no cluster manager is active at the moment"))
-                    } else if self.asking.under_way() >= MOST_ASKING {
-                        Err(ApiError::new(ErrorCode::TooManyRequests, "too many requests are being passed on"))
-                    } else {
-                        let (bus, payload) = (self.bus.clone(), request.payload.to_vec());
-                        self.asking.spawn("passing a request on", async move {
-                            let subject = subjects::node(&active, "recover");
-                            let asked = bus.request(&subject, payload, BOOTSTRAP_TIMEOUT);
-                            let what = "passing a request on";
-                            match supervise::caught(&bus.incidents(), what, asked).await.done() {
-                                Ok(Ok(reply)) => request.pass_on(reply).await,
-                                Ok(Err(e)) => {
-                                    let error = ApiError::new(ErrorCode::NoCoordinator, e.to_string());
-                                    request.respond(Err(error)).await;
-                                }
-                                Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
-                            }
-                        });
-                        return;
-                    }
-                }
-            },
-        };
-        request.respond(answer).await;
-    }
-
-    async fn cluster(&mut self, request: ServiceRequest) {
-        if request.subject == subjects::CLUSTER_RECOVER {
-            self.recover(request).await;
-            return;
-        }
-        let now = self.now();
-        match request.subject.as_str() {
-            subjects::CLUSTER_MASTER => {
-                let reply = MasterReply { master: self.core.master(now) };
-                let asked = api::parse::<api::Empty>(&request.payload);
-                request.respond(asked.map(|_| api::ok(&reply))).await;
-            }
-            subjects::CLUSTER_REPLICAS => self.members(NodeKind::Coordinator, request).await,
-            subjects::CLUSTER_INDEXERS => self.members(NodeKind::Indexer, request).await,
-            _ => match api::parse(&request.payload) {
-                Ok(asked) => self.status(asked, request).await,
-                Err(error) => request.respond(Err(error)).await,
-            },
-        }
-    }
-
-    /// The nodes of one kind.
-    async fn members(&self, kind: NodeKind, request: ServiceRequest) {
-        let reply = api::parse::<MembersRequest>(&request.payload).map(|asked| {
-            let members = self.core.status(self.now()).members.into_iter().filter(|m| m.kind == kind);
-            let (members, more) = page(members.filter(|m| asked.after.as_ref().is_none_or(|after| m.node > *after)));
-            api::ok(&MembersReply { members, more })
-        });
-        request.respond(reply).await;
-    }
-
-    /// `hw.cluster.members`.
-    async fn status(&mut self, asked: ClusterStatusRequest, request: ServiceRequest) {
-        let mut status = self.core.status(self.now());
-        let further = |m: &MemberStatus| {
-            asked.members_after.as_ref().is_none_or(|(kind, node)| (m.kind, &m.node) > (*kind, node))
-        };
-        (status.members, status.more_members) = page(status.members.into_iter().filter(further));
-        if status.coordinator.is_empty() || self.asking.under_way() >= MOST_ASKING {
-            request.respond(Ok(api::ok(&status))).await;
-            return;
-        }
-        let bus = self.bus.clone();
-        self.asking.spawn("asking the master", async move {
-            let asked = async {
-                fault("members", "");
-                with_master(&bus, status, asked.buckets_after).await
-            };
-            let status = supervise::caught(&bus.incidents(), "asking the master", asked).await.done();
-            let answer = status.map(|status| api::ok(&status)).map_err(|unfinished| internal(&unfinished));
-            request.respond(answer).await;
-        });
-    }
-
-    async fn own(&self, request: ServiceRequest) {
-        let status = NodeStatus {
-            node: self.config.node.clone(),
-            kind: NodeKind::ClusterManager,
-            slices: Vec::new(),
-            more: false,
-            refused_messages: self.refused,
-            void_batches: 0,
-            unindexed: Vec::new(),
-        };
-        let answer: Result<Vec<u8>, ApiError> = match request.subject.rsplit('.').next() {
-            Some("status") => Ok(api::ok(&status)),
-            _ => Ok(api::ok(&api::Empty {})),
-        };
-        request.respond(answer).await;
     }
 
     /// Nothing waits for an answer.

@@ -103,17 +103,19 @@ impl Copy {
         Ok(Kept { context, chain, term: self.number(&txn, "term")?.unwrap_or(0) })
     }
 
-    /// The newest records, the oldest of them first: at most so many, and no more bytes than that.
+    /// The newest records, the oldest of them first: at most so many, and no more bytes than that. Of one that takes more than half
+    /// of the bytes only what it is about.
     pub(crate) fn newest(&self, most: usize, bytes: usize) -> Result<Vec<Vec<u8>>, CopyError> {
         let txn = self.env.read_txn()?;
         let (mut size, mut records) = (0, Vec::new());
         for row in self.log.rev_iter(&txn)?.take(most) {
             let record = row?.1;
+            let record = if record.len() > bytes / 2 { shortened(record) } else { record.to_vec() };
             size += record.len() + 1;
             if size > bytes {
                 break;
             }
-            records.push(record.to_vec());
+            records.push(record);
         }
         records.reverse();
         Ok(records)
@@ -159,6 +161,13 @@ impl Copy {
     }
 }
 
+/// A record without what it is long of: its version, what it changes, and how many bytes it has.
+fn shortened(record: &[u8]) -> Vec<u8> {
+    let whole: serde_json::Value = serde_json::from_slice(record).unwrap_or_default();
+    let change = serde_json::json!({ "what": whole["change"]["what"], "bytes": record.len() });
+    serde_json::json!({ "version": whole["version"], "at": whole["at"], "change": change }).to_string().into_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,9 +201,14 @@ mod tests {
             assert_eq!(newest(10, 1 << 20).len(), 5, "what is before the snapshot stays for a while");
             let last = &records[1].json;
             let one = std::slice::from_ref(last);
-            for (most, bytes) in [(1, 1 << 20), (10, last.len() + 1), (usize::MAX, last.len() + 2)] {
-                assert_eq!(newest(most, bytes), *one);
+            for (most, bytes) in [(1, 1 << 20), (10, 2 * last.len())] {
+                assert_eq!(newest(most, bytes)[newest(most, bytes).len() - 1..], *one);
             }
+            // Of one that takes more than half of the bytes there is what it is about.
+            let short = newest(1, 2 * last.len() - 1);
+            let short: serde_json::Value = serde_json::from_slice(&short[0]).unwrap();
+            assert_eq!(short["version"], 5);
+            assert_eq!(short["change"], serde_json::json!({"what": "node_joined", "bytes": last.len()}));
         }
         let (copy, kept) = Copy::open(dir.path()).unwrap();
         assert_eq!(kept.context, context);

@@ -4,10 +4,13 @@
 use crate::worker::Event;
 use highwater_bus::{
     Incidents, TaskSet, fault,
-    supervise::{self, Unfinished},
+    supervise::{self, Errands, Unfinished},
 };
 use std::sync::Arc;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{
+    Mutex,
+    mpsc::{self, error::TrySendError},
+};
 
 /// Jobs that may wait in a lane.
 const WAITING: usize = 1_024;
@@ -54,6 +57,7 @@ impl Jobs {
 }
 
 async fn work(place: &'static str, incidents: Incidents, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
+    let mut untold = Errands::new(incidents.clone());
     loop {
         let next = waiting.lock().await.recv().await;
         let Some(Job { what, work, failed, to }) = next else { return };
@@ -62,8 +66,10 @@ async fn work(place: &'static str, incidents: Incidents, waiting: Arc<Mutex<mpsc
             work()
         };
         let event = supervise::job(&incidents, what, run).await.done().unwrap_or_else(failed);
-        // The worker ended meanwhile: nobody waits for it.
-        let _ = to.send(event).await;
+        // A worker that does not take its events now holds up no other's jobs. One that ended meanwhile waits for nothing.
+        if let Err(TrySendError::Full(event)) = to.try_send(event) {
+            untold.spawn("telling a worker of its job's end", async move { _ = to.send(event).await });
+        }
     }
 }
 

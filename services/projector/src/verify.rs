@@ -7,7 +7,7 @@
 //! accounted for document by document ([`crate::recent`]).
 
 use crate::recent::{Recent, Walk};
-use highwater_bus::{Bus, BusError, Looked, StreamState};
+use highwater_bus::{Bus, BusError, Looked, StreamState, is_literal};
 use highwater_schemas::timestamp::Bookmark;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -192,6 +192,9 @@ async fn look(bus: &Bus, stream: &str, mark: &Bookmark) -> Result<Found, BusErro
     if let Some(there) = bus.message_at(stream, mark.seqno).await? {
         let same = there.time == mark.time && fingerprint(&there.subject, &there.payload) == mark.hash;
         return Ok(if same { Found::Same } else { Found::Other });
+    }
+    if !is_literal(&mark.subject) {
+        return Ok(Found::Gone);
     }
     Ok(match bus.last_of(stream, &mark.subject).await? {
         Some(last) if last.seq > mark.seqno => Found::Overwritten,

@@ -3,7 +3,7 @@
 use super::{Action, members::Members};
 use crate::config::Config;
 use highwater_schemas::{
-    api::{Bootstrap, BootstrapReply, Master},
+    api::{Bootstrap, BootstrapReply, Master, is_plausible_term},
     names,
 };
 use std::collections::BTreeSet;
@@ -146,6 +146,11 @@ impl Election {
         }
     }
 
+    /// Whether a term may be one that somebody else has heard of.
+    pub(super) fn believes(&self, term: u64) -> bool {
+        is_plausible_term(self.term, term)
+    }
+
     /// A term of which another instance's event speaks.
     pub(super) fn hear_term(&mut self, term: u64) {
         self.term = self.term.max(term);
@@ -153,7 +158,11 @@ impl Election {
 
     pub(super) fn answered(&mut self, now: u64, node: &str, term: u64, reply: Option<&BootstrapReply>) {
         let Some(reply) = reply else { return };
-        self.term = self.term.max(reply.report.term).max(reply.report.leading.unwrap_or(0));
+        let heard = reply.report.term.max(reply.report.leading.unwrap_or(0));
+        if !self.believes(heard) {
+            return;
+        }
+        self.term = self.term.max(heard);
         for other in &reply.report.registered {
             self.remember(other.clone());
         }
@@ -276,7 +285,7 @@ impl Election {
             }
             return;
         };
-        self.term += 1;
+        self.term = self.term.saturating_add(1);
         let seat = Seat { node, incarnation, term: self.term };
         self.nominated = Some(Nomination { seat, since: now });
     }

@@ -163,6 +163,9 @@ impl Core {
             && let Some(report) = &join.manager
         {
             let term = report.term.max(report.leading.unwrap_or(0));
+            if !self.election.believes(term) {
+                return;
+            }
             self.election.hear(now, &join.node, term, &report.registered);
         }
         self.members.join(now, join);
@@ -177,7 +180,8 @@ impl Core {
     }
 
     fn heard(&mut self, now: u64, event: ClusterEvent, out: &mut Vec<Action>) {
-        if event.cluster_manager == self.config.node {
+        let believed = event.master.as_ref().is_none_or(|master| self.election.believes(master.term));
+        if event.cluster_manager == self.config.node || !believed {
             return;
         }
         if let Some(master) = &event.master {

@@ -15,8 +15,14 @@ use highwater_schemas::{
 };
 use serde::Serialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 use uuid::Builder;
+
+/// Indexes that are built by one request: the reply names all of them.
+const MOST_BUILT: usize = 1_000;
 
 /// A checked admin request.
 #[derive(Debug, Clone)]
@@ -219,11 +225,15 @@ impl Core {
         if request.names.is_empty() {
             return Err(ApiError::new(ErrorCode::MalformedRequest, "names: at least one index"));
         }
+        if request.names.len() > MOST_BUILT {
+            let why = format!("names: at most {MOST_BUILT}, not {}", request.names.len());
+            return Err(ApiError::new(ErrorCode::MalformedRequest, why));
+        }
         let (mut numbers, mut indexes) = (Vec::new(), Vec::new());
-        for name in &request.names {
+        for name in request.names.iter().collect::<BTreeSet<_>>() {
             let index = find(bucket, name)?;
             let waits = matches!(index.state, IndexState::Created | IndexState::Preparing);
-            if waits && !numbers.contains(&index.placed.number) {
+            if waits {
                 numbers.push(index.placed.number);
             }
             let state = if waits { "building" } else { index.state.as_str() };

@@ -77,10 +77,9 @@ impl Core {
         slices.extend(done);
         let slice_count = slices.len() as u64;
         slices.truncate(MOST_SLICES_SHOWN);
-        let (read, pending) = self
-            .members
-            .reading(name, session.id)
-            .fold((0, 0), |(read, pending), r| (read + r.read, pending + r.pending));
+        let (read, pending) = self.members.reading(name, session.id).fold((0_u64, 0_u64), |(read, pending), r| {
+            (read.saturating_add(r.read), pending.saturating_add(r.pending))
+        });
         SessionStatus {
             session: session.id,
             kind: session.kind,
@@ -88,7 +87,7 @@ impl Core {
             slices,
             slice_count,
             read,
-            documents: read + pending,
+            documents: read.saturating_add(pending),
         }
     }
 }

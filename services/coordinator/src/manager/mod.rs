@@ -36,7 +36,7 @@ use chain::{Chain, Linked, What};
 use highwater_schemas::{
     api::{
         Bootstrap, BootstrapReply, BootstrapStep, ClusterEvent, Join, MOST_MEMBERS, MOST_REGISTERED_TOLD, MOST_WORDS,
-        ManagerReport, NodeKind, heartbeat,
+        ManagerReport, NodeKind, heartbeat, is_plausible_term,
     },
     state::{Offered, StateContext, StateError},
 };
@@ -282,7 +282,7 @@ impl Manager {
 
     fn nominated(&mut self, now: Now, token: u64, bootstrap: &Bootstrap, out: &mut Vec<Action>) {
         let again = bootstrap.term == self.term && bootstrap.master == self.nominated && !self.nominated.is_empty();
-        if bootstrap.term <= self.term && !again {
+        if !again && (bootstrap.term <= self.term || !is_plausible_term(self.term, bootstrap.term)) {
             out.push(Action::Answer { token, reply: BootstrapReply { accepted: false, report: self.report() } });
             return;
         }
@@ -306,6 +306,9 @@ impl Manager {
         if let (NodeKind::Coordinator, Some(report)) = (join.kind, &join.manager)
             && join.node != self.config.node
         {
+            if !is_plausible_term(self.term, report.term.max(report.leading.unwrap_or(0))) {
+                return;
+            }
             let silent_since = now.ms.saturating_sub(self.config.patience());
             if room::make(&mut self.peers, &join.node, MOST_MEMBERS, silent_since, |p| p.last) {
                 self.peers.insert(join.node.clone(), Peer { report: report.clone(), last: now.ms });
@@ -318,6 +321,7 @@ impl Manager {
     fn cluster(&mut self, now: Now, event: ClusterEvent, out: &mut Vec<Action>) {
         self.config.heartbeat = heartbeat(event.heartbeat_ms);
         if let Some(master) = &event.master
+            && is_plausible_term(self.term, master.term)
             && master.node != self.config.node
             && self.leading().is_some_and(|term| term < master.term)
         {

@@ -3,10 +3,13 @@
 use super::Shell;
 use crate::{CoordinatorError, core, manager::Event};
 use highwater_schemas::{
-    api::{Join, NodeKind},
+    api::{Join, MOST_HEARTBEAT, NodeKind},
     names,
-    report::ReportPart,
+    report::{PART_BYTES, ReportPart},
 };
+
+/// Bytes of a part of a report: one whose only item is larger than a part should be is sent all the same.
+const MOST_PART: usize = 8 * PART_BYTES;
 
 impl Shell {
     pub(super) fn join(&self) -> Join {
@@ -23,6 +26,10 @@ impl Shell {
     }
 
     pub(super) async fn join_of(&mut self, payload: &[u8]) -> Result<(), CoordinatorError> {
+        if payload.len() > MOST_HEARTBEAT {
+            self.refuse(&"a heartbeat is too large");
+            return Ok(());
+        }
         let Some(join) = self.decoded::<Join>(payload) else { return Ok(()) };
         match names::check("node", &join.node) {
             Ok(()) => self.handle(Event::Join(join)).await?,
@@ -34,6 +41,10 @@ impl Shell {
     /// For who coordinates alone.
     pub(super) async fn report_of(&mut self, payload: &[u8]) -> Result<(), CoordinatorError> {
         if self.manager.leading().is_none() {
+            return Ok(());
+        }
+        if payload.len() > MOST_PART {
+            self.refuse(&"a part of a report is too large");
             return Ok(());
         }
         let Some(part) = self.decoded::<ReportPart>(payload) else { return Ok(()) };

@@ -56,13 +56,23 @@ impl Shell {
                 Err(error) => request.respond(Err(error)).await,
             },
             Some("status") => {
-                let status = api::parse(&request.payload).map(|asked| api::ok(&self.status(&asked)));
+                let status =
+                    self.caught("status", || api::parse(&request.payload).map(|asked| api::ok(&self.status(&asked))));
                 request.respond(status).await;
             }
             Some("ping") => request.respond(Ok(api::ok(&Empty {}))).await,
             _ => self.admin_request(request).await?,
         }
         Ok(())
+    }
+
+    /// Makes an answer; a panic is one too.
+    fn caught<T>(&self, place: &str, work: impl FnOnce() -> Result<T, ApiError>) -> Result<T, ApiError> {
+        let made = supervise::caught_now(&self.incidents, "a request to an index manager", || {
+            fault("manager", place);
+            work()
+        });
+        made.done().unwrap_or_else(|unfinished| Err(internal(&unfinished)))
     }
 
     fn status(&self, asked: &ManagerStatusRequest) -> ManagerStatus {
@@ -89,14 +99,18 @@ impl Shell {
         let ddl = match parsed.done().unwrap_or_else(|unfinished| Err(internal(&unfinished))) {
             Ok(Admin::Ddl(ddl)) => ddl,
             Ok(Admin::StateGet(wanted)) => {
-                request.respond(self.state(&wanted).map(|state| api::ok(&state))).await;
+                let state = self.caught(&noun_verb, || self.state(&wanted).map(|state| api::ok(&state)));
+                request.respond(state).await;
                 return Ok(());
             }
             Ok(Admin::StateHistory(limit)) => {
                 self.settle().await?;
-                let newest = self.keeper.copy().newest(limit, self.bus.max_payload() / 2);
-                let answer = newest.map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()));
-                request.respond(answer.map(|records| api::ok(&admin::history(&records)))).await;
+                let answer = self.caught(&noun_verb, || {
+                    let newest = self.keeper.copy().newest(limit, self.bus.max_payload() / 2);
+                    let newest = newest.map_err(|e| ApiError::new(ErrorCode::StorageFailed, e.to_string()))?;
+                    Ok(api::ok(&admin::history(&newest)))
+                });
+                request.respond(answer).await;
                 return Ok(());
             }
             Err(error) => {

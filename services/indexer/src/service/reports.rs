@@ -86,9 +86,10 @@ impl Shell {
 }
 
 /// The slices after this one, in order, of which the JSON takes no more bytes than that, at least one; and whether there are
-/// further ones.
+/// further ones. Only that index and partition, if one is named.
 pub(super) fn fitting<'a>(
     reports: impl Iterator<Item = &'a watch::Receiver<BucketReport>>,
+    only: Option<(u32, u32)>,
     after: Option<&(String, u32, u32)>,
     most: usize,
 ) -> (Vec<SliceReport>, bool) {
@@ -98,7 +99,8 @@ pub(super) fn fitting<'a>(
             let passed = |(bucket, index, partition): &(String, u32, u32)| {
                 (&slice.bucket, slice.index, slice.partition) <= (bucket, *index, *partition)
             };
-            if after.is_some_and(passed) {
+            let other = |only| (slice.index, slice.partition) != only;
+            if after.is_some_and(passed) || only.is_some_and(other) {
                 continue;
             }
             size += serde_json::to_vec(slice).map_or(0, |json| json.len() + 1);
@@ -139,7 +141,7 @@ mod tests {
         for most in [1, 2_000, 1 << 20] {
             let (mut all, mut messages, mut after) = (Vec::new(), 0, None);
             loop {
-                let (slices, more) = fitting(reports.iter(), after.as_ref(), most);
+                let (slices, more) = fitting(reports.iter(), None, after.as_ref(), most);
                 assert!(slices.len() == 1 || serde_json::to_vec(&slices).unwrap().len() <= most + 2);
                 let last = slices.last().unwrap();
                 after = Some((last.bucket.clone(), last.index, last.partition));

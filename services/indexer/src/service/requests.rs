@@ -10,7 +10,7 @@ use crate::{
 use highwater_bus::{ServiceRequest, fault, supervise};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, NodeKind, NodeStatus, UnindexedDoc},
+    api::{self, NodeKind, NodeStatus, UnindexedDoc, page},
     state::SliceName,
     wire::{self, ScanReply, ScanRequest, Unindexable},
 };
@@ -59,7 +59,8 @@ impl Shell {
         }
     }
 
-    /// Slices, or those of the bucket that the request names, as many as fit; with a list of what one of them could not take when it names it.
+    /// Slices, or those of the bucket that the request names, as many as fit. If it names one, that one, with documents that it could
+    /// not take.
     async fn status(&mut self, request: ServiceRequest) {
         let made = supervise::caught_now(&self.bus.incidents(), "a request for the status", || {
             fault("status", "");
@@ -80,7 +81,8 @@ impl Shell {
         let asked: api::NodeStatusRequest = api::parse(payload)?;
         let wanted = self.buckets.iter().filter(|(name, _)| asked.bucket.as_ref().is_none_or(|b| b == *name));
         let reports = wanted.clone().map(|(_, running)| &running.report);
-        let (slices, more) = reports::fitting(reports, asked.after.as_ref(), self.bus.max_payload() / 2);
+        let only = asked.index.zip(asked.partition);
+        let (slices, more) = reports::fitting(reports, only, asked.after.as_ref(), self.bus.max_payload() / 2);
         let status = NodeStatus {
             node: self.config.node.clone(),
             kind: NodeKind::Indexer,
@@ -139,7 +141,7 @@ fn unindexed(snapshot: Snapshot) -> Result<Vec<UnindexedDoc>, StoreError> {
         seqno,
         reason: reason.as_str().into(),
     };
-    Ok(listed.into_iter().map(doc).collect())
+    Ok(page(listed.into_iter().map(doc)).0)
 }
 
 /// Whether the disk can be written, and the files of so many partitions can be opened.

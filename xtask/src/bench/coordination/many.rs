@@ -9,7 +9,7 @@ use crate::{
     fleet::REDUNDANT,
     term::{group, step, time},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::BTreeMap,
@@ -94,8 +94,7 @@ async fn make(cluster: &Cluster, numbers: std::ops::Range<u64>) -> Result<()> {
     stream::iter(numbers).map(create).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     let since = Instant::now();
     loop {
-        let reply = cluster.highwater.call("hw.query.list", &"{}").await?;
-        let listed = reply["indexes"].as_array().context("a list without indexes")?;
+        let listed = cluster.highwater.all_indexes().await?;
         let active = listed.iter().filter(|index| index["state"] == "active").count() as u64;
         if active >= wanted {
             return Ok(());
@@ -145,8 +144,7 @@ async fn load(cluster: &mut Cluster, sources: &Sources<'_>, indexes: u64) -> Res
     cluster.fleet.start_again(sources.binary, &old).await?;
     starts.push(since.elapsed());
     let opened = step_done(&cluster.formed().await?, 5)?;
-    let reply = cluster.highwater.call("hw.query.list", &"{}").await?;
-    let listed = reply["indexes"].as_array().map_or(0, Vec::len) as u64;
+    let listed = cluster.highwater.all_indexes().await?.len() as u64;
     ensure!(listed > indexes, "{listed} of {} indexes are there after the crash", indexes + 1);
     Ok(Loaded { started: median_and_worst(starts).1, opened, taken })
 }

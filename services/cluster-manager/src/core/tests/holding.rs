@@ -201,3 +201,23 @@ fn another_of_the_same_name_does_not_stand_in_for_us() {
     world.run(5 * HEARTBEAT);
     assert_eq!(world.alive("i"), Some(false), "our own heartbeats still count");
 }
+
+#[test]
+fn a_term_that_no_other_could_follow_is_not_believed() {
+    let mut world = settled();
+    let nominated = world.nominated.len();
+    for term in [u64::MAX, u64::MAX - 1, 1 << 63] {
+        let mut join = manager("x", 9, term);
+        world.core.handle(world.now, Event::Join(join.clone()));
+        if let Some(report) = &mut join.manager {
+            (report.term, report.leading) = (5, Some(term));
+        }
+        world.core.handle(world.now, Event::Join(join));
+        let master = Some(api::Master { node: "x".into(), term });
+        let (cluster_manager, members) = ("other".into(), Vec::new());
+        let event = api::ClusterEvent { cluster_manager, lease: 9, heartbeat_ms: HEARTBEAT, master, members };
+        world.core.handle(world.now, Event::Heard(event));
+    }
+    world.run(4 * LEASE);
+    assert_eq!((world.master(), world.nominated.len()), (Some(("b".into(), 4)), nominated));
+}
