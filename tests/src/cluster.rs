@@ -38,6 +38,7 @@ pub struct Cluster {
     arguments: BTreeMap<String, Vec<String>>,
     /// By node, where it finds NATS if not at the server itself.
     detours: BTreeMap<String, String>,
+    trusted: Option<PathBuf>,
     directory: TempDir,
 }
 
@@ -118,7 +119,15 @@ impl Cluster {
     fn new(servers: Vec<NatsServer>, directory: TempDir) -> Self {
         let urls: Vec<&str> = servers.iter().map(NatsServer::url).collect();
         let url = urls.join(",");
-        Self { services: Vec::new(), servers, url, arguments: BTreeMap::new(), detours: BTreeMap::new(), directory }
+        Self {
+            services: Vec::new(),
+            servers,
+            url,
+            arguments: BTreeMap::new(),
+            detours: BTreeMap::new(),
+            trusted: None,
+            directory,
+        }
     }
 
     /// Every node of this service is started with these arguments too, each time.
@@ -126,6 +135,13 @@ impl Cluster {
     pub fn with_arguments(mut self, service: &str, arguments: &[&str]) -> Self {
         let all = self.arguments.entry(service.into()).or_default();
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// Every node takes the certificates of this file for those of the system.
+    #[must_use]
+    pub fn trusting(mut self, certificates: &Path) -> Self {
+        self.trusted = Some(certificates.to_path_buf());
         self
     }
 
@@ -186,6 +202,9 @@ impl Cluster {
         let url = self.detours.get(node).map_or(self.url(), String::as_str);
         command.args([service, "--node-id", node, "--nats-url", url, "--data-dir"]).arg(data);
         command.args(self.arguments.get(service).into_iter().flatten());
+        if let Some(certificates) = &self.trusted {
+            command.env("SSL_CERT_FILE", certificates);
+        }
         let (variable, faults) = self.faults_of(node);
         if faults.exists() {
             command.env(variable, faults);

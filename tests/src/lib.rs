@@ -8,6 +8,7 @@
 //! - [`child`]: a child process with its output in files
 //! - [`nats`]: a nats-server on a free port, or a cluster of them
 //! - [`cluster`]: the services as processes of their own, to be killed and restarted
+//! - [`leaders`]: which server leads a replicated stream
 //! - [`cli`]: the command line, run to its end
 //! - [`backup`]: a stream's backup, through the JetStream API or as a copy of its files
 //! - [`files`]: directories are kept and put back; what a node has on its disk
@@ -40,6 +41,7 @@ pub mod faults;
 pub mod files;
 pub mod foreign;
 pub mod history;
+pub mod leaders;
 pub mod load;
 pub mod log;
 pub mod memory;

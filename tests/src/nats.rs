@@ -85,16 +85,21 @@ impl NatsServer {
     /// What it has counted since its start: `total_connections`, `slow_consumers`. Its configuration must have
     /// `http: "127.0.0.1:-1"`.
     pub fn counted(&self, what: &str) -> Result<u64> {
+        let told = self.monitored("varz")?;
+        told[what].as_u64().with_context(|| format!("no {what}"))
+    }
+
+    /// A page of its monitoring, as in `connz`. Its configuration must have `http: "127.0.0.1:-1"`.
+    pub fn monitored(&self, page: &str) -> Result<serde_json::Value> {
         let url = read_ports(&self.directory, self.child.id(), "monitoring").context("it is not monitored")?;
         let address = url.strip_prefix("http://").context("no address")?;
         let mut stream = TcpStream::connect(address).context("no monitoring")?;
         stream.set_read_timeout(Some(READY_WITHIN))?;
-        write!(stream, "GET /varz HTTP/1.0\r\n\r\n")?;
+        write!(stream, "GET /{page} HTTP/1.0\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let body = text.split_once("\r\n\r\n").context("no body")?.1;
-        let told: serde_json::Value = serde_json::from_str(body).context("no JSON")?;
-        told[what].as_u64().with_context(|| format!("no {what}"))
+        serde_json::from_str(body).context("no JSON")
     }
 
     pub fn child(&mut self) -> &mut Child {

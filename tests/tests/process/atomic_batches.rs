@@ -1,8 +1,9 @@
 //! Atomic batches (ADR-50) of a source: no scan that says that it is exact shows a part of one, whatever it asks for and whatever
-//! happens meanwhile, and a batch of which a part is gone holds up nothing.
+//! happens meanwhile, and a batch of which a part is gone holds up nothing. Also with several streams, and on a replicated stream
+//! whose leader changes.
 
 use async_nats::{HeaderMap, Request};
-use highwater_tests::prelude::*;
+use highwater_tests::{cluster::SERVICES, leaders::another_leads, prelude::*};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -22,35 +23,33 @@ const TOKENS: usize = 10;
 const LARGEST: u64 = 1_000;
 const BUILT_WITHIN: Duration = Duration::from_secs(60);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+/// A batch that is not acknowledged by then was lost with a leader, or its acknowledgement was.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 const SCANNERS: usize = 3;
 
-/// A stream that takes batches, declared as a bucket.
+/// Streams that take batches, declared as a bucket.
 #[derive(Clone)]
 struct Bank {
     client: Client,
     bucket: String,
-    stream: String,
-    /// The newest sequence that was acknowledged.
-    newest: Arc<AtomicU64>,
+    /// The names of the streams are also the first tokens of their subjects.
+    streams: Vec<String>,
+    /// By stream, the newest sequence that was acknowledged.
+    newest: Arc<Vec<AtomicU64>>,
     batches: Arc<AtomicU64>,
 }
 
 impl Bank {
-    async fn open(client: &Client, bucket: &str, history: i64) -> Result<Self> {
-        let stream = format!("BANK_{bucket}");
-        let config = json!({"name": stream, "subjects": [format!("{bucket}.>")], "storage": "file", "retention": "limits",
-            "max_msgs_per_subject": history, "allow_atomic": true, "discard": "old", "num_replicas": 1});
-        let made: Value = client.js.request(format!("STREAM.CREATE.{stream}"), &config).await.context("no stream")?;
-        ensure!(made["error"].is_null(), "{made}");
-        let source = json!({"streams": [{"name": stream, "strip_prefix": format!("{bucket}.")}]});
-        client.insist("hw.admin.bucket.add", &json!({"name": bucket, "source": source}), ANSWERED_WITHIN).await?;
-        Ok(Self {
-            client: client.clone(),
-            bucket: bucket.into(),
-            stream,
-            newest: Arc::default(),
-            batches: Arc::default(),
-        })
+    async fn open(client: &Client, bucket: &str, streams: usize, history: i64, replicas: u64) -> Result<Self> {
+        let streams: Vec<String> = (0..streams).map(|n| format!("{bucket}{n}")).collect();
+        for stream in &streams {
+            let config = json!({"name": stream, "subjects": [format!("{stream}.>")], "storage": "file", "retention": "limits",
+                "max_msgs_per_subject": history, "allow_atomic": true, "discard": "old", "num_replicas": replicas});
+            make(client, stream, &config).await?;
+        }
+        declare(client, bucket, streams.iter().map(|stream| (stream.clone(), stream.clone()))).await?;
+        let newest = Arc::new(streams.iter().map(|_| AtomicU64::new(0)).collect());
+        Ok(Self { client: client.clone(), bucket: bucket.into(), streams, newest, batches: Arc::default() })
     }
 
     async fn index(&self, name: &str, definition: Value) -> Result<()> {
@@ -65,8 +64,9 @@ impl Bank {
         self.index("tokens", json!({"keys": ["id"], "where": "token = true", "num_partition": 2})).await
     }
 
-    /// Writes a batch; its end is said by its last message, or by one more that is not stored. Answers its last sequence.
-    async fn batch(&self, id: &str, documents: &[(String, Value)], marker: bool) -> Result<u64> {
+    /// Writes a batch to a stream; its end is said by its last message, or by one more that is not stored. Answers its last
+    /// sequence.
+    async fn batch(&self, stream: usize, id: &str, documents: &[(String, Value)], marker: bool) -> Result<u64> {
         let headers = |sequence: usize, commit: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Batch-Id", id);
@@ -76,7 +76,7 @@ impl Bank {
             }
             headers
         };
-        let subject = |docid: &str| format!("{}.{docid}", self.bucket);
+        let subject = |docid: &str| format!("{}.{docid}", self.streams[stream]);
         let (sent, last) =
             if marker { documents.split_at(documents.len()) } else { documents.split_at(documents.len() - 1) };
         for (i, (docid, document)) in sent.iter().enumerate() {
@@ -88,20 +88,27 @@ impl Bank {
             _ => ("end", String::new(), headers(documents.len() + 1, Some("eob"))),
         };
         let (docid, payload, headers) = request;
-        let request = Request::new().headers(headers).payload(payload.into()).timeout(Some(ANSWERED_WITHIN));
+        let request = Request::new().headers(headers).payload(payload.into()).timeout(Some(ACKNOWLEDGED_WITHIN));
         let reply = self.client.nats.send_request(subject(docid), request).await.context("no answer to a batch")?;
         let ack: Value = serde_json::from_slice(&reply.payload).context("an odd answer to a batch")?;
         ensure!(ack["count"] == documents.len(), "{ack}");
         let seq = ack["seq"].as_u64().context("no sequence")?;
-        self.newest.fetch_max(seq, Ordering::Relaxed);
+        self.newest[stream].fetch_max(seq, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
         Ok(seq)
     }
 
     async fn put(&self, docid: &str, document: &Value) -> Result<u64> {
-        let subject = format!("{}.{docid}", self.bucket);
+        let subject = format!("{}.{docid}", self.streams[0]);
         let ack = self.client.js.publish(subject, document.to_string().into()).await?.await?;
         Ok(ack.sequence)
+    }
+
+    /// A consistency that shows what was acknowledged so far.
+    fn at_plus(&self) -> Value {
+        let newest = self.newest.iter().map(|newest| newest.load(Ordering::Relaxed));
+        let by_stream = self.streams.iter().cloned().zip(newest);
+        json!({"at_plus": by_stream.collect::<BTreeMap<String, u64>>()})
     }
 
     /// What a scan of everything at this consistency shows, and whether it says that it is exact.
@@ -134,6 +141,20 @@ impl Bank {
         })
         .await
     }
+}
+
+async fn make(client: &Client, stream: &str, config: &Value) -> Result<()> {
+    let made: Value = client.js.request(format!("STREAM.CREATE.{stream}"), config).await.context("no stream")?;
+    ensure!(made["error"].is_null(), "{made}");
+    Ok(())
+}
+
+/// Declares a bucket of streams, each with the first token of its subjects.
+async fn declare(client: &Client, bucket: &str, streams: impl Iterator<Item = (String, String)>) -> Result<()> {
+    let stream = |(name, first)| json!({"name": name, "strip_prefix": format!("{first}.")});
+    let source = json!({"streams": streams.map(stream).collect::<Vec<_>>()});
+    client.insist("hw.admin.bucket.add", &json!({"name": bucket, "source": source}), ANSWERED_WITHIN).await?;
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -175,7 +196,8 @@ impl Teller {
         self.written += 1;
         let id = format!("t{}-{}", self.number, self.written);
         let marker = self.rng.chance(30);
-        self.bank.batch(&id, &documents, marker).await
+        let stream = self.number % self.bank.streams.len();
+        self.bank.batch(stream, &id, &documents, marker).await
     }
 
     async fn all(&mut self) -> Result<u64> {
@@ -203,7 +225,13 @@ impl Teller {
         let over = Arc::clone(over);
         tokio::spawn(async move {
             while !over.load(Ordering::Relaxed) {
-                self.transfer().await?;
+                if let Err(error) = self.transfer().await {
+                    // It may be stored or not: either way this is what all of it comes to.
+                    let deadline = Instant::now() + ANSWERED_WITHIN;
+                    while let Err(again) = self.all().await {
+                        ensure!(Instant::now() < deadline, "no batch is taken any more: {error:#}, {again:#}");
+                    }
+                }
                 tokio::time::sleep(pause).await;
             }
             Ok(())
@@ -220,7 +248,7 @@ fn scanner(bank: &Bank, rng: &mut Rng, over: &Arc<AtomicBool>) -> JoinHandle<Res
             let (name, consistency) = match rng.below(3) {
                 0 => ("any", json!("any")),
                 1 => ("request_plus", json!("request_plus")),
-                _ => ("at_plus", json!({"at_plus": bank.newest.load(Ordering::Relaxed)})),
+                _ => ("at_plus", bank.at_plus()),
             };
             let pages = rng.chance(30).then(|| 1 + rng.below(20));
             let (shown, st) = match bank.look(&consistency, pages).await {
@@ -269,11 +297,62 @@ fn notes(bank: &Bank, over: &Arc<AtomicBool>, pause: Duration) -> JoinHandle<Res
             if over.load(Ordering::Relaxed) {
                 break;
             }
-            bank.put(&format!("note{}", n % 50), &json!({"balance": n})).await?;
+            until("a note is taken", ANSWERED_WITHIN, async || {
+                bank.put(&format!("note{}", n % 50), &json!({"balance": n})).await.map_err(|error| error.to_string())
+            })
+            .await?;
             tokio::time::sleep(pause).await;
         }
         Ok(())
     })
+}
+
+/// Everyone who writes to a bank and looks at it, in the background.
+struct Busy {
+    bank: Bank,
+    over: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<Result<()>>>,
+    scanners: Vec<JoinHandle<Result<BTreeMap<&'static str, u64>>>>,
+}
+
+impl Busy {
+    /// The bank is filled and indexed; then they begin.
+    async fn start(bank: &Bank, rng: &mut Rng) -> Result<Self> {
+        let mut tellers: Vec<Teller> = (0..WRITERS).map(|n| Teller::new(bank, n, rng)).collect();
+        for teller in &mut tellers {
+            teller.all().await?;
+        }
+        bank.indexes().await?;
+        bank.settled().await?;
+        let over = Arc::new(AtomicBool::new(false));
+        let pause = Duration::from_millis(2);
+        let tellers = tellers.into_iter().map(|teller| teller.start(&over, pause));
+        let writers = tellers.chain([notes(bank, &over, pause)]).collect();
+        let scanners = (0..SCANNERS).map(|_| scanner(bank, rng, &over)).collect();
+        Ok(Self { bank: bank.clone(), over, writers, scanners })
+    }
+
+    /// All of them saw what they look for, and nothing torn.
+    async fn end(self) -> Result<()> {
+        self.over.store(true, Ordering::Relaxed);
+        for task in self.writers {
+            task.await.context("a writer panicked")??;
+        }
+        let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+        for scanner in self.scanners {
+            for (what, n) in scanner.await.context("a scanner panicked")?? {
+                *seen.entry(what).or_default() += n;
+            }
+        }
+        self.bank.settled().await?;
+        let batches = self.bank.batches.load(Ordering::Relaxed);
+        println!("{}: {batches} batches, {seen:?}", self.bank.bucket);
+        ensure!(batches > 20, "only {batches} batches");
+        for what in ["any", "request_plus", "at_plus", "pages", "at_snapshot", "counts"] {
+            ensure!(seen.get(what).is_some_and(|n| *n > 0), "no {what} in {seen:?}");
+        }
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,18 +362,9 @@ async fn no_exact_scan_shows_a_part_of_a_batch() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            for (bucket, history) in [("one", 1), ("five", 5)] {
-                let bank = Bank::open(&client, bucket, history).await?;
-                let mut tellers: Vec<Teller> = (0..WRITERS).map(|n| Teller::new(&bank, n, &mut rng)).collect();
-                for teller in &mut tellers {
-                    teller.all().await?;
-                }
-                bank.indexes().await?;
-                let over = Arc::new(AtomicBool::new(false));
-                let pause = Duration::from_millis(2);
-                let writers: Vec<_> = tellers.into_iter().map(|teller| teller.start(&over, pause)).collect();
-                let notes = notes(&bank, &over, pause);
-                let scanners: Vec<_> = (0..SCANNERS).map(|_| scanner(&bank, &mut rng, &over)).collect();
+            for (bucket, streams, history) in [("one", 1, 1), ("five", 1, 5), ("pair", 2, 1)] {
+                let bank = Bank::open(&client, bucket, streams, history, 1).await?;
+                let busy = Busy::start(&bank, &mut rng).await?;
                 tokio::time::sleep(Duration::from_secs(4)).await;
                 // What is read anew begins anywhere.
                 cluster.restart("projector-1").await?;
@@ -302,25 +372,31 @@ async fn no_exact_scan_shows_a_part_of_a_batch() -> Result<()> {
                 client.insist("hw.admin.bucket.reconcile", &json!({"name": bucket}), ANSWERED_WITHIN).await?;
                 bank.index("later", json!({"keys": ["token", "balance"]})).await?;
                 tokio::time::sleep(Duration::from_secs(4)).await;
-                over.store(true, Ordering::Relaxed);
-                for task in writers.into_iter().chain([notes]) {
-                    task.await.context("a writer panicked")??;
-                }
-                let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
-                for scanner in scanners {
-                    for (what, n) in scanner.await.context("a scanner panicked")?? {
-                        *seen.entry(what).or_default() += n;
-                    }
-                }
-                bank.settled().await?;
-                let batches = bank.batches.load(Ordering::Relaxed);
-                println!("history {history}: {batches} batches, {seen:?}");
-                ensure!(batches > 100, "only {batches} batches");
-                for what in ["any", "request_plus", "at_plus", "pages", "at_snapshot", "counts"] {
-                    ensure!(seen.get(what).is_some_and(|n| *n > 0), "no {what} in {seen:?}");
-                }
+                busy.end().await?;
             }
             Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_of_a_replicated_stream_are_not_torn_either() -> Result<()> {
+    let mut rng = Rng::seeded("replicated batches");
+    Cluster::replicated()
+        .await?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let bank = Bank::open(&client, "three", 1, 1, 3).await?;
+            let busy = Busy::start(&bank, &mut rng).await?;
+            let mut led = 0;
+            for _ in 0..4 {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                led += u64::from(another_leads(&client, &bank.streams[0], ANSWERED_WITHIN).await?);
+            }
+            ensure!(led > 0, "the stream was always led by one server");
+            busy.end().await
         })
         .await
 }
@@ -332,7 +408,7 @@ async fn a_batch_of_which_a_part_is_gone_holds_up_nothing() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let bank = Bank::open(&client, "gone", 1).await?;
+            let bank = Bank::open(&client, "gone", 1, 1, 1).await?;
             bank.index("balances", json!({"keys": ["balance"]})).await?;
             let shown = async |wanted: &[i64]| {
                 until(&format!("{wanted:?}"), ANSWERED_WITHIN, async || {
@@ -349,31 +425,31 @@ async fn a_batch_of_which_a_part_is_gone_holds_up_nothing() -> Result<()> {
             };
             let remove = async |seq: u64| -> Result<()> {
                 let done: Value =
-                    client.js.request(format!("STREAM.MSG.DELETE.{}", bank.stream), &json!({"seq": seq})).await?;
+                    client.js.request(format!("STREAM.MSG.DELETE.{}", bank.streams[0]), &json!({"seq": seq})).await?;
                 ensure!(done["success"] == true, "{done}");
                 Ok(())
             };
             // Its end, its beginning, its middle; read live, and only after that.
-            let last = bank.batch("b1", &batch(0), false).await?;
+            let last = bank.batch(0, "b1", &batch(0), false).await?;
             remove(last).await?;
             // It may have been read before.
             client.insist("hw.admin.bucket.reconcile", &json!({"name": "gone"}), ANSWERED_WITHIN).await?;
             shown(&[0, 1, 2, 3]).await?;
             cluster.stop("projector-1").await?;
-            let last = bank.batch("b2", &batch(10), true).await?;
+            let last = bank.batch(0, "b2", &batch(10), true).await?;
             remove(last).await?;
             cluster.start_node("projector-1").await?;
             shown(&[0, 1, 2, 3, 10, 11, 12, 13]).await?;
             cluster.stop("projector-1").await?;
-            let last = bank.batch("b3", &batch(20), false).await?;
+            let last = bank.batch(0, "b3", &batch(20), false).await?;
             remove(last - 4).await?;
             remove(last - 2).await?;
-            bank.batch("b4", &batch(21), false).await?;
+            bank.batch(0, "b4", &batch(21), false).await?;
             cluster.start_node("projector-1").await?;
             shown(&[0, 1, 2, 3, 10, 11, 12, 13, 21, 22, 23, 24, 25]).await?;
             // All of it but the first, with nothing else to read.
             cluster.stop("projector-1").await?;
-            let last = bank.batch("b5", &batch(30), false).await?;
+            let last = bank.batch(0, "b5", &batch(30), false).await?;
             for seq in last - 3..=last {
                 remove(seq).await?;
             }

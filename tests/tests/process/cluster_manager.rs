@@ -10,7 +10,11 @@ use highwater_schemas::{
     },
     subjects,
 };
-use highwater_tests::prelude::*;
+use highwater_tests::{
+    foreign::{headers, lines},
+    prelude::*,
+    raw::Raw,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 
@@ -396,6 +400,11 @@ async fn garbage_is_refused_and_changes_nothing() -> Result<()> {
                     nats.publish_with_reply(subject, nats.new_inbox(), Bytes::copy_from_slice(garbage)).await?;
                 }
             }
+            // A heartbeat that is larger than any may be.
+            let words = ManagerReport { waiting: Some("w".repeat(64 * 1024)), ..at(1, 0) };
+            let mut large = Join::new(NodeKind::Coordinator, "large", 1);
+            large.manager = Some(words);
+            nats.publish(subjects::CLUSTER_JOIN, serde_json::to_vec(&large)?.into()).await?;
             nats.flush().await?;
             until("the garbage is counted", WITHIN, async || {
                 let node =
@@ -410,6 +419,65 @@ async fn garbage_is_refused_and_changes_nothing() -> Result<()> {
             let warnings = cluster.node(ONE)?.log().lines().filter(|line| line.contains("WARN")).count();
             ensure!(warnings <= 2, "{warnings} lines about more than ten messages");
             Ok(())
+        })
+        .await
+}
+
+/// Terms that no other could follow, from whoever sends what: the next election is in the term after the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terms_that_cannot_be_are_not_believed() -> Result<()> {
+    let (cluster, client) = managers(&[ONE, TWO], &QUICK).await?;
+    cluster
+        .run(async |cluster| {
+            let a = Fake::start(cluster.url(), "a", 1, at(5, 0)).await?;
+            let first = settled(&client, "a is elected", |s| s.coordinator == "a").await?;
+            let nats = async_nats::connect(cluster.url()).await?;
+            for term in [1 << 53, 1 << 63, u64::MAX - 1, u64::MAX] {
+                let mut join = Join::new(NodeKind::Coordinator, "x", 1);
+                join.manager = Some(ManagerReport { leading: Some(term), ..at(9, term) });
+                nats.publish(subjects::CLUSTER_JOIN, serde_json::to_vec(&join)?.into()).await?;
+                let event = ClusterEvent {
+                    cluster_manager: "y".into(),
+                    lease: 1,
+                    heartbeat_ms: 100,
+                    master: Some(api::Master { node: "x".into(), term }),
+                    members: Vec::new(),
+                };
+                nats.publish(subjects::CLUSTER_EVENT, serde_json::to_vec(&event)?.into()).await?;
+            }
+            nats.flush().await?;
+            let after = answered(&client).await?;
+            ensure!(after.coordinator == "a" && after.term == first.term, "{after:?}");
+            drop(a);
+            let _b = Fake::start(cluster.url(), "b", 1, at(5, first.term)).await?;
+            let next = settled(&client, "b is elected", |s| s.coordinator == "b").await?;
+            ensure!(next.term == first.term + 1, "term {} after {}", next.term, first.term);
+            cluster.check()
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_a_client_library_refuses_is_written_anew() -> Result<()> {
+    let (cluster, client) = managers(&[ONE, TWO], &QUICK).await?;
+    cluster
+        .run(async |cluster| {
+            settled(&client, "somebody is active", |s| !s.cluster_manager.is_empty()).await?;
+            let mut raw = Raw::connect(cluster.nats().port()).await?;
+            for line in lines("bad_headers.txt", 3)? {
+                let block = headers(&line[2])?;
+                let answer = raw.request(b"$KV.hw_cluster.lease", block.as_deref(), b"{}", WITHIN).await?;
+                let answer: Value = serde_json::from_slice(&answer.context("no answer")?)?;
+                let Some(stored) = answer["seq"].as_u64() else { continue };
+                until(&format!("the lease is written anew after {}", line[0]), WITHIN, async || {
+                    let mut stream = client.js.get_stream("KV_hw_cluster").await.map_err(|e| e.to_string())?;
+                    let last = stream.info().await.map_err(|e| e.to_string())?.state.last_sequence;
+                    if last > stored { Ok(()) } else { Err(format!("{last}")) }
+                })
+                .await?;
+            }
+            settled(&client, "somebody is active again", |s| !s.cluster_manager.is_empty()).await?;
+            cluster.check()
         })
         .await
 }

@@ -4,7 +4,7 @@
 use async_nats::jetstream::stream::{Config, Stream};
 use bytes::Bytes;
 use highwater_bus::{Bus, BusError, ConnectSettings, ReadFrom, StreamMessage, StreamReader};
-use highwater_tests::{backup, load::Writer, nats::NatsServer, prelude::*};
+use highwater_tests::{backup, cluster::SERVICES, load::Writer, nats::NatsServer, prelude::*};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -242,7 +242,9 @@ async fn a_server_that_dies_ends_the_list_and_not_the_reading() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_of_a_long_stream_is_built_and_compared_while_it_is_overwritten() -> Result<()> {
     let mut rng = Rng::seeded("long build");
-    Cluster::start()
+    Cluster::without_services()?
+        .breakable(&["projector-1"])?
+        .with_nodes(&SERVICES)
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
@@ -268,7 +270,48 @@ async fn an_index_of_a_long_stream_is_built_and_compared_while_it_is_overwritten
             };
             until("all is compared", WITHIN, compared).await?;
             writer.stop().await?;
-            ask::whole(&client, &source, &index).await
+            ask::whole(&client, &source, &index).await?;
+            // What the reader of a part leaves is read by one that reads all of it.
+            cluster.panic_at("projector-1", "part.KV_long")?;
+            let late = documents::passing("late");
+            client.create_index(&late.definition("long")).await?;
+            cluster.hit("projector-1", "part.KV_long").await?;
+            client.wait_active("long", &late.name, WITHIN).await?;
+            ask::whole(&client, &source, &late).await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicated_stream_is_read_in_parts_from_its_leader_alone() -> Result<()> {
+    Cluster::replicated()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let config = Config {
+                name: STREAM.into(),
+                subjects: vec!["$KV.long.>".into()],
+                max_messages_per_subject: 1,
+                num_replicas: 3,
+                ..Config::default()
+            };
+            client.js.create_stream(config).await?;
+            let stored = store(&client, (0..DOCUMENTS).map(|n| format!("k{n}"))).await?;
+            let mut parts = 0;
+            for server in cluster.servers() {
+                let settings = ConnectSettings { url: server.url().into(), ..ConnectSettings::default() };
+                let bus = Bus::connect(&settings).await?;
+                let leads = bus.leads(&bus.stream_state(STREAM).await?);
+                let from = ReadFrom { lists: true, apart: true, ..ReadFrom::default() };
+                let mut reader = StreamReader::open(&bus, STREAM, from).await?;
+                ensure!(leads || !reader.is_in_parts(), "parts are read from {}, which does not lead", server.name());
+                parts += u64::from(reader.is_in_parts());
+                let mut got = Got::default();
+                got.list(&mut reader).await?;
+                ensure!(got.by_key == stored, "{} of {DOCUMENTS} documents from {}", got.by_key.len(), server.name());
+            }
+            ensure!(parts == 1, "read in parts from {parts} servers");
+            Ok(())
         })
         .await
 }

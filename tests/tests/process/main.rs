@@ -13,6 +13,7 @@ mod damaged_files;
 mod dev;
 mod diagnosis;
 mod earlier_versions;
+mod encrypted;
 mod ends;
 mod errors_documents;
 mod errors_requests;

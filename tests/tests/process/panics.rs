@@ -210,7 +210,13 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                 ("indexer-1", "status", "hw.node.indexer-1.status", &json!({})),
                 ("catalog-1", "query.count", "hw.query.count", &of),
                 ("coordinator-1", "admin.state.get", "hw.node.coordinator-1.admin.state.get", &json!({})),
+                ("coordinator-1", "manager.state.get", "hw.node.coordinator-1.admin.state.get", &json!({})),
+                ("coordinator-1", "manager.state.history", "hw.node.coordinator-1.admin.state.history", &json!({})),
+                ("coordinator-1", "manager.status", "hw.node.coordinator-1.status", &json!({})),
                 ("cluster-manager-1", "members", "hw.cluster.members", &json!({})),
+                ("cluster-manager-1", "cluster", "hw.cluster.members", &json!({})),
+                ("cluster-manager-1", "cluster", "hw.cluster.replicas", &json!({})),
+                ("cluster-manager-1", "cluster", "hw.cluster.master", &json!({})),
             ] {
                 place.client.request(subject, request).await.with_context(|| format!("{subject} before"))?;
                 cluster.panic_at(node, fault)?;

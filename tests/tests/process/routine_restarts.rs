@@ -5,6 +5,7 @@ use highwater_schemas::api::{BucketStatus, Reads};
 use highwater_tests::{
     branches::Branches,
     cluster::SERVICES,
+    leaders::another_leads,
     load::{self, Writer},
     prelude::*,
     rounds,
@@ -167,19 +168,11 @@ async fn another_leader_of_the_stream_costs_nothing() -> Result<()> {
                 println!("round {round}: hot {hot}");
                 let before = Cost::so_far(&client, &source).await?;
                 overwritten(&source, hot, &mut rng, async || {
-                    let stream = &source.streams[0].0;
-                    let was = led_by(&client, stream).await?;
-                    let stepped: Value = client
-                        .js
-                        .request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &())
-                        .await
-                        .context("step down")?;
-                    ensure!(stepped["success"] == true, "{stepped}");
-                    until("another leader", WITHIN, async || {
-                        let now = led_by(&client, stream).await.map_err(|e| e.to_string())?;
-                        if now == was { Err(now) } else { Ok(()) }
-                    })
-                    .await
+                    ensure!(
+                        another_leads(&client, &source.streams[0].0, WITHIN).await?,
+                        "the leader does not step down"
+                    );
+                    Ok(())
                 })
                 .await?;
                 unharmed(&client, &source, &indexes).await?;
@@ -233,19 +226,8 @@ async fn leaders_that_follow_each_other_under_load_begin_no_branch() -> Result<(
                 let writer = Writer::start(&source, &mut rng);
                 let stream = &source.streams[0].0;
                 for _ in 0..times {
-                    let was =
-                        until("a leader", WITHIN, async || led_by(&client, stream).await.map_err(|e| e.to_string()));
-                    let was = was.await?;
                     // It may lead no more by then.
-                    let stepped: Result<Value, _> =
-                        client.js.request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &()).await;
-                    if stepped.is_ok_and(|stepped| stepped["success"] == true) {
-                        until("another leader", WITHIN, async || {
-                            let now = led_by(&client, stream).await.map_err(|e| e.to_string())?;
-                            if now == was { Err(now) } else { Ok(()) }
-                        })
-                        .await?;
-                    }
+                    another_leads(&client, stream, WITHIN).await?;
                     load::written(&source, 50).await?;
                 }
                 writer.stop().await?;
@@ -260,9 +242,4 @@ async fn leaders_that_follow_each_other_under_load_begin_no_branch() -> Result<(
             Ok(())
         })
         .await
-}
-
-async fn led_by(client: &Client, stream: &str) -> Result<String> {
-    let found = client.js.get_stream(stream).await?;
-    found.cached_info().cluster.as_ref().and_then(|c| c.leader.clone()).context("no leader")
 }
