@@ -41,7 +41,7 @@ pub struct Heart {
     /// Failures to send heartbeats and parts of reports: each is stated as a trouble and logged.
     beats: Retry,
     parts: Retry,
-    /// It is stated that a node has more than it can tell.
+    /// The reporter had more items than a report holds when parts were sent last.
     untold: bool,
     /// The last heartbeat could not be sent.
     unsent: bool,
@@ -117,37 +117,32 @@ impl Heart {
         (!reporter.is_told()).then(|| self.reported.map_or_else(Instant::now, |last| last + PARTS_APART))
     }
 
-    /// Sends the next parts of what is yet to be told by the node of this heartbeat. What gets lost shows in its heartbeats.
+    /// Sends the next parts of a node's report. Lost parts show in the node's heartbeats, and are asked for again.
     pub async fn report(&mut self, reporter: &mut Reporter, join: &Join) {
-        let (mut sent, mut failed) = (0, false);
-        while sent < PARTS_AT_ONCE && !failed {
-            let Some(part) = reporter.next_part(&join.node, join.kind, join.incarnation) else { break };
-            let published = self.bus.publish(CLUSTER_REPORT, serde_json::to_vec(&part).unwrap_or_default());
-            match timeout(SENT_WITHIN, published).await {
-                Ok(Ok(())) => sent += 1,
-                Ok(Err(error)) => {
-                    self.parts.failed(&error);
-                    failed = true;
-                }
-                Err(_) => {
-                    self.parts.failed(&TOO_LONG);
-                    failed = true;
-                }
+        let sent = self.send_parts(reporter, join).await;
+        let untold = reporter.untold();
+        match sent {
+            Err(why) => _ = self.parts.failed(&why),
+            Ok(_) if untold > 0 => {
+                self.parts.failed(&format_args!("{MOST_ITEMS} items are told, {untold} more are not"));
             }
+            // A round without parts proves nothing of earlier failures to send.
+            Ok(0) if !self.untold => {}
+            Ok(_) => self.parts.over(),
         }
-        match reporter.untold() {
-            _ if failed => {}
-            0 if sent > 0 || self.untold => {
-                self.untold = false;
-                self.parts.over();
-            }
-            0 => {}
-            more => {
-                self.untold = true;
-                self.parts.failed(&format_args!("{MOST_ITEMS} items are told, {more} more are not"));
-            }
-        }
+        self.untold = untold > 0;
         self.reported = Some(Instant::now());
+    }
+
+    /// Sends parts until there are no more, [`PARTS_AT_ONCE`] were sent, or one cannot be sent; answers how many.
+    async fn send_parts(&self, reporter: &mut Reporter, join: &Join) -> Result<usize, String> {
+        for sent in 0..PARTS_AT_ONCE {
+            let Some(part) = reporter.next_part(&join.node, join.kind, join.incarnation) else { return Ok(sent) };
+            let published = self.bus.publish(CLUSTER_REPORT, serde_json::to_vec(&part).unwrap_or_default());
+            let published = timeout(SENT_WITHIN, published).await.map_err(|_| TOO_LONG.to_owned())?;
+            published.map_err(|error| error.to_string())?;
+        }
+        Ok(PARTS_AT_ONCE)
     }
 
     /// Says goodbye for the node of this heartbeat.

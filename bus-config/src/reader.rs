@@ -311,11 +311,11 @@ impl StreamReader {
                 self.next_of_parts(most, out).await?;
                 continue;
             }
-            // A list is of one server, which is asked whether it is complete.
-            let since = if self.is_listing() { self.bus.losses() } else { self.losses };
-            if since != self.bus.losses() {
-                // Another connection than this one was lost: its server may have gone, and what is still under way may be lost with
-                // it. Whoever compares the stream after the loss must not be brought that later.
+            // The connection for answers was lost, which need not be the one that messages come over. Its server may have lost the
+            // messages that are still under way, and whoever compares the stream after the loss must not be handed those. A list
+            // goes on: the server that leads the stream confirms it at its end.
+            let losses = self.bus.losses();
+            if self.losses != losses && !self.is_listing() {
                 self.reopen("the connection on which answers come was lost").await?;
                 continue;
             }
@@ -325,8 +325,8 @@ impl StreamReader {
             };
             let place = &mut self.place;
             let taken = pulls.next_ready(most, CHUNK_BYTES, |message| place.take(message, out));
-            // None: that connection was lost meanwhile, and nothing was taken.
-            if let Some(Err(why)) = self.bus.unless_lost_since(since, taken).await {
+            // None: the connection for answers was lost while no message was there to take.
+            if let Some(Err(why)) = self.bus.unless_lost_since(losses, taken).await {
                 if out.is_empty() {
                     self.reopen(&why).await?;
                 } else {

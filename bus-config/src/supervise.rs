@@ -12,6 +12,7 @@
 
 use crate::{connect::Bus, faults, troubles::Troubles};
 use futures_util::FutureExt;
+use highwater_schemas::{ApiError, ErrorCode};
 use std::{
     any::Any,
     cell::RefCell,
@@ -67,6 +68,19 @@ impl<T> Ending<T> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unfinished(String);
+
+impl From<Unfinished> for ApiError {
+    fn from(unfinished: Unfinished) -> Self {
+        Self::new(ErrorCode::Internal, format!("the work for this request failed: {unfinished}"))
+    }
+}
+
+impl<T> Ending<Result<T, ApiError>> {
+    /// The reply to whoever asked for the work: a panic is answered with the error `internal`.
+    pub fn answer(self) -> Result<T, ApiError> {
+        self.done()?
+    }
+}
 
 /// Where the incidents of a node are noted: its heartbeats state each for ten minutes after its last time.
 #[derive(Debug, Clone, Default)]

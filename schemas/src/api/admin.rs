@@ -26,7 +26,7 @@ pub struct BucketRemove {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BucketListRequest {
-    /// Only the buckets after this one.
+    /// Name of the bucket that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
 }
@@ -44,11 +44,18 @@ pub struct BucketSummary {
 /// Reply of `hw.admin.bucket.list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketList {
-    /// By name, as many as fit.
+    /// Buckets in the order of their names, as many as fit the reply.
     pub buckets: Vec<BucketSummary>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
+}
+
+impl BucketList {
+    /// What `after` of the request for the next page is; None: this is the last page.
+    pub fn next_after(&self) -> Option<String> {
+        self.buckets.last().filter(|_| self.more).map(|bucket| bucket.name.clone())
+    }
 }
 
 /// `hw.admin.bucket.history`: the branches of a bucket's sources, and what was rolled back.
@@ -248,7 +255,7 @@ pub struct TopicListRequest {
     /// None: of all buckets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
-    /// Only the topics after this one: its bucket and its name.
+    /// Bucket and name of the topic that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<(String, String)>,
 }
@@ -262,9 +269,9 @@ pub struct TopicSummary {
     pub kind: String,
     /// The stream that holds it.
     pub stream: String,
-    /// As many as fit.
+    /// Subscriptions of the topic, as many as fit the reply.
     pub subscriptions: Vec<crate::state::SubscriptionView>,
-    /// All of them.
+    /// Number of all subscriptions of the topic.
     #[serde(default)]
     pub subscription_count: u64,
 }
@@ -272,11 +279,18 @@ pub struct TopicSummary {
 /// Reply of `hw.admin.topic.list`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TopicList {
-    /// By bucket and name, as many as fit.
+    /// Topics in the order of bucket and name, as many as fit the reply.
     pub topics: Vec<TopicSummary>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
+}
+
+impl TopicList {
+    /// What `after` of the request for the next page is; None: this is the last page.
+    pub fn next_after(&self) -> Option<(String, String)> {
+        self.topics.last().filter(|_| self.more).map(|topic| (topic.bucket.clone(), topic.topic.clone()))
+    }
 }
 
 /// Reply of `hw.admin.topic.subscribe`: where the subscriber reads.

@@ -360,7 +360,7 @@ pub struct MemberStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ManagerStatusRequest {
-    /// Only the buckets after this one.
+    /// Name of the bucket that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buckets_after: Option<String>,
 }
@@ -374,10 +374,10 @@ pub struct ManagerStatus {
     /// What it has done since it was nominated.
     #[serde(default)]
     pub bootstrap: Vec<BootstrapStep>,
-    /// By name, as many as fit.
+    /// Buckets in the order of their names, as many as fit the reply.
     #[serde(default)]
     pub buckets: Vec<BucketStatus>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more_buckets: bool,
 }
@@ -386,10 +386,10 @@ pub struct ManagerStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterStatusRequest {
-    /// Only the members after this one.
+    /// Kind and name of the node that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub members_after: Option<(NodeKind, String)>,
-    /// Only the buckets after this one.
+    /// Name of the bucket that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buckets_after: Option<String>,
 }
@@ -404,16 +404,16 @@ pub struct ClusterStatus {
     pub term: u64,
     /// Version of the replicated state.
     pub version: u64,
-    /// By kind and name, as many as fit.
+    /// Nodes in the order of kind and name, as many as fit the reply.
     pub members: Vec<MemberStatus>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more_members: bool,
     /// The master's bootstrap, step by step.
     pub bootstrap: Vec<BootstrapStep>,
-    /// By name, as many as fit.
+    /// Buckets in the order of their names, as many as fit the reply.
     pub buckets: Vec<BucketStatus>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more_buckets: bool,
 }
@@ -429,7 +429,7 @@ pub struct MasterReply {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MembersRequest {
-    /// Only the nodes after this one.
+    /// Name of the node that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
 }
@@ -437,9 +437,9 @@ pub struct MembersRequest {
 /// Reply of `hw.cluster.replicas` and `hw.cluster.indexers`: the nodes of that kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MembersReply {
-    /// By name, as many as fit.
+    /// Nodes in the order of their names, as many as fit the reply.
     pub members: Vec<MemberStatus>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
 }
@@ -476,7 +476,7 @@ pub struct NodeStatus {
     pub kind: NodeKind,
     /// By bucket, number of the index and partition, as many as fit.
     pub slices: Vec<SliceReport>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
     /// Data messages refused because they were damaged or of an unknown version.

@@ -27,7 +27,7 @@ pub use diagnosis::{
     DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
     NodeDumpRequest, NodeVerify, NodeVerifyRequest, RunDump, SliceCheck, SliceDump, VERIFY_TIMEOUT_MS,
 };
-pub use heartbeat::{HEARTBEAT_MS, MOST_HEARTBEAT, heartbeat, is_plausible_term};
+pub use heartbeat::{HEARTBEAT_MS, MOST_HEARTBEAT, heartbeat, is_plausible_term, read_heartbeat};
 pub use pages::{PAGE_BYTES, json_size, page};
 pub use query::{
     AtPlus, Consistency, CountReply, Describe, DescribeReply, IndexStats, ListReply, ListRequest, ResultRow, ScanQuery,

@@ -1,12 +1,12 @@
-//! Lists that may not fit one message: as many items as fit, in order, and whether there are further ones.
+//! Pages of lists that may not fit one message.
 
 use serde::Serialize;
 
-/// Bytes of JSON of a list's items in one reply. Two such lists and what else a reply says are smaller than the least
+/// Maximum JSON size of a list's items in one reply, bytes. Two such lists and the rest of a reply are smaller than the least
 /// `max_payload` ([`crate::lane::LEAST_PAYLOAD`]).
 pub const PAGE_BYTES: usize = 384 * 1024;
 
-/// The first of these whose JSON takes no more than [`PAGE_BYTES`], at least one; and whether there are further ones.
+/// Takes items while their JSON fits [`PAGE_BYTES`], at least one; answers them, and whether items are left.
 pub fn page<T: Serialize>(items: impl IntoIterator<Item = T>) -> (Vec<T>, bool) {
     let (mut fitting, mut size) = (Vec::new(), 0);
     for item in items {
@@ -19,7 +19,7 @@ pub fn page<T: Serialize>(items: impl IntoIterator<Item = T>) -> (Vec<T>, bool) 
     (fitting, false)
 }
 
-/// Bytes of its JSON.
+/// Size of a value as JSON, bytes.
 pub fn json_size(value: &impl Serialize) -> usize {
     struct Count(usize);
     impl std::io::Write for Count {

@@ -114,7 +114,7 @@ pub struct ListRequest {
     /// None: the indexes of all buckets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
-    /// Only the indexes after this one: its bucket and its name.
+    /// Bucket and name of the index that the page follows; None: the first page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<(String, String)>,
 }
@@ -150,11 +150,18 @@ pub struct IndexStats {
 /// Reply of `hw.query.list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListReply {
-    /// By bucket and name, as many as fit.
+    /// Indexes in the order of bucket and name, as many as fit the reply.
     pub indexes: Vec<IndexStats>,
-    /// There are further ones: ask for those after the last.
+    /// True when the list goes on: ask for what follows the last item.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
+}
+
+impl ListReply {
+    /// What `after` of the request for the next page is; None: this is the last page.
+    pub fn next_after(&self) -> Option<(String, String)> {
+        self.indexes.last().filter(|_| self.more).map(|index| (index.bucket.clone(), index.name.clone()))
+    }
 }
 
 /// `hw.query.describe`.
@@ -171,6 +178,7 @@ pub struct DescribeReply {
     pub index: IndexStats,
     /// Node of each partition.
     pub hosts: Vec<String>,
-    /// Of the documents that the index could not take as many as fit, at most 100 of each partition; `index` has their number.
+    /// Documents that the index could not take: at most 100 of each partition, and as many as fit the reply. `index.unindexed` is the
+    /// number of all.
     pub unindexed: Vec<UnindexedDoc>,
 }

@@ -81,7 +81,7 @@ pub struct SessionStatus {
     pub node: String,
     /// At most [`MOST_SLICES_SHOWN`], those first that need it still.
     pub slices: Vec<SessionSlice>,
-    /// All of them.
+    /// Number of all slices of the session.
     #[serde(default)]
     pub slice_count: u64,
     /// Documents read from the source for it, of so many; 0 of 0 before a projector has begun.
@@ -116,7 +116,7 @@ pub struct BucketStatus {
     pub durable: u64,
     /// Open sessions, at most [`MOST_SESSIONS_SHOWN`], the oldest first.
     pub sessions: Vec<SessionStatus>,
-    /// All of them.
+    /// Number of all open sessions of the bucket.
     #[serde(default)]
     pub session_count: u64,
     /// The rollback under way.

@@ -24,7 +24,7 @@ use std::{
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Indexes of one reply.
+/// Maximum number of indexes in one reply: their hosts are asked for each.
 const MOST_LISTED: usize = 1_000;
 
 /// Indexes with their buckets' source streams.
@@ -51,7 +51,7 @@ pub async fn list(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> 
     Ok(api::ok(&ListReply { indexes, more: more || rest }))
 }
 
-/// Leaves the first of the indexes after this one, by bucket and name; answers whether there are further ones.
+/// Keeps the page of indexes that follows `after` in the order of bucket and name; answers whether more follow.
 fn from(known: &mut Known, after: Option<&(String, String)>) -> bool {
     let name = |(index, _): &(Index, Vec<String>)| {
         let definition = &index.placed.definition;

@@ -180,22 +180,16 @@ async fn serve(shared: &Arc<Shared>, request: ServiceRequest) {
             fault("admin", noun_verb);
             shared.bus.forward(&mut master, noun_verb, request.payload.to_vec()).await
         };
-        match supervise::caught(&shared.bus.incidents(), "an administrative request", forwarded).await.done() {
-            Ok(Ok(reply)) => request.pass_on(reply).await,
-            Ok(Err(error)) => request.respond(Err(error)).await,
-            Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
+        match supervise::caught(&shared.bus.incidents(), "an administrative request", forwarded).await.answer() {
+            Ok(reply) => request.pass_on(reply).await,
+            Err(error) => request.respond(Err(error)).await,
         }
         return;
     }
     let answer = query(shared, &request.subject, &request.payload);
-    let answer = supervise::caught(&shared.bus.incidents(), "a query", answer).await.done();
+    let answer = supervise::caught(&shared.bus.incidents(), "a query", answer).await.answer();
     // A requester must hear of our mistake too, rather than wait for its own timeout.
-    let answer = answer.unwrap_or_else(|unfinished| Err(internal(&unfinished)));
     request.respond(answer).await;
-}
-
-fn internal(unfinished: &Unfinished) -> ApiError {
-    ApiError::new(ErrorCode::Internal, format!("the catalog's work failed: {unfinished}"))
 }
 
 async fn query(shared: &Arc<Shared>, subject: &str, payload: &[u8]) -> Result<Vec<u8>, ApiError> {

@@ -13,7 +13,7 @@ const BUILT: f64 = 0.99;
 /// Indexes being built whose progress is remembered.
 const MOST_REMEMBERED: usize = 4_096;
 
-/// What each host said of its slices, by index and partition; none: it does not answer.
+/// Reports of the slices on each host, by index and partition; None: the host does not answer.
 pub type Reports = HashMap<String, Option<Slices>>;
 type Slices = HashMap<(u32, u32), SliceReport>;
 

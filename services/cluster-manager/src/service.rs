@@ -11,12 +11,11 @@ use crate::{
 };
 use highwater_bus::{
     Bus, BusError, ClusterBucket, Endpoints, ServiceSpec, TaskSet, bounded_heartbeat, fault,
-    supervise::{self, Errands, Unfinished},
+    supervise::{self, Errands},
 };
 use highwater_schemas::{
-    ApiError, ErrorCode,
     api::{self, ClusterEvent, Join, JoinReply, LeaseWritten, Leave, MOST_HEARTBEAT, NodeKind},
-    names, subjects,
+    subjects,
 };
 use serde::de::DeserializeOwned;
 use std::time::{Duration, Instant};
@@ -227,15 +226,10 @@ impl Shell {
     }
 
     async fn join(&mut self, payload: &[u8], reply: Option<&str>) {
-        if payload.len() > MOST_HEARTBEAT {
-            self.refuse("a heartbeat is too large");
-            return;
-        }
-        let Some(join) = self.decode::<Join>(payload) else { return };
-        if let Err(error) = names::check("node", &join.node) {
-            self.refuse(&error.message);
-            return;
-        }
+        let join = match api::read_heartbeat(payload) {
+            Ok(join) => join,
+            Err(why) => return self.refuse(&why),
+        };
         self.handle(Event::Join(join)).await;
         if let Some(reply) = reply.filter(|_| self.core.is_active(self.now())) {
             let told =
@@ -367,8 +361,4 @@ impl Shell {
     fn idle(&mut self) -> bool {
         self.tasks.is_empty() && self.asking.under_way() == 0
     }
-}
-
-fn internal(unfinished: &Unfinished) -> ApiError {
-    ApiError::new(ErrorCode::Internal, format!("the cluster manager's work failed: {unfinished}"))
 }

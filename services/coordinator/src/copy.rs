@@ -103,8 +103,8 @@ impl Copy {
         Ok(Kept { context, chain, term: self.number(&txn, "term")?.unwrap_or(0) })
     }
 
-    /// The newest records, the oldest of them first: at most so many, and no more bytes than that. Of one that takes more than half
-    /// of the bytes only what it is about.
+    /// The newest records, the oldest of them first: at most so many, and no more bytes than that. A record of more than half of
+    /// the bytes is summarised.
     pub(crate) fn newest(&self, most: usize, bytes: usize) -> Result<Vec<Vec<u8>>, CopyError> {
         let txn = self.env.read_txn()?;
         let (mut size, mut records) = (0, Vec::new());
@@ -161,7 +161,7 @@ impl Copy {
     }
 }
 
-/// A record without what it is long of: its version, what it changes, and how many bytes it has.
+/// A summary of a large record: its version, its time, the kind of its change, and its size.
 fn shortened(record: &[u8]) -> Vec<u8> {
     let whole: serde_json::Value = serde_json::from_slice(record).unwrap_or_default();
     let change = serde_json::json!({ "what": whole["change"]["what"], "bytes": record.len() });
@@ -197,14 +197,20 @@ mod tests {
             assert_eq!((&kept.context, kept.term), (&context, 7));
             let records = [append(&mut context, snapshot), append(&mut context, joined(9))];
             copy.keep(&records, false).unwrap();
-            let newest = |most, bytes| copy.newest(most, bytes).unwrap();
+            let newest = |most, bytes: usize| {
+                let records = copy.newest(most, bytes).unwrap();
+                let size: usize = records.iter().map(|record| record.len() + 1).sum();
+                assert!(size <= bytes, "{size} bytes of {bytes}");
+                records
+            };
             assert_eq!(newest(10, 1 << 20).len(), 5, "what is before the snapshot stays for a while");
             let last = &records[1].json;
             let one = std::slice::from_ref(last);
-            for (most, bytes) in [(1, 1 << 20), (10, 2 * last.len())] {
-                assert_eq!(newest(most, bytes)[newest(most, bytes).len() - 1..], *one);
+            assert_eq!(newest(1, 1 << 20), *one);
+            for bytes in 0..4 * last.len() {
+                newest(usize::MAX, bytes);
             }
-            // Of one that takes more than half of the bytes there is what it is about.
+            assert_eq!(newest(1, 2 * last.len()), *one, "at the bound");
             let short = newest(1, 2 * last.len() - 1);
             let short: serde_json::Value = serde_json::from_slice(&short[0]).unwrap();
             assert_eq!(short["version"], 5);

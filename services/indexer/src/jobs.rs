@@ -66,7 +66,8 @@ async fn work(place: &'static str, incidents: Incidents, waiting: Arc<Mutex<mpsc
             work()
         };
         let event = supervise::job(&incidents, what, run).await.done().unwrap_or_else(failed);
-        // A worker that does not take its events now holds up no other's jobs. One that ended meanwhile waits for nothing.
+        // A worker whose inbox is full must not hold up other workers' jobs, so a task of its own waits for room there; a slice has
+        // one job of each kind at a time. A closed inbox is of a worker that ended.
         if let Err(TrySendError::Full(event)) = to.try_send(event) {
             untold.spawn("telling a worker of its job's end", async move { _ = to.send(event).await });
         }

@@ -31,7 +31,7 @@ use highwater_bus::{
     Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet, fault, supervise::Errands,
 };
 use highwater_schemas::{
-    ApiError, ErrorCode, api,
+    api,
     report::Reporter,
     state::{Concerns, SliceName},
     subjects,
@@ -447,8 +447,4 @@ impl Shell {
         // Sessions that were open before are taken up as any other.
         self.update(name, view, infos);
     }
-}
-
-fn internal(error: &dyn std::fmt::Display) -> ApiError {
-    ApiError::new(ErrorCode::Internal, error.to_string())
 }

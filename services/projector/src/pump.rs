@@ -72,7 +72,7 @@ struct Pump<'a> {
     reader: StreamReader,
     /// The list that is not complete yet.
     list: Option<List>,
-    /// Where the list ended.
+    /// The seqno up to which the completed list goes; 0 before that.
     listed: u64,
     /// When the list last brought something.
     heard: Instant,
@@ -117,7 +117,7 @@ impl Pump<'_> {
             },
             () = self.out.closed() => return Err(Over::Unwanted),
         }
-        // A message of the list that was overwritten while the list was read may be delivered when the list is complete without it.
+        // A message that was overwritten while the list was read may still arrive after the list was found complete without it.
         messages.drain(..messages.partition_point(|m| m.seq <= self.listed));
         let silent = messages.is_empty();
         let (restarts, losses) = (self.reader.restarts(), self.reader.losses());

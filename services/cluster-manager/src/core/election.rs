@@ -146,7 +146,7 @@ impl Election {
         }
     }
 
-    /// Whether a term may be one that somebody else has heard of.
+    /// Whether a term that another node speaks of is plausible.
     pub(super) fn believes(&self, term: u64) -> bool {
         is_plausible_term(self.term, term)
     }

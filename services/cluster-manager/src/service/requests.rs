@@ -1,6 +1,6 @@
 //! What a cluster manager is asked: who is there, who coordinates, and to go on without index managers that are missing.
 
-use super::{MOST_ASKING, Shell, internal};
+use super::{MOST_ASKING, Shell};
 use crate::{
     core::Event,
     questions::{BOOTSTRAP_TIMEOUT, with_master, without_master},
@@ -50,7 +50,7 @@ impl Shell {
                                     let error = ApiError::new(ErrorCode::NoCoordinator, e.to_string());
                                     request.respond(Err(error)).await;
                                 }
-                                Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
+                                Err(unfinished) => request.respond(Err(unfinished.into())).await,
                             }
                         });
                         return;
@@ -79,13 +79,13 @@ impl Shell {
         }
     }
 
-    /// Makes an answer; a panic is one too.
+    /// Runs the work that makes a reply; a panic of it is answered with the error `internal`.
     fn caught<T>(&self, work: impl FnOnce() -> Result<T, ApiError>) -> Result<T, ApiError> {
         let made = supervise::caught_now(&self.bus.incidents(), "a request to the cluster manager", || {
             fault("cluster", "");
             work()
         });
-        made.done().unwrap_or_else(|unfinished| Err(internal(&unfinished)))
+        made.answer()
     }
 
     /// The nodes of one kind.
@@ -125,9 +125,8 @@ impl Shell {
                 fault("members", "");
                 with_master(&bus, status, asked.buckets_after).await
             };
-            let status = supervise::caught(&bus.incidents(), "asking the master", asked).await.done();
-            let answer = status.unwrap_or_else(|unfinished| Err(internal(&unfinished)));
-            request.respond(answer.map(|status| api::ok(&status))).await;
+            let status = supervise::caught(&bus.incidents(), "asking the master", asked).await.answer();
+            request.respond(status.map(|status| api::ok(&status))).await;
         });
     }
 

@@ -21,7 +21,7 @@ use std::{
 };
 use uuid::Builder;
 
-/// Indexes that are built by one request: the reply names all of them.
+/// Maximum number of indexes in a build request: the reply names all of them.
 const MOST_BUILT: usize = 1_000;
 
 /// A checked admin request.

@@ -434,7 +434,7 @@ impl Shell {
             core::Action::Assign { job, node, bucket, index, partitions } => {
                 let asked = node.clone();
                 let failed = move |unfinished: Unfinished| {
-                    let outcome = Err(internal(&unfinished));
+                    let outcome = Err(unfinished.into());
                     Event::Lead(core::Event::Assigned { job, node: asked, outcome })
                 };
                 self.spawn("asking a host for room", failed, async move {
@@ -493,8 +493,4 @@ impl Shell {
             let _ = outcomes.send(event).await;
         });
     }
-}
-
-fn internal(unfinished: &Unfinished) -> ApiError {
-    ApiError::new(ErrorCode::Internal, format!("the index manager's work failed: {unfinished}"))
 }

@@ -3,12 +3,11 @@
 use super::Shell;
 use crate::{CoordinatorError, core, manager::Event};
 use highwater_schemas::{
-    api::{Join, MOST_HEARTBEAT, NodeKind},
-    names,
+    api::{self, Join, NodeKind},
     report::{PART_BYTES, ReportPart},
 };
 
-/// Bytes of a part of a report: one whose only item is larger than a part should be is sent all the same.
+/// Maximum size of a received part, bytes. Nodes keep parts to [`PART_BYTES`], unless a single item is larger.
 const MOST_PART: usize = 8 * PART_BYTES;
 
 impl Shell {
@@ -26,14 +25,9 @@ impl Shell {
     }
 
     pub(super) async fn join_of(&mut self, payload: &[u8]) -> Result<(), CoordinatorError> {
-        if payload.len() > MOST_HEARTBEAT {
-            self.refuse(&"a heartbeat is too large");
-            return Ok(());
-        }
-        let Some(join) = self.decoded::<Join>(payload) else { return Ok(()) };
-        match names::check("node", &join.node) {
-            Ok(()) => self.handle(Event::Join(join)).await?,
-            Err(error) => self.refuse(&error),
+        match api::read_heartbeat(payload) {
+            Ok(join) => self.handle(Event::Join(join)).await?,
+            Err(why) => self.refuse(&why),
         }
         Ok(())
     }

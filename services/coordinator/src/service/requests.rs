@@ -1,6 +1,6 @@
 //! What is asked of an index manager: by the cluster manager, by administrators, and by others that pass on.
 
-use super::{MOST_WAITING, Shell, internal, random};
+use super::{MOST_WAITING, Shell, random};
 use crate::{
     CoordinatorError,
     admin::{self, Admin},
@@ -66,13 +66,13 @@ impl Shell {
         Ok(())
     }
 
-    /// Makes an answer; a panic is one too.
+    /// Runs the work that makes a reply; a panic of it is answered with the error `internal`.
     fn caught<T>(&self, place: &str, work: impl FnOnce() -> Result<T, ApiError>) -> Result<T, ApiError> {
         let made = supervise::caught_now(&self.incidents, "a request to an index manager", || {
             fault("manager", place);
             work()
         });
-        made.done().unwrap_or_else(|unfinished| Err(internal(&unfinished)))
+        made.answer()
     }
 
     fn status(&self, asked: &ManagerStatusRequest) -> ManagerStatus {
@@ -96,7 +96,7 @@ impl Shell {
             fault("admin", &noun_verb);
             admin::parse(&noun_verb, &request.payload)
         });
-        let ddl = match parsed.done().unwrap_or_else(|unfinished| Err(internal(&unfinished))) {
+        let ddl = match parsed.answer() {
             Ok(Admin::Ddl(ddl)) => ddl,
             Ok(Admin::StateGet(wanted)) => {
                 let state = self.caught(&noun_verb, || self.state(&wanted).map(|state| api::ok(&state)));
@@ -133,7 +133,7 @@ impl Shell {
         if let Some(definition) = ddl.probes().filter(|definition| !known(&definition.name)) {
             let (bus, asked) = (self.bus.clone(), ddl.clone());
             let failed = move |unfinished: Unfinished| {
-                let probe = Err(internal(&unfinished));
+                let probe = Err(unfinished.into());
                 Event::Lead(core::Event::Ddl { token, ddl: asked, probe, random: random() })
             };
             self.spawn("looking at a source", failed, async move {
@@ -171,10 +171,9 @@ impl Shell {
         let (bus, mut master, incidents) = (self.bus.clone(), self.master.subscribe(), self.incidents.clone());
         self.errands.spawn("passing a request on", async move {
             let forwarded = bus.forward(&mut master, &noun_verb, request.payload.to_vec());
-            match supervise::caught(&incidents, "passing a request on", forwarded).await.done() {
-                Ok(Ok(reply)) => request.pass_on(reply).await,
-                Ok(Err(error)) => request.respond(Err(error)).await,
-                Err(unfinished) => request.respond(Err(internal(&unfinished))).await,
+            match supervise::caught(&incidents, "passing a request on", forwarded).await.answer() {
+                Ok(reply) => request.pass_on(reply).await,
+                Err(error) => request.respond(Err(error)).await,
             }
             drop(room);
         });

@@ -45,8 +45,8 @@ pub(crate) async fn topic(command: Topic) -> Result<()> {
         Topic::List { bucket, client } => {
             let session = Session::open(&client).await?;
             let next = |request: &mut TopicListRequest, page: &TopicList| {
-                request.after = page.topics.last().map(|topic| (topic.bucket.clone(), topic.topic.clone()));
-                page.more && request.after.is_some()
+                request.after = page.next_after();
+                request.after.is_some()
             };
             let request = TopicListRequest { bucket, after: None };
             let (reply, pages) = session.pages(&subjects::admin("topic.list"), request, next).await?;

@@ -34,8 +34,8 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
         Bucket::List { client } => {
             let session = Session::open(&client).await?;
             let next = |request: &mut BucketListRequest, page: &BucketList| {
-                request.after = page.buckets.last().map(|bucket| bucket.name.clone());
-                page.more && request.after.is_some()
+                request.after = page.next_after();
+                request.after.is_some()
             };
             let (reply, pages) =
                 session.pages(&subjects::admin("bucket.list"), BucketListRequest::default(), next).await?;
@@ -227,8 +227,8 @@ pub(crate) async fn index(command: Index) -> Result<()> {
 
 pub(super) async fn list(session: &Session, bucket: Option<String>) -> Result<(Reply, Vec<IndexStats>)> {
     let next = |request: &mut ListRequest, page: &ListReply| {
-        request.after = page.indexes.last().map(|index| (index.bucket.clone(), index.name.clone()));
-        page.more && request.after.is_some()
+        request.after = page.next_after();
+        request.after.is_some()
     };
     let (reply, pages) = session.pages(&subjects::query("list"), ListRequest { bucket, after: None }, next).await?;
     Ok((reply, pages.into_iter().flat_map(|page| page.indexes).collect()))

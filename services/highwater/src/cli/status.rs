@@ -86,7 +86,7 @@ async fn cluster(session: &Session) -> Result<(Vec<Reply>, ClusterStatus)> {
     let (reply, mut all): (_, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &request).await?;
     let mut replies = vec![reply];
     while all.more_members || all.more_buckets {
-        // Of what is complete nothing comes after its last.
+        // A list that is complete already answers an empty page.
         request.members_after = all.members.last().map(|member| (member.kind, member.node.clone()));
         request.buckets_after = all.buckets.last().map(|bucket| bucket.name.clone());
         let (reply, page): (_, ClusterStatus) = session.typed(subjects::CLUSTER_MEMBERS, &request).await?;
@@ -99,7 +99,7 @@ async fn cluster(session: &Session) -> Result<(Vec<Reply>, ClusterStatus)> {
     Ok((replies, all))
 }
 
-/// The indexes of all pages, and the replies.
+/// The indexes of all pages, and the replies. Unlike [`Session::pages`] it prints no refusal: the status is shown without the list.
 async fn indexes(session: &Session) -> Result<(Vec<Reply>, Vec<IndexStats>)> {
     let (mut replies, mut all, mut request) = (Vec::new(), Vec::new(), ListRequest::default());
     loop {
@@ -107,9 +107,9 @@ async fn indexes(session: &Session) -> Result<(Vec<Reply>, Vec<IndexStats>)> {
         reply.check()?;
         let page: ListReply = reply.read()?;
         replies.push(reply);
-        request.after = page.indexes.last().map(|index| (index.bucket.clone(), index.name.clone()));
+        request.after = page.next_after();
         all.extend(page.indexes);
-        if !page.more || request.after.is_none() {
+        if request.after.is_none() {
             return Ok((replies, all));
         }
     }

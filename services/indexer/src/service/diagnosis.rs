@@ -62,8 +62,8 @@ impl Shell {
                     Err(error) => Err(error),
                 }
             };
-            let answer = supervise::caught(&incidents, "a look into slices", look).await.done();
-            request.respond(answer.unwrap_or_else(|error| Err(super::internal(&error)))).await;
+            let answer = supervise::caught(&incidents, "a look into slices", look).await.answer();
+            request.respond(answer).await;
             drop(place);
         });
     }
@@ -211,7 +211,7 @@ async fn dump(
         let from = (asked.vb, asked.from.as_deref().unwrap_or_default());
         dumps::read_rows(&mut dump, &look.back, from, asked.rows, most).map(|()| dump)
     });
-    let dump = read.await.done().map_err(|e| super::internal(&e))??;
+    let dump = read.await.answer()?;
     Ok(NodeDump { slices: vec![dump] })
 }
 

@@ -66,7 +66,7 @@ impl Shell {
             fault("status", "");
             self.status_of(&request.payload)
         });
-        match made.done().unwrap_or_else(|error| Err(super::internal(&error))) {
+        match made.answer() {
             Ok((status, Some(snapshot))) => self.on_thread(request, move || {
                 let unindexed = unindexed(snapshot).map_err(|e| dumps::coded(&e))?;
                 Ok(api::ok(&NodeStatus { unindexed, ..status }))
@@ -123,7 +123,7 @@ impl Shell {
         let incidents = self.bus.incidents();
         self.scans.threads.run(place, Size::Small, move || {
             let answer = supervise::caught_now(&incidents, &format_args!("a request to {}", request.subject), work);
-            runtime.block_on(request.respond(answer.done().unwrap_or_else(|error| Err(super::internal(&error)))));
+            runtime.block_on(request.respond(answer.answer()));
         });
     }
 }

@@ -146,7 +146,8 @@ impl Task {
     /// Another server, or another run of it, is there: the source is compared before much is overwritten.
     pub(super) async fn reconnected(&mut self) -> Result<(), End> {
         let server = self.bus.server_id();
-        // What was taken up after the comparison is compared too: until then no want is answered.
+        // Messages from before the last loss that were taken after the source was compared need another comparison: until then
+        // wants are not answered.
         if !self.live() || (server == self.server && !self.took_older) {
             return Ok(());
         }
