@@ -4,6 +4,7 @@ use crate::{
     codes::unavailable,
     error::BusError,
     frames::{Dial, Link, credentials::Credentials},
+    pulls::Pulling,
     supervise::{self, Task},
     troubles::Troubles,
 };
@@ -31,6 +32,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that is silent is given up after two of these: a network that was cut off and came back is found again soon.
 const PING: Duration = Duration::from_secs(5);
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// A server takes lines of 4,096 bytes if nothing else is configured: with the command, a subject for the answer and two numbers.
+const LONGEST_SUBJECT: usize = 3_900;
 /// After a connection could not be opened, it is tried again after this.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Streams that are read in parts at once: each takes some connections, and some MiB for what was read ahead.
@@ -78,6 +81,7 @@ struct Inner {
     in_parts: Arc<Semaphore>,
     /// Streams of which reading in parts failed, and when it did last.
     failed_in_parts: Mutex<HashMap<String, Instant>>,
+    pulling: Pulling,
 }
 
 /// The client library's connection.
@@ -215,6 +219,7 @@ impl Bus {
             keeper: Mutex::default(),
             in_parts: Arc::new(Semaphore::new(MOST_IN_PARTS)),
             failed_in_parts: Mutex::default(),
+            pulling: Pulling::default(),
         });
         let bus = Arc::downgrade(&inner);
         let kept = supervise::task(&troubles.clone().into(), "the keeper of the NATS client", async move {
@@ -267,6 +272,11 @@ impl Bus {
     pub(crate) fn parts_failed(&self, stream: &str) {
         let mut failed = self.inner.failed_in_parts.lock().unwrap_or_else(PoisonError::into_inner);
         failed.insert(stream.to_owned(), Instant::now());
+    }
+
+    /// How many pull.
+    pub(crate) fn pulling(&self) -> &Pulling {
+        &self.inner.pulling
     }
 
     /// A text that no other call and no other process gets.
@@ -334,6 +344,7 @@ impl Bus {
 
     /// Core publish: may be lost.
     pub async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), BusError> {
+        sendable(subject)?;
         self.client().publish(subject.to_owned(), payload.into()).await.map_err(|e| BusError::other("publish", e))
     }
 
@@ -351,6 +362,7 @@ impl Bus {
     }
 
     pub async fn request(&self, subject: &str, payload: Vec<u8>, timeout: Duration) -> Result<Reply, BusError> {
+        sendable(subject)?;
         let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
         let message = self.client().send_request(subject.to_owned(), request).await.map_err(|e| match e.kind() {
             RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.into() },
@@ -360,6 +372,21 @@ impl Bus {
         let error = message.headers.as_ref().and_then(error_headers);
         Ok(Reply { payload: message.payload, error })
     }
+}
+
+/// The server ends the connection of who sends a longer line, and takes a subject with white space for several words.
+///
+/// # Errors
+/// The subject cannot be sent.
+pub(crate) fn sendable(subject: &str) -> Result<(), BusError> {
+    if subject.len() > LONGEST_SUBJECT {
+        let why = format!("a subject of {} bytes is longer than {LONGEST_SUBJECT}", subject.len());
+        return Err(BusError::other("publish", why));
+    }
+    if subject.is_empty() || subject.contains(|c: char| c == ' ' || c.is_ascii_control()) {
+        return Err(BusError::other("publish", format!("{subject:?} is no subject")));
+    }
+    Ok(())
 }
 
 /// What happens to the connection is stated for a while.

@@ -2,7 +2,9 @@
 //!
 //! Each pull asks for a number of messages and of bytes, so that no more than some MiB is ever under way, whatever the size of the
 //! messages: a server that has more to send than its client takes ends the connection. Half of what was asked for is always
-//! still to come, so the server never waits for the reader.
+//! still to come, so the server never waits for the reader. The readers of a process share [`TOGETHER`] bytes: one of many asks
+//! for less at a time. A message that is larger than a reader's share is asked for with as many bytes as it takes, but then
+//! with nothing else beside it.
 //!
 //! The server serves waiting pulls in turn. It says when one ends early (its time is over, or the next message is larger than
 //! what is left of its bytes) and what was left of it; one whose last message was sent ends without a word. What is left of
@@ -14,6 +16,10 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,10 +27,14 @@ use std::{
 const BATCH: u64 = 8_192;
 /// What a message of the largest payload has besides: its subject and its reply subject, bytes.
 const BESIDES: u64 = 64 * 1024;
-/// Bytes that one pull asks for at least.
+/// Bytes that one pull asks for, of servers whose messages may not be larger.
 const BYTES: u64 = 1024 * 1024;
 /// And at most, for a stream that holds larger messages than the server takes now.
 const MOST_BYTES: u64 = 128 * 1024 * 1024;
+/// Bytes that the pulls of all readers of a process ask for.
+const TOGETHER: u64 = 16 * 1024 * 1024;
+/// A reader's share of these is never less.
+const LEAST_SHARE: u64 = 64 * 1024;
 const EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A server that says nothing for so long has lost the pulls.
@@ -41,6 +51,31 @@ pub(crate) struct Pulls {
     ready: VecDeque<Message>,
     /// When the server last said something.
     heard: Instant,
+    counted: Counted,
+}
+
+/// The readers of a process that pull now.
+pub(crate) type Pulling = Arc<AtomicU64>;
+
+/// One of them, until it is dropped.
+struct Counted(Pulling);
+
+impl Counted {
+    fn new(pulling: &Pulling) -> Self {
+        pulling.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(pulling))
+    }
+
+    /// Bytes that one of the readers may ask for at a time.
+    fn share(&self) -> u64 {
+        (TOGETHER / self.0.load(Ordering::Relaxed).max(1)).max(LEAST_SHARE)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What was asked for and has not come.
@@ -48,9 +83,14 @@ pub(crate) struct Pulls {
 struct Asked {
     messages: u64,
     bytes: u64,
-    /// What one pull asks for.
+    /// Messages that one pull asks for.
     batch: u64,
-    batch_bytes: u64,
+    /// Bytes that one pull asks for when few pull: enough for the largest message.
+    full: u64,
+    /// Bytes without which a message did not come.
+    needed: u64,
+    /// Bytes that the last pull asked for.
+    pull: u64,
     /// Messages that are wanted and have not come.
     wanted: u64,
     /// A message came since the last pull.
@@ -59,20 +99,24 @@ struct Asked {
 
 impl Asked {
     fn new(max_payload: u64, wanted: u64) -> Self {
-        let batch_bytes = (max_payload + BESIDES).max(BYTES);
-        Self { messages: 0, bytes: 0, batch: BATCH, batch_bytes, wanted, delivered: false }
+        let full = max_payload.saturating_add(BESIDES).clamp(BYTES, MOST_BYTES);
+        Self { messages: 0, bytes: 0, batch: BATCH, full, needed: 0, pull: 0, wanted, delivered: false }
     }
 
-    /// How many messages the next pull asks for, if one is due; they count as asked for from then on.
-    fn next_pull(&mut self) -> Option<u64> {
+    /// How many messages the next pull of a reader with this share asks for, if one is due; they and its bytes count as asked for
+    /// from then on.
+    fn next_pull(&mut self, share: u64) -> Option<u64> {
         if self.messages == 0 || self.bytes == 0 {
             (self.messages, self.bytes) = (0, 0);
         }
         let batch = self.batch.min(self.wanted.saturating_sub(self.messages));
-        let due = batch > 0 && (self.messages <= self.batch / 2 || self.bytes <= self.batch_bytes / 2);
+        let pull = self.full.min(share).max(self.needed);
+        let left = if self.needed > share { 0 } else { pull / 2 };
+        let due = batch > 0 && (self.messages <= self.batch / 2 && self.needed <= share || self.bytes <= left);
         due.then(|| {
+            self.pull = pull;
             self.messages += batch;
-            self.bytes += self.batch_bytes;
+            self.bytes += pull;
             self.delivered = false;
             batch
         })
@@ -105,7 +149,7 @@ impl Asked {
             409 if text.contains("MaxBytes") && !text.contains("Exceeded") => {
                 ended(self);
                 if !self.delivered && self.bytes == 0 {
-                    self.batch_bytes = (self.batch_bytes * 2).min(MOST_BYTES);
+                    self.needed = self.pull.saturating_mul(2).min(MOST_BYTES);
                 }
             }
             409 if text.contains("Batch Completed") => ended(self),
@@ -113,7 +157,7 @@ impl Asked {
                 let refused = self.batch;
                 self.batch = limit().unwrap_or(refused);
                 self.messages = self.messages.saturating_sub(refused);
-                self.bytes = self.bytes.saturating_sub(self.batch_bytes);
+                self.bytes = self.bytes.saturating_sub(self.pull);
             }
             code => return Err(format!("the server answered {code} {text}")),
         }
@@ -140,15 +184,16 @@ impl Pulls {
             asked: Asked::new(bus.max_payload() as u64, wanted),
             ready: VecDeque::new(),
             heard: Instant::now(),
+            counted: Counted::new(bus.pulling()),
         };
         pulls.ask()?;
         Ok(pulls)
     }
 
     fn ask(&mut self) -> Result<(), String> {
-        while let Some(batch) = self.asked.next_pull() {
+        while let Some(batch) = self.asked.next_pull(self.counted.share()) {
             let request = serde_json::json!({
-                "batch": batch, "max_bytes": self.asked.batch_bytes,
+                "batch": batch, "max_bytes": self.asked.pull,
                 "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
             });
             if !self.interest.link().publish(&self.next, &self.inbox, request.to_string().as_bytes()) {
@@ -246,7 +291,7 @@ mod tests {
 
     fn asked() -> Asked {
         let mut asked = Asked::new(1024 * 1024, u64::MAX);
-        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(BATCH), None));
+        assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(BATCH), None));
         asked
     }
 
@@ -254,15 +299,15 @@ mod tests {
     fn another_pull_is_due_at_half_of_the_messages_or_of_the_bytes() {
         let mut small = asked();
         (0..BATCH / 2 - 1).for_each(|_| small.came(10));
-        assert_eq!(small.next_pull(), None);
+        assert_eq!(small.next_pull(TOGETHER), None);
         small.came(10);
-        assert_eq!((small.next_pull(), small.next_pull()), (Some(BATCH), None));
+        assert_eq!((small.next_pull(TOGETHER), small.next_pull(TOGETHER)), (Some(BATCH), None));
         let mut large = asked();
-        large.came(large.batch_bytes as usize / 2 - 1);
-        assert_eq!(large.next_pull(), None);
+        large.came(large.full as usize / 2 - 1);
+        assert_eq!(large.next_pull(TOGETHER), None);
         large.came(2);
-        assert_eq!((large.next_pull(), large.next_pull()), (Some(BATCH), None));
-        assert!(large.bytes <= large.batch_bytes * 3 / 2, "no more is under way than one and a half pulls");
+        assert_eq!((large.next_pull(TOGETHER), large.next_pull(TOGETHER)), (Some(BATCH), None));
+        assert!(large.bytes <= large.full * 3 / 2, "no more is under way than one and a half pulls");
     }
 
     #[test]
@@ -286,27 +331,68 @@ mod tests {
     #[test]
     fn a_message_that_no_pull_has_room_for_gets_a_larger_one() {
         let mut asked = asked();
-        let first = asked.batch_bytes;
+        let first = asked.full;
         let refused = format!(
             "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: {BATCH}\r\nNats-Pending-Bytes: {first}\r\n\r\n"
         );
         asked.status(Headers::new(refused.as_bytes())).unwrap();
-        assert_eq!((asked.next_pull(), asked.bytes), (Some(BATCH), first * 2));
+        assert_eq!((asked.next_pull(TOGETHER), asked.bytes), (Some(BATCH), first * 2));
+    }
+
+    #[test]
+    fn many_readers_ask_for_less_each_and_for_no_more_together() {
+        let pulling = Pulling::default();
+        for readers in [1, 15, 16, 64, 256] {
+            let counted: Vec<Counted> = (0..readers).map(|_| Counted::new(&pulling)).collect();
+            let mut together = 0;
+            for one in &counted {
+                let mut asked = Asked::new(1024 * 1024, u64::MAX);
+                while asked.next_pull(one.share()).is_some() {}
+                asked.came((asked.bytes - asked.pull / 2) as usize);
+                while asked.next_pull(one.share()).is_some() {}
+                together += asked.bytes;
+            }
+            assert!(together <= TOGETHER * 3 / 2, "{readers} readers ask for {together} bytes");
+        }
+        assert_eq!(pulling.load(Ordering::Relaxed), 0, "who has ended takes no share");
+    }
+
+    #[test]
+    fn a_message_larger_than_the_share_is_asked_for_alone() {
+        const SHARE: u64 = 256 * 1024;
+        let refused = |left: u64| {
+            format!(
+                "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: {BATCH}\r\nNats-Pending-Bytes: {left}\r\n\r\n"
+            )
+        };
+        let mut asked = Asked::new(1024 * 1024, u64::MAX);
+        assert_eq!(asked.next_pull(SHARE), Some(BATCH));
+        for bytes in [SHARE, 2 * SHARE] {
+            assert_eq!(asked.bytes, bytes);
+            asked.status(Headers::new(refused(bytes).as_bytes())).unwrap();
+            assert_eq!((asked.next_pull(SHARE), asked.next_pull(SHARE)), (Some(BATCH), None));
+        }
+        // It comes, and the next one has no room in what is left.
+        asked.came(900_000);
+        assert_eq!(asked.next_pull(SHARE), None, "nothing beside it");
+        asked.status(Headers::new(refused(4 * SHARE - 900_000).as_bytes())).unwrap();
+        assert_eq!((asked.next_pull(SHARE), asked.bytes), (Some(BATCH), 4 * SHARE));
+        assert_eq!(asked.next_pull(TOGETHER), None, "half of it is still to come");
     }
 
     #[test]
     fn no_more_is_asked_for_than_is_wanted() {
         let mut asked = Asked::new(1024 * 1024, BATCH + 10);
-        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(BATCH), None));
+        assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(BATCH), None));
         (0..BATCH).for_each(|_| asked.came(10));
-        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(10), None));
+        assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(10), None));
         // What a pull did not bring is asked for again.
         let left = "NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 7\r\nNats-Pending-Bytes: 0\r\n\r\n";
         (0..3).for_each(|_| asked.came(10));
         asked.status(Headers::new(left.as_bytes())).unwrap();
-        assert_eq!((asked.next_pull(), asked.next_pull()), (Some(7), None));
+        assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(7), None));
         (0..7).for_each(|_| asked.came(10));
-        assert_eq!(asked.next_pull(), None);
+        assert_eq!(asked.next_pull(TOGETHER), None);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 
 /// Chunks that may wait in a lane; a projector that is ahead of its router waits here.
 pub const LANE_CAPACITY: usize = 32;
+/// A chunk takes a place for each of these bytes, and never more than there are: so no more waits in a lane than places of this
+/// size, or a single larger chunk.
+const PLACE: usize = 32 * 1024;
 /// The least that nats-server must take in one message, bytes, which is its default: an interval of the chain may hold entries of
 /// [`MAX_ENTRY`](crate::wire::MAX_ENTRY) bytes for every index, and is sent in as many messages as there are indexes at most.
 pub const LEAST_PAYLOAD: usize = 1024 * 1024;
@@ -89,4 +92,73 @@ pub enum Chunk {
     Removed { round: u64, removal: Removal, offer: Option<Offer> },
     /// `covered` rose, or a want was answered, without new messages.
     Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64, offer: Option<Offer> },
+}
+
+impl Chunk {
+    /// Places that it takes in a lane.
+    fn places(&self) -> usize {
+        match self {
+            Self::Versions { versions, .. } => versions.size().div_ceil(PLACE).clamp(1, LANE_CAPACITY),
+            _ => 1,
+        }
+    }
+}
+
+/// Puts a chunk into a lane, once there is room for it; false: nobody takes it any more. One sender at a time.
+pub async fn send(lane: &mpsc::Sender<Chunk>, chunk: Chunk) -> bool {
+    // What is not used of these places is free again at once: they only have to be empty when a large chunk comes.
+    match lane.reserve_many(chunk.places()).await {
+        Ok(mut places) => {
+            if let Some(place) = places.next() {
+                place.send(chunk);
+            }
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::DocOp;
+    use std::time::Duration;
+
+    fn chunk(bytes: usize) -> Chunk {
+        let mut versions = KeyVersions::default();
+        versions.push_doc(1, &"x".repeat(bytes), DocOp::Put);
+        Chunk::Versions {
+            routes: Arc::default(),
+            versions,
+            to: Position::default(),
+            covered: 0,
+            server_time: 0,
+            hash: 0,
+            bookmark: None,
+            offer: None,
+            idle: false,
+            anchor: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lane_holds_small_chunks_or_one_that_is_large() {
+        let (lane, mut taken) = mpsc::channel(LANE_CAPACITY);
+        for _ in 0..LANE_CAPACITY {
+            assert!(send(&lane, chunk(10)).await);
+        }
+        let large = 8 * LANE_CAPACITY * PLACE;
+        let mut waiting = Box::pin(send(&lane, chunk(large)));
+        for _ in 0..LANE_CAPACITY {
+            assert!(tokio::time::timeout(Duration::from_millis(1), &mut waiting).await.is_err(), "it waits");
+            taken.recv().await.unwrap();
+        }
+        assert!(waiting.await);
+        let mut next = Box::pin(send(&lane, chunk(large)));
+        assert!(tokio::time::timeout(Duration::from_millis(1), &mut next).await.is_err(), "one at a time");
+        taken.recv().await.unwrap();
+        assert!(next.await);
+        drop(taken);
+        assert!(!send(&lane, chunk(1)).await);
+    }
 }

@@ -11,15 +11,16 @@
 //! It is told that the hole begins where the batch does.
 //!
 //! Headers can say anything: whoever claims to be in a batch that begins at or before another message than its own is believed
-//! in nothing.
+//! in nothing, and so is who claims to go on with a batch that has lasted longer than [`LONGEST`]: a server stores a batch at once,
+//! but servers before 2.12 also store these headers from whoever sends them.
 
 use std::time::Duration;
 
 /// A batch of which the store has nothing further is over when it says so again after this time.
 pub const SETTLED: Duration = Duration::from_secs(1);
 
-/// No server takes a batch of more messages: who claims to be in one is believed in nothing.
-pub const MOST: u64 = 65_536;
+/// Between the first message of a batch that was read and the last one, by the server's clock, in nanoseconds.
+pub const LONGEST: i64 = 10_000_000_000;
 
 /// What the headers of a message say of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,8 @@ struct Open {
     batch: u64,
     /// The sequence of its first message.
     first: u64,
+    /// When the first message of it that was read was stored, nanoseconds since the epoch by the server's clock.
+    since: i64,
 }
 
 /// Where the batches of a stream begin and end, as far as it was read.
@@ -52,16 +55,20 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// The next message was read. Answers where a hole right before it begins at the latest: it may have taken a part of a batch
-    /// of which another part was read.
-    pub fn message(&mut self, seq: u64, part: Option<Part>) -> u64 {
+    /// The next message was read, stored at `time`. Answers where a hole right before it begins at the latest: it may have taken a
+    /// part of a batch of which another part was read.
+    pub fn message(&mut self, seq: u64, time: i64, part: Option<Part>) -> u64 {
         let claimed = part.and_then(|part| {
             let first = seq.checked_add(1)?.checked_sub(part.sequence)?;
             // The first message of a stream is 1, that of a batch too.
-            (first > 0 && (1..=MOST).contains(&part.sequence)).then_some(Open { batch: part.batch, first })
+            (first > 0 && part.sequence > 0).then_some(Open { batch: part.batch, first, since: time })
         });
-        let believed =
-            claimed.filter(|claimed| self.open == Some(*claimed) || self.last.is_none_or(|l| l < claimed.first));
+        let believed = claimed.and_then(|claimed| match self.open {
+            Some(open) if (open.batch, open.first) == (claimed.batch, claimed.first) => {
+                (time.saturating_sub(open.since) <= LONGEST).then_some(open)
+            }
+            _ => Some(claimed).filter(|claimed| self.last.is_none_or(|last| last < claimed.first)),
+        });
         let begins = [self.open, believed].into_iter().flatten().map(|open| open.first).min().unwrap_or(u64::MAX);
         self.seen |= believed.is_some();
         self.open = believed.filter(|_| part.is_some_and(|part| !part.commit));
@@ -125,7 +132,7 @@ mod tests {
     /// What is whole after each message.
     fn read(batches: &mut Batches, messages: &[(u64, Option<Part>)]) -> Vec<u64> {
         let whole = messages.iter().map(|(seq, part)| {
-            batches.message(*seq, *part);
+            batches.message(*seq, 0, *part);
             batches.whole(*seq)
         });
         whole.collect()
@@ -159,12 +166,12 @@ mod tests {
     #[test]
     fn what_is_left_of_a_batch_shows_where_it_begins() {
         let mut b = Batches::default();
-        b.message(3, None);
+        b.message(3, 0, None);
         // The first two are overwritten.
-        assert_eq!(b.message(6, Some(part(7, 3))), 4);
+        assert_eq!(b.message(6, 0, Some(part(7, 3))), 4);
         assert_eq!(b.whole(6), 3);
         // And the fourth.
-        assert_eq!(b.message(8, Some(end(7, 5))), 4);
+        assert_eq!(b.message(8, 0, Some(end(7, 5))), 4);
         assert_eq!(b.whole(8), 8);
     }
 
@@ -179,12 +186,12 @@ mod tests {
     #[test]
     fn a_hole_begins_where_the_batch_around_it_does() {
         let mut b = Batches::default();
-        b.message(1, None);
-        assert_eq!(b.message(2, Some(part(7, 1))), 2);
+        b.message(1, 0, None);
+        assert_eq!(b.message(2, 0, Some(part(7, 1))), 2);
         assert_eq!(b.begins(), 2);
-        assert_eq!(b.message(5, None), 2, "3 may be of the batch");
+        assert_eq!(b.message(5, 0, None), 2, "3 may be of the batch");
         assert_eq!(b.begins(), u64::MAX);
-        assert_eq!(b.message(9, None), u64::MAX);
+        assert_eq!(b.message(9, 0, None), u64::MAX);
     }
 
     #[test]
@@ -200,7 +207,7 @@ mod tests {
         read(&mut b, &[(1, Some(part(7, 1)))]);
         assert!(!b.nothing_follows(1, Duration::from_millis(10)));
         assert!(!b.nothing_follows(1, Duration::from_millis(1_009)));
-        b.message(2, Some(part(7, 2)));
+        b.message(2, 0, Some(part(7, 2)));
         assert!(!b.nothing_follows(2, Duration::from_millis(1_010)), "it went on");
         assert!(!b.nothing_follows(4, Duration::from_secs(3)), "what went on was removed");
         assert!(b.nothing_follows(4, Duration::from_secs(4)));
@@ -224,8 +231,28 @@ mod tests {
         assert_eq!(whole, (99..199).collect::<Vec<_>>());
         assert!(!Batches::default().nothing_follows(u64::MAX, Duration::MAX));
         let mut b = Batches::default();
-        b.message(u64::MAX, Some(part(1, 1)));
+        b.message(u64::MAX, 0, Some(part(1, 1)));
         assert_eq!(b.whole(u64::MAX), u64::MAX, "no sequence is above it");
+    }
+
+    #[test]
+    fn a_batch_that_lasts_too_long_is_none_and_a_large_one_is_one() {
+        let mut b = Batches::default();
+        b.message(1, 0, None);
+        b.message(2, 5, Some(part(7, 1)));
+        b.message(3, 5 + LONGEST, Some(part(7, 2)));
+        assert_eq!(b.whole(3), 1);
+        b.message(4, 6 + LONGEST, Some(part(7, 3)));
+        assert_eq!((b.whole(4), b.is_open()), (4, false));
+        b.message(5, 7 + LONGEST, Some(part(7, 4)));
+        assert_eq!(b.whole(5), 5, "who claims to go on with it is believed no more");
+        let mut b = Batches::default();
+        for sequence in 1..=100_000 {
+            b.message(sequence, 0, Some(part(7, sequence)));
+            assert_eq!(b.whole(sequence), 0);
+        }
+        b.message(100_001, 0, Some(end(7, 100_001)));
+        assert_eq!(b.whole(100_001), 100_001);
     }
 
     /// Batches and single messages at random, of which a reader gets what is not overwritten: it never offers a position inside
@@ -257,7 +284,7 @@ mod tests {
             let mut batches = Batches::default();
             let mut before = None;
             for (seq, part) in &there[from..] {
-                let begins = batches.message(*seq, *part);
+                let begins = batches.message(*seq, 0, *part);
                 let whole = batches.whole(*seq);
                 assert!(
                     !inside[whole as usize],

@@ -26,7 +26,7 @@ use highwater_bus::{Bus, Ending, Operation, ReadFrom, StreamMessage, fault, supe
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
-    lane::{Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
+    lane::{self, Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
     timestamp::{Asked, Bookmark, Dropped, Wants},
     wire::{DocOp, KeyVersions, Unindexable},
 };
@@ -165,6 +165,12 @@ pub(crate) async fn run(
     if proven.is_some_and(|proven| proven != source) {
         // The server restarted meanwhile: what was compared may be lost.
         return End::Again;
+    }
+    if assignment.recovers
+        && let Some(state) = &state
+        && !removed::has_markers_above(&bus, &assignment.stream, assignment.from.seqno, state).await
+    {
+        return End::Broken(removed::LATE.into());
     }
     let (lane, taken) = mpsc::channel(LANE_CAPACITY);
     let input = lane.clone();
@@ -328,9 +334,13 @@ impl Task {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let place = if self.live() { "vbucket" } else { "session" };
+        let live = self.live();
         loop {
-            fault(place, &self.assignment.bucket);
+            if live {
+                fault("vbucket", &self.assignment.bucket);
+            } else {
+                fault("session", &self.assignment.bucket);
+            }
             self.ask_if_needed();
             let ended: Result<(), End> = tokio::select! {
                 biased;
@@ -422,6 +432,11 @@ impl Task {
         }
     }
 
+    /// Puts a chunk into the lane.
+    async fn put(&self, chunk: Chunk) -> Result<(), End> {
+        if lane::send(&self.lane, chunk).await { Ok(()) } else { Err(End::Again) }
+    }
+
     async fn send(&mut self, versions: KeyVersions, idle: bool, anchor: bool) -> Result<(), End> {
         let chunk = Chunk::Versions {
             routes: Arc::clone(&self.routes),
@@ -435,7 +450,7 @@ impl Task {
             idle,
             anchor,
         };
-        self.lane.send(chunk).await.map_err(|_| End::Again)
+        self.put(chunk).await
     }
 }
 

@@ -179,6 +179,9 @@ async fn account(
     }
     let Some(intact) = walk.intact() else { return Ok(Err("nothing of what is remembered is left".into())) };
     let subjects = recent.subjects_above(intact);
+    if let Some(subject) = subjects.iter().find(|subject| !is_literal(subject)) {
+        return Ok(Err(format!("the last message of {subject} cannot be asked for")));
+    }
     let last = bus.last_seqs_of(stream, &subjects).await?;
     let missing = subjects.iter().zip(&last).find(|(_, last)| !walk.is_newer(**last));
     Ok(match missing {

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 
 /// Intervals under way at most.
 pub const WINDOW: usize = 16;
+/// Bytes of theirs under way, but for the interval that reaches this.
+const MOST_BYTES: usize = 2 * 1024 * 1024;
 /// A message that failed this often makes the router send its whole window again.
 pub const FAILURES: u32 = 3;
 
@@ -24,6 +26,7 @@ pub struct Part {
 struct Interval {
     id: u64,
     packed: Packed,
+    bytes: usize,
     acked: Vec<bool>,
     failures: u32,
 }
@@ -32,6 +35,8 @@ struct Interval {
 #[derive(Debug, Default)]
 pub struct Window {
     open: VecDeque<Interval>,
+    /// Of the intervals in it.
+    bytes: usize,
     next: u64,
     attempt: u32,
 }
@@ -80,9 +85,13 @@ pub enum Resend {
     All(Vec<Part>),
 }
 
+fn size(packed: &Packed) -> usize {
+    packed.messages.iter().map(|message| message.versions.size()).sum()
+}
+
 impl Window {
     pub fn full(&self) -> bool {
-        self.open.len() >= WINDOW
+        self.open.len() >= WINDOW || self.bytes >= MOST_BYTES
     }
 
     /// Takes an interval; answers the messages to send.
@@ -92,7 +101,9 @@ impl Window {
         let parts =
             (0..packed.messages.len()).map(|at| Part { interval: id, message: at, attempt: self.attempt }).collect();
         let acked = vec![false; packed.messages.len()];
-        self.open.push_back(Interval { id, packed, acked, failures: 0 });
+        let bytes = size(&packed);
+        self.bytes += bytes;
+        self.open.push_back(Interval { id, packed, bytes, acked, failures: 0 });
         parts
     }
 
@@ -133,7 +144,8 @@ impl Window {
     pub fn published(&mut self) -> Option<Published> {
         let mut all: Option<Published> = None;
         while self.open.front().is_some_and(|i| i.acked.iter().all(|a| *a)) {
-            let packed = self.open.pop_front()?.packed;
+            let Interval { packed, bytes, .. } = self.open.pop_front()?;
+            self.bytes -= bytes;
             let (bookmark, offered) = all.take().map_or((None, None), |older| (older.bookmark, older.offered));
             all = Some(Published {
                 to: packed.to,
@@ -151,7 +163,10 @@ impl Window {
 mod tests {
     use super::*;
     use crate::packer::Message;
-    use highwater_schemas::{lane::Offer, wire::KeyVersions};
+    use highwater_schemas::{
+        lane::Offer,
+        wire::{DocOp, KeyVersions},
+    };
 
     fn packed(to: u64, messages: usize) -> Packed {
         let message = |n| Message { subscriber: format!("n{n}"), only: Vec::new(), versions: KeyVersions::default() };
@@ -182,6 +197,30 @@ mod tests {
         w.acked(first[1]);
         assert_eq!(w.published().map(|p| p.to.seqno), Some(2));
         assert_eq!(w.published(), None);
+    }
+
+    #[test]
+    fn a_window_is_full_with_few_large_intervals() {
+        let mut w = Window::default();
+        let large = |to| {
+            let mut packed = packed(to, 2);
+            for message in &mut packed.messages {
+                message.versions.push_doc(to, &"x".repeat(MOST_BYTES / 4), DocOp::Put);
+            }
+            packed
+        };
+        let first = w.push(large(1));
+        assert!(!w.full());
+        let second = w.push(large(2));
+        assert!(w.full());
+        for part in first {
+            w.acked(part);
+        }
+        assert!(w.published().is_some() && !w.full());
+        for part in second {
+            w.acked(part);
+        }
+        assert!(w.published().is_some() && w.bytes == 0);
     }
 
     #[test]

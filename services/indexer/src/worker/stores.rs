@@ -22,7 +22,8 @@ use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Delete markers live this long where clients purge them, milliseconds.
+/// Delete markers live this long where clients purge them, milliseconds. Where a source lets them go sooner, the projector that
+/// reads what the slice missed notices, by the source's clock.
 const MARKER_LIFE: u64 = 30 * 60 * 1_000;
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
 pub(super) const UNSEALED: usize = 8 * 1024 * 1024;
@@ -357,6 +358,10 @@ impl Worker {
             }
             (Ok(_), None) => return,
         };
+        let Ok(room) = self.outside.jobs.check.try_reserve() else {
+            let _ = answer.send(Err(StoreError::Busy));
+            return;
+        };
         let opening = open.opening;
         let (incidents, what) = (self.outside.incidents.clone(), format!("checking bucket {}", self.outside.bucket));
         let work = Box::new(move || {
@@ -374,8 +379,7 @@ impl Worker {
             let _ = answer.send(found.map(Some));
             super::Event::Checked { slice, opening, outcome }
         });
-        // Where too many wait, the answer's sender is dropped, which says so.
-        let _ = self.outside.jobs.check.try_send(self.check(slice, opening, work, to));
+        room.send(self.check(slice, opening, work, to));
     }
 
     fn check(

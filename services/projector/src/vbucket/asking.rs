@@ -158,7 +158,7 @@ impl Task {
             source_last: self.source_last,
             offer: self.offer(),
         };
-        self.lane.send(chunk).await.map_err(|_| End::Again)?;
+        self.put(chunk).await?;
         self.put_removals().await
     }
 }

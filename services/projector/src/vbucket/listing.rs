@@ -9,7 +9,7 @@ impl Task {
         if self.list_end == Some(self.cover.position()) {
             // The topic may have lost the end of the list.
             let to = Position::new(self.cover.position(), self.round);
-            self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
+            self.put(Chunk::Listed { to }).await?;
         }
         // A slice that merges needs a place in the live chain.
         // The topic of a session may have lost its end: then this one does not join on.
@@ -23,12 +23,12 @@ impl Task {
         self.cover.list_complete(upto);
         self.list_end = Some(self.cover.position());
         let to = Position::new(self.cover.position(), self.round);
-        self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
+        self.put(Chunk::Listed { to }).await?;
         if self.assignment.ends_listed {
             // Ended from outside, with its session. Until then, who missed the end of the list shall notice.
             loop {
                 tokio::time::sleep(POLL).await;
-                self.lane.send(Chunk::Listed { to }).await.map_err(|_| End::Again)?;
+                self.put(Chunk::Listed { to }).await?;
             }
         }
         // Its slices take nothing up to there from the chain.

@@ -40,7 +40,7 @@ impl Offering {
     /// The next message was read, after `before`. Answers where a hole right before it begins at the latest.
     pub(super) fn message(&mut self, message: &StreamMessage, before: (i64, u64), this: (i64, u64)) -> u64 {
         let was = self.batches.begins();
-        let begins = self.batches.message(message.seq, part(message));
+        let begins = self.batches.message(message.seq, message.time, part(message));
         if !self.batches.is_open() {
             self.whole = this;
         } else if self.batches.begins() != was {

@@ -1,7 +1,7 @@
 //! Removals without a message: what the task puts into its chain, and when it asks for a reconcile.
 
 use super::{End, Task};
-use highwater_bus::StreamState;
+use highwater_bus::{Bus, StreamState};
 use highwater_schemas::{
     lane::{Chunk, LaneTarget},
     wire::{KeyVersions, Removal},
@@ -26,6 +26,25 @@ pub(super) struct Frozen {
 /// How long a delete marker is there to be read at least.
 pub(super) fn marker_life(state: Option<&StreamState>) -> Duration {
     state.and_then(|state| state.marker_life).map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE))
+}
+
+/// Why a session that brings what was missed gives way to one that compares.
+pub(super) const LATE: &str = "delete markers may have gone unread";
+
+/// Whether every delete marker above `seqno` is still in a stream whose state this is, as far as can be told before it is read:
+/// where the stream lets markers go early, the message at `seqno` must be there and younger than they become. Judged by the
+/// server's clock alone.
+pub(super) async fn has_markers_above(bus: &Bus, stream: &str, seqno: u64, state: &StreamState) -> bool {
+    if state.marker_life.is_none_or(|life| life >= MARKER_LIFE) || seqno == 0 || state.last_seq <= seqno {
+        return true;
+    }
+    let written = bus.message_at(stream, seqno).await.ok().flatten().map(|message| message.time);
+    written.is_some_and(|written| !is_gone(state.now.saturating_sub(written), marker_life(Some(state))))
+}
+
+/// Whether a delete marker of this age, in nanoseconds, may be gone.
+fn is_gone(age: i64, life: Duration) -> bool {
+    age > i64::try_from(life.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The server's clock: our own may differ from it.
@@ -76,15 +95,14 @@ impl Task {
 
     /// A message was read, written at that time by the server's clock: by now the delete markers of its time may be gone.
     pub(super) fn look_for_lateness(&mut self, written: i64) -> Result<(), End> {
-        const WHY: &str = "delete markers may have gone unread";
         let age = self.clock.map_or(0, |clock| clock.now().saturating_sub(written));
-        let late = age > i64::try_from(self.marker_life.as_nanos()).unwrap_or(i64::MAX);
+        let late = is_gone(age, self.marker_life);
         let first = late && !std::mem::replace(&mut self.late, late);
         if first && self.assignment.recovers {
-            return Err(End::Broken(WHY.into()));
+            return Err(End::Broken(LATE.into()));
         }
         if first && self.live() {
-            self.ask_to_reconcile(WHY);
+            self.ask_to_reconcile(LATE);
         }
         Ok(())
     }
@@ -125,7 +143,7 @@ impl Task {
             tracing::debug!(bucket, vb, round, ?removal, "documents vanished without a message");
             self.round_begins();
             let offer = self.offer();
-            self.lane.send(Chunk::Removed { round, removal, offer }).await.map_err(|_| End::Again)?;
+            self.put(Chunk::Removed { round, removal, offer }).await?;
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ impl Offering {
 
     pub(super) fn message(&mut self, read: &Read, before: (i64, u64)) -> u64 {
         let was = self.batches.begins();
-        let begins = self.batches.message(read.seq, read.message.part);
+        let begins = self.batches.message(read.seq, read.message.time, read.message.part);
         if !self.batches.is_open() {
             self.whole = (read.message.time, read.message.uid);
         } else if self.batches.begins() != was {
@@ -70,6 +70,9 @@ impl Task {
         let (whole, covered) = (self.whole(), self.covered());
         if !self.live() || self.offering.is_unknown() || whole < self.offering.offered.max(self.offering.round_at) {
             return None;
+        }
+        if whole < self.cover.position() {
+            env.count("offers before the beginning of an open batch");
         }
         if covered < whole && self.offering.batches.seen() {
             let since = *self.offering.held_back.get_or_insert(env.now);
