@@ -8,7 +8,8 @@
 /// Names the directory of the faults to be.
 pub const ENVIRONMENT: &str = "HIGHWATER_TEST_FAULTS";
 
-/// A place, and what it serves there, that a test may break.
+/// A place, and what it serves there, that a test may break. The place is a literal where it is passed: a test of `highwater-tests`
+/// looks for them, and fails if no test breaks one of them.
 ///
 /// # Panics
 /// When a test asks for it.

@@ -3,7 +3,10 @@
 //! The client library reads such answers strictly: it refuses header blocks, and settings of streams that it does not know. Here
 //! only what we use is read.
 
-use crate::{connect::Bus, error::BusError};
+use crate::{
+    connect::{Bus, sendable},
+    error::BusError,
+};
 use async_nats::{Request, client::RequestErrorKind};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -209,6 +212,7 @@ impl Bus {
         question: &Value,
     ) -> Result<Result<T, ServerError>, BusError> {
         let subject = format!("$JS.API.{what}.{stream}");
+        sendable(&subject)?;
         let payload = if question.is_null() { Bytes::new() } else { question.to_string().into() };
         let client = self.client();
         let request = Request::new().payload(payload).timeout(Some(ANSWERED_WITHIN));
@@ -254,6 +258,16 @@ impl Bus {
     /// is never behind an acknowledged write. None when there is none.
     pub async fn next_message(&self, name: &str, from: u64) -> Result<Option<Looked>, BusError> {
         self.look_up(name, json!({ "seq": from.max(1), "next_by_subj": ">" })).await
+    }
+
+    /// As [`Self::next_message`], of subjects that match.
+    pub(crate) async fn next_message_of(
+        &self,
+        name: &str,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<Looked>, BusError> {
+        self.look_up(name, json!({ "seq": from.max(1), "next_by_subj": subject })).await
     }
 
     /// The message at a sequence, if it is there.

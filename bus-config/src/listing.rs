@@ -11,7 +11,8 @@
 
 use crate::{connect::Bus, error::BusError, jetstream::Looked};
 
-/// Messages behind the last one that came that are looked at for one answer.
+/// Messages behind the last one that came that are looked at for one answer, and messages behind the list in which a newer one of
+/// a subject is looked for that cannot be asked for.
 const MOST_LOOKED_AT: usize = 256;
 
 /// Whether nothing of a list that goes up to `upto` is to come after the message `position`.
@@ -25,12 +26,37 @@ pub(crate) async fn is_complete(bus: &Bus, stream: &str, position: u64, upto: u6
         if seq > upto {
             return Ok(true);
         }
-        if is_literal(&subject) && bus.last_of(stream, &subject).await?.is_some_and(|last| last.seq <= upto) {
+        if !is_overwritten(bus, stream, &subject, upto).await? {
             return Ok(false);
         }
         after = seq;
     }
     Ok(false)
+}
+
+/// Whether a subject of which there is a message has a newer one above `upto`, or has none any more. False also if that cannot be
+/// told: the list is then not complete, and is begun again.
+async fn is_overwritten(bus: &Bus, stream: &str, subject: &str, upto: u64) -> Result<bool, BusError> {
+    if is_literal(subject) {
+        return Ok(bus.last_of(stream, subject).await?.is_none_or(|last| last.seq > upto));
+    }
+    let (pattern, mut after) = (pattern(subject), upto);
+    for _ in 0..MOST_LOOKED_AT {
+        let Some(next) = bus.next_message_of(stream, &pattern, after.saturating_add(1)).await? else {
+            return Ok(false);
+        };
+        if next.subject == subject {
+            return Ok(true);
+        }
+        after = next.seq;
+    }
+    Ok(false)
+}
+
+/// Matches a subject that cannot be asked for, and others.
+fn pattern(subject: &str) -> String {
+    let tokens = subject.split('.').map(|token| if is_literal(token) { token } else { "*" });
+    tokens.collect::<Vec<_>>().join(".")
 }
 
 /// Whether the last message of a subject can be asked for. Not of one with wildcards, or with U+FFFD: that may stand for bytes that
@@ -41,12 +67,15 @@ pub fn is_literal(subject: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_literal;
+    use super::{is_literal, pattern};
 
     #[test]
     fn subjects_with_wildcards_are_not_asked_for() {
         for (subject, literal) in [("a.b", true), ("a.*b", true), ("a.*", false), (">", false), ("a.\u{fffd}", false)] {
             assert_eq!(is_literal(subject), literal, "{subject}");
+        }
+        for (subject, matched_by) in [("a.>", "a.*"), ("x.*.y", "x.*.y"), ("a.b\u{fffd}.c", "a.*.c"), (">", "*")] {
+            assert_eq!(pattern(subject), matched_by);
         }
     }
 }

@@ -6,7 +6,7 @@
 mod discovery;
 
 use crate::{
-    connect::Bus,
+    connect::{Bus, sendable},
     error::BusError,
     frames::{Interest, codec::Message},
     subscription,
@@ -58,7 +58,7 @@ impl ServiceRequest {
         let (body, code) = reply(answer, self.bus.max_payload());
         let mut headers = HeaderMap::new();
         if let Some(code) = code {
-            self.discovery.failed(self.endpoint, &self.subject, code);
+            self.discovery.failed(self.endpoint, &self.subject, format!("{}:{}", code.number(), code.as_str()));
             headers.insert("Nats-Service-Error", code.as_str());
             headers.insert("Nats-Service-Error-Code", code.number().to_string().as_str());
         }
@@ -72,6 +72,7 @@ impl ServiceRequest {
         }
         let mut headers = HeaderMap::new();
         if let Some((code, number)) = &reply.error {
+            self.discovery.failed(self.endpoint, &self.subject, format!("{number}:{code}"));
             headers.insert("Nats-Service-Error", code.as_str());
             headers.insert("Nats-Service-Error-Code", number.to_string().as_str());
         }
@@ -80,7 +81,7 @@ impl ServiceRequest {
 
     async fn send(self, body: Bytes, headers: HeaderMap) {
         self.discovery.served(self.endpoint, self.came.elapsed());
-        let Some(reply) = self.reply else { return };
+        let Some(reply) = self.reply.filter(|reply| sendable(reply).is_ok()) else { return };
         let client = self.bus.client();
         let sent = if headers.is_empty() {
             client.publish(reply, body).await

@@ -73,7 +73,7 @@ impl StreamSpec {
     pub fn state(replicas: usize) -> Self {
         Self {
             name: subjects::STATE_STREAM.into(),
-            subject: "hw.state.>".into(),
+            subject: subjects::STATE_SUBJECT.into(),
             max_bytes: -1,
             max_age: Duration::ZERO,
             discard_new: false,

@@ -60,8 +60,30 @@ pub(crate) async fn next(interest: &Interest, losses: &mut u64) -> Option<Messag
     }
 }
 
-/// Where to answer, if it can be written.
+/// Where to answer, if it can be written and may be asked for: an answer is published with our rights, which are more than those
+/// of most clients. So none goes where NATS or Highwater listens, or to a key of a bucket.
 pub(crate) fn reply(message: &Message) -> Option<String> {
     let reply = std::str::from_utf8(message.reply()).ok()?;
-    (!reply.is_empty()).then(|| reply.to_owned())
+    is_answerable(reply).then(|| reply.to_owned())
+}
+
+fn is_answerable(reply: &str) -> bool {
+    !reply.is_empty() && !reply.starts_with('$') && reply.split('.').next() != Some("hw")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_answerable;
+
+    #[test]
+    fn no_answer_goes_where_only_services_publish() {
+        for reply in ["_INBOX.abc.1", "replies.of.mine", "hwx.y", "a.$KV"] {
+            assert!(is_answerable(reply), "{reply}");
+        }
+        let refused =
+            ["", "$KV.people.ada", "$JS.API.STREAM.PURGE.KV_people", "$SYS.x", "hw", "hw.state.log", "hw.query.scan"];
+        for reply in refused {
+            assert!(!is_answerable(reply), "{reply}");
+        }
+    }
 }

@@ -204,7 +204,7 @@ impl Drop for Interest {
     fn drop(&mut self) {
         for sid in &self.sids {
             self.link.shared.subscriptions().remove(sid);
-            // If there is no room now, the next message for it ends the subscription.
+            // If there is no room now, what still comes for it is dropped until the next connection.
             let _ = self.link.commands.try_send(Command::Unsubscribe(*sid));
         }
     }

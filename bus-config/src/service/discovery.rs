@@ -9,7 +9,6 @@ use crate::{
     subscription,
     supervise::{self, Task},
 };
-use highwater_schemas::ErrorCode;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,8 +19,10 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// The queue group of endpoints that name none, as ADR-32 has it.
 pub(super) const DEFAULT_GROUP: &str = "q";
-/// Subjects whose errors are counted apart; those of others are in the endpoint's count alone.
-const MOST_SUBJECTS: usize = 256;
+/// Subjects of an endpoint whose errors are counted apart, and how long they may be; those of others are in the endpoint's count
+/// alone.
+const MOST_SUBJECTS: usize = 64;
+const LONGEST_SUBJECT: usize = 128;
 
 #[derive(Debug, Clone, Copy)]
 enum Verb {
@@ -50,7 +51,6 @@ pub(super) struct Statistics(Mutex<Counted>);
 #[derive(Debug, Default)]
 struct Counted {
     endpoints: Vec<Endpoint>,
-    errors_by_subject: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -58,6 +58,7 @@ struct Endpoint {
     requests: u64,
     errors: u64,
     last_error: String,
+    errors_by_subject: BTreeMap<String, u64>,
     time: Duration,
 }
 
@@ -74,15 +75,15 @@ impl Statistics {
         }
     }
 
-    /// It is answered by an error.
-    pub(super) fn failed(&self, endpoint: usize, subject: &str, code: ErrorCode) {
+    /// It is answered by this error, a number and a code.
+    pub(super) fn failed(&self, endpoint: usize, subject: &str, error: String) {
         let mut counted = self.counted();
-        if let Some(endpoint) = counted.endpoints.get_mut(endpoint) {
-            endpoint.errors += 1;
-            endpoint.last_error = format!("{}:{}", code.number(), code.as_str());
-        }
-        if counted.errors_by_subject.contains_key(subject) || counted.errors_by_subject.len() < MOST_SUBJECTS {
-            *counted.errors_by_subject.entry(subject.to_owned()).or_default() += 1;
+        let Some(endpoint) = counted.endpoints.get_mut(endpoint) else { return };
+        endpoint.errors += 1;
+        endpoint.last_error = error;
+        let by_subject = &mut endpoint.errors_by_subject;
+        if subject.len() <= LONGEST_SUBJECT && (by_subject.contains_key(subject) || by_subject.len() < MOST_SUBJECTS) {
+            *by_subject.entry(subject.to_owned()).or_default() += 1;
         }
     }
 }
@@ -105,7 +106,7 @@ impl Discovery {
             endpoints: spec.endpoints.clone(),
             started,
         };
-        let counted = Counted { endpoints: vec![Endpoint::default(); spec.endpoints.len()], ..Counted::default() };
+        let counted = Counted { endpoints: vec![Endpoint::default(); spec.endpoints.len()] };
         let statistics = Arc::new(Statistics(Mutex::new(counted)));
         let mut interest = bus.link().interest();
         let mut verbs = HashMap::new();
@@ -172,7 +173,7 @@ impl About {
                 "name": name, "subject": subject, "queue_group": self.group,
                 "num_requests": served.requests, "num_errors": served.errors, "last_error": served.last_error,
                 "processing_time": served.time.as_nanos() as u64, "average_processing_time": average as u64,
-                "data": { "errors_by_subject": counted.errors_by_subject },
+                "data": { "errors_by_subject": served.errors_by_subject },
             })
         };
         let endpoints: Vec<Value> = self.endpoints.iter().zip(&counted.endpoints).map(of).collect();
@@ -194,18 +195,19 @@ mod tests {
             endpoints: vec![("scan".into(), "hw.scan".into()), ("other".into(), "hw.*".into())],
             started: "now".into(),
         };
-        let statistics =
-            Statistics(Mutex::new(Counted { endpoints: vec![Endpoint::default(); 2], ..Counted::default() }));
+        let statistics = Statistics(Mutex::new(Counted { endpoints: vec![Endpoint::default(); 2] }));
         statistics.served(0, Duration::from_nanos(30));
         statistics.served(0, Duration::from_nanos(10));
         for n in 0..MOST_SUBJECTS + 5 {
-            statistics.failed(1, &format!("hw.{n}"), ErrorCode::BadName);
+            statistics.failed(1, &format!("hw.{n}"), "400:bad_name".into());
         }
+        statistics.failed(0, &"x".repeat(LONGEST_SUBJECT + 1), "400:bad_name".into());
         let stats = about.stats(&statistics.counted());
         let endpoints = &stats["endpoints"];
         assert_eq!((&endpoints[0]["num_requests"], &endpoints[0]["average_processing_time"]), (&json!(2), &json!(20)));
         assert_eq!(endpoints[1]["num_errors"], json!(MOST_SUBJECTS + 5));
-        assert_eq!(endpoints[1]["last_error"], format!("{}:bad_name", ErrorCode::BadName.number()));
+        assert_eq!((&endpoints[0]["num_errors"], &endpoints[0]["data"]["errors_by_subject"]), (&json!(1), &json!({})));
+        assert_eq!(endpoints[1]["last_error"], "400:bad_name");
         assert_eq!(endpoints[1]["data"]["errors_by_subject"].as_object().unwrap().len(), MOST_SUBJECTS);
         assert_eq!(about.info()["endpoints"][1]["subject"], "hw.*");
         assert_eq!(about.said("ping", json!({}))["type"], "io.nats.micro.v1.ping_response");

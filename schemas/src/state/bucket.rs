@@ -60,7 +60,7 @@ pub struct Failover {
     /// When it was found, milliseconds since the epoch.
     #[serde(default)]
     pub at: u64,
-    /// Why it began; empty for the first.
+    /// Why it began; empty for the first, and for old ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
@@ -75,6 +75,9 @@ pub struct RangeStart {
     /// The term in which it began: an ST of an earlier term may lie beyond it unknown to who began it. 0: not known.
     #[serde(default)]
     pub term: u64,
+    /// It stands for the generations before it too: what they made void stays so, and no batch of theirs counts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merged: bool,
 }
 
 /// A vbucket: its branch and the generations of its chain.

@@ -4,9 +4,10 @@ use super::{
     FORMAT,
     bucket::{Bucket, Failover, Index, IndexState, RangeStart, Reconcile, Session, Vbucket},
     image,
+    limits::{in_short, most_history, most_reasons, most_starts, thin},
     offered::{Offered, StateError},
     packing,
-    record::{Change, Record},
+    record::{Change, Record, is_record},
     rollback::RollbackPhase,
     topic::Subscription,
 };
@@ -14,15 +15,20 @@ use crate::api::NodeKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Persistence timestamps kept per bucket.
-pub const HISTORY_KEPT: usize = 64;
-
 /// A registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEntry {
     pub incarnation: u64,
     /// It has left, or missed its heartbeats.
     pub gone: bool,
+    /// The version of the record that said so; 0 while it is there, and where that was not written down.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Everything that the log says.
@@ -44,14 +50,21 @@ pub struct StateContext {
 }
 
 impl StateContext {
-    /// Takes a record as the log brings it, whatever it brings: the next one, one that is known, or a snapshot.
+    /// Takes a record as the log brings it, whatever it brings: the next one, one that is known, a snapshot, or what somebody else
+    /// wrote, which changes nothing.
     ///
     /// # Errors
-    /// The record is garbage, or of another log; nothing has changed then.
+    /// The record cannot be read by this version, or is of another log; nothing has changed then.
     pub fn offer(&mut self, payload: &[u8]) -> Result<Offered, StateError> {
-        let garbage = |why: String| StateError::Garbage { version: self.version + 1, why };
-        let json = packing::unpack(payload).map_err(|e| garbage(e.to_string()))?;
-        let mut record: Record = serde_json::from_slice(&json).map_err(|e| garbage(e.to_string()))?;
+        let Ok(json) = packing::unpack(payload) else { return Ok(Offered::Known) };
+        let mut record: Record = match serde_json::from_slice(&json) {
+            Ok(record) => record,
+            Err(_) if !is_record(payload) => return Ok(Offered::Known),
+            Err(error) => {
+                let version = self.version.saturating_add(1);
+                return Err(StateError::Garbage { version, why: error.to_string() });
+            }
+        };
         let (version, hash) = (record.version, Record::hash(&json));
         if record.format != FORMAT {
             return Err(StateError::Format { version, found: record.format });
@@ -162,13 +175,14 @@ impl StateContext {
         match &record.change {
             Change::TermStarted { coordinator } => self.coordinator.clone_from(coordinator),
             Change::NodeJoined { node, kind, incarnation } => {
-                let entry = NodeEntry { incarnation: *incarnation, gone: false };
+                let entry = NodeEntry { incarnation: *incarnation, gone: false, left: 0 };
                 self.nodes.insert((*kind, node.clone()), entry);
             }
             Change::NodeLeft { node, kind } => {
                 if let Some(entry) = self.nodes.get_mut(&(*kind, node.clone())) {
-                    entry.gone = true;
+                    (entry.gone, entry.left) = (true, version);
                 }
+                self.forget_nodes();
             }
             Change::BucketAdded { definition, vbuuids, starts } => {
                 let starts = starts.iter().copied().chain(std::iter::repeat(0));
@@ -182,6 +196,7 @@ impl StateContext {
                 self.buckets.remove(bucket);
             }
             Change::VbucketAssigned { bucket, vb, generation, projector, incarnation, x, restart, held, dropped } => {
+                let most = most_starts(self.bucket(version, bucket)?.vbuckets.len());
                 let entry = self.vbucket(version, bucket, *vb)?;
                 entry.generation = *generation;
                 entry.projector.clone_from(projector);
@@ -189,15 +204,16 @@ impl StateContext {
                 entry.restart = *restart;
                 entry.held = *held;
                 entry.dropped = *dropped;
-                let start = RangeStart { vbuuid: entry.vbuuid(), x: *x, term: record.term };
-                entry.starts.insert(*generation, start);
+                let start = RangeStart { vbuuid: entry.vbuuid(), x: *x, term: record.term, merged: false };
+                entry.begin(*generation, start, most);
             }
             Change::BranchStarted { bucket, vb, vbuuid, start, last, broken, bookmarks, reason } => {
                 let (vbuuid, start, broken) = (*vbuuid, *start, *broken);
-                let branch = Failover { vbuuid, start, broken, at: record.at, reason: reason.clone() };
+                let branch = Failover { vbuuid, start, broken, at: record.at, reason: in_short(reason) };
+                let vbuckets = self.bucket(version, bucket)?.vbuckets.len();
                 let vbucket = self.vbucket(version, bucket, *vb)?;
-                vbucket.branch(branch, *last);
-                vbucket.bookmark(bookmarks.iter().filter(|b| b.seqno <= start));
+                vbucket.branch(branch, *last, most_reasons(vbuckets));
+                vbucket.bookmark(bookmarks.iter().filter(|b| b.seqno <= start), vbuckets);
                 self.bucket(version, bucket)?.begin_rollback(version, *vb);
             }
             Change::RollbackPrepared { bucket } => {
@@ -244,7 +260,7 @@ impl StateContext {
             }
             Change::IndexActive { bucket, index } => self.index(version, bucket, *index)?.state = IndexState::Active,
             Change::IndexFailed { bucket, index, reason } => {
-                self.index(version, bucket, *index)?.state = IndexState::Failed(reason.clone());
+                self.index(version, bucket, *index)?.state = IndexState::Failed(in_short(reason));
             }
             Change::IndexDropped { bucket, index, reason: _ } => {
                 let entry = self.bucket(version, bucket)?;
@@ -297,14 +313,16 @@ impl StateContext {
             Change::Snapshot { .. } => {}
             Change::NumbersReserved { bucket, below } => self.bucket(version, bucket)?.numbers_below = *below,
             Change::Bookmarked { bucket, bookmarks } => {
-                for (vbucket, new) in self.bucket(version, bucket)?.vbuckets.iter_mut().zip(bookmarks) {
-                    vbucket.bookmark(new.iter());
+                let vbuckets = &mut self.bucket(version, bucket)?.vbuckets;
+                let many = vbuckets.len();
+                for (vbucket, new) in vbuckets.iter_mut().zip(bookmarks) {
+                    vbucket.bookmark(new.iter(), many);
                 }
             }
             Change::Persisted { bucket, st } => {
-                let history = &mut self.bucket(version, bucket)?.history;
-                history.push(st.clone());
-                thin(history, HISTORY_KEPT);
+                let entry = self.bucket(version, bucket)?;
+                entry.history.push(st.clone());
+                thin(&mut entry.history, most_history(entry.vbuckets.len()));
             }
         }
         Ok(())
@@ -347,17 +365,4 @@ fn known<T>(found: Option<T>, version: u64, what: What<'_>) -> Result<T, StateEr
         };
         StateError::Unknown { version, what }
     })
-}
-
-/// Keeps the newest half, of the older half every second one, and always the oldest.
-pub fn thin<T>(history: &mut Vec<T>, most: usize) {
-    if history.len() <= most {
-        return;
-    }
-    let old = history.len() / 2;
-    let mut at = 0;
-    history.retain(|_| {
-        at += 1;
-        at > old || at % 2 == 1
-    });
 }

@@ -7,6 +7,7 @@
 //! # Layout
 //! - `record`: one change; `packing`: how it travels
 //! - `context`: what the changes add up to; `bucket`: its largest part; `rollback`: branches of a history
+//! - `limits`: how much of it is kept
 //! - `offered`: what becomes of a record; `image`: how the context is written
 //! - `following`: what a follower keeps of it
 //! - `topic`: who gets which key versions
@@ -15,6 +16,7 @@ mod bucket;
 mod context;
 mod following;
 mod image;
+mod limits;
 mod offered;
 mod packing;
 mod record;
@@ -24,11 +26,12 @@ mod tests;
 mod topic;
 
 pub use bucket::{Bucket, Failover, Index, IndexState, RangeStart, Reconcile, Session, Vbucket, branch_of};
-pub use context::{NodeEntry, StateContext, thin};
+pub use context::{NodeEntry, StateContext};
 pub use following::Following;
+pub use limits::{in_short, thin};
 pub use offered::{Concerns, Offered, StateError};
 pub use packing::{pack, unpack};
-pub use record::{Change, PlacedIndex, Record, SessionKind, SessionVb, SliceName, vbuuid_text};
+pub use record::{Change, PlacedIndex, Record, SessionKind, SessionVb, SliceName, is_record, vbuuid_text};
 pub use rollback::{Rollback, RollbackPhase};
 pub use topic::{MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, Subscription, SubscriptionView, Topic, place};
 

@@ -8,10 +8,18 @@ use std::{
 
 /// Larger records are compressed.
 const PLAIN: usize = 64 * 1024;
-/// A record is never larger than this, bytes.
-const MOST: u64 = 256 * 1024 * 1024;
+/// The JSON of a compressed record has this many bytes at most. Of one that was packed into more than 1 MiB, which only a server
+/// takes whose largest message was raised, it has [`MOST_TIMES`] as many as that, and never more than [`MOST_OF_ANY`].
+const MOST: usize = 32 * 1024 * 1024;
+const MOST_TIMES: usize = 32;
+const MOST_OF_ANY: usize = 256 * 1024 * 1024;
 
-/// A record's JSON, ready for the log.
+/// Bytes that are read of a record that travels in so many.
+fn most(packed: usize) -> usize {
+    packed.saturating_mul(MOST_TIMES).clamp(MOST, MOST_OF_ANY)
+}
+
+/// A record's JSON, ready for the log. What could not be read again stays as it is, and is too large for any message.
 pub fn pack(json: Vec<u8>) -> Vec<u8> {
     if json.len() <= PLAIN {
         return json;
@@ -19,19 +27,26 @@ pub fn pack(json: Vec<u8>) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
     // Writing into memory cannot fail.
     match encoder.write_all(&json).and_then(|()| encoder.finish()) {
-        Ok(packed) => packed,
-        Err(_) => json,
+        Ok(packed) if json.len() <= most(packed.len()) => packed,
+        _ => json,
     }
 }
 
 /// The JSON of a record as it came from the log.
+///
+/// # Errors
+/// It is not what [`pack`] makes: garbage, or longer than any record.
 pub fn unpack(payload: &[u8]) -> io::Result<Cow<'_, [u8]>> {
     // A zlib stream never begins as a JSON object does.
     if payload.first() != Some(&0x78) {
         return Ok(Cow::Borrowed(payload));
     }
     let mut json = Vec::new();
-    ZlibDecoder::new(payload).take(MOST).read_to_end(&mut json)?;
+    let most = most(payload.len());
+    ZlibDecoder::new(payload).take(most as u64 + 1).read_to_end(&mut json)?;
+    if json.len() > most {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is longer than {most} bytes")));
+    }
     Ok(Cow::Owned(json))
 }
 
@@ -48,5 +63,21 @@ mod tests {
         assert_eq!(unpack(&packed).unwrap(), large);
         assert!(unpack(&packed[..packed.len() / 2]).is_err());
         assert!(unpack(b"xgarbage").is_err());
+    }
+
+    #[test]
+    fn what_is_small_on_its_way_is_not_read_without_end() {
+        let packed = |bytes: usize| {
+            let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(&vec![b' '; bytes]).unwrap();
+            encoder.finish().unwrap()
+        };
+        assert_eq!(unpack(&packed(MOST)).unwrap().len(), MOST);
+        let longer = packed(MOST + 1);
+        assert!(longer.len() < MOST / 100);
+        assert!(unpack(&longer).is_err());
+        let json = vec![b' '; MOST + 1];
+        assert_eq!(pack(json.clone()), json, "what nobody could read is not made");
+        assert_eq!((most(1024 * 1024), most(2 * 1024 * 1024), most(usize::MAX)), (MOST, 2 * MOST, MOST_OF_ANY));
     }
 }

@@ -285,6 +285,28 @@ fn first() -> u32 {
     1
 }
 
+/// Whether a message of the log is a record, be it one that this version cannot read. What is none was written by somebody else and
+/// is passed over: the hashes of the records around it tell that nothing is missing.
+pub fn is_record(payload: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Head {
+        incarnation: u64,
+        term: u64,
+        version: u64,
+        prev: String,
+        change: Tag,
+    }
+    #[derive(Deserialize)]
+    struct Tag {
+        what: String,
+    }
+    let head = super::unpack(payload).ok().and_then(|json| serde_json::from_slice::<Head>(&json).ok());
+    head.is_some_and(|Head { incarnation, term, version, prev, change }| {
+        let is_hash = prev.is_empty() || prev.len() == 32;
+        is_hash && !change.what.is_empty() && version > 0 && incarnation < u64::MAX && term < u64::MAX
+    })
+}
+
 impl Change {
     /// The bucket that it concerns; None: all of them, or none.
     pub fn bucket(&self) -> Option<&str> {

@@ -6,18 +6,13 @@
 //! | restart | the vbuckets are read again under new generations, and every slice is compared with the source and merged |
 //! | resumed | nothing: scans are answered again |
 
-use super::{
-    bucket::{Bucket, Failover, IndexState, Vbucket},
-    context::thin,
-};
-use crate::timestamp::{Bookmark, Dropped};
+use super::bucket::{Bucket, Failover, IndexState, Vbucket};
+use crate::timestamp::Dropped;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Past rollbacks kept per bucket.
 const ROLLBACKS_KEPT: usize = 16;
-/// Bookmarks kept per vbucket.
-const BOOKMARKS_KEPT: usize = 64;
 /// Branches kept per vbucket; what is on an older one is built again.
 const BRANCHES_KEPT: usize = 32;
 
@@ -56,15 +51,8 @@ impl Failover {
 }
 
 impl Vbucket {
-    /// Takes up messages as they were read.
-    pub(super) fn bookmark<'a>(&mut self, new: impl Iterator<Item = &'a Bookmark>) {
-        let last = self.bookmarks.last().map_or(0, |b| b.seqno);
-        self.bookmarks.extend(new.filter(|b| b.seqno > last).cloned());
-        thin(&mut self.bookmarks, BOOKMARKS_KEPT);
-    }
-
-    /// A new branch: the live chain goes on at `last`.
-    pub(super) fn branch(&mut self, branch: Failover, last: u64) {
+    /// A new branch: the live chain goes on at `last`. So many of the newest branches say why they began.
+    pub(super) fn branch(&mut self, branch: Failover, last: u64, reasons: usize) {
         self.restart = last;
         self.held = branch.start;
         self.dropped = Dropped::default();
@@ -73,6 +61,7 @@ impl Vbucket {
         self.starts.clear();
         self.failover.insert(0, branch);
         self.failover.truncate(BRANCHES_KEPT);
+        self.failover.iter_mut().skip(reasons).for_each(|old| old.reason = String::new());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Records as they travel.
 
-use super::{Change, FORMAT, Offered, Record, StateContext, StateError, pack};
+use super::{Change, FORMAT, Offered, Record, StateContext, StateError, is_record, pack};
 use crate::{
     api::NodeKind,
     definition::{BucketDefinition, IndexDefinition},
@@ -112,7 +112,15 @@ fn a_log_with_a_hole_or_of_another_life_is_refused() {
     assert!(matches!(offer(Record { incarnation: 2, ..good.clone() }), Err(StateError::Chain { version: 2 })));
     assert!(matches!(offer(Record { term: 0, ..good.clone() }), Err(StateError::Term { .. })));
     assert!(matches!(offer(Record { format: 1, ..good.clone() }), Err(StateError::Format { found: 1, .. })));
-    assert!(matches!(context.offer(b"{"), Err(StateError::Garbage { .. })));
+    for foreign in [&b"{"[..], b"", b"x\x9c", b"null", b"{}", br#"{"incarnation":1,"term":1,"version":2,"prev":""}"#] {
+        assert!(!is_record(foreign));
+        assert_eq!(context.offer(foreign), Ok(Offered::Known), "what is no record is passed over");
+    }
+    let mut of_a_later_version = serde_json::to_value(&good).unwrap();
+    of_a_later_version["change"] = serde_json::json!({ "what": "unheard_of" });
+    let of_a_later_version = of_a_later_version.to_string();
+    assert!(is_record(of_a_later_version.as_bytes()));
+    assert!(matches!(context.offer(of_a_later_version.as_bytes()), Err(StateError::Garbage { .. })));
     let before = context.clone();
     assert!(append(&mut context, Change::SessionClosed { bucket: "none".into(), session: 1 }).is_err());
     assert_eq!(context, before, "a refused record changes nothing");

@@ -1,11 +1,12 @@
 //! The catalog's state: the StateContext, the stability timestamps of the last moments, and which node holds which.
 //!
-//! Limits: per bucket at most [`MAX_STS`] timestamps and per host at most [`MAX_HELD`] numbers, the oldest go first. Only
-//! declared buckets are remembered. Time is a duration since an origin that the shell chose.
+//! Limits: per bucket at most [`MAX_STS`] timestamps and per host at most [`MAX_HELD`] numbers, the oldest go first; of nodes that
+//! host nothing [`MOST_MEMBERS`] at most. Only declared buckets are remembered. Time is a duration since an origin that the shell chose.
 
 use crate::freshness::{Need, Outlook, Standing, Verdict, branch_lost, judge};
 use highwater_schemas::{
     ApiError, ErrorCode, StabilityTimestamp,
+    api::MOST_MEMBERS,
     state::{Following, StateContext, StateError},
     wire::{HighWatermark, StChoice, Stability, Want},
 };
@@ -143,10 +144,11 @@ impl Core {
     /// A broadcast of the coordinator.
     pub fn stability(&mut self, now: Duration, message: Stability) {
         let term = self.following.context().term;
-        let width = self.following.context().buckets.get(&message.bucket).map_or(0, |b| b.vbuckets.len());
+        let bucket = self.following.context().buckets.get(&message.bucket);
+        let (width, below) = bucket.map_or((0, 0), |b| (b.vbuckets.len(), b.numbers_below));
         let Some(seen) = self.seen(&message.bucket) else { return };
         // What the log does not know cannot be judged; it is repeated when the log has arrived.
-        let known = |st: &StabilityTimestamp| st.vbs.len() == width && st.term <= term;
+        let known = |st: &StabilityTimestamp| st.vbs.len() == width && st.term <= term && st.number < below;
         if message.st.term < seen.term || !known(&message.st) {
             return;
         }
@@ -164,6 +166,17 @@ impl Core {
 
     /// A node's report.
     pub fn high_watermark(&mut self, message: HighWatermark) {
+        let Some(bucket) = self.following.context().buckets.get(&message.bucket) else { return };
+        if let Some(Seen { hosts, .. }) = self.seen.get_mut(&message.bucket)
+            && hosts.len() >= MOST_MEMBERS
+            && !hosts.contains_key(&message.node)
+        {
+            let placed = bucket.hosts();
+            hosts.retain(|node, _| placed.contains(node.as_str()));
+            if !placed.contains(message.node.as_str()) {
+                return;
+            }
+        }
         let Some(seen) = self.seen(&message.bucket) else { return };
         let held = seen.hosts.entry(message.node).or_default();
         if held.incarnation != message.incarnation {

@@ -8,7 +8,7 @@ use crate::{
 };
 use highwater_schemas::{
     ApiError, ErrorCode, api,
-    collation::{Span, spans_to_ranges},
+    collation::{Plain, Span, spans_to_ranges},
     language::Language,
     names,
     state::{Bucket, Index, IndexState, StateContext},
@@ -260,7 +260,7 @@ fn consistency(raw: &RawValue) -> Result<Consistency, ApiError> {
             shown(raw.get())
         ))
     };
-    let value: Value = serde_json::from_str(raw.get()).map_err(|_| refuse())?;
+    let Plain(value) = serde_json::from_str(raw.get()).map_err(|_| refuse())?;
     match &value {
         Value::String(name) if name == "any" => return Ok(Consistency::Any),
         Value::String(name) if name == "request_plus" => return Ok(Consistency::RequestPlus),

@@ -22,6 +22,10 @@ use tokio::{
 
 /// Requests in flight get this long at the end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Of the requests that may be in flight so large a part may be administrative ones besides.
+const ADMIN_SHARE: usize = 4;
+/// Longer than the name of any administrative request.
+const LONGEST_VERB: usize = 64;
 /// How often to join until a cluster manager says otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -69,8 +73,8 @@ pub async fn run(
 ) -> Result<(), CatalogError> {
     config.check()?;
     let instance = uuid::Uuid::new_v4().as_u64_pair().0;
-    let slots = Arc::new(Semaphore::new(config.in_flight));
-    let in_flight = config.in_flight as u32;
+    // Administrative requests wait for the coordinator, which queries must not.
+    let slots = [config.in_flight, config.in_flight.div_ceil(ADMIN_SHARE)].map(|n| (Arc::new(Semaphore::new(n)), n));
     let shared = Arc::new(Shared {
         bus: bus.clone(),
         config,
@@ -118,7 +122,8 @@ pub async fn run(
             }
         };
         let Some(request) = request else { return Err(CatalogError::Ended("the connection to NATS")) };
-        if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+        let (slots, in_flight) = &slots[usize::from(is_admin(&request.subject))];
+        if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
             let shared = Arc::clone(&shared);
             errands.spawn("a request", async move {
                 serve(&shared, request).await;
@@ -130,7 +135,8 @@ pub async fn run(
         }
     }
     drop((queries, admin));
-    if timeout(DRAIN, slots.acquire_many(in_flight)).await.is_err() {
+    let idle = slots.iter().map(|(slots, in_flight)| slots.acquire_many(*in_flight as u32));
+    if timeout(DRAIN, futures_util::future::join_all(idle)).await.is_err() {
         tracing::warn!("requests were still in flight at the end");
     }
     heart.leave(&join).await;
@@ -173,8 +179,16 @@ fn node_spec(node: &str) -> ServiceSpec {
     }
 }
 
+fn is_admin(subject: &str) -> bool {
+    subject.starts_with(&subjects::admin(""))
+}
+
 async fn serve(shared: &Arc<Shared>, request: ServiceRequest) {
     if let Some(noun_verb) = request.subject.strip_prefix(&subjects::admin("")) {
+        if noun_verb.len() > LONGEST_VERB {
+            let message = "there is no administrative request of so long a name";
+            return request.respond(Err(ApiError::new(ErrorCode::NotSupported, message))).await;
+        }
         let mut master = shared.master.subscribe();
         let forwarded = async {
             fault("admin", noun_verb);

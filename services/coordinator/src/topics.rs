@@ -2,7 +2,7 @@
 
 use crate::core::{Found, Wanted};
 use futures_util::{StreamExt, stream};
-use highwater_bus::{Bus, BusError, StreamSpec};
+use highwater_bus::{Bus, BusError, StreamSpec, is_literal};
 use highwater_schemas::subjects;
 
 /// Streams that are looked at at once.
@@ -54,15 +54,38 @@ pub(crate) async fn found(bus: &Bus, buckets: &[Wanted]) -> Result<Found, BusErr
     let sessions = names.into_iter().map(|bucket| {
         let bus = bus.clone();
         async move {
-            let subjects = bus.stream_subjects(&subjects::catchup_stream(&bucket)).await?;
-            let session = |subject: String| subject.rsplit('.').next().and_then(|s| s.parse::<u64>().ok());
-            Ok(subjects.into_iter().filter_map(session).map(|s| (bucket.clone(), s)).collect::<Vec<_>>())
+            let mut sessions = Vec::new();
+            for subject in bus.stream_subjects(&subjects::catchup_stream(&bucket)).await? {
+                match session(&bucket, &subject) {
+                    Some(session) => sessions.push((bucket.clone(), session)),
+                    None => remove_foreign(&bus, &bucket, &subject).await,
+                }
+            }
+            Ok(sessions)
         }
     });
     let sessions: Result<Vec<_>, BusError> = each(sessions).await.into_iter().collect();
     let ours = |stream: &String| ["HW_MUTATION_", "HW_CATCHUP_", "HW_TOPIC_"].iter().any(|p| stream.starts_with(p));
     let streams = bus.stream_names().await?.into_iter().filter(ours).collect();
     Ok(Found { streams, sessions: sessions?.concat() })
+}
+
+/// The session whose messages have a subject.
+fn session(bucket: &str, subject: &str) -> Option<u64> {
+    let session = subject.rsplit('.').next()?.parse().ok()?;
+    (subject == subjects::catchup(bucket, session)).then_some(session)
+}
+
+/// Somebody else wrote into the stream of a bucket's sessions, which takes no more than a certain size: what nobody reads must not
+/// keep sessions out.
+async fn remove_foreign(bus: &Bus, bucket: &str, subject: &str) {
+    if !is_literal(subject) {
+        return;
+    }
+    tracing::warn!(bucket, subject, "removing messages that are of no session");
+    if let Err(error) = bus.purge(&subjects::catchup_stream(bucket), subject, None).await {
+        tracing::warn!(bucket, subject, %error, "cannot remove messages that are of no session");
+    }
 }
 
 /// Deletes what is there of these streams. What cannot be deleted is found again later.
@@ -91,6 +114,14 @@ mod tests {
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     };
+
+    #[test]
+    fn only_the_subject_of_a_session_is_one() {
+        assert_eq!(session("b", "hw.catchup.b.17"), Some(17));
+        for foreign in ["hw.catchup.b.x", "hw.catchup.b.017", "hw.catchup.b.+17", "hw.catchup.c.17", "hw.catchup.b."] {
+            assert_eq!(session("b", foreign), None, "{foreign}");
+        }
+    }
 
     #[tokio::test]
     async fn a_few_are_looked_at_at_once() {

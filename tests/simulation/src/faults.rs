@@ -34,9 +34,10 @@ pub enum Kind {
     DeleteBucket,
     StrayCopy,
     Suspicion,
+    ForeignMessage,
 }
 
-const SMALL: [Kind; 17] = [
+const SMALL: [Kind; 18] = [
     Kind::CrashManager,
     Kind::CrashMaster,
     Kind::CrashBetweenActions,
@@ -54,6 +55,7 @@ const SMALL: [Kind; 17] = [
     Kind::SlowFollower,
     Kind::ServerRestart,
     Kind::Suspicion,
+    Kind::ForeignMessage,
 ];
 
 /// What a run is like.
@@ -177,6 +179,12 @@ impl World {
             }
             Kind::DeleteBucket => self.bucket.delete(),
             Kind::StrayCopy => self.stray(some, back),
+            Kind::ForeignMessage => {
+                if self.log.write_foreign() {
+                    self.invariants.count("foreign messages in the log", 1);
+                    self.wake_followers();
+                }
+            }
             Kind::Suspicion => {
                 let projector = self.rng.below(self.projectors.len() as u64) as usize;
                 self.suspect(projector);

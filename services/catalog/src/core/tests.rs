@@ -3,12 +3,13 @@ use crate::freshness::Floor;
 use highwater_schemas::{
     StVb,
     definition::BucketDefinition,
-    state::Change,
+    state::{Change, PlacedIndex},
     timestamp::{Asked, Position},
 };
 
 const INSTANCE: u64 = 5;
 const BRANCH: u64 = 0xb;
+const RESERVED: u64 = 100_000;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -25,6 +26,7 @@ fn declared() -> Core {
         &mut core,
         Change::BucketAdded { definition: BucketDefinition::kv("users"), vbuuids: vec![BRANCH], starts: vec![0] },
     );
+    append(&mut core, Change::NumbersReserved { bucket: "users".into(), below: RESERVED });
     core
 }
 
@@ -47,6 +49,33 @@ fn report(core: &mut Core, node: &str, incarnation: u64, held: (u64, u64)) {
         durable: 0,
         queued: 0,
     });
+}
+
+#[test]
+fn a_timestamp_with_a_number_that_was_not_reserved_is_not_believed() {
+    let mut core = declared();
+    for number in [RESERVED, u64::MAX] {
+        hear(&mut core, ms(0), st(number, 1, true));
+    }
+    assert!(core.seen["users"].sts.is_empty());
+    hear(&mut core, ms(0), st(RESERVED - 1, 1, true));
+    assert_eq!(core.seen["users"].sts.len(), 1);
+}
+
+#[test]
+fn names_that_host_nothing_are_forgotten_before_they_are_too_many() {
+    let mut core = declared();
+    let definition = serde_json::from_str(r#"{"bucket":"users","name":"by_age","keys":["age"]}"#).unwrap();
+    let index = PlacedIndex { number: 1, id: "x".into(), definition, hosts: vec!["a".into()], language: 1 };
+    append(&mut core, Change::IndexCreated { index });
+    append(&mut core, Change::IndexBuilding { bucket: "users".into(), indexes: vec![1] });
+    report(&mut core, "a", 1, (0, 3));
+    for number in 0..MOST_MEMBERS * 2 {
+        report(&mut core, &format!("nobody-{number}"), 1, (0, 3));
+    }
+    let hosts = &core.seen["users"].hosts;
+    assert!(hosts.len() <= MOST_MEMBERS, "{}", hosts.len());
+    assert!(hosts.contains_key("a"), "a host stays");
 }
 
 fn waiting(hosts: &[&str], need: impl Into<Option<Need>>) -> Waiting {

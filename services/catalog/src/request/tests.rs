@@ -111,6 +111,21 @@ fn every_bad_field_is_refused_by_name() {
 }
 
 #[test]
+fn a_text_within_a_text_is_no_consistency() {
+    for consistency in [
+        r#"{"$serde_json::private::RawValue":"\"any\""}"#,
+        r#"{"$serde_json::private::RawValue":"{\"at_snapshot\":7}"}"#,
+        r#"{"at_snapshot":{"$serde_json::private::RawValue":"7"}}"#,
+        r#"{"at_plus":{"$serde_json::private::RawValue":"7"}}"#,
+        r#"{"at_plus":{"KV_users":{"$serde_json::private::RawValue":"7"}}}"#,
+    ] {
+        let request = format!(r#"{{"bucket":"users","index":"by_age","consistency":{consistency}}}"#);
+        let error = Query::parse(request.as_bytes(), Mode::Scan, Deadlines::default()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadConsistency, "{consistency}: {error}");
+    }
+}
+
+#[test]
 fn a_count_is_of_whole_ranges() {
     for field in ["offset", "limit", "page_size"] {
         let request = with(&json!({field: 1}));

@@ -6,7 +6,7 @@ use highwater_schemas::{
     ApiError, ErrorCode,
     api::{Empty, TopicRequest},
     definition::{BucketDefinition, IndexDefinition},
-    state::{Change, IndexState},
+    state::{Change, IndexState, in_short},
     subjects,
 };
 use serde_json::Value;
@@ -254,7 +254,7 @@ impl Core {
             }
             Err(error) => {
                 if preparing {
-                    let reason = format!("{node}: {}", error.message);
+                    let reason = in_short(&format!("{node}: {}", error.message));
                     out.push(Action::Append(Change::IndexDropped { bucket, index: number, reason }));
                 }
                 Err(ApiError { message: format!("host {node} cannot take the index: {}", error.message), ..error })

@@ -22,9 +22,16 @@ const ASK_AFTER: u64 = 100;
 const ASK_AGAIN: u64 = 500;
 /// Reports asked for at once.
 const MOST_ASKED: usize = 16;
+/// Nodes that are listened to before the log knows them: names that nobody heard of before leave room for those that it does.
+const MOST_NEW: usize = MOST_MEMBERS / 4;
+/// So many of them are entered in this time, milliseconds, those first that were heard first: each is a record of the log.
+const MOST_ENTERED: usize = 64;
+const ENTERED_IN: u64 = 1_000;
 
 /// What a node said in this term.
 struct Member {
+    /// When it was heard first, and last.
+    first: u64,
     last: u64,
     incarnation: u64,
     /// The term that it follows, by its heartbeat.
@@ -43,6 +50,7 @@ struct Member {
 impl Member {
     fn new(now: u64, incarnation: u64) -> Self {
         Self {
+            first: now,
             last: now,
             incarnation,
             term: 0,
@@ -111,11 +119,36 @@ pub(super) struct Members {
     echo: Option<u64>,
     /// Since when it comes back without a break.
     since: u64,
+    /// Since when nodes that the log does not know are counted, and how many were entered.
+    entered: (u64, usize),
 }
 
 impl Members {
     pub(super) fn new(now: u64) -> Self {
-        Self { seen: BTreeMap::new(), cluster: None, seen_cluster: 0, echo: None, since: now }
+        Self { seen: BTreeMap::new(), cluster: None, seen_cluster: 0, echo: None, since: now, entered: (now, 0) }
+    }
+
+    /// Whether a node is listened to. Among as many as there is room for the one that was heard longest ago makes room, if that was
+    /// before `before`; one that the log does not know takes only the place of another such one.
+    fn admit(&mut self, key: &(NodeKind, String), context: &StateContext, before: u64) -> bool {
+        let nodes = &context.nodes;
+        if !self.seen.contains_key(key) && !nodes.contains_key(key) {
+            let new = || self.seen.iter().filter(|(other, _)| !nodes.contains_key(*other));
+            if new().count() >= MOST_NEW {
+                let oldest = new().min_by_key(|(_, m)| m.last).filter(|(_, m)| m.last < before);
+                let Some(oldest) = oldest.map(|(other, _)| other.clone()) else { return false };
+                self.seen.remove(&oldest);
+            }
+        }
+        room::make(&mut self.seen, key, MOST_MEMBERS, before, |m| m.last)
+    }
+
+    /// How many more nodes that the log does not know may be entered now.
+    fn may_enter(&mut self, now: u64) -> usize {
+        if now >= self.entered.0 + ENTERED_IN {
+            self.entered = (now, 0);
+        }
+        MOST_ENTERED.saturating_sub(self.entered.1)
     }
 
     /// Our own heartbeat came back. After a break everyone is listened to anew.
@@ -267,7 +300,7 @@ impl Core {
             self.members.echoed(now, &self.config);
         }
         let silent_since = now.saturating_sub(self.config.patience());
-        if !room::make(&mut self.members.seen, &key, MOST_MEMBERS, silent_since, |m| m.last) {
+        if !self.members.admit(&key, &self.context, silent_since) {
             return;
         }
         let term = join.term.max(join.manager.as_ref().map_or(0, |m| m.term));
@@ -304,6 +337,8 @@ impl Core {
     /// Who joined is entered, who is gone is crossed out; the cluster manager says who is there.
     pub(super) fn check_members(&mut self, now: u64, out: &mut Vec<Action>) {
         self.members.forget_cluster(now, &self.config);
+        let room = self.members.may_enter(now);
+        let mut new = Vec::new();
         for ((kind, node), member) in &self.members.seen {
             if *kind == NodeKind::ClusterManager {
                 continue;
@@ -319,8 +354,16 @@ impl Core {
                 self.close_sessions(out, |s| s.node == *node);
             }
             let incarnation = member.incarnation;
-            out.push(Action::Append(Change::NodeJoined { node: node.clone(), kind: *kind, incarnation }));
+            let joined = Action::Append(Change::NodeJoined { node: node.clone(), kind: *kind, incarnation });
+            match entry {
+                Some(_) => out.push(joined),
+                None => new.push((member.first, joined)),
+            }
         }
+        new.sort_by_key(|(first, _)| *first);
+        new.truncate(room);
+        self.members.entered.1 += new.len();
+        out.extend(new.into_iter().map(|(_, joined)| joined));
         for (key, entry) in &self.context.nodes {
             if !entry.gone && self.is_gone(key, entry) {
                 if key.0 == NodeKind::Indexer {

@@ -46,6 +46,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const HOUSEKEEPING: u64 = 50;
 /// Topics and sessions that nobody needs are looked for this often, milliseconds.
 const SWEEP: u64 = 60_000;
+/// No coordinator opens so many sessions that another one has not heard of.
+const MOST_UNHEARD: u64 = 1 << 32;
 
 /// Identifies a request whose reply is owed.
 pub type Token = u64;
@@ -337,7 +339,9 @@ impl Core {
         }
         for (bucket, session) in &found.sessions {
             let open = self.context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(session));
-            if !open && *session <= self.context.next_session {
+            // One that is a little higher may be of a coordinator that we have not heard of.
+            let foreign = session.saturating_sub(self.context.next_session) > MOST_UNHEARD;
+            if !open && (*session <= self.context.next_session || foreign) {
                 out.push(Action::PurgeSession { bucket: bucket.clone(), session: *session });
             }
         }

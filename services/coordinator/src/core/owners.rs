@@ -33,27 +33,29 @@ impl Core {
         for (name, bucket) in self.context.buckets.iter().filter(|(_, b)| !started(b)) {
             let vbuckets = bucket.vbuckets.iter().enumerate();
             let lost = |vb: usize, v: &Vbucket| self.members.is_lost(name, vb, v.generation);
+            let mut given = Vec::new();
             for (vb, vbucket) in vbuckets.filter(|(vb, v)| !self.owned(v) || lost(*vb, v)) {
                 let Some((projector, n)) = load.iter_mut().min_by_key(|(_, n)| **n) else { return };
                 *n += 1;
-                assigned = true;
-                out.extend(self.assignment(name, vb, vbucket, projector));
+                given.push((vb, vbucket, *projector));
             }
+            assigned |= !given.is_empty();
+            self.assign(name, &given, out);
         }
         if !assigned {
-            out.extend(self.move_one(&load));
+            self.move_one(&load, out);
         }
     }
 
     /// One at a time, and only what is in step: a vbucket with open sessions or without a SYNC of its owner waits.
-    fn move_one(&self, load: &BTreeMap<&str, usize>) -> Vec<Action> {
+    fn move_one(&self, load: &BTreeMap<&str, usize>, out: &mut Vec<Action>) {
         let (Some((most, high)), Some((fewest, low))) =
             (load.iter().max_by_key(|(_, n)| **n), load.iter().min_by_key(|(_, n)| **n))
         else {
-            return Vec::new();
+            return;
         };
         if *high < *low + 2 {
-            return Vec::new();
+            return;
         }
         for (name, bucket) in self.context.buckets.iter().filter(|(_, b)| b.sessions.is_empty()) {
             let stability = self.stability.get(name);
@@ -65,16 +67,30 @@ impl Core {
                 continue;
             }
             if let Some((vb, vbucket)) = bucket.vbuckets.iter().enumerate().find(|(_, v)| v.projector == *most) {
-                return self.assignment(name, vb, vbucket, fewest);
+                return self.assign(name, &[(vb, vbucket, fewest)], out);
             }
         }
-        Vec::new()
     }
 
-    fn assignment(&self, bucket: &str, vb: usize, vbucket: &Vbucket, projector: &str) -> Vec<Action> {
-        let Some(entry) = self.context.nodes.get(&(NodeKind::Projector, projector.to_owned())) else {
-            return Vec::new();
-        };
+    /// Gives vbuckets of a bucket away, each to a projector. The next owner compares the source with what was read of it last:
+    /// that goes into the log before, once for all of them.
+    fn assign(&self, bucket: &str, given: &[(usize, &Vbucket, &str)], out: &mut Vec<Action>) {
+        let mut bookmarks = self.stability.get(bucket).map(BucketStability::bookmarks).unwrap_or_default();
+        for (vb, of_vbucket) in bookmarks.iter_mut().enumerate() {
+            if !given.iter().any(|(given, ..)| *given == vb) {
+                of_vbucket.clear();
+            }
+        }
+        if bookmarks.iter().any(|of_vbucket| !of_vbucket.is_empty()) {
+            out.push(Action::Append(Change::Bookmarked { bucket: bucket.into(), bookmarks }));
+        }
+        let assigned =
+            given.iter().filter_map(|(vb, vbucket, projector)| self.assignment(bucket, *vb, vbucket, projector));
+        out.extend(assigned.map(Action::Append));
+    }
+
+    fn assignment(&self, bucket: &str, vb: usize, vbucket: &Vbucket, projector: &str) -> Option<Change> {
+        let entry = self.context.nodes.get(&(NodeKind::Projector, projector.to_owned()))?;
         let stability = self.stability.get(bucket);
         let (x, restart) = restart_of(vbucket, stability.and_then(|s| s.last()), vb);
         // What is to be compared with every document may hold anything.
@@ -88,12 +104,8 @@ impl Core {
         let applied = self.members.applied(bucket).filter_map(|st| st.vbs.get(vb));
         let applied = applied.filter(|st| st.vbuuid == vbucket.vbuuid()).map(|st| st.position.seqno);
         let held = content.chain(applied).chain([issued, vbucket.held]).max().unwrap_or(0);
-        // The next owner compares the source with what was read of it last.
-        let bookmarks = stability.map(BucketStability::bookmarks).unwrap_or_default();
-        let known = bookmarks.get(vb).is_some_and(|b| !b.is_empty());
-        let bookmarked = known.then(|| Change::Bookmarked { bucket: bucket.into(), bookmarks });
         let dropped = last.map_or(vbucket.dropped, |st| Dropped { floor: st.floor, reconciled: st.reconciled });
-        let assigned = Change::VbucketAssigned {
+        Some(Change::VbucketAssigned {
             bucket: bucket.into(),
             vb: vb as u16,
             generation: vbucket.generation + 1,
@@ -103,8 +115,7 @@ impl Core {
             restart,
             held,
             dropped,
-        };
-        bookmarked.into_iter().chain([assigned]).map(Action::Append).collect()
+        })
     }
 }
 

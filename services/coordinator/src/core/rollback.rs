@@ -7,7 +7,10 @@ use highwater_schemas::{
     api::{
         Branch, BucketHistoryReply, NodeKind, ReconcileSummary, RollbackSummary, SliceReport, SliceState, StreamHistory,
     },
-    state::{Bucket, Change, Failover, IndexState, Reconcile, Rollback, RollbackPhase, SliceName, vbuuid_text},
+    state::{
+        Bucket, Change, Failover, IndexState, Reconcile, Rollback, RollbackPhase, SliceName, in_short, vbuuid_text,
+    },
+    timestamp::Bookmark,
 };
 use std::collections::BTreeSet;
 
@@ -29,8 +32,8 @@ impl Core {
                     start: suspicion.intact,
                     last: suspicion.last,
                     broken: suspicion.broken,
-                    bookmarks: suspicion.bookmarks.clone(),
-                    reason: suspicion.reason.clone(),
+                    bookmarks: suspicion.bookmarks.iter().cloned().map(Bookmark::in_short).collect(),
+                    reason: in_short(&suspicion.reason),
                 }));
             }
         }

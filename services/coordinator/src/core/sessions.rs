@@ -3,7 +3,7 @@
 use super::{Action, Core, stability::BucketStability};
 use highwater_schemas::{
     api::{NodeKind, SliceReport, SliceState},
-    state::{Bucket, Change, IndexState, Session, SessionKind, SessionVb, SliceName},
+    state::{Bucket, Change, IndexState, Session, SessionKind, SessionVb, SliceName, in_short},
 };
 use std::collections::BTreeMap;
 
@@ -137,7 +137,7 @@ impl Core {
                         // What was active on the branch before is not on this one.
                         Some(r) if r.state == SliceState::Active && r.branch == branch => active += 1,
                         Some(r) if r.state == SliceState::Error => {
-                            let reason = r.error.clone().unwrap_or_else(|| "unknown".into());
+                            let reason = in_short(r.error.as_deref().unwrap_or("unknown"));
                             let bucket = name.clone();
                             out.push(Action::Append(Change::IndexFailed { bucket, index: number, reason }));
                             break;

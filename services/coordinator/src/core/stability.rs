@@ -25,6 +25,8 @@ const ANSWERS_IN: u64 = 100;
 const MOST_ANSWERS: usize = 64;
 /// Messages of a vbucket that are remembered per persistence interval.
 const SAMPLES: usize = 8;
+/// A log that lost its tail may have reserved numbers that it does not know any more, but not so many.
+const MOST_UNHEARD: u64 = 1 << 40;
 /// An idle bucket repeats its last ST this often, milliseconds.
 const IDLE_REPEAT: u64 = 500;
 
@@ -110,7 +112,7 @@ fn sample(samples: &mut Vec<Bookmark>, new: Option<&Bookmark>) {
             at % 2 == 0
         });
     }
-    samples.push(new.clone());
+    samples.push(new.clone().in_short());
 }
 
 /// A position beyond where a later generation began is void.
@@ -127,8 +129,10 @@ impl Core {
             if known.as_ref().is_some_and(|e| e.last.as_ref().is_some_and(|last| last.term == self.context.term)) {
                 continue;
             }
-            let applied = self.members.newest_applied(name);
-            let durable = bucket.history.last();
+            // What is too far above the reserved numbers was never issued.
+            let issued = |st: &&StabilityTimestamp| st.number.saturating_sub(bucket.numbers_below) < MOST_UNHEARD;
+            let applied = self.members.newest_applied(name).filter(issued);
+            let durable = bucket.history.last().filter(issued);
             // Void ones have used up their numbers too. After a copy that missed a reservation, some more may be unheard of.
             let used =
                 [applied, durable].into_iter().flatten().map(|st| st.number.saturating_add(1)).max().unwrap_or(0);

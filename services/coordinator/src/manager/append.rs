@@ -1,7 +1,7 @@
 //! One append until it is settled.
 
 use super::{Action, chain::Linked};
-use highwater_schemas::state::{Record, unpack};
+use highwater_schemas::state::{Record, is_record, unpack};
 
 /// Milliseconds until a failed read or a refused append is tried again: twice as long each time, so often.
 const RETRY: u64 = 100;
@@ -39,7 +39,7 @@ enum Stage {
 #[derive(Debug, Clone)]
 pub struct Append {
     pub id: u64,
-    /// Sequence of the record before it.
+    /// Sequence of the message before it, which is a record, or what somebody else wrote behind one.
     pub expected: u64,
     /// Hash of that record; empty: there is none, or it does not matter.
     before: String,
@@ -48,6 +48,8 @@ pub struct Append {
     pub rollup: bool,
     stage: Stage,
     moved: u32,
+    /// The message at `expected` is not the record before this one.
+    passed: bool,
     failures: u32,
 }
 
@@ -65,7 +67,7 @@ pub enum Settled {
 
 impl Append {
     pub fn new(id: u64, expected: u64, before: String, record: Linked, payload: Vec<u8>, rollup: bool) -> Self {
-        Self { id, expected, before, record, payload, rollup, stage: Stage::Sent, moved: 0, failures: 0 }
+        Self { id, expected, before, record, payload, rollup, stage: Stage::Sent, moved: 0, passed: false, failures: 0 }
     }
 
     pub fn send(&self) -> Action {
@@ -95,14 +97,22 @@ impl Append {
         let again = now + (RETRY << self.failures.min(MOST_DOUBLED));
         match (&self.stage, record) {
             (Stage::Place, Ok(Some(record))) if record == self.payload => return Settled::Done(self.expected + 1),
+            // Somebody else wrote there what is no record: ours goes behind it.
+            (Stage::Place, Ok(Some(record))) if !is_record(&record) => {
+                self.expected += 1;
+                (self.moved, self.passed) = (0, true);
+                out.push(self.read(self.expected + 1));
+            }
             (Stage::Place, Ok(Some(_))) => return Settled::Deposed,
             (Stage::Place, Ok(None)) if self.moved >= MOST_MOVED => return Settled::Lost,
-            (Stage::Place, Ok(None)) if self.before.is_empty() => self.stage = Stage::Again(again),
+            (Stage::Place, Ok(None)) if self.before.is_empty() || self.passed => self.stage = Stage::Again(again),
             (Stage::Place, Ok(None)) => {
                 self.stage = Stage::Before;
                 out.push(self.read(self.expected));
             }
-            (Stage::Before, Ok(Some(record))) if self.follows(&record) => self.stage = Stage::Again(again),
+            (Stage::Before, Ok(Some(record))) if self.follows(&record) || !is_record(&record) => {
+                self.stage = Stage::Again(again);
+            }
             (Stage::Before, Ok(_)) => return Settled::Lost,
             (Stage::Place, Err(_)) => self.stage = Stage::ReadAgain(again, self.expected + 1),
             (Stage::Before, Err(_)) => self.stage = Stage::ReadAgain(again, self.expected),

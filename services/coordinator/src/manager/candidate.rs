@@ -12,7 +12,7 @@ use crate::{
 };
 use highwater_schemas::{
     api::Bootstrap,
-    state::{Change, Record, pack},
+    state::{Change, Record, is_record, pack},
 };
 use std::collections::BTreeSet;
 
@@ -86,7 +86,7 @@ impl Manager {
         if !matches!(candidate.phase, Phase::Reading) {
             return;
         }
-        let (last_seq, records) = match read {
+        let (last_seq, mut records) = match read {
             Ok(read) => read,
             Err(why) => {
                 self.waiting = Some(format!("the state log cannot be read: {why}"));
@@ -96,6 +96,7 @@ impl Manager {
             }
         };
         candidate.records = records.len();
+        records.retain(|record| is_record(record));
         let versions: Vec<String> =
             self.peers.iter().map(|(node, p)| format!("{node} has version {}", p.report.version)).collect();
         candidate.boot.done(now.ms, 3, if versions.is_empty() { "no others".into() } else { versions.join(", ") });

@@ -31,7 +31,7 @@ pub fn compare(records: &[Vec<u8>], copy: &StateContext, chain: &Chain) -> Resul
         match read.offer(record) {
             Ok(Offered::Known) => continue,
             Ok(_) => {}
-            Err(StateError::Order { found, .. }) if at == 0 => {
+            Err(StateError::Order { found, .. }) if read.version == 0 => {
                 return Ok(Comparison::Gone(format!("its first record is number {found}")));
             }
             Err(error) => return Err(error),
@@ -205,6 +205,10 @@ mod tests {
         let mut headless = three().node("c");
         headless.records.drain(..2);
         assert!(matches!(compared(&headless, &three()), Comparison::Gone(_)));
-        assert!(compare(&[b"garbage".to_vec()], &three().context, &three().chain).is_err());
+        let unreadable = Log { records: vec![b"garbage".to_vec()], ..Log::default() };
+        assert!(matches!(compared(&unreadable, &three()), Comparison::Gone(_)));
+        let of_a_later_version =
+            br#"{"incarnation":1,"term":1,"version":1,"prev":"","at":0,"change":{"what":"unheard_of"}}"#.to_vec();
+        assert!(compare(&[of_a_later_version], &three().context, &three().chain).is_err());
     }
 }

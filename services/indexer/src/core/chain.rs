@@ -35,6 +35,8 @@ pub struct Start {
     pub x: Position,
     /// The term in which it began; 0: not known.
     pub term: u64,
+    /// It stands for generations before it too: what they made void stays so, and no batch of theirs counts.
+    pub merged: bool,
 }
 
 /// A branch of the source's history.
@@ -74,7 +76,8 @@ impl Shares {
     /// The part of a batch's interval that counts: a coordinator that has not heard of the last ST of another begins lower than
     /// the generation before, and what is beyond that is void whoever published it.
     fn interval(&self, batch: &Batch) -> Option<(Position, Position)> {
-        let lo = batch.from.max(self.starts.get(&batch.generation)?.x);
+        let start = self.starts.get(&batch.generation).filter(|start| !start.merged)?;
+        let lo = batch.from.max(start.x);
         let hi =
             self.starts.range((Excluded(batch.generation), Unbounded)).fold(batch.to, |hi, (_, next)| hi.min(next.x));
         (lo.le(hi) && whole(batch, hi)).then_some((lo, hi))

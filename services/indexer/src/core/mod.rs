@@ -39,6 +39,8 @@ const MOST_PENDING: usize = 4_096;
 pub struct BucketView {
     /// The term of the log.
     pub term: u64,
+    /// The numbers of stability timestamps that the log has reserved: no timestamp has this one or a higher one.
+    pub numbers_below: u64,
     pub topology: u64,
     pub shares: Vec<Shares>,
     /// The slices hosted here, with the topology version in which each appeared.
@@ -219,8 +221,9 @@ impl BucketCore {
     /// Stability timestamps, as broadcast.
     pub fn stability(&mut self, sts: impl IntoIterator<Item = StabilityTimestamp>) {
         for st in sts {
-            // One of a term that the log does not know is repeated when the log has arrived.
-            if st.term != self.view.term || st.vbs.len() != self.view.shares.len() {
+            // One of a term, or with a number, that the log does not know is repeated when the log has arrived.
+            let known = st.term == self.view.term && st.number < self.view.numbers_below;
+            if !known || st.vbs.len() != self.view.shares.len() {
                 continue;
             }
             let st = Arc::new(st);

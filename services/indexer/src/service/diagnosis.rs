@@ -156,7 +156,7 @@ async fn verify(node: &str, targets: Vec<Target>, asked: &NodeVerifyRequest) -> 
         let (answer, answered) = oneshot::channel();
         let asked = timeout_at(deadline, async {
             let asked = target.events.send(Event::Verify { slice: target.slice, answer }).await;
-            if asked.is_err() { Err(ended()) } else { answered.await.map_err(|_| not_taken_up()) }
+            if asked.is_err() { Err(ended()) } else { answered.await.map_err(|_| unfinished()) }
         });
         match asked.await {
             Ok(Ok(Ok(Some(found)))) => dumps::enter(&mut check, &found),
@@ -220,6 +220,6 @@ fn ended() -> ApiError {
 }
 
 /// The answer's sender was dropped.
-fn not_taken_up() -> ApiError {
-    ApiError::new(ErrorCode::TooManyRequests, "the check was not taken up: too many wait")
+fn unfinished() -> ApiError {
+    ApiError::new(ErrorCode::Internal, "the check, or the bucket's worker, ended before there was an answer")
 }

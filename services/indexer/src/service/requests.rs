@@ -23,6 +23,8 @@ use tokio::runtime::Handle;
 
 /// Unindexable documents listed per slice.
 const LISTED: usize = 100;
+/// Answers that may be under way beside those of scans; who asks for more hears nothing.
+const MOST_ERRANDS: usize = 4_096;
 /// Who asks for them waits no longer.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -43,8 +45,7 @@ impl Shell {
 
     fn scan(&mut self, request: ServiceRequest) {
         let Some(place) = self.scans.threads.place() else {
-            let refused = refuse(request, ErrorCode::TooManyRequests, "too many scans wait on this node".into());
-            return self.errands.spawn("refusing a scan", refused);
+            return self.refuse(request, ErrorCode::TooManyRequests, "too many scans wait on this node".into());
         };
         match wire::decode::<ScanRequest>(&request.payload) {
             Ok(scan) => {
@@ -54,8 +55,17 @@ impl Shell {
             }
             Err(error) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
-                self.errands.spawn("refusing a scan", refuse(request, ErrorCode::MalformedRequest, error.to_string()));
+                self.refuse(request, ErrorCode::MalformedRequest, error.to_string());
             }
+        }
+    }
+
+    /// Says so to a catalog, unless as many have yet to be told.
+    fn refuse(&mut self, request: ServiceRequest, code: ErrorCode, why: String) {
+        if self.errands.under_way() < MOST_ERRANDS {
+            self.errands.spawn("refusing a scan", async move {
+                request.respond(Ok(wire::encode(&ScanReply::refused(code, why)))).await;
+            });
         }
     }
 
@@ -118,7 +128,10 @@ impl Shell {
         let runtime = Handle::current();
         let Some(place) = self.scans.threads.place() else {
             let error = ApiError::new(ErrorCode::TooManyRequests, "too many scans wait on this node");
-            return self.errands.spawn("refusing a request", request.respond(Err(error)));
+            if self.errands.under_way() < MOST_ERRANDS {
+                self.errands.spawn("refusing a request", request.respond(Err(error)));
+            }
+            return;
         };
         let incidents = self.bus.incidents();
         self.scans.threads.run(place, Size::Small, move || {
@@ -126,10 +139,6 @@ impl Shell {
             runtime.block_on(request.respond(answer.answer()));
         });
     }
-}
-
-async fn refuse(request: ServiceRequest, code: ErrorCode, why: String) {
-    request.respond(Ok(wire::encode(&ScanReply::refused(code, why)))).await;
 }
 
 /// The first documents that a slice could not take.

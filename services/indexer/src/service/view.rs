@@ -20,7 +20,7 @@ pub(super) fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
                 .starts
                 .iter()
                 .filter(|(_, s)| s.vbuuid == v.vbuuid())
-                .map(|(g, s)| (*g, Start { x: s.x, term: s.term }))
+                .map(|(g, s)| (*g, Start { x: s.x, term: s.term, merged: s.merged }))
                 .collect(),
             branches: v
                 .failover
@@ -45,7 +45,8 @@ pub(super) fn view(config: &Config, term: u64, bucket: &Bucket) -> BucketView {
             (s.id, open)
         })
         .collect();
-    BucketView { term, topology: bucket.topology, shares, slices, sessions }
+    let numbers_below = bucket.numbers_below;
+    BucketView { term, numbers_below, topology: bucket.topology, shares, slices, sessions }
 }
 
 pub(super) fn hosted<'a>(node: &'a str, bucket: &'a Bucket) -> impl Iterator<Item = (SliceName, u64, SliceInfo)> + 'a {

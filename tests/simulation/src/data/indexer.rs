@@ -469,7 +469,7 @@ fn view(node: &str, incarnation: u64, term: u64, bucket: &Bucket) -> BucketView 
             .starts
             .iter()
             .filter(|(_, s)| s.vbuuid == v.vbuuid())
-            .map(|(g, s)| (*g, Start { x: s.x, term: s.term }))
+            .map(|(g, s)| (*g, Start { x: s.x, term: s.term, merged: s.merged }))
             .collect(),
         branches: v.failover.iter().map(branch).collect(),
     });
@@ -489,5 +489,6 @@ fn view(node: &str, incarnation: u64, term: u64, bucket: &Bucket) -> BucketView 
         (s.id, open)
     });
     let (shares, slices, sessions) = (shares.collect(), slices.collect(), sessions.collect());
-    BucketView { term, topology: bucket.topology, shares, slices, sessions }
+    let numbers_below = bucket.numbers_below;
+    BucketView { term, numbers_below, topology: bucket.topology, shares, slices, sessions }
 }

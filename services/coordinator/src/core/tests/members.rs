@@ -79,7 +79,8 @@ fn there_is_room_for_so_many_nodes() {
     let mut d = Driver::with_index();
     let known = d.core.members.nodes();
     for n in 0..MOST_MEMBERS {
-        d.core.handle(d.now, Event::Join(Join::new(NodeKind::Catalog, &format!("c{n}"), 1)));
+        enter(&mut d, &format!("c{n}"));
+        hear(&mut d, &format!("c{n}"));
     }
     assert_eq!(d.core.members.nodes(), MOST_MEMBERS);
     let last = |d: &Driver| d.core.members.follows(NodeKind::Catalog, &format!("c{}", MOST_MEMBERS - 1), 0);
@@ -89,8 +90,69 @@ fn there_is_room_for_so_many_nodes() {
     assert!(last(&d) && d.core.members.nodes() == MOST_MEMBERS);
 }
 
+fn hear(d: &mut Driver, catalog: &str) {
+    d.core.handle(d.now, Event::Join(Join::new(NodeKind::Catalog, catalog, 1)));
+}
+
+fn enter(d: &mut Driver, catalog: &str) {
+    d.append(Change::NodeJoined { node: catalog.into(), kind: NodeKind::Catalog, incarnation: 1 });
+}
+
 #[test]
-fn numbers_that_cannot_rise_are_not_given() {
+fn names_that_the_log_does_not_know_leave_room_for_those_that_it_does() {
+    let mut d = Driver::with_index();
+    let known = d.core.members.nodes();
+    for n in 0..MOST_MEMBERS {
+        hear(&mut d, &format!("new{n}"));
+    }
+    let new = d.core.members.nodes() - known;
+    assert!((512..=MOST_MEMBERS / 2).contains(&new), "{new}");
+    enter(&mut d, "known");
+    hear(&mut d, "known");
+    assert_eq!(d.core.members.nodes(), known + new + 1);
+    d.now += 10_000;
+    hear(&mut d, "later");
+    assert_eq!(d.core.members.nodes(), known + new + 1, "it takes the place of one that is silent");
+    let follows = |d: &Driver, node: &str| d.core.members.follows(NodeKind::Catalog, node, 0);
+    assert!(follows(&d, "later") && follows(&d, "known"));
+}
+
+#[test]
+fn new_names_are_entered_so_many_at_a_time_and_first_those_heard_first() {
+    let mut d = Driver::with_index();
+    d.tick(50);
+    let entered = |d: &Driver| -> Vec<String> {
+        let names = d.core.context().nodes.keys().map(|(_, node)| node.clone());
+        names.filter(|node| node.starts_with("new")).collect()
+    };
+    let (start, mut first) = (d.now, Vec::new());
+    for n in (0..150).rev() {
+        d.now = start + (150 - n);
+        hear(&mut d, &format!("new{n:03}"));
+        first.push(format!("new{n:03}"));
+    }
+    enter(&mut d, "known");
+    d.event(Event::Join(Join::new(NodeKind::Catalog, "known", 2)));
+    for _ in 0..3 {
+        d.event(Event::Tick { random: 5 });
+    }
+    let now = entered(&d);
+    assert!(now.len() < 100, "{}", now.len());
+    assert!(first[..now.len()].iter().all(|name| now.contains(name)), "{now:?}");
+    let known = &d.core.context().nodes[&(NodeKind::Catalog, "known".to_owned())];
+    assert_eq!(known.incarnation, 2, "whom the log knows it takes up at once");
+    for _ in 0..3 {
+        d.now += 1_000;
+        for name in &first {
+            hear(&mut d, name);
+        }
+        d.event(Event::Tick { random: 5 });
+    }
+    assert_eq!(entered(&d).len(), 150);
+}
+
+#[test]
+fn a_number_that_was_never_given_holds_up_no_others() {
     let d = Driver::with_index();
     let mut next = Driver::over(d.core.context().clone(), 0);
     let vbuuid = next.core.context().buckets["b"].vbuckets[0].vbuuid();
@@ -101,7 +163,8 @@ fn numbers_that_cannot_rise_are_not_given() {
     next.tick(20);
     next.sync(1, 9, 1);
     next.tick(20);
-    assert!(next.published.is_empty());
+    assert_eq!(next.last().vbs[0].position.seqno, 9);
+    assert!(next.last().number < next.core.context().buckets["b"].numbers_below);
 }
 
 #[test]

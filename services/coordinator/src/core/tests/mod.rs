@@ -2,6 +2,7 @@
 
 mod lists;
 mod members;
+mod owners;
 mod reconcile;
 mod reports;
 mod rollback;
@@ -133,11 +134,24 @@ impl Driver {
 
     /// A heartbeat and a whole report.
     fn report(&mut self, kind: NodeKind, node: &str, incarnation: u64, items: Vec<Item>) {
+        for event in self.telling(kind, node, incarnation, items) {
+            self.event(event);
+        }
+    }
+
+    /// The same, and nothing follows yet.
+    fn told(&mut self, kind: NodeKind, node: &str, incarnation: u64, items: Vec<Item>) {
+        for event in self.telling(kind, node, incarnation, items) {
+            self.core.handle(self.now, event);
+        }
+    }
+
+    fn telling(&mut self, kind: NodeKind, node: &str, incarnation: u64, items: Vec<Item>) -> [Event; 2] {
         let term = self.core.context().term;
         self.edition += 1;
         let report = Told { edition: self.edition, parts: 0 };
-        self.event(Event::Join(Join { term, report, ..Join::new(kind, node, incarnation) }));
-        self.event(Event::Report(ReportPart { items, ..self.part(kind, node, incarnation, 0) }));
+        let part = ReportPart { items, ..self.part(kind, node, incarnation, 0) };
+        [Event::Join(Join { term, report, ..Join::new(kind, node, incarnation) }), Event::Report(part)]
     }
 
     /// An empty part of the edition that was begun last.

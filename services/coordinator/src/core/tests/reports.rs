@@ -2,7 +2,8 @@
 
 use super::*;
 use highwater_schemas::{
-    report::Reporter,
+    api::MOST_WORDS,
+    report::{Reporter, SliceItem},
     state::{PlacedIndex, RollbackPhase},
 };
 
@@ -174,4 +175,27 @@ fn twenty_thousand_slices_are_taken_in_parts_and_looked_at() {
         d.event(Event::Tick { random: 1 });
     }
     assert!(d.asked.is_empty());
+}
+
+#[test]
+fn why_an_index_fails_is_cut_before_it_is_written_down() {
+    let mut d = Driver::with_index();
+    let Item::Slice(failed) = slice(1, SliceState::Error) else { panic!("a slice") };
+    d.told(I, "i", 1, vec![Item::Slice(SliceItem { error: Some("full ".repeat(100)), ..failed })]);
+    let definition = serde_json::from_str(r#"{"bucket":"b","name":"y","keys":["a"]}"#).unwrap();
+    let index = PlacedIndex { number: 2, id: "y2".into(), definition, hosts: vec!["i".into()], language: 1 };
+    d.append(Change::IndexCreated { index });
+    let mut actions = d.core.handle(d.now, Event::Tick { random: 5 });
+    let asked = actions.iter().find_map(|action| match action {
+        Action::Assign { job, node, .. } => Some((*job, node.clone())),
+        _ => None,
+    });
+    let (job, node) = asked.unwrap();
+    let outcome = Err(ApiError::new(ErrorCode::StorageFailed, "full ".repeat(100)));
+    actions.extend(d.core.handle(d.now, Event::Assigned { job, node, outcome }));
+    let reasons = actions.into_iter().filter_map(|action| match action {
+        Action::Append(Change::IndexFailed { reason, .. } | Change::IndexDropped { reason, .. }) => Some(reason.len()),
+        _ => None,
+    });
+    assert_eq!(reasons.collect::<Vec<_>>(), [MOST_WORDS; 2]);
 }

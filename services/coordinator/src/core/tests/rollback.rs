@@ -2,8 +2,9 @@
 
 use super::*;
 use highwater_schemas::{
-    api::SessionReading,
+    api::{MOST_WORDS, SessionReading},
     state::{RollbackPhase, SessionKind},
+    timestamp::Bookmark,
 };
 
 /// A projector says that its source is not what it was.
@@ -23,6 +24,26 @@ fn suspect(d: &mut Driver, intact: u64, broken: bool) -> u64 {
     d.tick(1);
     assert_ne!(d.core.context().buckets["b"].vbuckets[0].vbuuid(), old);
     old
+}
+
+#[test]
+fn what_a_projector_says_of_a_source_is_cut_before_it_is_written_down() {
+    let mut d = Driver::with_index();
+    let vbuuid = d.core.context().buckets["b"].vbuckets[0].vbuuid();
+    let bookmark = |bytes, seqno| Bookmark { seqno, subject: "s".repeat(bytes), hash: 7, ..Bookmark::default() };
+    let bookmarks = vec![bookmark(256, 1), bookmark(257, 2)];
+    let (reason, bucket) = ("long ".repeat(100), "b".to_owned());
+    let found = Suspicion { bucket, vb: 0, vbuuid, reason, intact: 4, last: 9, broken: true, bookmarks };
+    d.told(NodeKind::Projector, "p", 1, vec![Item::Suspicion(found)]);
+    let actions = d.core.handle(d.now, Event::Tick { random: 5 });
+    let begun = actions.into_iter().find_map(|action| match action {
+        Action::Append(Change::BranchStarted { reason, bookmarks, .. }) => Some((reason, bookmarks)),
+        _ => None,
+    });
+    let (reason, bookmarks) = begun.unwrap();
+    assert_eq!(reason.len(), MOST_WORDS);
+    let subjects: Vec<usize> = bookmarks.iter().map(|b| b.subject.len()).collect();
+    assert_eq!(subjects, [256, "\u{fffd}".len()]);
 }
 
 #[test]

@@ -42,6 +42,25 @@ fn what_is_beyond_the_start_of_any_later_generation_is_void() {
 }
 
 #[test]
+fn of_merged_starts_nothing_counts_and_what_they_made_void_stays_void() {
+    // Generation 2 began at 6 and stands for generation 1, which began at 3.
+    let mut core = in_step(3, &[(2, 3), (3, 9)]);
+    let mut later = view(&[(2, 3), (3, 9)]);
+    later.shares[0].starts.get_mut(&2).unwrap().merged = true;
+    assert!(
+        !later.shares[0].counts(&st(2, 1, 5, 5, false).vbs[0]) && later.shares[0].counts(&st(2, 2, 5, 5, false).vbs[0])
+    );
+    core.state(later);
+    core.live(1, batch(2, 1, 0, 3, 9, 9));
+    assert_eq!(core.high_watermark().unwrap()[0].seqno, 3, "what it sent from 6 on is not told from what it repeated");
+    core.live(2, batch(3, 1, 0, 3, 12, 12));
+    core.stability([st(3, 3, 12, 12, true)]);
+    core.advance(0);
+    core.advance(GAP_AFTER);
+    assert_eq!(state(&core), SliceState::Catchup);
+}
+
+#[test]
 fn a_void_timestamp_is_not_waited_for() {
     // It was issued for generation 1 when generation 2 had begun at 6, and its place is none of that.
     let mut core = in_step(5, &[(1, 0), (2, 6)]);
@@ -58,7 +77,7 @@ fn a_void_timestamp_is_not_waited_for() {
 
 /// The log of term 2: generation 2 began at 5, in term `began`.
 fn second_generation(began: u64) -> BucketView {
-    let start = |x: u64, term| Start { x: Position::new(x, 0), term };
+    let start = |x: u64, term| Start { x: Position::new(x, 0), term, merged: false };
     let mut view = view(&[]);
     view.term = 2;
     view.shares[0].generation = 2;

@@ -71,11 +71,12 @@ fn open_session(slices: &[SliceName]) -> OpenSession {
 }
 
 fn view(starts: &[(u64, u64)]) -> BucketView {
-    let start = |(g, x): &(u64, u64)| (*g, Start { x: Position::new(*x, 0), term: 0 });
+    let start = |(g, x): &(u64, u64)| (*g, Start { x: Position::new(*x, 0), ..Start::default() });
     let starts: BTreeMap<u64, Start> = starts.iter().map(start).collect();
     let generation = starts.keys().next_back().copied().unwrap_or(0);
     BucketView {
         term: 1,
+        numbers_below: 1_000_000,
         topology: 1,
         shares: vec![Shares { vbuuid: 7, generation, starts, branches: vec![branch(7, 0, false)] }],
         slices: BTreeMap::from([(SLICE, 1)]),
