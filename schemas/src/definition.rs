@@ -4,7 +4,9 @@ use crate::{
     error::{ApiError, ErrorCode},
     expr::{self, Expr, Path},
     language::Language,
-    names, subjects,
+    names,
+    readable::RESERVED,
+    subjects,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +65,16 @@ impl BucketDefinition {
                     return refuse(&format!("source.streams must name 1 to {MAX_VBUCKETS} streams"));
                 }
                 for (i, s) in streams.iter().enumerate() {
-                    if s.name.is_empty() || s.name.contains(['.', '*', '>', ' ', '/', '\\']) {
-                        return refuse(&format!("source.streams[{i}].name {:?} is not a stream name", s.name));
+                    if !names::is_stream(&s.name) {
+                        let name = beginning(&s.name);
+                        return refuse(&format!("source.streams[{i}].name {name:?} is not a stream name"));
+                    }
+                    if !names::is_subject_part(&s.strip_prefix) {
+                        let prefix = beginning(&s.strip_prefix);
+                        let most = names::MAX_STREAM_NAME;
+                        return refuse(&format!(
+                            "source.streams[{i}].strip_prefix {prefix:?} is not the beginning of a subject: at most {most} bytes, without blanks and control characters"
+                        ));
                     }
                     if s.name.starts_with("HW_") {
                         return refuse(&format!(
@@ -160,6 +170,20 @@ impl CompiledIndex {
     }
 }
 
+/// Refuses what no row may hold: a name that some reader takes for something else. Version 0 of the language took it.
+fn check_path(path: &Path, language: Language, field: impl Fn() -> String) -> Result<(), ApiError> {
+    if language == Language::V0 || !path.0.iter().any(|segment| segment.starts_with(RESERVED)) {
+        return Ok(());
+    }
+    let why = format!("{}: names that begin with {RESERVED} mean something else to some readers of JSON", field());
+    Err(ApiError::new(ErrorCode::BadDefinition, why))
+}
+
+/// What of a name is shown in a message.
+fn beginning(name: &str) -> String {
+    name.chars().take(names::MAX_NAME + 1).collect()
+}
+
 impl IndexDefinition {
     /// Checks every field and parses the expressions, by the rules of a version of the language.
     pub fn compile(&self, language: Language) -> Result<CompiledIndex, ApiError> {
@@ -183,7 +207,9 @@ impl IndexDefinition {
         }
         let mut keys = Vec::with_capacity(self.keys.len());
         for (i, text) in self.keys.iter().enumerate() {
-            keys.push(expr::parse_key(text).map_err(|e| e.in_field(&format!("keys[{i}]")))?);
+            let key = expr::parse_key(text).map_err(|e| e.in_field(&format!("keys[{i}]")))?;
+            check_path(&key.path, language, || format!("keys[{i}]"))?;
+            keys.push(key);
         }
         let condition = match &self.condition {
             Some(text) => Some(expr::parse_condition(text, language).map_err(|e| e.in_field("where"))?),
@@ -192,11 +218,64 @@ impl IndexDefinition {
         let mut include = Vec::with_capacity(self.include.len());
         for (i, text) in self.include.iter().enumerate() {
             let path = expr::parse_path(text).map_err(|e| e.in_field(&format!("include[{i}]")))?;
+            check_path(&path, language, || format!("include[{i}]"))?;
             // A row names each field once.
             if language == Language::V0 || !include.contains(&path) {
                 include.push(path);
             }
         }
         Ok(CompiledIndex { keys, condition, include, include_missing: self.include_missing, language })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_and_prefixes_that_nats_cannot_have_are_refused() {
+        let check = |name: &str, prefix: &str| {
+            let streams = Some(vec![SourceStream { name: name.into(), strip_prefix: prefix.into() }]);
+            BucketDefinition { name: "b".into(), source: Source { kv: None, streams } }.check()
+        };
+        assert_eq!(check(&"s".repeat(255), &"p".repeat(255)), Ok(()));
+        for (name, prefix, says) in [
+            (&*"s".repeat(256), "", "streams[0].name"),
+            (&"s".repeat(200_000), "", "streams[0].name"),
+            ("", "", "streams[0].name"),
+            ("a b", "", "streams[0].name"),
+            ("a\tb", "", "streams[0].name"),
+            ("a\0", "", "streams[0].name"),
+            ("a.b", "", "streams[0].name"),
+            ("S", &"p".repeat(256), "streams[0].strip_prefix"),
+            ("S", "a b.", "streams[0].strip_prefix"),
+            ("S", "a.\r\nb", "streams[0].strip_prefix"),
+        ] {
+            let error = check(name, prefix).unwrap_err();
+            assert_eq!(error.code, ErrorCode::BadDefinition, "{error}");
+            assert!(error.message.contains(says) && error.message.len() < 300, "{error}");
+        }
+    }
+
+    #[test]
+    fn names_that_readers_keep_for_themselves_are_no_paths_of_new_indexes() {
+        let definition = |keys: &[&str], include: &[&str]| -> IndexDefinition {
+            serde_json::from_value(serde_json::json!({"bucket": "b", "name": "i", "keys": keys, "include": include}))
+                .unwrap()
+        };
+        let reserved = r#""$serde_json::private::RawValue""#;
+        let inside = format!("a.{reserved}.b");
+        for (index, says) in [
+            (definition(&["a", reserved], &[]), "keys[1]: "),
+            (definition(&[&format!("{inside} DESC")], &[]), "keys[0]: "),
+            (definition(&["a"], &["a", "b", reserved]), "include[2]: "),
+            (definition(&[], &[&inside]), "include[0]: "),
+        ] {
+            let error = index.compile(Language::NEWEST).unwrap_err();
+            assert_eq!(error.code, ErrorCode::BadDefinition, "{error}");
+            assert!(error.message.starts_with(says), "{error}");
+            assert!(index.compile(Language::V0).is_ok(), "what was taken before is taken still");
+        }
+        assert!(definition(&["\"$serde\""], &["\"x$serde_json::private::y\""]).compile(Language::NEWEST).is_ok());
     }
 }

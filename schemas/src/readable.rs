@@ -9,7 +9,9 @@
 //!   a value is *of no value*, with the whole array or object around it.
 //! - Names that serde_json keeps for itself, [`RESERVED`]: its values are something else than the object that begins with one.
 //! - Two fields of one name in an object (Go, strict modes elsewhere): only the last is written, as everywhere in Highwater.
-//! - Very long numbers (Python, Jackson): above [`MAX_NUMBER`] the nearest f64 is written instead.
+//! - Numbers that are within f64, but in other readers' ways of reading them are not: very long ones (Python, Jackson), those
+//!   next to the largest f64 (serde_json without `float_roundtrip`), and long exponents. The nearest f64 is written instead:
+//!   above [`MAX_NUMBER`], from [`LARGE`] on, and above [`MAX_EXPONENT`].
 
 use crate::collation::{MAX_SHOWN_DEPTH, nearest};
 use serde::{
@@ -21,6 +23,11 @@ use std::{collections::HashMap, fmt, ops::Range};
 
 /// The longest text of a number that is written as it is, bytes.
 pub const MAX_NUMBER: usize = 1_000;
+/// The most digits of an exponent that is written as it is.
+const MAX_EXPONENT: usize = 4;
+/// A float from here on is written in its own shortest text, which stays finite when its digits are multiplied by a power of ten
+/// that is rounded itself. Other texts of the largest floats do not.
+const LARGE: f64 = 1e308;
 /// Names that begin so mean something else to serde_json's values, under some of its features.
 pub(crate) const RESERVED: &str = "$serde_json::private::";
 /// A number without exponent of so many characters is within f64.
@@ -196,13 +203,15 @@ impl Copier<'_> {
 const UNIT: usize = 6;
 
 fn write_word(word: &[u8], out: &mut Vec<u8>) -> Result<(), Unreadable> {
-    let is_number = matches!(word.first(), Some(b'-' | b'0'..=b'9'));
-    let surely_in_range = word.len() <= SURELY_IN_RANGE && !word.iter().any(|b| matches!(b, b'e' | b'E'));
-    if is_number && !surely_in_range {
-        let float = nearest(word).filter(|float| float.is_finite()).ok_or(Unreadable)?;
-        if word.len() > MAX_NUMBER {
-            let negative = word.first() == Some(&b'-');
-            return serde_json::to_writer(out, &if negative { -float } else { float }).map_err(|_| Unreadable);
+    if matches!(word.first(), Some(b'-' | b'0'..=b'9')) {
+        let exponent = word.iter().position(|b| matches!(b, b'e' | b'E')).map(|at| &word[at + 1..]);
+        if exponent.is_some() || word.len() > SURELY_IN_RANGE {
+            let float = nearest(word).filter(|float| float.is_finite()).ok_or(Unreadable)?;
+            let exponent_digits = exponent.map_or(0, |text| text.iter().filter(|b| b.is_ascii_digit()).count());
+            if word.len() > MAX_NUMBER || exponent_digits > MAX_EXPONENT || float >= LARGE {
+                let negative = word.first() == Some(&b'-');
+                return serde_json::to_writer(out, &if negative { -float } else { float }).map_err(|_| Unreadable);
+            }
         }
     }
     if word.is_empty() {

@@ -1,9 +1,10 @@
 //! Looking into slices: `hw.node.<id>.verify` and `hw.node.<id>.dump`, and the same of a directory whose node does not run.
 
 use crate::error::ApiError;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
+use std::borrow::Cow;
 
 /// The most documents in the reply of one dump; fewer come where they do not fit a message.
 pub const MOST_DUMPED: u64 = 10_000;
@@ -200,6 +201,30 @@ pub struct EntryDump {
     /// The key's bytes in hexadecimal, where they are no key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<String>,
+    /// As the rows of a scan have them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub include: Option<Map<String, Value>>,
+    pub include: Option<IncludedFields>,
+}
+
+/// An object in its own text: every digit of its numbers counts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct IncludedFields(pub Box<RawValue>);
+
+impl PartialEq for IncludedFields {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl JsonSchema for IncludedFields {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        Map::<String, Value>::schema_name()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Map::<String, Value>::json_schema(generator)
+    }
 }

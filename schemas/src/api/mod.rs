@@ -24,8 +24,8 @@ pub use cluster::{
     NodeStatusRequest, Presence, Recover, SliceReport, SliceState, Suspicion, UnindexedDoc,
 };
 pub use diagnosis::{
-    DocumentDump, EntryDump, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump, NodeDump,
-    NodeDumpRequest, NodeVerify, NodeVerifyRequest, RunDump, SliceCheck, SliceDump, VERIFY_TIMEOUT_MS,
+    DocumentDump, EntryDump, IncludedFields, KeptDump, MOST_DUMPED, MOST_VERIFY_TIMEOUT_MS, MarkDump, MarkVbDump,
+    NodeDump, NodeDumpRequest, NodeVerify, NodeVerifyRequest, RunDump, SliceCheck, SliceDump, VERIFY_TIMEOUT_MS,
 };
 pub use heartbeat::{HEARTBEAT_MS, MOST_HEARTBEAT, heartbeat, is_plausible_term, read_heartbeat};
 pub use pages::{PAGE_BYTES, json_size, page};

@@ -57,10 +57,12 @@ pub use compare::compare_values;
 pub use decode::{DecodeError, decode_component, decode_key};
 pub use encode::encode_value;
 pub use entry::{encode_entry_suffix, entry_suffix_len, split_entry_suffix};
+pub use plain::Plain;
 pub use range::{Component, Inclusion, Span, spans_to_ranges};
 pub use text::{EncodeError, MAX_SHOWN_DEPTH, encode_bound, encode_raw};
 
 pub(crate) use number::{ExactNumber, nearest, read_number};
+pub(crate) use text::encode_operand;
 
 /// The longest entry key, docid and vbucket included, that the index store takes, bytes.
 pub const MAX_ENTRY_KEY: usize = 1_982;

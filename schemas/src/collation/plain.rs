@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use std::fmt;
 
 /// A value as its text has it.
-pub(super) struct Plain(pub Value);
+#[derive(Debug)]
+pub struct Plain(pub Value);
 
 impl<'de> Deserialize<'de> for Plain {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {

@@ -30,7 +30,7 @@ pub enum EncodeError {
     Inexact,
     #[error("half a surrogate pair")]
     HalfPair,
-    #[error("an object of several fields of which one has a name that readers keep for themselves")]
+    #[error("an object with a name that readers keep for themselves")]
     ReservedName,
     #[error("nested deeper than {MAX_SHOWN_DEPTH}")]
     TooDeep,
@@ -60,6 +60,21 @@ pub fn encode_raw(
         out.truncate(start);
     } else if descending {
         invert(&mut out[start..]);
+    }
+    done
+}
+
+/// Appends the encoding, ascending, of what a condition compares: as [`encode_raw`], but whatever some reader refuses is refused.
+///
+/// After an error `out` is as before.
+pub(crate) fn encode_operand(text: &str, language: Language, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if language == Language::V0 {
+        return encode_raw(Some(text), false, language, out);
+    }
+    let start = out.len();
+    let done = Writer { out, written_as: WrittenAs::Operand }.value(trim(text), MAX_SHOWN_DEPTH);
+    if done.is_err() {
+        out.truncate(start);
     }
     done
 }
@@ -105,6 +120,8 @@ fn unescaped(name: &str) -> &str {
 enum WrittenAs {
     Document,
     Bound,
+    /// A document's, and never shown.
+    Operand,
 }
 
 /// Writes by the rules of [`Language::V1`].
@@ -162,8 +179,9 @@ impl Writer<'_> {
     fn object(&mut self, text: &str, depth: usize) -> Result<(), EncodeError> {
         let Fields(fields) = serde_json::from_str(text).map_err(|_| refusal(text))?;
         let depth = depth.checked_sub(1).ok_or(EncodeError::TooDeep)?;
-        // A field by itself is shown under another name, with one more `$`.
-        if fields.len() > 1 && fields.keys().any(|name| name.starts_with(RESERVED)) {
+        // A field by itself is shown under another name, with one more `$`; what is not shown at all counts as it is.
+        let renamed = fields.len() == 1 && self.written_as != WrittenAs::Operand;
+        if !renamed && fields.keys().any(|name| name.starts_with(RESERVED)) {
             return Err(EncodeError::ReservedName);
         }
         put_object_head(fields.len(), self.out);

@@ -3,6 +3,7 @@
 //! Operands are read here and not by sqlparser, which knows hundreds of words of SQL: documents have fields called `date`,
 //! `interval` or `case`, and to us they are fields like any other.
 
+use crate::language::Language;
 use sqlparser::{
     ast::{BinaryOperator, Expr, Ident, UnaryOperator, Value, ValueWithSpan},
     dialect::{Dialect, Precedence},
@@ -42,7 +43,9 @@ pub(super) fn error<T>(message: &str, at: Location) -> Result<T, ParserError> {
 }
 
 #[derive(Debug)]
-pub(super) struct ConditionDialect;
+pub(super) struct ConditionDialect {
+    pub language: Language,
+}
 
 impl Dialect for ConditionDialect {
     fn is_identifier_start(&self, c: char) -> bool {
@@ -62,7 +65,17 @@ impl Dialect for ConditionDialect {
     }
 }
 
-fn operand(dialect: &dyn Dialect, parser: &mut Parser) -> Result<Expr, ParserError> {
+impl ConditionDialect {
+    /// `long`: an `L` stands behind the digits, as some dialects of SQL write integers of 64 bits. Version 0 took it and ignored it.
+    fn number(&self, digits: String, long: bool, span: Span) -> Result<Expr, ParserError> {
+        if long && self.language != Language::V0 {
+            return error(&format!("{digits}L is not a number"), span.start);
+        }
+        Ok(Expr::Value(ValueWithSpan { value: Value::Number(digits, false), span }))
+    }
+}
+
+fn operand(dialect: &ConditionDialect, parser: &mut Parser) -> Result<Expr, ParserError> {
     let TokenWithSpan { token, span } = parser.peek_token();
     match token {
         Token::Word(Word { quote_style: None, value, keyword, .. }) if is_reserved(&value) => {
@@ -90,21 +103,21 @@ fn operand(dialect: &dyn Dialect, parser: &mut Parser) -> Result<Expr, ParserErr
             parser.next_token();
             Ok(Expr::Value(Value::SingleQuotedString(text).with_span(span)))
         }
-        Token::Number(digits, _) => {
+        Token::Number(digits, long) => {
             parser.next_token();
-            Ok(number(digits, span))
+            dialect.number(digits, long, span)
         }
         Token::Minus | Token::Plus => {
             parser.next_token();
             let TokenWithSpan { token: next, span: end } = parser.next_token();
-            let Token::Number(digits, _) = next else {
+            let Token::Number(digits, long) = next else {
                 return error(
                     "arithmetic is not supported in this version; a sign is taken before a number only",
                     span.start,
                 );
             };
             let sign = if token == Token::Minus { "-" } else { "" };
-            Ok(number(format!("{sign}{digits}"), span.union(&end)))
+            dialect.number(format!("{sign}{digits}"), long, span.union(&end))
         }
         Token::LParen => {
             parser.next_token();
@@ -117,10 +130,6 @@ fn operand(dialect: &dyn Dialect, parser: &mut Parser) -> Result<Expr, ParserErr
         Token::LBrace => error("objects are not supported in this version", span.start),
         other => error(&format!("expected a path or a value, found {other}"), span.start),
     }
-}
-
-fn number(digits: String, span: Span) -> Expr {
-    Expr::Value(ValueWithSpan { value: Value::Number(digits, false), span })
 }
 
 fn is_null_or_missing(parser: &mut Parser, expr: &Expr) -> Result<Expr, ParserError> {

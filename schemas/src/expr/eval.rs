@@ -4,7 +4,7 @@
 
 use super::ast::{CompareOp, Expr, Operand, Path};
 use crate::{
-    collation::{JsonType, encode_raw, encode_value},
+    collation::{JsonType, encode_operand, encode_value},
     language::Language,
     readable::is_readable,
 };
@@ -61,8 +61,8 @@ enum Node {
 /// - `IS NULL` and `IS MISSING` are never unknown; a missing value is not null.
 /// - A bare path is true if the value is true, unknown if it is null or missing, else false.
 /// - An inexact number, alone or in an array or object, is of a type, but comparisons with it, and it as a bare path, are unknown.
-/// - A value that not every reader of JSON takes (a number beyond f64, half a surrogate pair, nesting beyond
-///   [`crate::collation::MAX_SHOWN_DEPTH`]) counts as missing. In [`Language::V0`] only comparisons with it are unknown.
+/// - A value that not every reader of JSON takes (a number beyond f64, half a surrogate pair, a name that serde_json keeps for
+///   itself, nesting beyond [`crate::collation::MAX_SHOWN_DEPTH`]) counts as missing. In [`Language::V0`] only comparisons with it are unknown.
 #[derive(Debug, Clone)]
 pub struct CompiledCondition {
     root: Node,
@@ -172,7 +172,7 @@ impl<'d, F: Fn(usize) -> Option<&'d str>> Document<'_, F> {
             Term::Literal(bytes, _) => Some(bytes),
             Term::Slot(slot) => {
                 buffer.clear();
-                encode_raw(Some((self.lookup)(*slot)?), false, self.language, buffer).ok()?;
+                encode_operand((self.lookup)(*slot)?, self.language, buffer).ok()?;
                 Some(buffer)
             }
         }

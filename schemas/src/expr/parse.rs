@@ -50,7 +50,7 @@ impl ExprError {
 
 /// Reads a key: a path, ascending unless `DESC` follows.
 pub fn parse_key(text: &str) -> Result<KeyPart, ExprError> {
-    read(text, |parser, _| {
+    read(text, Language::NEWEST, |parser, _| {
         let segments = dialect::path(parser)?;
         let descending = match parser.parse_one_of_keywords(&[Keyword::ASC, Keyword::DESC]) {
             Some(keyword) => keyword == Keyword::DESC,
@@ -62,17 +62,18 @@ pub fn parse_key(text: &str) -> Result<KeyPart, ExprError> {
 
 /// Reads a path.
 pub fn parse_path(text: &str) -> Result<Path, ExprError> {
-    read(text, |parser, _| Ok(path_of(dialect::path(parser)?)))
+    read(text, Language::NEWEST, |parser, _| Ok(path_of(dialect::path(parser)?)))
 }
 
 /// Reads a condition; numbers by the rules of a version of the language.
 pub fn parse_condition(text: &str, language: Language) -> Result<Expr, ExprError> {
-    read(text, |parser, _| Ok(Reader { language }.condition(&parser.parse_expr()?)))
+    read(text, language, |parser, _| Ok(Reader { language }.condition(&parser.parse_expr()?)))
 }
 
 /// Tokenizes, lets `rule` read, and sees to it that nothing is left and that every error has its place.
 fn read<T>(
     text: &str,
+    language: Language,
     rule: impl FnOnce(&mut Parser, Location) -> Result<Result<T, ExprError>, ParserError>,
 ) -> Result<T, ExprError> {
     if text.len() > MAX_TEXT {
@@ -80,7 +81,8 @@ fn read<T>(
         return Err(ExprError::at(message, Location { line: 1, column: 1 }));
     }
     let end = end_of(text);
-    let tokens = Tokenizer::new(&ConditionDialect, text)
+    let dialect = ConditionDialect { language };
+    let tokens = Tokenizer::new(&dialect, text)
         .tokenize_with_location()
         .map_err(|e| ExprError::at(e.message, known(e.location, end)))?;
     let comment = |t: &Token| {
@@ -89,8 +91,7 @@ fn read<T>(
     if let Some(found) = tokens.iter().find(|t| comment(&t.token)) {
         return Err(ExprError::at("comments are not supported", found.span.start));
     }
-    let mut parser =
-        Parser::new(&ConditionDialect).with_recursion_limit(MAX_NESTING).with_tokens_with_locations(tokens);
+    let mut parser = Parser::new(&dialect).with_recursion_limit(MAX_NESTING).with_tokens_with_locations(tokens);
     let value = match rule(&mut parser, end) {
         Ok(value) => value?,
         Err(e) => return Err(located(e, known(parser.get_current_token().span.start, end), end)),

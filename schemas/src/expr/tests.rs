@@ -127,6 +127,11 @@ fn what_conditions_cannot_be_is_said_with_its_place() {
         ("a = 1 foo", 1, 7, "unexpected foo"),
         ("a = and", 1, 5, "must be quoted"),
         ("a = 'x", 1, 5, "Unterminated"),
+        ("a = 10L", 1, 5, "10L is not a number"),
+        ("a = -10L", 1, 5, "-10L is not a number"),
+        ("a in (1, 2L)", 1, 10, "2L is not a number"),
+        ("a between 1L and 2", 1, 11, "1L is not a number"),
+        ("a = 10l", 1, 7, "unexpected l"),
         ("a = X'00'", 1, 5, "expected a path or a value"),
         ("a = 1e999", 1, 5, "beyond the range"),
         ("a = [1]", 1, 5, "arrays are not supported"),
@@ -141,6 +146,16 @@ fn what_conditions_cannot_be_is_said_with_its_place() {
         assert!(error.message.contains(says), "{text}: {error}");
         assert_eq!((error.line, error.column), (line, column), "{text}: {error}");
         assert!(error.in_field("where").message.contains(&format!("at column {column}")), "{text}");
+    }
+}
+
+#[test]
+fn what_version_0_took_it_takes_still() {
+    for (text, read) in
+        [("a = 10L", "a = 10"), ("a = -10L", "a = -10"), ("a < 18446744073709551617", "a < 1.8446744073709552e+19")]
+    {
+        assert_eq!(parse_condition_of(text, Language::V0).unwrap().to_string(), read, "{text}");
+        assert!(parse_condition(text).is_err(), "{text}");
     }
 }
 
@@ -286,6 +301,32 @@ fn three_valued_logic_by_example() {
         let expr = parse_condition(text).unwrap_or_else(|e| panic!("{text}: {e}"));
         assert_eq!(compiled(&expr, &doc), truth, "{text}");
         assert_eq!(naive(&expr, &doc), truth, "{text}");
+    }
+}
+
+#[test]
+fn what_some_reader_refuses_counts_as_missing() {
+    use Truth::{True, Unknown};
+    for text in [
+        r#"{"$serde_json::private::X":1}"#,
+        r#"[[{"\u0024serde_json::private::RawValue":"1"}]]"#,
+        r#"{"$serde_json::private::X":1,"b":2}"#,
+        "1e400",
+        r#""\ud800""#,
+        &["[".repeat(61), "]".repeat(61)].concat(),
+    ] {
+        for (condition, truth) in [
+            ("a IS MISSING", True),
+            ("a IS NOT NULL", True),
+            ("a = a", Unknown),
+            ("a != a", Unknown),
+            ("a != 1", Unknown),
+            ("a", Unknown),
+        ] {
+            let expr = parse_condition(condition).unwrap();
+            let compiled = CompiledCondition::new(&expr, Language::NEWEST, &mut |_| 0);
+            assert_eq!(compiled.eval(&|_| Some(text), &mut Scratch::default()), truth, "{text} {condition}");
+        }
     }
 }
 

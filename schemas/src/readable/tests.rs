@@ -24,6 +24,10 @@ fn what_every_reader_takes_is_copied_without_white_space() {
         ("-1.50", "-1.50"),
         ("1E+2", "1E+2"),
         ("1e-400", "1e-400"),
+        ("1e-0400", "1e-0400"),
+        ("0e9999", "0e9999"),
+        ("123456789012345678e-400", "123456789012345678e-400"),
+        ("9.9999999999999e307", "9.9999999999999e307"),
         ("18446744073709551617", "18446744073709551617"),
         (long.as_str(), long.as_str()),
         (r#""a b\n\u00e9\"""#, r#""a b\n\u00e9\"""#),
@@ -99,6 +103,52 @@ fn numbers_of_very_many_digits_are_written_shortly() {
 }
 
 #[test]
+fn numbers_that_readers_find_too_large_are_written_as_the_float_they_are() {
+    let largest = format!("{}", f64::MAX);
+    assert_eq!(largest.len(), 309);
+    let shortest = serde_json::to_string(&f64::MAX).unwrap();
+    for (raw, expected) in [
+        ("1.7976931348623158e308", shortest.as_str()),
+        ("1.7976931348623157e308", &shortest),
+        ("17976931348623158079e289", &shortest),
+        (&largest, &shortest),
+        (&format!("{largest}.0"), &shortest),
+        ("100e306", &serde_json::to_string(&1e308).unwrap()),
+        ("1e-99999999999999999999", "0.0"),
+        ("0e99999999999999999999", "0.0"),
+        ("-0e-10000", "-0.0"),
+        ("1e00005", "100000.0"),
+    ] {
+        assert_eq!(written(raw).as_deref(), Some(expected), "{raw}");
+        assert_eq!(is_finite_by_parts(expected), Some(true), "{expected}");
+        let nested = format!("[{{\"a\":[-{raw}]}}]").replace("--", "");
+        assert_eq!(written(&nested), Some(format!("[{{\"a\":[-{expected}]}}]").replace("--", "")), "{raw}");
+    }
+    for raw in ["1.7976931348623158e308", &largest] {
+        assert_eq!(is_finite_by_parts(raw), Some(false), "{raw} is no example");
+    }
+}
+
+/// Whether a number is within f64 for whoever multiplies its digits, as an f64, by its power of ten, as an f64.
+fn is_finite_by_parts(text: &str) -> Option<bool> {
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (mut digits, mut power, mut behind_point) = (0u64, exponent.parse::<i32>().ok()?, false);
+    for byte in mantissa.trim_start_matches('-').bytes() {
+        let longer = digits.checked_mul(10).and_then(|n| n.checked_add(u64::from(byte.wrapping_sub(b'0'))));
+        match longer {
+            _ if byte == b'.' => behind_point = true,
+            Some(longer) => {
+                digits = longer;
+                power -= i32::from(behind_point);
+            }
+            None => power += i32::from(!behind_point),
+        }
+    }
+    let by: f64 = format!("1e{}", power.max(0)).parse().ok()?;
+    Some(digits == 0 || (digits as f64 * by).is_finite())
+}
+
+#[test]
 fn fields_of_no_value_are_left_out() {
     for (raw, expected) in [
         (r#"{"a":1,"b":1e400,"c":"x"}"#, r#"{"a":1,"c":"x"}"#),
@@ -135,6 +185,16 @@ fn any_json() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn numbers_are_within_range_however_they_are_read(
+        raw in "-?(0|[1-9][0-9]{0,25})(\\.[0-9]{1,25})?([eE][+-]?[0-9]{1,6})?|1\\.79769313486231[0-9]{0,9}e308|1[0-9]{300,310}(\\.[0-9])?"
+    ) {
+        match written(&raw) {
+            Some(text) => prop_assert_eq!(is_finite_by_parts(&text), Some(true), "{}", text),
+            None => prop_assert!(!raw.parse::<f64>().unwrap().is_finite()),
+        }
+    }
 
     #[test]
     fn what_serde_json_reads_is_written_and_means_the_same(raw in any_json()) {

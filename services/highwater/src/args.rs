@@ -418,13 +418,13 @@ pub(crate) struct Range {
     pub(crate) bucket: String,
     pub(crate) index: String,
     /// Keys equal to this.
-    #[arg(long, allow_negative_numbers = true, conflicts_with_all = ["low", "high", "inclusion"])]
+    #[arg(long, allow_hyphen_values = true, conflicts_with_all = ["low", "high", "inclusion"])]
     pub(crate) equal: Option<Bound>,
     /// Keys from here on.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) low: Option<Bound>,
     /// Keys up to here.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) high: Option<Bound>,
     /// Which bounds belong to the range.
     #[arg(long, value_parser = ["both", "low", "high", "neither"])]

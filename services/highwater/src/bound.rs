@@ -41,6 +41,7 @@ fn likeness(text: &str) -> Option<&'static str> {
         _ if ["true", "false", "null"].iter().any(|word| text.eq_ignore_ascii_case(word)) => {
             Some("true, false or null, which are written in small letters")
         }
+        '-' if text[1..].starts_with('-') && text[2..].starts_with(char::is_alphabetic) => Some("an option"),
         _ if is_like_a_number(text) => Some("a number"),
         _ => None,
     }
@@ -72,6 +73,8 @@ fn has_mark_inside(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Args, Command, Count};
+    use clap::Parser;
 
     /// The components' JSON texts.
     fn read(text: &str) -> Result<Vec<String>, String> {
@@ -196,6 +199,8 @@ mod tests {
             ("\"Oslo", "a JSON string"),
             ("\"a\"b\"", "a JSON string"),
             ("True", "true, false or null"),
+            ("--high", "an option"),
+            ("--nats-url=x", "an option"),
             ("FALSE", "true, false or null"),
             ("NULL", "true, false or null"),
         ] {
@@ -205,6 +210,35 @@ mod tests {
             let quoted = Value::from(text).to_string();
             assert!(error.contains(&quoted.replace('\'', "'\\''")), "{text}: {error}");
             assert_eq!(read(&quoted).unwrap(), std::slice::from_ref(&quoted), "{text}");
+        }
+    }
+
+    /// The bounds that a command line with this option has.
+    fn bounds(option: &str, bound: &str) -> Result<Vec<String>, String> {
+        let args = ["highwater", "count", "docs", "by_n", option, bound, "--json"];
+        let args = Args::try_parse_from(args).map_err(|error| error.to_string())?;
+        let Command::Count(Count { range }) = args.command else { return Err("another command".into()) };
+        assert!(range.client.json, "{option} {bound}");
+        let bounds = [range.equal, range.low, range.high].into_iter().flatten();
+        Ok(bounds.flat_map(|bound| bound.0).map(|component| component.text().to_owned()).collect())
+    }
+
+    #[test]
+    fn bounds_may_begin_with_a_sign() {
+        for option in ["--equal", "--low", "--high"] {
+            for bound in ["-1", "-1.5", "-1e-5", "-1.5E+3", "-1e+2", "-0", "-9223372036854775808"] {
+                assert_eq!(bounds(option, bound).unwrap(), [bound]);
+            }
+            assert_eq!(bounds(option, "-abc").unwrap(), [r#""-abc""#]);
+            for bound in ["-.5", "-0x10", "-NaN", "-1_000", "-", "-01", "+5"] {
+                let error = bounds(option, bound).unwrap_err();
+                assert!(error.contains(option) && error.contains("looks like a number, and is none"), "{error}");
+            }
+            // The value was forgotten.
+            for next in ["--high", "--json", "--no-such-option"] {
+                let error = bounds(option, next).unwrap_err();
+                assert!(error.contains(option) && error.contains("looks like an option, and is none"), "{error}");
+            }
         }
     }
 }

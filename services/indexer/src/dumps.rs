@@ -4,9 +4,11 @@ use crate::store::{BackIndex, Document, KeptSnapshot, RunInfo, SliceIdentity, Sl
 use crate::store::{FORMAT_VERSION, Verified};
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{DocumentDump, EntryDump, KeptDump, MarkDump, MarkVbDump, RunDump, SliceCheck, SliceDump},
+    api::{DocumentDump, EntryDump, IncludedFields, KeptDump, MarkDump, MarkVbDump, RunDump, SliceCheck, SliceDump},
     collation::{decode_component, decode_key},
+    readable::write_readable_fields,
 };
+use serde_json::value::RawValue;
 use std::{fmt::Write as _, ops::ControlFlow};
 
 /// The first byte of a descending component: each is the inverse of an ascending one, and those are all below this.
@@ -156,8 +158,18 @@ fn document(found: &Document) -> DocumentDump {
 
 fn entry(bytes: &[u8], include: &[u8]) -> EntryDump {
     let key = key(bytes);
-    let include = if include.is_empty() { None } else { serde_json::from_slice(include).ok() };
-    EntryDump { bytes: key.is_none().then(|| hex(bytes)), key, include }
+    EntryDump { bytes: key.is_none().then(|| hex(bytes)), key, include: included(include) }
+}
+
+/// The included fields as a scan's reply has them. Those of an index of the newest language have been made readable before they
+/// were stored, and come out as they are.
+fn included(stored: &[u8]) -> Option<IncludedFields> {
+    if stored.is_empty() {
+        return None;
+    }
+    let mut text = Vec::with_capacity(stored.len());
+    write_readable_fields(&String::from_utf8_lossy(stored), &mut text);
+    String::from_utf8(text).ok().and_then(|text| RawValue::from_string(text).ok()).map(IncludedFields)
 }
 
 /// A key's components as JSON. Their directions need not be known: the first byte of each tells its own.
@@ -188,6 +200,25 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
+    fn included_fields_are_shown_as_scans_show_them() {
+        for (stored, shown) in [
+            (r#"{"a":18446744073709551617,"b":1.0,"c":0.1000000000000000055,"d":1E+2}"#, None),
+            (r#"{"z":1,"a":{"y":[],"b":"\u00e9"}}"#, None),
+            ("{}", None),
+            // As version 0 of the language stored what some readers refuse.
+            (r#"{"a":1,"b":1e400,"c":"\ud800","d":2}"#, Some(r#"{"a":1,"d":2}"#)),
+            (r#"{"a":{"x":1,"x":2},"b":{"$serde_json::private::RawValue":"[1]"}}"#, Some(r#"{"a":{"x":2}}"#)),
+        ] {
+            let found = entry(&[], stored.as_bytes()).include.unwrap();
+            assert_eq!(found.0.get(), shown.unwrap_or(stored));
+            let sent = serde_json::to_string(&found).unwrap();
+            assert_eq!(sent, found.0.get());
+            assert_eq!(serde_json::from_str::<IncludedFields>(&sent).unwrap(), found);
+        }
+        assert_eq!(entry(&[], b"").include, None);
+    }
+
+    #[test]
     fn keys_are_read_in_both_directions_without_knowing_them() {
         let values = [json!(null), json!(false), json!(-7.5), json!("Oslo\u{0}"), json!([1, "x"]), json!({"a": {}})];
         for (i, value) in values.iter().enumerate() {
@@ -199,7 +230,7 @@ mod tests {
                 }
                 let found = entry(&bytes, br#"{"n":1}"#);
                 assert_eq!(found.key, Some(vec![value.clone(), other.clone()]), "{directions:?}");
-                assert_eq!(found.include.and_then(|i| i.get("n").cloned()), Some(json!(1)));
+                assert_eq!(found.include.unwrap().0.get(), r#"{"n":1}"#);
             }
         }
         let mut missing = Vec::new();

@@ -39,30 +39,31 @@ pub(crate) struct Jobs {
 impl Jobs {
     /// The lanes' tasks go on as long as anybody can give them work.
     pub(crate) fn start(tasks: &mut TaskSet<&'static str>, incidents: &Incidents) -> Self {
-        let mut lane = |name, place, at_once| {
+        let mut lane = |name, pass: fn(), at_once| {
             let (sender, waiting) = mpsc::channel(WAITING);
             let waiting = Arc::new(Mutex::new(waiting));
             for _ in 0..at_once {
-                tasks.spawn(name, work(place, incidents.clone(), Arc::clone(&waiting)));
+                tasks.spawn(name, work(pass, incidents.clone(), Arc::clone(&waiting)));
             }
             sender
         };
         Self {
-            persist: lane("the lane of persists", "persist", 1),
-            build: lane("the lane of builds", "build", BUILDS),
-            merge: lane("the lane of merges", "merge", 1),
-            check: lane("the lane of checks", "check", 1),
+            persist: lane("the lane of persists", || fault("persist", ""), 1),
+            build: lane("the lane of builds", || fault("build", ""), BUILDS),
+            merge: lane("the lane of merges", || fault("merge", ""), 1),
+            check: lane("the lane of checks", || fault("check", ""), 1),
         }
     }
 }
 
-async fn work(place: &'static str, incidents: Incidents, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
+/// Does one job after the other; each passes this place, where tests break it.
+async fn work(pass: fn(), incidents: Incidents, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
     let mut untold = Errands::new(incidents.clone());
     loop {
         let next = waiting.lock().await.recv().await;
         let Some(Job { what, work, failed, to }) = next else { return };
         let run = move || {
-            fault(place, "");
+            pass();
             work()
         };
         let event = supervise::job(&incidents, what, run).await.done().unwrap_or_else(failed);

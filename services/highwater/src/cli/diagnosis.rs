@@ -12,6 +12,7 @@ use highwater_schemas::{
     },
     subjects,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::{fmt::Write as _, path::Path, time::Duration};
 
@@ -125,10 +126,8 @@ pub(crate) async fn slice(command: Slice) -> Result<()> {
         Some(dir) => {
             let node = StoppedNode::open(dir)?;
             let rows = Rows { most: args.rows, from: args.from.clone().unwrap_or_default(), vb: args.vb };
-            let dump = NodeDump { slices: node.slices().iter().map(|slice| node.dump(slice, &rows)).collect() };
-            let mut reply = serde_json::to_value(&dump)?;
-            reply["ok"] = dump.slices.iter().all(|s| s.error.is_none()).into();
-            (Reply::made(&reply), dump.slices)
+            let slices: Vec<SliceDump> = node.slices().iter().map(|slice| node.dump(slice, &rows)).collect();
+            (stopped(&slices)?, slices)
         }
         None => running(&args).await?,
     };
@@ -140,6 +139,17 @@ pub(crate) async fn slice(command: Slice) -> Result<()> {
         Some((slice, error)) => Err(anyhow!("slice {}: {}", slice.at, error.message)),
         None => Ok(()),
     }
+}
+
+/// The reply of a node that does not run.
+fn stopped(slices: &[SliceDump]) -> Result<Reply> {
+    #[derive(Serialize)]
+    struct Stopped<'a> {
+        ok: bool,
+        slices: &'a [SliceDump],
+    }
+    let ok = slices.iter().all(|s| s.error.is_none());
+    Ok(Reply(serde_json::to_vec(&Stopped { ok, slices })?))
 }
 
 async fn running(args: &Dump) -> Result<(Reply, Vec<SliceDump>)> {
@@ -259,7 +269,7 @@ fn document(row: &DocumentDump) -> Vec<Vec<String>> {
     let lines = row.entries.iter().map(|entry| {
         let key = entry.key.as_ref().map(|key| Value::from(key.clone()).to_string());
         let key = key.or_else(|| Some(format!("bytes {}", entry.bytes.as_ref()?))).unwrap_or_default();
-        let include = entry.include.as_ref().map(|i| Value::from(i.clone()).to_string()).unwrap_or_default();
+        let include = entry.include.as_ref().map(|fields| fields.0.get().to_owned()).unwrap_or_default();
         [head.clone(), vec![key, include]].concat()
     });
     lines.collect()
@@ -294,12 +304,11 @@ mod tests {
 
     #[test]
     fn a_dump_shows_documents_and_why_some_have_no_key() {
-        let row: DocumentDump = serde_json::from_value(json!({
-            "vb": 1, "id": "a", "seqno": 7, "entries": [{"key": [40, "Oslo"], "include": {"n": 1}}, {"bytes": "01ff"}],
-        }))
-        .unwrap();
+        let entries = r#"[{"key":[40,"Oslo"],"include":{"n":18446744073709551617,"m":1.0}},{"bytes":"01ff"}]"#;
+        let text = format!(r#"{{"vb":1,"id":"a","seqno":7,"entries":{entries}}}"#);
+        let row: DocumentDump = serde_json::from_str(&text).unwrap();
         let lines = document(&row);
-        assert_eq!(lines[0], ["a", "1", "7", r#"[40,"Oslo"]"#, r#"{"n":1}"#]);
+        assert_eq!(lines[0], ["a", "1", "7", r#"[40,"Oslo"]"#, r#"{"n":18446744073709551617,"m":1.0}"#]);
         assert_eq!(lines[1][3], "bytes 01ff");
         let refused = DocumentDump { reason: Some("not_json".into()), ..DocumentDump::default() };
         assert_eq!(document(&refused)[0][3], "not indexed: not_json");
