@@ -20,16 +20,29 @@ pub fn cargo() -> Command {
 
 /// Where cargo puts what it builds.
 pub fn target_dir() -> Result<PathBuf> {
+    match metadata()?["target_directory"].as_str() {
+        Some(directory) => Ok(PathBuf::from(directory)),
+        None => bail!("cargo metadata names no target_directory"),
+    }
+}
+
+/// The names of the integration tests of the packages with these names.
+pub fn test_targets(of: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let Some(packages) = metadata["packages"].as_array() else { bail!("cargo metadata names no packages") };
+    let chosen = packages.iter().filter(|package| package["name"].as_str().is_some_and(&of));
+    let targets = chosen.filter_map(|package| package["targets"].as_array()).flatten();
+    let tests = targets.filter(|target| target["kind"][0] == "test");
+    Ok(tests.filter_map(|target| Some(target["name"].as_str()?.to_owned())).collect())
+}
+
+fn metadata() -> Result<serde_json::Value> {
     let output =
         cargo().args(["metadata", "--no-deps", "--format-version", "1"]).output().context("cargo does not start")?;
     if !output.status.success() {
         bail!("cargo metadata failed: {}", last_line(&output.stderr));
     }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
-    match metadata["target_directory"].as_str() {
-        Some(directory) => Ok(PathBuf::from(directory)),
-        None => bail!("cargo metadata names no target_directory"),
-    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
 }
 
 /// The target triple of this machine.

@@ -2,10 +2,12 @@
 //! what starts processes.
 //!
 //! # Layout
-//! - [`programs`]: builds the test programs, and lists their tests
+//! - [`programs`]: builds the test programs and what they start, and lists their tests
 //! - [`run`]: runs them, some at a time
+//! - [`busy`]: keeps the processor busy beside them
 //! - [`seeds`]: what the tests draw their random numbers from
 
+mod busy;
 mod programs;
 mod run;
 mod seeds;
@@ -15,9 +17,11 @@ use crate::{
     python,
     term::{bold, green, red, time},
     tidy,
-    workspace::{BINARY, build, cargo, root, target_dir},
+    workspace::{BINARY, cargo, root, target_dir},
 };
 use anyhow::{Context, Result, bail};
+use busy::Busy;
+use programs::Built;
 use run::Job;
 use seeds::Seeds;
 use std::{
@@ -52,7 +56,17 @@ pub struct Options {
     /// Tests of processes that run at a time; by default as many as the machine has cores
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Run the tests so many times
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    times: u32,
+    /// Keep so many threads busy beside the tests
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    busy: usize,
 }
+
+/// What the tests may take where nothing runs beside them, the compiler's time aside; a longer run is said in the summary.
+const QUICK_WITHIN: Duration = Duration::from_secs(3 * 60);
+const ALL_WITHIN: Duration = Duration::from_secs(20 * 60);
 
 /// What the tests need besides the sources.
 struct Needs {
@@ -62,7 +76,7 @@ struct Needs {
 
 /// One step and how it went.
 struct Step {
-    name: &'static str,
+    name: String,
     outcome: Result<()>,
     took: Duration,
 }
@@ -73,6 +87,8 @@ struct Steps {
     done: Vec<Step>,
     passed: usize,
     failed: Vec<String>,
+    /// What the tests took, in the longest of the times that they ran.
+    tests_took: Duration,
 }
 
 /// Runs every step; the later ones also when an earlier one fails.
@@ -89,37 +105,44 @@ pub fn run(options: &Options) -> Result<()> {
         });
     }
     steps.step("house rules", |_| tidy::run());
+    let mut built = Built::default();
+    steps.step("binary and test programs", |_| {
+        built = programs::build(options.quick)?;
+        println!("{} programs of units, {} tests of processes", built.units.len(), built.processes.len());
+        Ok(())
+    });
     let mut needs = None;
-    if !options.quick {
-        steps.step("binary and nats-server", |_| {
-            let binary = build(&["highwater"], false)?.join("highwater");
+    if !options.quick && steps.are_good() {
+        steps.step("nats-server", |_| {
             let server = nats_server::find(&target)?;
-            println!("nats-server {} (from {}), {}", server.version, server.origin, binary.display());
-            needs = Some(Needs { binary, nats_server: server.path });
+            println!("nats-server {} (from {}), {}", server.version, server.origin, built.binary.display());
+            needs = Some(Needs { binary: built.binary.clone(), nats_server: server.path });
             Ok(())
         });
     }
-    let mut jobs = (Vec::new(), Vec::new());
-    steps.step("test programs", |_| {
-        jobs = programs::build(options.quick)?;
-        println!("{} programs of units, {} tests of processes", jobs.0.len(), jobs.1.len());
-        Ok(())
-    });
-    let (units, processes) = jobs;
-    steps.step("units and simulation", |steps| steps.tests(units, cores, &seeds, &|_| ()));
-    if let Some(needs) = &needs {
-        let at_a_time = options.jobs.unwrap_or(cores);
-        steps.step("processes", |steps| {
-            steps.tests(processes, at_a_time, &seeds, &|command| {
-                needs.give(command);
-                if options.long {
-                    command.env(LONG, "1");
-                }
-            })
-        });
-        steps.step("foreign client (nats-py)", |_| foreign(&target, needs));
+    let busy = Busy::start(options.busy);
+    for number in 1..=options.times {
+        let since = Instant::now();
+        let named = |name: &str| if options.times > 1 { format!("{name}, time {number}") } else { name.to_owned() };
+        steps.step(&named("units and simulation"), |steps| steps.tests(&built.units, cores, &seeds, &|_| ()));
+        if let Some(needs) = &needs {
+            let at_a_time = options.jobs.unwrap_or(cores);
+            steps.step(&named("processes"), |steps| {
+                steps.tests(&built.processes, at_a_time, &seeds, &|command| {
+                    needs.give(command);
+                    if options.long {
+                        command.env(LONG, "1");
+                    }
+                })
+            });
+            steps.step(&named("foreign client (nats-py)"), |_| foreign(&target, needs));
+        }
+        steps.tests_took = steps.tests_took.max(since.elapsed());
     }
-    steps.summary(&seeds)
+    drop(busy);
+    let within = if options.quick { QUICK_WITHIN } else { ALL_WITHIN };
+    let alone = options.busy == 0 && !options.long;
+    steps.summary(&seeds, within, alone)
 }
 
 impl Needs {
@@ -129,19 +152,23 @@ impl Needs {
 }
 
 impl Steps {
-    fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<()>) {
+    fn are_good(&self) -> bool {
+        self.done.last().is_none_or(|step| step.outcome.is_ok())
+    }
+
+    fn step(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<()>) {
         println!("\n{}", bold(&format!("== {name}")));
         let since = Instant::now();
         let outcome = work(self);
         if let Err(error) = &outcome {
             eprintln!("error: {error:#}");
         }
-        self.done.push(Step { name, outcome, took: since.elapsed() });
+        self.done.push(Step { name: name.to_owned(), outcome, took: since.elapsed() });
     }
 
     fn tests(
         &mut self,
-        jobs: Vec<Job>,
+        jobs: &[Job],
         at_a_time: usize,
         seeds: &Seeds,
         prepare: &(dyn Fn(&mut Command) + Sync),
@@ -153,11 +180,16 @@ impl Steps {
         let (passed, failed) = run::all(jobs, at_a_time, &give);
         self.passed += passed;
         println!("{passed} tests passed, {} failed", failed.len());
+        let outcome = match failed.as_slice() {
+            [] if passed > 0 => Ok(()),
+            [] => Err(anyhow::anyhow!("no test has run")),
+            failed => Err(anyhow::anyhow!("tests failed: {}", failed.join(", "))),
+        };
         self.failed.extend(failed);
-        if self.failed.is_empty() && passed > 0 { Ok(()) } else { bail!("tests failed: {}", self.failed.join(", ")) }
+        outcome
     }
 
-    fn summary(&self, seeds: &Seeds) -> Result<()> {
+    fn summary(&self, seeds: &Seeds, within: Duration, alone: bool) -> Result<()> {
         println!("\n{}", bold("== summary"));
         for step in &self.done {
             let mark = if step.outcome.is_ok() { green("passed") } else { red("FAILED") };
@@ -165,6 +197,11 @@ impl Steps {
         }
         for test in &self.failed {
             println!("  {}  {test}  with {seeds}", red("FAILED"));
+        }
+        let took = self.tests_took;
+        println!("  the tests took {}, of {} that are meant", time(took).trim(), time(within).trim());
+        if alone && took > within {
+            println!("  {}  that is too long, unless the machine has other work", red("SLOW"));
         }
         let good = self.done.iter().filter(|step| step.outcome.is_ok()).count();
         let bad = self.done.len() - good;

@@ -1,7 +1,7 @@
-//! Builds the test programs, and lists their tests.
+//! Builds the test programs and the binary that they start, and lists the tests.
 
 use super::run::Job;
-use crate::workspace::cargo;
+use crate::workspace::{cargo, test_targets};
 use anyhow::{Context, Result, bail};
 use std::{
     path::{Path, PathBuf},
@@ -39,38 +39,67 @@ struct Program {
     processes: bool,
 }
 
-/// The jobs of units, each a program, and those of processes, each a test; those that take long first. Without the latter when
-/// it has to be quick.
-pub fn build(quick: bool) -> Result<(Vec<Job>, Vec<Job>)> {
+/// What there is to run; of each, what takes long comes first.
+#[derive(Default)]
+pub struct Built {
+    /// Each is a program.
+    pub units: Vec<Job>,
+    /// Each is a test. None when it has to be quick.
+    pub processes: Vec<Job>,
+    /// The `highwater` binary, for these.
+    pub binary: PathBuf,
+}
+
+/// Builds everything in one call of cargo: a further one with another selection of packages would build the dependencies again, with
+/// other features.
+pub fn build(quick: bool) -> Result<Built> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
     if quick {
-        command.args(["--exclude", PROCESSES]);
+        // The units of all packages, and what further tests they have, but for those that start processes.
+        command.args(["test", "--no-run", "--workspace", "--lib", "--bins"]);
+        for name in test_targets(|package| package != PROCESSES)? {
+            command.args(["--test", &name]);
+        }
+    } else {
+        command.args(["build", "--workspace", "--bins", "--tests"]);
     }
+    command.args(["--message-format", "json-render-diagnostics"]);
     let output = command.stderr(Stdio::inherit()).output().context("cargo does not start")?;
     if !output.status.success() {
         bail!("the tests do not build; cargo's messages are above");
     }
-    let (mut units, mut processes) = (Vec::new(), Vec::new());
+    let mut built = Built::default();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let message = serde_json::from_str(line).with_context(|| format!("cargo says {line}"))?;
         match program(&message) {
-            Some(program) if program.processes => processes.extend(tests(&program)?),
-            Some(program) => units.push(Job::program(program.name, program.path, program.directory)),
+            Some(program) if program.processes => built.processes.extend(tests(&program)?),
+            Some(program) => built.units.push(Job::program(program.name, program.path, program.directory)),
             None => {}
         }
+        if let Some(path) = executable(&message).filter(|_| message["profile"]["test"] == false)
+            && message["target"]["name"] == "highwater"
+            && message["target"]["kind"][0] == "bin"
+        {
+            built.binary = path;
+        }
     }
-    units.sort_by_key(|job| !LONG_UNITS.iter().any(|long| job.name.ends_with(long)));
-    processes.sort_by_key(|job| LONG.iter().position(|long| job.name.starts_with(long)).unwrap_or(LONG.len()));
-    Ok((units, processes))
+    built.units.sort_by_key(|job| !LONG_UNITS.iter().any(|long| job.name.ends_with(long)));
+    built.processes.sort_by_key(|job| LONG.iter().position(|long| job.name.starts_with(long)).unwrap_or(LONG.len()));
+    if !quick && built.binary.as_os_str().is_empty() {
+        bail!("cargo built no binary highwater");
+    }
+    Ok(built)
+}
+
+/// What a message of cargo's says was built and can be run.
+fn executable(message: &serde_json::Value) -> Option<PathBuf> {
+    let path = message["executable"].as_str().filter(|_| message["reason"] == "compiler-artifact")?;
+    Some(PathBuf::from(path))
 }
 
 /// The test program that a message of cargo's names.
 fn program(message: &serde_json::Value) -> Option<Program> {
-    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
-        return None;
-    }
-    let path = PathBuf::from(message["executable"].as_str()?);
+    let path = executable(message).filter(|_| message["profile"]["test"] == true)?;
     let directory = Path::new(message["manifest_path"].as_str()?).parent()?.to_path_buf();
     let target = &message["target"];
     let kind = target["kind"][0].as_str()?;

@@ -62,9 +62,9 @@ impl Job {
 
 /// Runs jobs in their order, so many at a time; what failed is shown when it is over. Answers how many tests passed, and which
 /// failed.
-pub fn all(jobs: Vec<Job>, at_a_time: usize, prepare: &(dyn Fn(&mut Command) + Sync)) -> (usize, Vec<String>) {
+pub fn all(jobs: &[Job], at_a_time: usize, prepare: &(dyn Fn(&mut Command) + Sync)) -> (usize, Vec<String>) {
     let total = jobs.len();
-    let waiting = Mutex::new(jobs.into_iter());
+    let waiting = Mutex::new(jobs.iter());
     let done = Mutex::new((0, 0, Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..at_a_time.max(1) {
@@ -77,7 +77,7 @@ pub fn all(jobs: Vec<Job>, at_a_time: usize, prepare: &(dyn Fn(&mut Command) + S
                     let (jobs, passed, failed) = &mut *done;
                     *jobs += 1;
                     *passed += outcome.passed;
-                    show(&job, &outcome, *jobs, total);
+                    show(job, &outcome, *jobs, total);
                     failed.extend(outcome.failed);
                 }
             });
@@ -137,15 +137,15 @@ mod tests {
                 "echo 'test one ... ok'; echo 'test two ... FAILED'; echo 'test result: FAILED. 1 passed; 1 failed'; exit 101",
             ),
         ];
-        assert_eq!(all(jobs, 2, &|_| ()), (4, vec!["two".to_owned()]));
+        assert_eq!(all(&jobs, 2, &|_| ()), (4, vec!["two".to_owned()]));
     }
 
     #[test]
     fn what_ends_without_a_word_has_failed() {
         for script in ["exit 101", "exit 0", "kill -9 $$"] {
-            assert_eq!(all(vec![shell(script)], 1, &|_| ()), (0, vec![script.to_owned()]), "{script}");
+            assert_eq!(all(&[shell(script)], 1, &|_| ()), (0, vec![script.to_owned()]), "{script}");
         }
         let nowhere = Job::program("gone".into(), "/nonexistent".into(), "/".into());
-        assert_eq!(all(vec![nowhere], 1, &|_| ()), (0, vec!["gone".to_owned()]));
+        assert_eq!(all(&[nowhere], 1, &|_| ()), (0, vec!["gone".to_owned()]));
     }
 }
