@@ -25,6 +25,11 @@ impl Cluster {
         self.break_at(node, place, "hang")
     }
 
+    /// Lets a node go on that stands still there.
+    pub fn release(&self, node: &str, place: &str) -> Result<()> {
+        fs::remove_file(self.faults_of(node).1.join(format!("{place}.taken"))).context("it does not stand still")
+    }
+
     fn break_at(&self, node: &str, place: &str, fault: &str) -> Result<()> {
         let directory = self.faults_of(node).1;
         fs::create_dir_all(&directory).context("no directory for faults")?;
@@ -37,12 +42,93 @@ impl Cluster {
         fs::write(&written, fault).and_then(|()| fs::rename(&written, directory.join(place))).context("no fault")
     }
 
+    /// Whether a node has met the fault that it was to meet.
+    pub fn is_hit(&self, node: &str, place: &str) -> bool {
+        self.faults_of(node).1.join(format!("{place}.taken")).exists()
+    }
+
     /// Waits until a node has met the fault that it was to meet.
     pub async fn hit(&self, node: &str, place: &str) -> Result<()> {
-        let taken = self.faults_of(node).1.join(format!("{place}.taken"));
         until(&format!("{node} passes {place}"), HIT_WITHIN, async || {
-            taken.exists().then_some(()).ok_or_else(|| "it has not passed yet".to_owned())
+            self.is_hit(node, place).then_some(()).ok_or_else(|| "it has not passed yet".to_owned())
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{bail, ensure};
+    use std::{collections::BTreeSet, path::Path};
+
+    /// The text of every Rust file below a directory.
+    fn texts(directory: &Path, out: &mut Vec<String>) -> Result<()> {
+        for entry in fs::read_dir(directory).with_context(|| format!("{}", directory.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                texts(&path, out)?;
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                out.push(fs::read_to_string(&path)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The places that code passes. Each is named where it is passed, so that it is found here.
+    fn places(code: &str, found: &mut BTreeSet<String>) -> Result<()> {
+        for line in code.lines().map(|line| line.split("//").next().unwrap_or_default()) {
+            let calls = line.match_indices("fault(").filter(|(at, _)| {
+                !line[..*at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
+                    && !line[..*at].ends_with("fn ")
+            });
+            for (at, call) in calls {
+                let named = line[at + call.len()..].strip_prefix('"').and_then(|rest| rest.split_once('"'));
+                let Some((place, _)) = named else { bail!("a place that is not named where it is passed: {line}") };
+                found.insert(place.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a test names this place as what it breaks: alone, or after a node.
+    fn is_broken(place: &str, test: &str) -> bool {
+        let after = |start: &str| {
+            let named = format!("{start}\"{place}");
+            test.match_indices(&named).any(|(at, _)| test[at + named.len()..].starts_with(['"', '.']))
+        };
+        test.contains("panic_at(") && (after("(") || after("-1\", "))
+    }
+
+    #[test]
+    fn a_test_breaks_every_place() -> Result<()> {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = tests.parent().context("no workspace")?;
+        let (mut code, mut broken) = (Vec::new(), Vec::new());
+        texts(&root.join("services"), &mut code)?;
+        texts(&root.join("bus-config/src"), &mut code)?;
+        texts(&tests.join("tests/process"), &mut broken)?;
+        let mut found = BTreeSet::new();
+        // What defines the fault names none; its own test does.
+        for text in code.iter().filter(|text| !text.contains("pub fn fault(")) {
+            places(text, &mut found)?;
+        }
+        ensure!(found.contains("persist") && found.contains("session"), "these places were not found: {found:?}");
+        found.retain(|place| !broken.iter().any(|test| is_broken(place, test)));
+        ensure!(found.is_empty(), "no test breaks these places: {found:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn places_and_what_breaks_them_are_found() -> Result<()> {
+        let mut found = BTreeSet::new();
+        places("fault(\"one\", x);\n|| fault(\"two\", \"\") // fault(x)\ndefault(x); fn fault(x)", &mut found)?;
+        assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), ["one", "two"]);
+        assert!(places("fault(place, x)", &mut found).is_err());
+        let test = "for x in [(\"one.of\", 1), (\"n-1\", \"two\")] { panic_at(x) } x[\"three\"]; f(\"fourth\")";
+        assert!(is_broken("one", test) && is_broken("two", test));
+        assert!(["three", "four", "on", "of"].iter().all(|place| !is_broken(place, test)));
+        assert!(!is_broken("one", "(\"one\", 1)"), "nothing panics in it");
+        Ok(())
     }
 }

@@ -1,12 +1,14 @@
 //! Whoever coordinates is killed: nothing that was acknowledged is lost, nothing stays half done, and scans go on.
 
-use highwater_schemas::state::IndexState;
+use futures_util::{FutureExt, StreamExt};
+use highwater_schemas::{state::IndexState, subjects::STATE_SUBJECT};
 use highwater_tests::{
-    files,
+    files, load,
     prelude::*,
     trial::{self, Answer, BUCKET, SETTLED_WITHIN, Trial},
 };
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::mpsc::Sender;
 
 const DOCUMENTS: u64 = 3_000;
 const ROUNDS: u64 = 3;
@@ -22,44 +24,56 @@ enum Ask {
     Drop,
 }
 
+impl Ask {
+    /// Indexes that one request names.
+    fn at_once(self) -> usize {
+        if self == Self::Build { 2 } else { 1 }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_killed_while_indexes_are_created_leaves_none_half_created() -> Result<()> {
-    killed_during("killed during create", Ask::Create, 60).await
+    killed_during("killed during create", Ask::Create).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_killed_while_deferred_indexes_are_built_leaves_the_builds_to_the_next() -> Result<()> {
-    killed_during("killed during build", Ask::Build, 250).await
+    killed_during("killed during build", Ask::Build).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_killed_while_indexes_are_dropped_leaves_none_half_dropped() -> Result<()> {
-    killed_during("killed during drop", Ask::Drop, 15).await
+    killed_during("killed during drop", Ask::Drop).await
 }
 
-/// Kills the master within so many milliseconds after requests of one kind began.
-async fn killed_during(name: &str, ask: Ask, within_ms: u64) -> Result<()> {
+/// Kills the master while requests of one kind are under way.
+async fn killed_during(name: &str, ask: Ask) -> Result<()> {
     let documents = if ask == Ask::Build { 10 * DOCUMENTS } else { DOCUMENTS };
     Trial::run(name, Cluster::deployed().await?, documents, async |cluster, trial, rng| {
+        let mut met = 0;
         for round in 0..ROUNDS {
-            // Soon in one half of the cases.
-            let within_ms = if rng.chance(50) { within_ms } else { within_ms / 8 + 1 };
-            one_round(cluster, trial, ask, round, rng.below(within_ms), rng).await?;
+            // Some request is under way then; soon in one half of the cases.
+            let requests = (SEQUENCES * EACH / ask.at_once()) as u64;
+            let answered = if rng.chance(50) { rng.below(requests - 1) } else { 0 };
+            met += u64::from(one_round(cluster, trial, ask, round, answered, rng).await?);
         }
         println!("without a master for {:?} at most; {} terms", trial.longest, trial.history.terms().count());
+        ensure!(met > 0, "every request was answered before its master was killed");
         Ok(())
     })
     .await
 }
 
+/// Kills the master when so many requests are answered, at once or as it publishes the next record. True: some of what was asked
+/// of it was not done then.
 async fn one_round(
     cluster: &mut Cluster,
     trial: &mut Trial,
     ask: Ask,
     round: u64,
-    after_ms: u64,
+    answered: u64,
     rng: &mut Rng,
-) -> Result<()> {
+) -> Result<bool> {
     let names: Vec<Vec<String>> =
         (0..SEQUENCES).map(|sequence| (0..EACH).map(|n| format!("r{round}_{sequence}_{n}")).collect()).collect();
     if ask != Ask::Create {
@@ -76,9 +90,27 @@ async fn one_round(
     }
     trial.traffic(rng);
     let (master, term) = trial.master().await?;
-    let sequences: Vec<_> =
-        names.iter().map(|names| tokio::spawn(sequence(trial.client.clone(), ask, names.clone()))).collect();
-    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    let mut records = trial.client.nats.subscribe(STATE_SUBJECT).await?;
+    trial.client.nats.flush().await?;
+    let (answer, mut told) = tokio::sync::mpsc::channel(SEQUENCES * EACH);
+    let start = |names: &Vec<String>| tokio::spawn(sequence(trial.client.clone(), ask, names.clone(), answer.clone()));
+    let sequences: Vec<_> = names.iter().map(start).collect();
+    drop(answer);
+    for _ in 0..answered {
+        // None: each sequence has ended, at an answer that was not clear.
+        if told.recv().await.is_none() {
+            break;
+        }
+    }
+    let records_before = std::iter::from_fn(|| records.next().now_or_never().flatten()).count();
+    let at_a_record = rng.chance(70);
+    if at_a_record {
+        // Of a request that is under way; or all of them are answered.
+        tokio::select! {
+            _ = records.next() => {}
+            _ = told.recv() => {}
+        }
+    }
     cluster.kill(&master)?;
     let gone = Instant::now();
     let mut answers = BTreeMap::new();
@@ -87,7 +119,12 @@ async fn one_round(
     }
     let (next, _) = trial.later_term(term, gone).await?;
     let done = answers.values().filter(|answer| **answer == Answer::Done).count();
-    println!("round {round}: {master} killed after {after_ms} ms, {done} of {} requests acknowledged", answers.len());
+    let met = done < SEQUENCES * EACH;
+    println!(
+        "round {round}: {master} killed after {answered} requests and {records_before} records, at another: {at_a_record}; \
+         {done} of {} names acknowledged",
+        answers.len()
+    );
 
     // What was acknowledged is so at once for who coordinates.
     for name in names.iter().flatten() {
@@ -143,7 +180,8 @@ async fn one_round(
     let again = names[0][0].clone();
     trial.create(&again).await?;
     trial.drop(&again).await?;
-    nothing_left(cluster, trial, &next).await
+    nothing_left(cluster, trial, &next).await?;
+    Ok(met)
 }
 
 /// Waits until the indexers have the slices of the indexes that are there, and nothing of those that were dropped.
@@ -166,10 +204,10 @@ async fn nothing_left(cluster: &Cluster, trial: &Trial, master: &str) -> Result<
 }
 
 /// One request after the other, until one stays without a clear answer; answers what was answered.
-async fn sequence(client: Client, ask: Ask, names: Vec<String>) -> Result<BTreeMap<String, Answer>> {
+async fn sequence(client: Client, ask: Ask, names: Vec<String>, told: Sender<()>) -> Result<BTreeMap<String, Answer>> {
     let mut answers = BTreeMap::new();
     // Several deferred indexes are built by one request.
-    for names in names.chunks(if ask == Ask::Build { 2 } else { 1 }) {
+    for names in names.chunks(ask.at_once()) {
         let (subject, request) = match ask {
             Ask::Create => ("hw.admin.index.create", trial::named(&names[0]).definition(BUCKET)),
             Ask::Build => ("hw.admin.index.build", json!({"bucket": BUCKET, "names": names})),
@@ -177,6 +215,8 @@ async fn sequence(client: Client, ask: Ask, names: Vec<String>) -> Result<BTreeM
         };
         let answer = client.ddl(subject, &request).await.with_context(|| format!("{subject} {request}"))?;
         answers.extend(names.iter().map(|name| (name.clone(), answer.clone())));
+        // Nobody listens any more once the master is killed.
+        let _ = told.send(()).await;
         if answer != Answer::Done {
             break;
         }
@@ -201,11 +241,11 @@ async fn master_and_active_cluster_manager_killed_together_are_both_replaced() -
             let active = trial::cluster_manager(&trial.client).await?;
             let name = format!("together{round}");
             trial.create(&name).await?;
-            // In any order, with or without something between.
+            // In any order, with or without something written between.
             let (first, second) = if rng.chance(50) { (&master, &active) } else { (&active, &master) };
             cluster.kill(first)?;
             if rng.chance(50) {
-                tokio::time::sleep(Duration::from_millis(rng.below(1_000))).await;
+                load::written(&trial.source, rng.below(2_000)).await?;
             }
             let gone = Instant::now();
             cluster.kill(second)?;

@@ -268,6 +268,9 @@ async fn whatever_is_asked_is_answered_or_passed_over() -> Result<()> {
                 let all = outcome.and(is_well(&client, services).await);
                 stage.note(what, all).await?;
             }
+            // No answer went where only services publish, or into the bucket.
+            let written = client.js.get_stream("KV_people").await?.cached_info().state.last_sequence;
+            stage.note("no answer is a document", is_ten(written)).await?;
             for line in lines("bad_payloads.txt", 2)? {
                 let [what, payload] = &line[..] else { bail!("two columns") };
                 let payload = bytes(payload)?;
@@ -283,6 +286,11 @@ async fn whatever_is_asked_is_answered_or_passed_over() -> Result<()> {
             stage.end()
         })
         .await
+}
+
+fn is_ten(messages: u64) -> Result<()> {
+    ensure!(messages == 10, "the bucket has {messages} messages");
+    Ok(())
 }
 
 /// Asks, and compares with the answer that is wanted.

@@ -28,6 +28,8 @@ const WANTED: u64 = 60;
 const AFTERWARDS: u64 = 30;
 /// Bursts at least.
 const BURSTS: u64 = 4;
+/// After which something is wrong: many times what it takes where scans meet few timestamps that are not exact.
+const MOST_BURSTS: u64 = 200;
 /// After which something hangs.
 const WITHIN: Duration = Duration::from_secs(240);
 
@@ -79,7 +81,7 @@ async fn scans_never_hide_an_acknowledged_write() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_do_they_when_the_projector_is_killed_meanwhile() -> Result<()> {
+async fn scans_never_hide_an_acknowledged_write_when_the_projector_is_killed() -> Result<()> {
     overwrite("hidden revisions and SIGKILL", true).await
 }
 
@@ -94,7 +96,6 @@ async fn overwrite(name: &str, kill: bool) -> Result<()> {
             source.write((0..COLD).map(|i| Write::put(0, format!("cold{i}"), &document(i)))).await?;
             client.wait_active("hot", "by_version", Duration::from_secs(20)).await?;
             let tally = Arc::new(Mutex::new(Tally::default()));
-            let since = Instant::now();
             let mut bursts = 0;
             loop {
                 bursts += 1;
@@ -106,7 +107,7 @@ async fn overwrite(name: &str, kill: bool) -> Result<()> {
                     ensure!(seen.timeouts > 0, "no scan had to wait too long");
                     return Ok(());
                 }
-                ensure!(since.elapsed() < WITHIN, "after {bursts} bursts: {seen:?}");
+                ensure!(bursts < MOST_BURSTS, "after {bursts} bursts: {seen:?}");
             }
         })
         .await

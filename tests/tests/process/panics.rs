@@ -35,12 +35,7 @@ impl Place {
 
     /// Documents that were written after a panic are found.
     async fn goes_on(&self, rng: &mut Rng) -> Result<()> {
-        self.source.write((0..50).map(|_| documents::write(rng, 1, FIRST))).await?;
-        until("what is written is found", WITHIN, async || {
-            ask::newest(&self.client, &self.source, &self.indexes[0]).await.map_err(|error| format!("{error:#}"))
-        })
-        .await?;
-        ask::each(&self.client, &self.source, &self.indexes).await
+        goes_on(&self.client, &self.source, &self.indexes, rng).await
     }
 
     async fn generation(&self, bucket: &str) -> Result<u64> {
@@ -49,22 +44,8 @@ impl Place {
         generation.with_context(|| format!("no generation: {state}"))
     }
 
-    /// Waits until a node states an incident of this.
     async fn incident(&self, node: &str, what: &str) -> Result<()> {
-        until(&format!("{node} states that {what:?} panicked"), WITHIN, async || {
-            let members = self.client.members().await.map_err(|refused| refused.to_string())?;
-            let mut all = members["members"].as_array().into_iter().flatten();
-            let found = all.any(|member| {
-                let mut troubles = member["troubles"].as_array().into_iter().flatten();
-                member["node"] == node
-                    && troubles.any(|trouble| {
-                        let says = |field: &str, word: &str| trouble[field].as_str().is_some_and(|t| t.contains(word));
-                        says("what", what) && says("error", "panicked") && says("error", ".rs:")
-                    })
-            });
-            found.then_some(()).ok_or_else(|| members.to_string())
-        })
-        .await
+        incident(&self.client, node, what).await
     }
 
     /// Nothing of the other bucket failed meanwhile.
@@ -74,6 +55,34 @@ impl Place {
         ensure!(scanned.failed.is_empty(), "scans of the other bucket failed: {:?}", scanned.failed.first());
         Ok(())
     }
+}
+
+/// Documents that are written now are found.
+async fn goes_on(client: &Client, source: &Source, indexes: &[Index], rng: &mut Rng) -> Result<()> {
+    source.write((0..50).map(|_| documents::write(rng, 1, FIRST))).await?;
+    until("what is written is found", WITHIN, async || {
+        ask::newest(client, source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
+    })
+    .await?;
+    ask::each(client, source, indexes).await
+}
+
+/// Waits until a node states an incident of this.
+async fn incident(client: &Client, node: &str, what: &str) -> Result<()> {
+    until(&format!("{node} states that {what:?} panicked"), WITHIN, async || {
+        let members = client.members().await.map_err(|refused| refused.to_string())?;
+        let mut all = members["members"].as_array().into_iter().flatten();
+        let found = all.any(|member| {
+            let mut troubles = member["troubles"].as_array().into_iter().flatten();
+            member["node"] == node
+                && troubles.any(|trouble| {
+                    let says = |field: &str, word: &str| trouble[field].as_str().is_some_and(|t| t.contains(word));
+                    says("what", what) && says("error", "panicked") && says("error", ".rs:")
+                })
+        });
+        found.then_some(()).ok_or_else(|| members.to_string())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,6 +202,40 @@ async fn a_job_that_panics_has_failed_and_is_done_again() -> Result<()> {
         .await
 }
 
+/// Documents that differ: layers of so many changes are merged by a job.
+const MANY: u64 = 20_000;
+/// Between bursts of writes; each makes layers of its own.
+const PAUSE: Duration = Duration::from_millis(50);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_whose_merge_panics_stay_and_are_merged_later() -> Result<()> {
+    let mut rng = Rng::seeded("panics of merges");
+    let cluster = Cluster::without_services()?.with_arguments("indexer", &["--merge-layers", "2"]);
+    cluster
+        .breakable(&["indexer-1"])?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BROKEN).await?;
+            // The only slice: what hits the second time is a merge of the same layers, or of more.
+            let indexes = [documents::indexes(1).swap_remove(0)];
+            client.create_indexes(BROKEN, &indexes, WITHIN).await?;
+            for _ in 0..2 {
+                cluster.panic_at("indexer-1", "merge")?;
+                let deadline = Instant::now() + 4 * WITHIN;
+                while !cluster.is_hit("indexer-1", "merge") {
+                    ensure!(Instant::now() < deadline, "nothing is merged");
+                    source.write((0..2_000).map(|_| documents::write(&mut rng, 1, MANY))).await?;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                goes_on(&client, &source, &indexes, &mut rng).await?;
+            }
+            incident(&client, "indexer-1", "merging layers of bucket orders").await
+        })
+        .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
     let mut rng = Rng::seeded("panics of requests");
@@ -233,6 +276,16 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
             cluster.hit("indexer-1", "verify").await?;
             let codes = checked["slices"].as_array().into_iter().flatten().filter(|s| s["error"]["code"] == "internal");
             ensure!(codes.count() == 1, "{checked}");
+            // And so does a check that does not come so far that it could answer itself.
+            cluster.panic_at("indexer-1", "check")?;
+            let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
+            cluster.hit("indexer-1", "check").await?;
+            let codes = checked["slices"].as_array().into_iter().flatten().filter(|s| s["error"]["code"] == "internal");
+            ensure!(codes.count() == 1, "{checked}");
+            place.incident("indexer-1", "checking bucket orders").await?;
+            let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
+            let mut slices = checked["slices"].as_array().context("no slices")?.iter();
+            ensure!(slices.len() > 0 && slices.all(|s| s["error"].is_null()), "{checked}");
             // Either passes a request on.
             cluster.panic_at("catalog-1", "admin.state.get")?;
             until("a catalog is asked", WITHIN, async || {
@@ -284,6 +337,43 @@ async fn short_tasks_that_panic_are_done_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_definition_waits_for_may_panic_and_is_asked_for_again() -> Result<()> {
+    let mut rng = Rng::seeded("panics beside the loop");
+    let cluster = Cluster::without_services()?.breakable(&["coordinator-1"])?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let place = Place::start(cluster, &mut rng).await?;
+            let bucket = |name: &str| json!({"name": name, "source": {"kv": name}});
+            for name in ["third", "fourth"] {
+                Source::key_value(&place.client, name).await?;
+            }
+            for (what, verb, request) in [
+                ("looking at a source", "add", bucket("third")),
+                ("making streams", "add", bucket("fourth")),
+                ("deleting streams", "remove", json!({"name": "third"})),
+            ] {
+                let fault = format!("errand.{what}");
+                cluster.panic_at("coordinator-1", &fault)?;
+                let subject = format!("hw.admin.bucket.{verb}");
+                let first = place.client.request(&subject, &request).await;
+                cluster.hit("coordinator-1", &fault).await.context(what)?;
+                place.incident("coordinator-1", what).await?;
+                if let Err(refused) = first {
+                    ensure!(refused.code == "internal", "{what}: {refused}");
+                    place.client.request(&subject, &request).await.context(what)?;
+                }
+            }
+            // This is done now and then.
+            cluster.panic_at("coordinator-1", "errand.checking topics")?;
+            cluster.hit("coordinator-1", "errand.checking topics").await?;
+            place.incident("coordinator-1", "checking topics").await?;
+            place.goes_on(&mut rng).await?;
+            place.end().await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
     let mut rng = Rng::seeded("panics of services");
     let cluster = Cluster::without_services()?.breakable(&SERVICES)?.with_nodes(&SERVICES).await?;
@@ -296,6 +386,7 @@ async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
                 ("projector-1", "follower"),
                 ("indexer-1", "follower"),
                 ("indexer-1", "feed.orders"),
+                ("indexer-1", "purge.orders"),
                 ("catalog-1", "follow"),
                 ("catalog-1", "follower"),
                 ("catalog-1", "listener"),

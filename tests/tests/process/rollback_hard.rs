@@ -94,7 +94,7 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
             // Declares the bucket.
             client.create_indexes(BUCKET, &indexes[3..4], BUILT_WITHIN).await?;
             let others: Vec<Index> = indexes.iter().filter(|index| index.name != indexes[3].name).cloned().collect();
-            let mut restored = rng.chance(50);
+            let (mut restored, mut unfinished) = (rng.chance(50), 0);
             for _ in 0..2 {
                 write_many(&source, MANY, &mut rng).await?;
                 let files = OldFiles::take(cluster, &client, STREAM, "kept").await?;
@@ -110,10 +110,17 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
                 }
                 let build = |c: &Change| matches!(c, Change::SessionOpened { kind: SessionKind::Build, .. });
                 log.until("a build", BACK_WITHIN, build).await?;
-                tokio::time::sleep(Duration::from_millis(rng.below(250))).await;
-                let all = client.list(BUCKET).await?;
-                let built = all.iter().filter(|index| index["state"] == "active").count();
-                println!("restored {restored}: {built} of {} are active when it goes back", all.len());
+                let read = rng.below(MANY);
+                let (built, all) = until("so much is read for the builds", BUILT_WITHIN, async || {
+                    let all = client.list(BUCKET).await.map_err(|refused| refused.to_string())?;
+                    let built = all.iter().filter(|index| index["state"] == "active").count();
+                    let of_builds = all.iter().filter(|index| others.iter().any(|other| index["name"] == *other.name));
+                    let done: u64 = of_builds.filter_map(|index| index["docs_done"].as_u64()).sum();
+                    if done >= read || built == all.len() { Ok((built, all.len())) } else { Err(done.to_string()) }
+                })
+                .await?;
+                println!("restored {restored}: {built} of {all} are active when it goes back");
+                unfinished += usize::from(built < all);
                 let back = async |_: &Checker| {
                     if restored {
                         backup.restore(&client).await?;
@@ -133,6 +140,7 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
                 }
                 restored = !restored;
             }
+            ensure!(unfinished > 0, "every build was over before the source went back");
             Ok(())
         })
         .await

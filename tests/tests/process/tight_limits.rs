@@ -1,13 +1,15 @@
 //! An indexer with as little memory and address space as it may have: builds go over runs, slices become durable out of turn,
 //! and maps grow, while documents are written and the process is killed. Every index is right all the same.
 
-use highwater_tests::{binaries, prelude::*};
-use std::process::Command;
+use highwater_tests::{binaries, files, prelude::*};
+use std::{fs, path::PathBuf, process::Command};
 
 const NODES: [&str; 3] = ["coordinator-1", "projector-1", "catalog-1"];
 /// The least that the indexer takes.
 const LIMITS: [&str; 8] =
     ["--memory-quota", "8MiB", "--map-size", "16MiB", "--map-growth", "16MiB", "--build-memory", "1MiB"];
+/// As in [`LIMITS`].
+const MAP_SIZE: u64 = 16 << 20;
 const DOCUMENTS: u64 = 40_000;
 /// Included in the index, so that a slice outgrows its map: twice when all documents have been written again.
 const FILLING: usize = 400;
@@ -20,6 +22,17 @@ fn index() -> Index {
 fn document(number: u64, rng: &mut Rng) -> Write {
     let filling: String = (0..FILLING).map(|_| char::from(b'a' + rng.below(26) as u8)).collect();
     Write::put(0, format!("d{}", number % DOCUMENTS), &json!({"number": rng.below(5_000), "filling": filling}))
+}
+
+/// The directories of the indexer's slices.
+fn slices(cluster: &Cluster) -> Result<Vec<PathBuf>> {
+    files::slices(&cluster.data_dir("indexer-1"))
+}
+
+/// The sorted runs of the builds under way: what they have collected beyond their memory.
+fn runs(cluster: &Cluster) -> Result<usize> {
+    let of = |slice: PathBuf| fs::read_dir(slice.join("runs")).map_or(0, Iterator::count);
+    Ok(slices(cluster)?.into_iter().map(of).sum())
 }
 
 /// Starts the indexer with its limits, and waits until it serves.
@@ -42,13 +55,15 @@ async fn an_indexer_with_the_least_of_everything_is_right() -> Result<()> {
             for index in &indexes {
                 client.create_index(&index.definition("tight")).await?;
             }
-            // In the middle of the build, wherever that is.
-            until("the build has begun", WITHIN, async || {
-                let stats = client.index("tight", "by_number").await.map_err(|e| e.to_string())?;
-                if stats["progress"].as_f64() > Some(0.0) { Ok(()) } else { Err(stats.to_string()) }
+            // In the middle of the build, wherever that is: a build that is over leaves no runs.
+            until("a build goes over runs", WITHIN, async || match runs(cluster) {
+                Ok(0) => Err("there are none".into()),
+                found => found.map_err(|e| e.to_string()),
             })
             .await?;
             cluster.kill("indexer-1")?;
+            let left = runs(cluster)?;
+            ensure!(left > 0, "every build was over when the indexer was killed");
             start_indexer(cluster).await?;
             for index in &indexes {
                 client.wait_active("tight", &index.name, WITHIN).await?;
@@ -59,6 +74,10 @@ async fn an_indexer_with_the_least_of_everything_is_right() -> Result<()> {
             for index in &indexes {
                 ask::whole(&client, &source, index).await?;
             }
+            let length = |slice: &PathBuf| fs::metadata(slice.join("data.mdb")).map_or(0, |file| file.len());
+            let largest = slices(cluster)?.iter().map(length).max().unwrap_or(0);
+            println!("{left} runs were left by the first kill; the largest slice has {largest} bytes");
+            ensure!(largest > MAP_SIZE, "no slice has outgrown its map: {largest} bytes");
             cluster.kill("indexer-1")?;
             start_indexer(cluster).await?;
             for index in &indexes {

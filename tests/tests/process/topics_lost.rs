@@ -2,7 +2,10 @@
 //! session; and what an indexer that is away has not read. Every scan keeps its promise meanwhile, and afterwards every index equals
 //! the source without anybody's hand.
 
-use async_nats::jetstream::stream::Config;
+use async_nats::jetstream::{
+    message::StreamMessage,
+    stream::{Config, Info, RawMessageErrorKind},
+};
 use highwater_tests::{
     files,
     load::{self, Writer},
@@ -75,8 +78,26 @@ impl Deployment<'_> {
         Ok(())
     }
 
-    async fn config(&self, stream: &str) -> Result<Config> {
-        Ok(self.client.js.get_stream(stream).await?.cached_info().config.clone())
+    async fn info(&self, stream: &str) -> Result<Info> {
+        Ok(self.client.js.get_stream(stream).await?.cached_info().clone())
+    }
+
+    /// Waits until a stream that was deleted is there again: another one.
+    async fn made_again(&self, stream: &str, deleted: &Info) -> Result<()> {
+        until(&format!("{stream} is made again"), WITHIN, async || {
+            let now = self.info(stream).await.map_err(|e| e.to_string())?;
+            if now.created == deleted.created { Err(format!("{now:?}")) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// Whether a stream has lost this message: it has none of this sequence, or another one.
+    async fn lost(&self, stream: &str, message: &StreamMessage) -> Result<bool> {
+        match self.client.js.get_stream(stream).await?.get_raw_message(message.sequence).await {
+            Ok(now) => Ok(now.time != message.time),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until a stream is there, with something in it.
@@ -93,14 +114,18 @@ impl Deployment<'_> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mutation_topic_that_loses_its_tail_is_made_good() -> Result<()> {
     Deployment::run("lost tail of a topic", FIRST, async |all| {
+        let mut lost = 0;
         // Also when an indexer is away that has not read it.
         for away in [None, Some("indexer-1"), None, Some("indexer-2")] {
+            let newest = &mut None;
             all.breaks(async |all| {
                 if let Some(node) = away {
                     all.cluster.kill(node)?;
                     load::written(&all.source, 1_000).await?;
                 }
                 let percent = 20 + all.rng.below(75);
+                let stream = all.client.js.get_stream(MUTATION).await?;
+                *newest = Some(stream.get_raw_message(stream.cached_info().state.last_sequence).await?);
                 let nats = all.cluster.nats();
                 nats.kill();
                 files::cut_stream(&nats.stream_dir(MUTATION), percent)?;
@@ -111,7 +136,10 @@ async fn a_mutation_topic_that_loses_its_tail_is_made_good() -> Result<()> {
                 }
             })
             .await?;
+            lost += u32::from(all.lost(MUTATION, newest.as_ref().context("nothing was broken")?).await?);
         }
+        println!("the newest message that was looked at was lost {lost} times");
+        ensure!(lost > 0, "the topic never lost its tail");
         Ok(())
     })
     .await
@@ -121,11 +149,13 @@ async fn a_mutation_topic_that_loses_its_tail_is_made_good() -> Result<()> {
 async fn a_mutation_topic_that_is_deleted_is_made_again() -> Result<()> {
     Deployment::run("deleted topic", FIRST, async |all| {
         for _ in 0..ROUNDS {
+            let deleted = all.info(MUTATION).await?;
             all.breaks(async |all| {
                 all.client.js.delete_stream(MUTATION).await?;
                 Ok(())
             })
             .await?;
+            all.made_again(MUTATION, &deleted).await?;
             all.filled(MUTATION).await?;
         }
         Ok(())
@@ -142,10 +172,12 @@ async fn a_mutation_topic_that_is_purged_goes_on() -> Result<()> {
                 for _ in 0..5 {
                     let mut stream = all.client.js.get_stream(MUTATION).await?;
                     let last = stream.info().await?.state.last_sequence;
-                    stream.purge().sequence(last.saturating_sub(all.rng.below(3))).await?;
+                    let gone = stream.purge().sequence(last.saturating_sub(all.rng.below(3))).await?.purged;
+                    ensure!(gone > 0, "nothing below {last} was there");
                     load::written(&all.source, 100).await?;
                 }
-                all.client.js.get_stream(MUTATION).await?.purge().await?;
+                let gone = all.client.js.get_stream(MUTATION).await?.purge().await?.purged;
+                ensure!(gone > 0, "the topic was empty");
                 Ok(())
             })
             .await?;
@@ -161,15 +193,16 @@ async fn an_indexer_for_which_the_topic_does_not_wait_catches_up() -> Result<()>
         for node in ["indexer-1", "indexer-2", "indexer-1"] {
             all.breaks(async |all| {
                 all.cluster.kill(node)?;
+                let read = all.info(MUTATION).await?.state.last_sequence;
                 load::written(&all.source, 500).await?;
-                let config = all.config(MUTATION).await?;
+                let config = all.info(MUTATION).await?.config;
                 all.client.js.update_stream(Config { max_messages: 2, ..config.clone() }).await?;
-                let dropped = all.client.js.get_stream(MUTATION).await?.cached_info().state.first_sequence;
-                ensure!(dropped > 1, "the topic dropped nothing");
+                let first = all.info(MUTATION).await?.state.first_sequence;
+                ensure!(first > read + 1, "the topic begins at {first}, and {node} can have read up to {read}");
                 load::written(&all.source, 500).await?;
                 all.cluster.start_node(node).await?;
                 until("the topic has its limits again", WITHIN, async || {
-                    let now = all.config(MUTATION).await.map_err(|e| e.to_string())?;
+                    let now = all.info(MUTATION).await.map_err(|e| e.to_string())?.config;
                     if now.max_messages == config.max_messages { Ok(()) } else { Err(now.max_messages.to_string()) }
                 })
                 .await
@@ -199,9 +232,11 @@ async fn a_catchup_topic_that_is_deleted_in_the_middle_of_a_session_is_made_agai
                 if begun { Ok(now) } else { Err(now.to_string()) }
             })
             .await?;
+            let deleted = all.info(CATCHUP).await?;
             all.client.js.delete_stream(CATCHUP).await?;
             met += u32::from(meeting["state"] == "building");
             all.client.wait_active(BUCKET, &index.name, WITHIN).await?;
+            all.made_again(CATCHUP, &deleted).await?;
             ask::whole(&all.client, &all.source, &index).await?;
             if met >= 2 {
                 break;
@@ -218,16 +253,20 @@ async fn a_catchup_topic_that_is_deleted_in_the_middle_of_a_session_is_made_agai
 async fn a_catchup_topic_that_is_deleted_does_not_leave_slices_behind() -> Result<()> {
     Deployment::run("deleted catchup", FIRST, async |all| {
         for node in ["indexer-1", "indexer-2"] {
+            let deleted = &mut None;
             all.breaks(async |all| {
                 all.cluster.kill(node)?;
                 load::written(&all.source, 5_000).await?;
-                all.client.js.get_stream(MUTATION).await?.purge().await?;
+                let gone = all.client.js.get_stream(MUTATION).await?.purge().await?.purged;
+                ensure!(gone > 0, "the topic was empty");
                 all.cluster.start_node(node).await?;
                 all.filled(CATCHUP).await?;
+                *deleted = Some(all.info(CATCHUP).await?);
                 all.client.js.delete_stream(CATCHUP).await?;
                 Ok(())
             })
             .await?;
+            all.made_again(CATCHUP, deleted.as_ref().context("nothing was deleted")?).await?;
         }
         Ok(())
     })

@@ -137,6 +137,12 @@ impl Source {
         self.batch.is_some()
     }
 
+    /// Whether its newest message is of an atomic batch whose other messages will never come.
+    pub fn ends_inside_a_batch(&self) -> bool {
+        let newest = self.messages.last_key_value().and_then(|(_, message)| message.part);
+        self.batch.is_none() && newest.is_some_and(|part| !part.commit)
+    }
+
     pub fn write(&mut self, key: usize, put: bool, now: u64) {
         self.uid += 1;
         self.last_seq += 1;

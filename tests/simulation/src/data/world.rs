@@ -196,7 +196,7 @@ impl DataWorld {
         let (now, step) = (env.now, env.step);
         for vb in 0..env.sources.len() {
             let (source, rng) = (&mut env.sources[vb], &mut env.rng);
-            let run = source.run;
+            let (run, epoch) = (source.run, source.epoch);
             while rng.chance(weights.write) {
                 weights.write_one(source, rng, now);
             }
@@ -219,6 +219,9 @@ impl DataWorld {
                 env.count("faults of sources");
                 let source = &env.sources[vb];
                 env.say(|| format!("source {vb} {what}: last {} with {:?}", source.last_seq, source.messages));
+            }
+            if env.sources[vb].epoch != epoch && env.sources[vb].ends_inside_a_batch() {
+                env.count("batches cut by a fault");
             }
             let (source, rng) = (&mut env.sources[vb], &mut env.rng);
             if source.run != run && rng.chance(400) {

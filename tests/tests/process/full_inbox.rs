@@ -1,0 +1,129 @@
+//! A worker that stands still while its inbox is full, and while a persist and a merge of its bucket end of which it is to be told,
+//! holds up its own bucket alone: another bucket's slices become durable and have their layers merged, and it is written and read.
+
+use futures_util::future::join_all;
+use highwater_tests::{cluster::SERVICES, prelude::*};
+
+const BUSY: &str = "busy";
+const QUICK: &str = "quick";
+const INDEXER: &str = "indexer-1";
+const WITHIN: Duration = Duration::from_secs(40);
+/// Documents that differ: layers of so many changes are merged by a job.
+const MANY: u64 = 20_000;
+const BURST: u64 = 2_000;
+/// Between bursts of writes; each makes layers of its own.
+const PAUSE: Duration = Duration::from_millis(50);
+/// More events than an inbox holds.
+const EVENTS: usize = 400;
+/// Checks that a node takes at once.
+const AT_ONCE: usize = 4;
+
+async fn indexed(client: &Client, bucket: &str, rng: &mut Rng) -> Result<(Source, Index)> {
+    let source = Source::key_value(client, bucket).await?;
+    write(&source, rng).await?;
+    let index = documents::indexes(1).swap_remove(0);
+    client.create_indexes(bucket, std::slice::from_ref(&index), WITHIN).await?;
+    ask::whole(client, &source, &index).await?;
+    Ok((source, index))
+}
+
+async fn write(source: &Source, rng: &mut Rng) -> Result<()> {
+    source.write((0..BURST).map(|_| documents::write(rng, 1, MANY))).await
+}
+
+/// Writes to a bucket until its node has met these faults.
+async fn write_until_hit(cluster: &Cluster, source: &Source, rng: &mut Rng, places: &[&str]) -> Result<()> {
+    let deadline = Instant::now() + 4 * WITHIN;
+    while !places.iter().all(|place| cluster.is_hit(INDEXER, place)) {
+        ensure!(Instant::now() < deadline, "writes to {} do not lead to {places:?}", source.bucket);
+        write(source, rng).await?;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Each of these asks the worker for a check, and waits no longer; what it was asked stays in its inbox.
+async fn fill_inbox(client: &Client) -> Result<()> {
+    let request = json!({"bucket": BUSY, "timeout_ms": 1});
+    let mut late = 0;
+    while late < EVENTS {
+        let asked = (0..AT_ONCE).map(|_| client.request("hw.node.indexer-1.verify", &request));
+        for checked in join_all(asked).await {
+            match checked {
+                Ok(checked) => {
+                    let slices = checked["slices"].as_array().context("no slices")?;
+                    ensure!(slices.iter().all(|slice| slice["error"]["code"] == "timeout"), "{checked}");
+                    late += slices.len();
+                }
+                Err(refused) => ensure!(refused.code == "too_many_requests", "{refused}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the indexer states an incident of this.
+async fn incident(client: &Client, what: &str) -> Result<()> {
+    until(&format!("the indexer states {what:?}"), WITHIN, async || {
+        let members = client.members().await.map_err(|refused| refused.to_string())?;
+        let mut all = members["members"].as_array().into_iter().flatten().filter(|member| member["node"] == INDEXER);
+        let stated = all.any(|m| m["troubles"].as_array().into_iter().flatten().any(|trouble| trouble["what"] == what));
+        stated.then_some(()).ok_or_else(|| members.to_string())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_inbox_holds_up_no_other_bucket() -> Result<()> {
+    let mut rng = Rng::seeded("full inbox");
+    let cluster = Cluster::without_services()?.with_arguments("indexer", &["--merge-layers", "2"]);
+    cluster
+        .breakable(&[INDEXER])?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let (quick, of_quick) = indexed(&client, QUICK, &mut rng).await?;
+            let (busy, of_busy) = indexed(&client, BUSY, &mut rng).await?;
+            // At rest, so that what comes next is of the busy bucket.
+            until("all is durable", WITHIN, async || {
+                let members = client.members().await.map_err(|refused| refused.to_string())?;
+                let mut all = members["buckets"].as_array().into_iter().flatten();
+                let durable = all.all(|bucket| bucket["st"].as_u64() > Some(0) && bucket["durable"] == bucket["st"]);
+                durable.then_some(()).ok_or_else(|| members["buckets"].to_string())
+            })
+            .await?;
+            cluster.hang_at(INDEXER, "persist")?;
+            cluster.hang_at(INDEXER, "merge")?;
+            write_until_hit(cluster, &busy, &mut rng, &["persist", "merge"]).await?;
+            cluster.hang_at(INDEXER, "worker.busy")?;
+            write_until_hit(cluster, &busy, &mut rng, &["worker.busy"]).await?;
+            fill_inbox(&client).await?;
+            for place in ["persist", "merge"] {
+                cluster.release(INDEXER, place)?;
+            }
+
+            // Who passes these places now has work for the other bucket: the worker of the busy one gives none.
+            for place in ["persist", "merge"] {
+                cluster.panic_at(INDEXER, place)?;
+            }
+            write_until_hit(cluster, &quick, &mut rng, &["persist", "merge"]).await?;
+            incident(&client, "making bucket quick durable").await?;
+            incident(&client, "merging layers of bucket quick").await?;
+            ask::whole(&client, &quick, &of_quick).await?;
+            let request =
+                json!({"bucket": BUSY, "index": of_busy.name, "consistency": "request_plus", "timeout_ms": 300});
+            let refused = client.count(&request).await.err().context("a worker that stands still has answered")?;
+            ensure!(refused.retry, "{refused}");
+
+            cluster.release(INDEXER, "worker.busy")?;
+            ask::whole(&client, &busy, &of_busy).await?;
+            write(&busy, &mut rng).await?;
+            for (source, index) in [(&busy, &of_busy), (&quick, &of_quick)] {
+                ask::whole(&client, source, index).await?;
+                ask::random(&client, source, index, &mut rng).await?;
+            }
+            Ok(())
+        })
+        .await
+}
