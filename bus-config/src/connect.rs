@@ -274,7 +274,7 @@ impl Bus {
         failed.insert(stream.to_owned(), Instant::now());
     }
 
-    /// How many pull.
+    /// The number of readers that pull now.
     pub(crate) fn pulling(&self) -> &Pulling {
         &self.inner.pulling
     }

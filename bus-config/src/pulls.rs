@@ -54,10 +54,10 @@ pub(crate) struct Pulls {
     counted: Counted,
 }
 
-/// The readers of a process that pull now.
+/// The number of a process's readers that pull now.
 pub(crate) type Pulling = Arc<AtomicU64>;
 
-/// One of them, until it is dropped.
+/// A reader that counts as one that pulls until this is dropped.
 struct Counted(Pulling);
 
 impl Counted {
@@ -87,7 +87,7 @@ struct Asked {
     batch: u64,
     /// Bytes that one pull asks for when few pull: enough for the largest message.
     full: u64,
-    /// Bytes without which a message did not come.
+    /// Bytes without which a message did not come; less again once one has come.
     needed: u64,
     /// Bytes that the last pull asked for.
     pull: u64,
@@ -150,6 +150,9 @@ impl Asked {
                 ended(self);
                 if !self.delivered && self.bytes == 0 {
                     self.needed = self.pull.saturating_mul(2).min(MOST_BYTES);
+                } else if self.delivered {
+                    // The next message may be small again.
+                    self.needed /= 2;
                 }
             }
             409 if text.contains("Batch Completed") => ended(self),
@@ -376,8 +379,16 @@ mod tests {
         asked.came(900_000);
         assert_eq!(asked.next_pull(SHARE), None, "nothing beside it");
         asked.status(Headers::new(refused(4 * SHARE - 900_000).as_bytes())).unwrap();
-        assert_eq!((asked.next_pull(SHARE), asked.bytes), (Some(BATCH), 4 * SHARE));
-        assert_eq!(asked.next_pull(TOGETHER), None, "half of it is still to come");
+        assert_eq!((asked.next_pull(SHARE), asked.bytes), (Some(BATCH), 2 * SHARE), "it may be small");
+        asked.status(Headers::new(refused(2 * SHARE).as_bytes())).unwrap();
+        assert_eq!((asked.next_pull(SHARE), asked.bytes), (Some(BATCH), 4 * SHARE), "it is not");
+        asked.came(900_000);
+        for left in [4 * SHARE - 900_000, 2 * SHARE] {
+            asked.status(Headers::new(refused(left).as_bytes())).unwrap();
+            asked.next_pull(SHARE);
+            asked.came(10);
+        }
+        assert!(asked.needed <= SHARE, "small ones are asked for by the share again");
     }
 
     #[test]

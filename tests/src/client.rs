@@ -2,7 +2,12 @@
 
 use crate::{oracle::Index, wait::until};
 use anyhow::{Context, Result, ensure};
-use async_nats::{Request, client::RequestErrorKind, jetstream};
+use async_nats::{
+    Request,
+    client::RequestErrorKind,
+    jetstream::{self, stream::LastRawMessageErrorKind},
+};
+use highwater_schemas::{api::Lease, subjects};
 use serde_json::{Value, json};
 use std::{
     fmt,
@@ -107,6 +112,16 @@ impl Client {
     pub async fn members(&self) -> Result<Value, Refused> {
         // Who was killed or sleeps may have been asked.
         self.request_within("hw.cluster.members", &json!({}), STATUS_WITHIN).await
+    }
+
+    /// Who holds the lease of the cluster managers, if it is there.
+    pub async fn lease_holder(&self) -> Result<Option<String>> {
+        let stream = self.js.get_stream(subjects::CLUSTER_STREAM).await?;
+        match stream.get_last_raw_message_by_subject(subjects::CLUSTER_LEASE).await {
+            Ok(message) => Ok(Some(serde_json::from_slice::<Lease>(&message.payload)?.holder)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until somebody coordinates and these nodes are alive.

@@ -51,7 +51,7 @@ pub fn encode_raw(
             out.push(tag::MISSING);
             Ok(())
         }
-        (Some(text), Language::V1) => {
+        (Some(text), Language::V1 | Language::V2) => {
             Writer { out, written_as: WrittenAs::Document }.value(trim(text), MAX_SHOWN_DEPTH)
         }
         (Some(text), Language::V0) => v0::put_json(trim(text), out),
@@ -68,7 +68,7 @@ pub fn encode_raw(
 ///
 /// After an error `out` is as before.
 pub(crate) fn encode_operand(text: &str, language: Language, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    if language == Language::V0 {
+    if language < Language::V2 {
         return encode_raw(Some(text), false, language, out);
     }
     let start = out.len();
@@ -90,7 +90,9 @@ pub fn encode_bound(text: &str, language: Language, out: &mut Vec<u8>) -> Result
         Ok(())
     } else {
         match language {
-            Language::V1 => Writer { out, written_as: WrittenAs::Bound }.value(trim(text), MAX_SHOWN_DEPTH),
+            Language::V1 | Language::V2 => {
+                Writer { out, written_as: WrittenAs::Bound }.value(trim(text), MAX_SHOWN_DEPTH)
+            }
             Language::V0 => v0::put_bound(trim(text), out),
         }
     };
@@ -124,7 +126,7 @@ enum WrittenAs {
     Operand,
 }
 
-/// Writes by the rules of [`Language::V1`].
+/// Writes by the rules of [`Language::V1`] and later ones.
 struct Writer<'a> {
     out: &'a mut Vec<u8>,
     written_as: WrittenAs,

@@ -66,9 +66,9 @@ impl Dialect for ConditionDialect {
 }
 
 impl ConditionDialect {
-    /// `long`: an `L` stands behind the digits, as some dialects of SQL write integers of 64 bits. Version 0 took it and ignored it.
+    /// `long`: an `L` stands behind the digits, as some dialects of SQL write integers of 64 bits. Earlier versions took it and ignored it.
     fn number(&self, digits: String, long: bool, span: Span) -> Result<Expr, ParserError> {
-        if long && self.language != Language::V0 {
+        if long && self.language >= Language::V2 {
             return error(&format!("{digits}L is not a number"), span.start);
         }
         Ok(Expr::Value(ValueWithSpan { value: Value::Number(digits, false), span }))

@@ -153,7 +153,7 @@ impl<'d, F: Fn(usize) -> Option<&'d str>> Document<'_, F> {
         match (self.text(term), self.language) {
             (None, _) => true,
             (Some(_), Language::V0) => false,
-            (Some(text), Language::V1) => !is_readable(text, &mut scratch.left),
+            (Some(text), Language::V1 | Language::V2) => !is_readable(text, &mut scratch.left),
         }
     }
 

@@ -150,13 +150,19 @@ fn what_conditions_cannot_be_is_said_with_its_place() {
 }
 
 #[test]
-fn what_version_0_took_it_takes_still() {
-    for (text, read) in
-        [("a = 10L", "a = 10"), ("a = -10L", "a = -10"), ("a < 18446744073709551617", "a < 1.8446744073709552e+19")]
-    {
-        assert_eq!(parse_condition_of(text, Language::V0).unwrap().to_string(), read, "{text}");
+fn what_earlier_versions_took_they_take_still() {
+    for (text, language, read) in [
+        ("a = 10L", Language::V0, "a = 10"),
+        ("a = 10L", Language::V1, "a = 10"),
+        ("a = -10L", Language::V1, "a = -10"),
+        ("a < 18446744073709551617", Language::V0, "a < 1.8446744073709552e+19"),
+    ] {
+        assert_eq!(parse_condition_of(text, language).unwrap().to_string(), read, "{text}");
         assert!(parse_condition(text).is_err(), "{text}");
     }
+    let condition = CompiledCondition::new(&parse_condition("a = a").unwrap(), Language::V1, &mut |_| 0);
+    let reserved = r#"{"$serde_json::private::X":1}"#;
+    assert_eq!(condition.eval(&|_| Some(reserved), &mut Scratch::default()), Truth::True);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{
     limits::{in_short, most_history, most_reasons, most_starts, thin},
     offered::{Offered, StateError},
     packing,
-    record::{Change, Record, is_record},
+    record::{Change, Record, is_record, may_be_record},
     rollback::RollbackPhase,
     topic::Subscription,
 };
@@ -57,7 +57,8 @@ impl StateContext {
     /// The record cannot be read by this version, or is of another log; nothing has changed then.
     pub fn offer(&mut self, payload: &[u8]) -> Result<Offered, StateError> {
         let Ok(json) = packing::unpack(payload) else { return Ok(Offered::Known) };
-        let mut record: Record = match serde_json::from_slice(&json) {
+        let mut record = match serde_json::from_slice::<Record>(&json) {
+            Ok(r) if !may_be_record(r.incarnation, r.term, r.version, &r.prev) => return Ok(Offered::Known),
             Ok(record) => record,
             Err(_) if !is_record(payload) => return Ok(Offered::Known),
             Err(error) => {

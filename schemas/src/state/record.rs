@@ -302,9 +302,14 @@ pub fn is_record(payload: &[u8]) -> bool {
     }
     let head = super::unpack(payload).ok().and_then(|json| serde_json::from_slice::<Head>(&json).ok());
     head.is_some_and(|Head { incarnation, term, version, prev, change }| {
-        let is_hash = prev.is_empty() || prev.len() == 32;
-        is_hash && !change.what.is_empty() && version > 0 && incarnation < u64::MAX && term < u64::MAX
+        !change.what.is_empty() && may_be_record(incarnation, term, version, &prev)
     })
+}
+
+/// Whether a record may say this of itself.
+pub fn may_be_record(incarnation: u64, term: u64, version: u64, prev: &str) -> bool {
+    let is_hash = prev.is_empty() || prev.len() == 32 && prev.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hash && version > 0 && incarnation < u64::MAX && term < u64::MAX
 }
 
 impl Change {

@@ -108,7 +108,7 @@ fn a_log_with_a_hole_or_of_another_life_is_refused() {
     let mut offer = |record: Record| context.offer(&record.to_json());
     let wrong = offer(Record { version: 3, ..good.clone() });
     assert!(matches!(wrong, Err(StateError::Order { expected: 2, found: 3 })));
-    assert!(matches!(offer(Record { prev: "other".into(), ..good.clone() }), Err(StateError::Chain { version: 2 })));
+    assert!(matches!(offer(Record { prev: "0".repeat(32), ..good.clone() }), Err(StateError::Chain { version: 2 })));
     assert!(matches!(offer(Record { incarnation: 2, ..good.clone() }), Err(StateError::Chain { version: 2 })));
     assert!(matches!(offer(Record { term: 0, ..good.clone() }), Err(StateError::Term { .. })));
     assert!(matches!(offer(Record { format: 1, ..good.clone() }), Err(StateError::Format { found: 1, .. })));

@@ -116,7 +116,7 @@ impl<'a> Renderer<'a> {
             match self.head.language {
                 // Copied from documents as they were.
                 Language::V0 => write_readable_fields(&String::from_utf8_lossy(row.include), &mut self.out),
-                Language::V1 => self.out.extend_from_slice(row.include),
+                Language::V1 | Language::V2 => self.out.extend_from_slice(row.include),
             }
         }
         self.out.push(b'}');

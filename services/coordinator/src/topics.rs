@@ -7,6 +7,8 @@ use highwater_schemas::subjects;
 
 /// Streams that are looked at at once.
 const AT_ONCE: usize = 16;
+/// Subjects of no session whose messages are removed at a time.
+const MOST_REMOVED: usize = 256;
 
 fn specs(bucket: &str, topic: Option<&str>, replicas: usize) -> Vec<StreamSpec> {
     match topic {
@@ -54,13 +56,15 @@ pub(crate) async fn found(bus: &Bus, buckets: &[Wanted]) -> Result<Found, BusErr
     let sessions = names.into_iter().map(|bucket| {
         let bus = bus.clone();
         async move {
-            let mut sessions = Vec::new();
+            let (mut sessions, mut foreign) = (Vec::new(), Vec::new());
             for subject in bus.stream_subjects(&subjects::catchup_stream(&bucket)).await? {
                 match session(&bucket, &subject) {
                     Some(session) => sessions.push((bucket.clone(), session)),
-                    None => remove_foreign(&bus, &bucket, &subject).await,
+                    None if is_literal(&subject) => foreign.push(subject),
+                    None => {}
                 }
             }
+            remove_foreign(&bus, &bucket, &foreign).await;
             Ok(sessions)
         }
     });
@@ -76,15 +80,15 @@ fn session(bucket: &str, subject: &str) -> Option<u64> {
     (subject == subjects::catchup(bucket, session)).then_some(session)
 }
 
-/// Somebody else wrote into the stream of a bucket's sessions, which takes no more than a certain size: what nobody reads must not
-/// keep sessions out.
-async fn remove_foreign(bus: &Bus, bucket: &str, subject: &str) {
-    if !is_literal(subject) {
-        return;
-    }
-    tracing::warn!(bucket, subject, "removing messages that are of no session");
-    if let Err(error) = bus.purge(&subjects::catchup_stream(bucket), subject, None).await {
-        tracing::warn!(bucket, subject, %error, "cannot remove messages that are of no session");
+/// Removes what somebody else wrote into the stream of a bucket's sessions, which takes no more than a certain size: messages that
+/// nobody reads must not keep sessions out. Of more than [`MOST_REMOVED`] subjects the rest is removed the next time.
+async fn remove_foreign(bus: &Bus, bucket: &str, foreign: &[String]) {
+    let Some(first) = foreign.first() else { return };
+    tracing::warn!(bucket, first, subjects = foreign.len(), "removing messages that are of no session");
+    for subject in foreign.iter().take(MOST_REMOVED) {
+        if let Err(error) = bus.purge(&subjects::catchup_stream(bucket), subject, None).await {
+            tracing::warn!(bucket, subject, %error, "cannot remove messages that are of no session");
+        }
     }
 }
 

@@ -42,6 +42,7 @@ fn likeness(text: &str) -> Option<&'static str> {
             Some("true, false or null, which are written in small letters")
         }
         '-' if text[1..].starts_with('-') && text[2..].starts_with(char::is_alphabetic) => Some("an option"),
+        '-' if text.len() == 2 && text[1..].starts_with(char::is_alphabetic) => Some("an option"),
         _ if is_like_a_number(text) => Some("a number"),
         _ => None,
     }
@@ -235,7 +236,7 @@ mod tests {
                 assert!(error.contains(option) && error.contains("looks like a number, and is none"), "{error}");
             }
             // The value was forgotten.
-            for next in ["--high", "--json", "--no-such-option"] {
+            for next in ["--high", "--json", "--no-such-option", "-h"] {
                 let error = bounds(option, next).unwrap_err();
                 assert!(error.contains(option) && error.contains("looks like an option, and is none"), "{error}");
             }

@@ -175,8 +175,8 @@ fn write_include<'d>(plan: &Plan, lookup: &impl Fn(usize) -> Option<&'d str>, by
             bytes.extend_from_slice(name.as_bytes());
             match plan.language {
                 Language::V0 => compact_into(raw.as_bytes(), bytes),
-                Language::V1 if write_readable(raw, bytes).is_err() => bytes.truncate(before),
-                Language::V1 => {}
+                Language::V1 | Language::V2 if write_readable(raw, bytes).is_err() => bytes.truncate(before),
+                Language::V1 | Language::V2 => {}
             }
         }
     }

@@ -166,11 +166,13 @@ pub(crate) async fn run(
         // The server restarted meanwhile: what was compared may be lost.
         return End::Again;
     }
-    if assignment.recovers
-        && let Some(state) = &state
-        && !removed::has_markers_above(&bus, &assignment.stream, assignment.from.seqno, state).await
-    {
-        return End::Broken(removed::LATE.into());
+    if assignment.recovers {
+        let Some(state) = &state else { return End::Again };
+        match removed::has_markers_above(&bus, &assignment.stream, assignment.from.seqno, state).await {
+            Ok(true) => {}
+            Ok(false) => return End::Broken(removed::UNREAD_MARKERS.into()),
+            Err(_) => return End::Again,
+        }
     }
     let (lane, taken) = mpsc::channel(LANE_CAPACITY);
     let input = lane.clone();

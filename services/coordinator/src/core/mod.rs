@@ -47,7 +47,7 @@ const HOUSEKEEPING: u64 = 50;
 /// Topics and sessions that nobody needs are looked for this often, milliseconds.
 const SWEEP: u64 = 60_000;
 /// No coordinator opens so many sessions that another one has not heard of.
-const MOST_UNHEARD: u64 = 1 << 32;
+const MOST_UNHEARD: u64 = 1 << 16;
 
 /// Identifies a request whose reply is owed.
 pub type Token = u64;

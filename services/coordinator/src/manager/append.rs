@@ -41,6 +41,8 @@ pub struct Append {
     pub id: u64,
     /// Sequence of the message before it, which is a record, or what somebody else wrote behind one.
     pub expected: u64,
+    /// Sequence of the record before it.
+    before_at: u64,
     /// Hash of that record; empty: there is none, or it does not matter.
     before: String,
     pub record: Linked,
@@ -48,8 +50,6 @@ pub struct Append {
     pub rollup: bool,
     stage: Stage,
     moved: u32,
-    /// The message at `expected` is not the record before this one.
-    passed: bool,
     failures: u32,
 }
 
@@ -67,7 +67,13 @@ pub enum Settled {
 
 impl Append {
     pub fn new(id: u64, expected: u64, before: String, record: Linked, payload: Vec<u8>, rollup: bool) -> Self {
-        Self { id, expected, before, record, payload, rollup, stage: Stage::Sent, moved: 0, passed: false, failures: 0 }
+        let (before_at, stage) = (expected, Stage::Sent);
+        Self { id, expected, before_at, before, record, payload, rollup, stage, moved: 0, failures: 0 }
+    }
+
+    /// Messages of others between the record before it and it.
+    pub fn passed_over(&self) -> usize {
+        usize::try_from(self.expected - self.before_at).unwrap_or(usize::MAX)
     }
 
     pub fn send(&self) -> Action {
@@ -100,22 +106,20 @@ impl Append {
             // Somebody else wrote there what is no record: ours goes behind it.
             (Stage::Place, Ok(Some(record))) if !is_record(&record) => {
                 self.expected += 1;
-                (self.moved, self.passed) = (0, true);
+                self.moved = 0;
                 out.push(self.read(self.expected + 1));
             }
             (Stage::Place, Ok(Some(_))) => return Settled::Deposed,
             (Stage::Place, Ok(None)) if self.moved >= MOST_MOVED => return Settled::Lost,
-            (Stage::Place, Ok(None)) if self.before.is_empty() || self.passed => self.stage = Stage::Again(again),
+            (Stage::Place, Ok(None)) if self.before.is_empty() => self.stage = Stage::Again(again),
             (Stage::Place, Ok(None)) => {
                 self.stage = Stage::Before;
-                out.push(self.read(self.expected));
+                out.push(self.read(self.before_at));
             }
-            (Stage::Before, Ok(Some(record))) if self.follows(&record) || !is_record(&record) => {
-                self.stage = Stage::Again(again);
-            }
+            (Stage::Before, Ok(Some(record))) if self.follows(&record) => self.stage = Stage::Again(again),
             (Stage::Before, Ok(_)) => return Settled::Lost,
             (Stage::Place, Err(_)) => self.stage = Stage::ReadAgain(again, self.expected + 1),
-            (Stage::Before, Err(_)) => self.stage = Stage::ReadAgain(again, self.expected),
+            (Stage::Before, Err(_)) => self.stage = Stage::ReadAgain(again, self.before_at),
             _ => {}
         }
         self.failures += u32::from(matches!(self.stage, Stage::Again(_) | Stage::ReadAgain(..)));
@@ -135,7 +139,7 @@ impl Append {
                 out.push(self.send());
             }
             Stage::ReadAgain(at, seq) if now >= at => {
-                self.stage = if seq == self.expected { Stage::Before } else { Stage::Place };
+                self.stage = if seq == self.before_at { Stage::Before } else { Stage::Place };
                 out.push(self.read(seq));
             }
             _ => {}

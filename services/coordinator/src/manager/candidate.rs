@@ -28,8 +28,10 @@ pub(super) struct Candidate {
     force: bool,
     since: u64,
     phase: Phase,
-    /// Records that the log holds.
+    /// Messages that the log holds: records, and what others wrote.
     records: usize,
+    /// The last message of the log is no record.
+    ends_foreign: bool,
     /// Times that it could not be read.
     failures: u32,
 }
@@ -76,6 +78,7 @@ impl Manager {
             since: now.ms,
             phase: Phase::Reading,
             records: 0,
+            ends_foreign: false,
             failures: 0,
         }));
         out.push(Action::ReadLog);
@@ -96,6 +99,7 @@ impl Manager {
             }
         };
         candidate.records = records.len();
+        candidate.ends_foreign = records.last().is_some_and(|last| !is_record(last));
         records.retain(|record| is_record(record));
         let versions: Vec<String> =
             self.peers.iter().map(|(node, p)| format!("{node} has version {}", p.report.version)).collect();
@@ -260,7 +264,8 @@ impl Manager {
         out: &mut Vec<Action>,
     ) {
         let id = self.next_id();
-        let before = if rollup { String::new() } else { self.context.hash.clone() };
+        let ends_foreign = matches!(&self.role, Role::Candidate(candidate) if candidate.ends_foreign);
+        let before = if rollup || ends_foreign { String::new() } else { self.context.hash.clone() };
         let record = Linked::from(record);
         let payload = pack(record.json.clone());
         if payload.len() > self.max_record {
@@ -299,6 +304,7 @@ impl Manager {
             Settled::Done(seq) => {
                 let Role::Candidate(candidate) = std::mem::replace(&mut self.role, Role::Replica) else { return };
                 let Phase::Opening(append) = candidate.phase else { return };
+                let passed_over = append.passed_over();
                 let mut boot = candidate.boot;
                 let version = self.context.version;
                 if let Err(error) = self.context.offer(&append.record.json) {
@@ -312,7 +318,7 @@ impl Manager {
                 out.push(Action::Keep { records: vec![append.record], anew: version == 0 });
                 boot.done(now.ms, 5, format!("term {}, version {}", candidate.term, self.context.version));
                 self.waiting = None;
-                let records = if append.rollup { 1 } else { candidate.records + 1 };
+                let records = if append.rollup { 1 } else { candidate.records + passed_over + 1 };
                 self.take_office(now, candidate.term, seq, records, boot, out);
             }
             Settled::Deposed => self.step_down("another index manager has appended to the log".into(), out),

@@ -1,6 +1,6 @@
 //! The hashes of the records in a copy: what tells one log from another.
 
-use highwater_schemas::state::{Change, Record, unpack};
+use highwater_schemas::state::{Change, Record, may_be_record, unpack};
 use std::collections::VecDeque;
 
 /// Hashes that are kept; a log that lost more than so many records at once cannot be told from another one.
@@ -122,6 +122,9 @@ fn link_of(json: &[u8]) -> Option<Link> {
         what: What,
     }
     let Head { incarnation, term, version, prev, change } = serde_json::from_slice(json).ok()?;
+    if !may_be_record(incarnation, term, version, &prev) {
+        return None;
+    }
     Some(Link { incarnation, term, version, hash: Record::hash(json), prev, what: change.what })
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Leading {
     held: VecDeque<core::Event>,
     /// Something was appended: the core has not looked at it yet.
     news: bool,
-    /// Records in the log.
+    /// Messages in the log: records, and what others wrote.
     records: usize,
     /// Where compaction begins; rises when it fails.
     compact_above: usize,
@@ -205,10 +205,11 @@ impl Manager {
                 leading.last_seq = seq;
                 leading.news = true;
                 if append.rollup {
-                    leading.records = 0;
+                    leading.records = 1;
                     leading.compact_above = self.config.compact_above;
+                } else {
+                    leading.records = leading.records.saturating_add(append.passed_over()).saturating_add(1);
                 }
-                leading.records += 1;
                 if let Err(error) = leading.core.applied(&append.record.json) {
                     // It was made from this context, and checked before it was sent.
                     self.step_down(format!("an acknowledged record cannot be applied: {error}"), out);

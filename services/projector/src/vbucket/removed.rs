@@ -1,7 +1,7 @@
 //! Removals without a message: what the task puts into its chain, and when it asks for a reconcile.
 
 use super::{End, Task};
-use highwater_bus::{Bus, StreamState};
+use highwater_bus::{Bus, BusError, StreamState};
 use highwater_schemas::{
     lane::{Chunk, LaneTarget},
     wire::{KeyVersions, Removal},
@@ -28,18 +28,23 @@ pub(super) fn marker_life(state: Option<&StreamState>) -> Duration {
     state.and_then(|state| state.marker_life).map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE))
 }
 
-/// Why a session that brings what was missed gives way to one that compares.
-pub(super) const LATE: &str = "delete markers may have gone unread";
+/// The reason for which a session that brings what was missed is replaced by one that compares.
+pub(super) const UNREAD_MARKERS: &str = "delete markers may have gone unread";
 
 /// Whether every delete marker above `seqno` is still in a stream whose state this is, as far as can be told before it is read:
 /// where the stream lets markers go early, the message at `seqno` must be there and younger than they become. Judged by the
 /// server's clock alone.
-pub(super) async fn has_markers_above(bus: &Bus, stream: &str, seqno: u64, state: &StreamState) -> bool {
+pub(super) async fn has_markers_above(
+    bus: &Bus,
+    stream: &str,
+    seqno: u64,
+    state: &StreamState,
+) -> Result<bool, BusError> {
     if state.marker_life.is_none_or(|life| life >= MARKER_LIFE) || seqno == 0 || state.last_seq <= seqno {
-        return true;
+        return Ok(true);
     }
-    let written = bus.message_at(stream, seqno).await.ok().flatten().map(|message| message.time);
-    written.is_some_and(|written| !is_gone(state.now.saturating_sub(written), marker_life(Some(state))))
+    let written = bus.message_at(stream, seqno).await?.map(|message| message.time);
+    Ok(written.is_some_and(|written| !is_gone(state.now.saturating_sub(written), marker_life(Some(state)))))
 }
 
 /// Whether a delete marker of this age, in nanoseconds, may be gone.
@@ -99,10 +104,10 @@ impl Task {
         let late = is_gone(age, self.marker_life);
         let first = late && !std::mem::replace(&mut self.late, late);
         if first && self.assignment.recovers {
-            return Err(End::Broken(LATE.into()));
+            return Err(End::Broken(UNREAD_MARKERS.into()));
         }
         if first && self.live() {
-            self.ask_to_reconcile(LATE);
+            self.ask_to_reconcile(UNREAD_MARKERS);
         }
         Ok(())
     }
