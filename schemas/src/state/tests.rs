@@ -242,6 +242,6 @@ fn an_index_from_before_languages_keeps_its_rules_and_its_record() {
     assert_eq!(old.compile().unwrap().language, Language::V0);
     // What is refused today was taken then.
     assert!(PlacedIndex { language: 1, ..old.clone() }.compile().is_err());
-    let later = PlacedIndex { language: 2, ..old }.compile().unwrap_err();
-    assert!(later.message.contains("version 2"), "{later}");
+    let later = PlacedIndex { language: 3, ..old }.compile().unwrap_err();
+    assert!(later.message.contains("version 3"), "{later}");
 }

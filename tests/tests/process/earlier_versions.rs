@@ -42,7 +42,7 @@ const BEFORE: Seen = Seen {
 };
 
 const NOW: Seen = Seen {
-    language: 1,
+    language: 2,
     equal: &[
         ("9007199254740993", Some(&["exact", "float"])),
         ("9007199254740992", Some(&["below"])),

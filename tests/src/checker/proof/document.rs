@@ -74,21 +74,28 @@ impl<'l> Document<'l> {
         format!("its revisions are {revisions:?}, vanished are {:?}", self.vanished)
     }
 
-    /// What cannot be explained without a removal follows it, and so does all that comes later.
+    /// What cannot be explained without a removal follows it, and so does all that comes later. Not so what was there before a
+    /// revision that went before anybody read it: that is shown until the removal is followed.
     pub(super) fn learn(&self, number: u64, floor: u64, seqno: u64, agrees: impl Fn(&Revision) -> bool) {
         for (at, gone) in
             self.vanished.iter().enumerate().filter(|(_, gone)| gone.followed.get().is_none_or(|f| f > number))
         {
-            if !self.but_for(at, number, floor, seqno).into_iter().any(&agrees) {
+            let needed = self.revisions[self.newest_at(floor)].seqno;
+            let unread = self.revisions.iter().any(|older| gone.hid(older, needed) && agrees(older));
+            if !unread && !self.but_for(at, number, floor, seqno).into_iter().any(&agrees) {
                 gone.followed.set(Some(number));
             }
         }
     }
 
+    /// The place of the newest revision up to a seqno.
+    fn newest_at(&self, seqno: u64) -> usize {
+        self.revisions.partition_point(|revision| revision.seqno <= seqno) - 1
+    }
+
     /// As [`Self::may_be`] had one removal not been.
     fn but_for(&self, removal: usize, number: u64, floor: u64, seqno: u64) -> Vec<&Revision> {
-        let at = |seqno: u64| self.revisions.partition_point(|revision| revision.seqno <= seqno) - 1;
-        let (oldest, newest) = (at(floor), at(seqno));
+        let (oldest, newest) = (self.newest_at(floor), self.newest_at(seqno));
         let needed = self.revisions[oldest].seqno;
         let stored_at = |above: u64| self.unknown.range(above + 1..).next().is_some_and(|at| *at <= seqno);
         let perhaps = self.doubts.iter().filter(|doubt| stored_at(doubt.seqno.max(needed)));
@@ -102,8 +109,7 @@ impl<'l> Document<'l> {
                 may_be.retain(|revision| revision.seqno > gone.surely || gone.leaves(revision));
             }
             if needed <= gone.perhaps {
-                // Before that is followed also what was there before a revision that went before anybody read it.
-                let unread = |revision: &&Revision| !followed && (1..needed).contains(&revision.seqno);
+                let unread = |revision: &Revision| !followed && gone.hid(revision, needed);
                 let older = self.revisions.iter().filter(|revision| gone.leaves(revision) || unread(revision));
                 may_be.extend(older);
             }
@@ -113,6 +119,11 @@ impl<'l> Document<'l> {
 }
 
 impl Gone {
+    /// Whether a revision is shown, before this is followed, because the one that was `needed` went before anybody read it.
+    fn hid(&self, revision: &Revision, needed: u64) -> bool {
+        needed <= self.perhaps && (1..needed).contains(&revision.seqno)
+    }
+
     fn leaves(&self, revision: &Revision) -> bool {
         match self.left {
             Left::Nothing => revision.seqno == 0,

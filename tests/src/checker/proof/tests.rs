@@ -294,4 +294,12 @@ fn what_went_while_documents_were_written_is_hidden_by_what_came_then() {
     assert!(at(4, &[("x", 4), ("y", 7)]) && at(4, &[("y", 7)]), "it may have gone as well");
     let before = |rows: &[_]| proven(&[of(20, OLD, (12, 12), Need::Nothing, 4, rows)], &log).is_ok();
     assert!(before(&[("x", 2), ("y", 7)]) && !at(4, &[("x", 2), ("y", 7)]), "and before anybody read it");
+    let (older, without) = ([("x", 2), ("y", 7)], [("y", 7)]);
+    let shown = |answers: &[(u64, &[_])]| {
+        let answers: Vec<Answer> =
+            answers.iter().map(|(st, rows)| of(*st, OLD, (12, 12), Need::Nothing, 4, rows)).collect();
+        proven(&answers, &log).is_ok()
+    };
+    assert!(shown(&[(20, &older), (21, &older), (22, &without)]), "that the older one is shown follows nothing");
+    assert!(!shown(&[(20, &older), (21, &without), (22, &older)]), "it came back");
 }
