@@ -30,7 +30,11 @@ async fn a_log_that_lost_its_tail_while_the_server_was_down_gets_it_back() -> Re
                 cluster.nats().kill();
                 files::copy(&cluster.nats().stream_dir(subjects::STATE_STREAM), &kept)?;
                 cluster.nats().start_again()?;
-                trial.client.insist("hw.cluster.members", &json!({}), trial::SETTLED_WITHIN).await?;
+                // What is asked before a connection is seen to be lost is lost with it.
+                until("the members answer", trial::SETTLED_WITHIN, async || {
+                    trial.client.members().await.map_err(|refused| refused.to_string())
+                })
+                .await?;
             }
             let dropped = trial.indexes.pop().context("no index")?;
             trial.client.drop_index(trial::BUCKET, &dropped.name).await?;

@@ -61,7 +61,13 @@ async fn survives(node: &str) -> Result<()> {
             }
             let after = sessions(&client).await?;
             println!("{node}: {built:?}, then {after:?}, {} writes", source.log().complete().iter().sum::<u64>());
-            ensure!(after.from_zero == built.from_zero, "something was built anew: {built:?}, then {after:?}");
+            // Documents that are purged by rollups may make a stream's messages fewer, which only a reconcile explains; who was
+            // away then is compared with the source.
+            let reconciled = after.reconciles - built.reconciles;
+            ensure!(
+                after.from_zero <= built.from_zero + reconciled,
+                "something was built anew: {built:?}, then {after:?}"
+            );
             ensure!(after.branches == built.branches, "history was taken to be rewritten: {after:?}");
             ensure!(after.lost_place == 0, "a projector began again at zero: {after:?}");
             Ok(())

@@ -229,7 +229,7 @@ async fn keys(client: &Client, cases: &[Case]) -> Result<()> {
             let reason = listed.iter().find(|d| d["id"] == id(number)).and_then(|d| d["reason"].as_str());
             ensure!(reason == case.reason.as_deref(), "{index}: {:.80}: {reason:?}", case.text());
         }
-        ensure!(described["index"]["language"] == 1, "{described}");
+        ensure!(described["index"]["language"] == 2, "{described}");
     }
     Ok(())
 }
