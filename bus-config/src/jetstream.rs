@@ -260,7 +260,7 @@ impl Bus {
         self.look_up(name, json!({ "seq": from.max(1), "next_by_subj": ">" })).await
     }
 
-    /// As [`Self::next_message`], of subjects that match.
+    /// The first message at or above a sequence whose subject matches, as [`Self::next_message`] asks for it.
     pub(crate) async fn next_message_of(
         &self,
         name: &str,

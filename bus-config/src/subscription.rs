@@ -60,8 +60,8 @@ pub(crate) async fn next(interest: &Interest, losses: &mut u64) -> Option<Messag
     }
 }
 
-/// Where to answer, if it can be written and may be asked for: an answer is published with our rights, which are more than those
-/// of most clients. So none goes where NATS or Highwater listens, or to a key of a bucket.
+/// The subject for an answer, if it is text and not one of NATS or Highwater. A service publishes with its own rights, which most
+/// clients do not have: by a reply subject they could have it write into a bucket, the state log, or the API of JetStream.
 pub(crate) fn reply(message: &Message) -> Option<String> {
     let reply = std::str::from_utf8(message.reply()).ok()?;
     is_answerable(reply).then(|| reply.to_owned())

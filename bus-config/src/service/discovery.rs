@@ -75,7 +75,7 @@ impl Statistics {
         }
     }
 
-    /// It is answered by this error, a number and a code.
+    /// Counts a request that was answered by an error, given as number and code.
     pub(super) fn failed(&self, endpoint: usize, subject: &str, error: String) {
         let mut counted = self.counted();
         let Some(endpoint) = counted.endpoints.get_mut(endpoint) else { return };

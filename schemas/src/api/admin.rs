@@ -52,7 +52,7 @@ pub struct BucketList {
 }
 
 impl BucketList {
-    /// What `after` of the request for the next page is; None: this is the last page.
+    /// The `after` of the request for the next page; None: this is the last page.
     pub fn next_after(&self) -> Option<String> {
         self.buckets.last().filter(|_| self.more).map(|bucket| bucket.name.clone())
     }
@@ -287,7 +287,7 @@ pub struct TopicList {
 }
 
 impl TopicList {
-    /// What `after` of the request for the next page is; None: this is the last page.
+    /// The `after` of the request for the next page; None: this is the last page.
     pub fn next_after(&self) -> Option<(String, String)> {
         self.topics.last().filter(|_| self.more).map(|topic| (topic.bucket.clone(), topic.topic.clone()))
     }

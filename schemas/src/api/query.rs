@@ -158,7 +158,7 @@ pub struct ListReply {
 }
 
 impl ListReply {
-    /// What `after` of the request for the next page is; None: this is the last page.
+    /// The `after` of the request for the next page; None: this is the last page.
     pub fn next_after(&self) -> Option<(String, String)> {
         self.indexes.last().filter(|_| self.more).map(|index| (index.bucket.clone(), index.name.clone()))
     }

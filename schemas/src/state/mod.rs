@@ -31,9 +31,7 @@ pub use following::Following;
 pub use limits::{in_short, thin};
 pub use offered::{Concerns, Offered, StateError};
 pub use packing::{pack, unpack};
-pub use record::{
-    Change, PlacedIndex, Record, SessionKind, SessionVb, SliceName, is_record, may_be_record, vbuuid_text,
-};
+pub use record::{Change, Head, PlacedIndex, Record, SessionKind, SessionVb, SliceName, is_record, vbuuid_text};
 pub use rollback::{Rollback, RollbackPhase};
 pub use topic::{MOST_SUBSCRIPTIONS, MOST_TOPICS, MUTATION, Predicate, Subscription, SubscriptionView, Topic, place};
 

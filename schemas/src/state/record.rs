@@ -285,29 +285,39 @@ fn first() -> u32 {
     1
 }
 
-/// Whether a message of the log is a record, be it one that this version cannot read. What is none was written by somebody else and
-/// is passed over: the hashes of the records around it tell that nothing is missing.
-pub fn is_record(payload: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Head {
-        incarnation: u64,
-        term: u64,
-        version: u64,
-        prev: String,
-        change: Tag,
-    }
-    #[derive(Deserialize)]
-    struct Tag {
-        what: String,
-    }
-    let head = super::unpack(payload).ok().and_then(|json| serde_json::from_slice::<Head>(&json).ok());
-    head.is_some_and(|Head { incarnation, term, version, prev, change }| {
-        !change.what.is_empty() && may_be_record(incarnation, term, version, &prev)
-    })
+/// The fields that every version's records have, of a change no more than its name.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Head {
+    pub incarnation: u64,
+    pub term: u64,
+    pub version: u64,
+    pub prev: String,
+    pub change: ChangeName,
 }
 
-/// Whether a record may say this of itself.
-pub fn may_be_record(incarnation: u64, term: u64, version: u64, prev: &str) -> bool {
+/// The name of a change, which this version may not know.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ChangeName {
+    pub what: String,
+}
+
+impl Head {
+    /// Reads a record's JSON; None: it is no record, of whatever version.
+    pub fn read(json: &[u8]) -> Option<Self> {
+        let head: Self = serde_json::from_slice(json).ok()?;
+        let named = !head.change.what.is_empty();
+        (named && may_be_record(head.incarnation, head.term, head.version, &head.prev)).then_some(head)
+    }
+}
+
+/// Whether a message of the log is a record, of this version or a later one. Any other message was written by somebody else and is
+/// passed over: the hash in the next record tells that no record is missing.
+pub fn is_record(payload: &[u8]) -> bool {
+    super::unpack(payload).is_ok_and(|json| Head::read(&json).is_some())
+}
+
+/// Whether these fields may be those of a record.
+pub(super) fn may_be_record(incarnation: u64, term: u64, version: u64, prev: &str) -> bool {
     let is_hash = prev.is_empty() || prev.len() == 32 && prev.bytes().all(|b| b.is_ascii_hexdigit());
     is_hash && version > 0 && incarnation < u64::MAX && term < u64::MAX
 }

@@ -1,6 +1,6 @@
 //! The hashes of the records in a copy: what tells one log from another.
 
-use highwater_schemas::state::{Change, Record, may_be_record, unpack};
+use highwater_schemas::state::{Change, Head, Record, unpack};
 use std::collections::VecDeque;
 
 /// Hashes that are kept; a log that lost more than so many records at once cannot be told from another one.
@@ -48,12 +48,10 @@ impl Chain {
 }
 
 /// What a record does, as far as it must be known before it is applied or without applying it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     Snapshot,
     NumbersReserved,
-    #[serde(other)]
     Else,
 }
 
@@ -109,23 +107,13 @@ pub fn link(payload: &[u8]) -> Option<Link> {
 }
 
 fn link_of(json: &[u8]) -> Option<Link> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        incarnation: u64,
-        term: u64,
-        version: u64,
-        prev: String,
-        change: Tag,
-    }
-    #[derive(serde::Deserialize)]
-    struct Tag {
-        what: What,
-    }
-    let Head { incarnation, term, version, prev, change } = serde_json::from_slice(json).ok()?;
-    if !may_be_record(incarnation, term, version, &prev) {
-        return None;
-    }
-    Some(Link { incarnation, term, version, hash: Record::hash(json), prev, what: change.what })
+    let Head { incarnation, term, version, prev, change } = Head::read(json)?;
+    let what = match change.what.as_str() {
+        "snapshot" => What::Snapshot,
+        "numbers_reserved" => What::NumbersReserved,
+        _ => What::Else,
+    };
+    Some(Link { incarnation, term, version, hash: Record::hash(json), prev, what })
 }
 
 #[cfg(test)]
