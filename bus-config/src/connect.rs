@@ -4,7 +4,7 @@ use crate::{
     codes::unavailable,
     error::BusError,
     frames::{Dial, Link, credentials::Credentials},
-    pulls::Pulling,
+    pulls::{ListPulls, Pulling},
     supervise::{self, Task},
     troubles::Troubles,
 };
@@ -15,9 +15,9 @@ use async_nats::{
 };
 use bytes::Bytes;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -38,6 +38,8 @@ const LONGEST_SUBJECT: usize = 3_900;
 const AGAIN: Duration = Duration::from_millis(100);
 /// Streams that are read in parts at once: each takes some connections, and some MiB for what was read ahead.
 const MOST_IN_PARTS: usize = 2;
+/// Streams of which it is remembered that a list was interrupted.
+const MOST_INTERRUPTED: usize = 1_024;
 /// A stream that could not be read in parts is read by one reader for so long.
 const PARTS_AGAIN: Duration = Duration::from_secs(60);
 /// JetStream is given this long to say that it is there.
@@ -81,6 +83,8 @@ struct Inner {
     in_parts: Arc<Semaphore>,
     /// Streams of which reading in parts failed, and when it did last.
     failed_in_parts: Mutex<HashMap<String, Instant>>,
+    /// Streams of which a list was interrupted.
+    interrupted: Mutex<HashSet<String>>,
     pulling: Pulling,
 }
 
@@ -89,6 +93,8 @@ struct Inner {
 struct Session {
     client: Client,
     js: Context,
+    /// How often earlier sessions and their connections were lost.
+    lost_before: u64,
 }
 
 /// The answer to a request.
@@ -147,9 +153,10 @@ impl Opener {
                 options.credentials(text).map_err(|e| ConnectError::with_source(ConnectErrorKind::Authentication, e))?
             }
         };
+        let lost_before = *self.lost.borrow();
         let client = options.connect(self.servers.as_slice()).await?;
         let js = jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
-        Ok(Session { client, js })
+        Ok(Session { client, js, lost_before })
     }
 }
 
@@ -219,6 +226,7 @@ impl Bus {
             keeper: Mutex::default(),
             in_parts: Arc::new(Semaphore::new(MOST_IN_PARTS)),
             failed_in_parts: Mutex::default(),
+            interrupted: Mutex::default(),
             pulling: Pulling::default(),
         });
         let bus = Arc::downgrade(&inner);
@@ -274,6 +282,21 @@ impl Bus {
         failed.insert(stream.to_owned(), Instant::now());
     }
 
+    /// How the next list of a stream is pulled, whose messages have this size on average.
+    pub(crate) fn list_pulls(&self, stream: &str, average: u64) -> ListPulls {
+        let interrupted = self.inner.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        if interrupted.contains(stream) { ListPulls::Largest } else { ListPulls::Average(average) }
+    }
+
+    /// A list of this stream was interrupted.
+    pub(crate) fn list_interrupted(&self, stream: &str) {
+        let mut interrupted = self.inner.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        if interrupted.len() >= MOST_INTERRUPTED {
+            interrupted.clear();
+        }
+        interrupted.insert(stream.to_owned());
+    }
+
     /// The number of readers that pull now.
     pub(crate) fn pulling(&self) -> &Pulling {
         &self.inner.pulling
@@ -321,9 +344,13 @@ impl Bus {
         state.leader.is_empty() || state.leader == self.client().server_info().server_name
     }
 
-    /// How often the connection was lost on which answers come.
+    /// How often the connection was lost on which answers come. Never less than [`Self::server_id`] shows: the client library tells
+    /// of a loss by an event that may come later than the next connection does.
     pub fn losses(&self) -> u64 {
-        *self.inner.lost.borrow()
+        let session = self.session();
+        let connected = session.client.statistics().connects.load(Ordering::Relaxed);
+        let reconnected = session.lost_before + connected.saturating_sub(1);
+        reconnected.max(*self.inner.lost.borrow())
     }
 
     /// What was sent before the connection was lost is not answered any more, and the client would wait for it until it is too
@@ -338,7 +365,7 @@ impl Bus {
         tokio::select! {
             biased;
             answer = answer => Some(answer),
-            Ok(_) = lost.wait_for(|now| *now != losses) => None,
+            Ok(_) = lost.wait_for(|now| *now > losses) => None,
         }
     }
 

@@ -46,6 +46,8 @@ pub struct StreamState {
     /// The server's clock when it answered, nanoseconds since the epoch; 0: it does not say.
     pub now: i64,
     pub messages: u64,
+    /// What they take in the store.
+    pub bytes: u64,
     /// The number of subjects that have messages.
     pub subject_count: u64,
     pub subjects: Vec<String>,
@@ -110,6 +112,7 @@ impl Default for ConfigAnswer {
 #[serde(default)]
 struct StateAnswer {
     messages: u64,
+    bytes: u64,
     num_subjects: u64,
     first_seq: u64,
     last_seq: u64,
@@ -191,6 +194,7 @@ impl InfoAnswer {
             last_time,
             now: self.ts.as_deref().and_then(nanos).unwrap_or(0),
             messages: self.state.messages,
+            bytes: self.state.bytes,
             subject_count: self.state.num_subjects,
             expires: set(self.config.max_age) || set(self.config.max_bytes) || set(self.config.max_msgs),
             max_messages_per_subject: self.config.max_msgs_per_subject,

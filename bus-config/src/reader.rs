@@ -23,6 +23,7 @@ const INACTIVE: Duration = Duration::from_secs(30);
 const MOST_PLACED: usize = 64;
 /// Bytes of messages that are handed out together, but for a single larger one.
 const CHUNK_BYTES: usize = 256 * 1024;
+const LOST: &str = "the connection on which answers come was lost";
 /// A stream that cannot be opened again is tried at least this often.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -61,6 +62,8 @@ pub struct StreamReader {
     filter: Option<String>,
     place: Place,
     created: i64,
+    /// The server that answered when the stream was opened last. The connection that messages come over may still be without one
+    /// then, and says nothing of whose messages they will be.
     server_id: String,
     pulls: Option<Pulls>,
     /// The stretch that it begins with.
@@ -71,6 +74,9 @@ pub struct StreamReader {
     /// How often the connection on which answers come had been lost when the stream was opened last.
     losses: u64,
     list: Option<List>,
+    /// Bytes of a message on average when it was opened; None: all messages are the last ones of their subjects, and the server
+    /// sends them as any others.
+    average: Option<u64>,
     /// Who led the stream when the list was begun.
     leader: String,
 }
@@ -87,6 +93,7 @@ impl StreamReader {
     /// Opens a stream; it must exist and agree with `from`.
     pub async fn open(bus: &Bus, stream: &str, from: ReadFrom) -> Result<Self, BusError> {
         let link = if from.apart { bus.another_link().await? } else { bus.link().clone() };
+        let losses = bus.losses();
         let state = bus.stream_state(stream).await?;
         let mut reader = Self {
             bus: bus.clone(),
@@ -94,14 +101,15 @@ impl StreamReader {
             filter: from.filter,
             place: Place::new(from.after),
             created: from.created.unwrap_or(state.created),
-            server_id: link.server_id(),
+            server_id: bus.server_id(),
             link,
             apart: from.apart,
             pulls: None,
             parts: None,
             consumer: String::new(),
             restarts: 0,
-            losses: bus.losses(),
+            losses,
+            average: (state.max_messages_per_subject != 1).then(|| state.bytes / state.messages.max(1)),
             list: from.lists.then_some(List { upto: state.last_seq, messages: 0 }),
             leader: state.leader.clone(),
         };
@@ -152,12 +160,10 @@ impl StreamReader {
             }
         }
         self.parts = None;
+        let losses = self.bus.losses();
         match self.subscribe_checked().await {
-            Ok(()) => {
-                let server_id = self.link.server_id();
-                self.restarts += u64::from(self.server_id != server_id);
-                self.server_id = server_id;
-            }
+            Ok(()) if self.opened(losses, false) => {}
+            Ok(()) => self.reopen(LOST).await?,
             Err(changed @ BusError::StreamChanged { .. }) => return Err(changed),
             Err(error) => self.reopen(&error.to_string()).await?,
         }
@@ -200,6 +206,9 @@ impl StreamReader {
             return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         }
         self.list = None;
+        if let Some(pulls) = &mut self.pulls {
+            pulls.list_ended();
+        }
         Ok(())
     }
 
@@ -240,7 +249,8 @@ impl StreamReader {
         if let Some(list) = self.list.as_mut().filter(|_| listing) {
             list.messages = info.num_pending;
         }
-        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX).await;
+        let list = self.average.filter(|_| listing).map(|average| self.bus.list_pulls(&self.stream, average));
+        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX, list).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
         Ok(pulls)
@@ -249,6 +259,7 @@ impl StreamReader {
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
     async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
         if self.is_listing() && (self.pulls.is_some() || self.place.after > 0 || self.consumer.is_empty()) {
+            self.bus.list_interrupted(&self.stream);
             let why = format!("the list was interrupted: {why}");
             return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         }
@@ -269,7 +280,7 @@ impl StreamReader {
                     }
                 }
             }
-            self.losses = self.bus.losses();
+            let losses = self.bus.losses();
             let error = match self.bus.stream_state(&self.stream).await {
                 Ok(state) => {
                     self.check(&state)?;
@@ -277,14 +288,13 @@ impl StreamReader {
                         Ok(pulls) => match self.bus.stream_state(&self.stream).await {
                             Ok(state) => {
                                 self.check(&state)?;
-                                self.pulls = Some(pulls);
                                 // Another server than ours may have restarted unseen.
-                                let server_id = self.link.server_id();
-                                let suspect = self.server_id != server_id || !self.bus.leads(&state);
-                                self.restarts += u64::from(suspect);
-                                self.server_id = server_id;
-                                retry.over();
-                                return Ok(());
+                                if self.opened(losses, !self.bus.leads(&state)) {
+                                    self.pulls = Some(pulls);
+                                    retry.over();
+                                    return Ok(());
+                                }
+                                BusError::other("connection", LOST)
                             }
                             Err(error) => error,
                         },
@@ -298,6 +308,18 @@ impl StreamReader {
             };
             retry.wait(&error).await;
         }
+    }
+
+    /// It was opened again by what was asked when the connection for answers had been lost so often; false: it was lost meanwhile,
+    /// and nobody knows which server has answered.
+    fn opened(&mut self, losses: u64, suspect: bool) -> bool {
+        let server_id = self.bus.server_id();
+        if self.bus.losses() != losses {
+            return false;
+        }
+        self.restarts += u64::from(suspect || self.server_id != server_id);
+        (self.server_id, self.losses) = (server_id, losses);
+        true
     }
 
     /// Waits for a message, then takes what is ready, at most `most`; none when the reader was opened again on another server,
@@ -316,7 +338,7 @@ impl StreamReader {
             // goes on: the server that leads the stream confirms it at its end.
             let losses = self.bus.losses();
             if self.losses != losses && !self.is_listing() {
-                self.reopen("the connection on which answers come was lost").await?;
+                self.reopen(LOST).await?;
                 continue;
             }
             let Some(pulls) = self.pulls.as_mut() else {

@@ -1,4 +1,4 @@
-//! A network between one component and its nats-server, which can be cut and can stall.
+//! A network between one component and its nats-server, which can be cut, can stall, and can hold up some connections alone.
 
 use anyhow::{Context, Result};
 use std::{net::SocketAddr, sync::Arc};
@@ -22,10 +22,14 @@ enum State {
     Cut,
 }
 
+/// New connections whose first bytes have this text get no further.
+type Held = Option<&'static str>;
+
 /// Passes connections on until it is dropped.
 pub struct Proxy {
     url: String,
     state: Arc<watch::Sender<State>>,
+    held: Arc<watch::Sender<Held>>,
     task: JoinHandle<()>,
 }
 
@@ -36,13 +40,14 @@ impl Proxy {
         let url = format!("nats://{}", listener.local_addr()?);
         let state = Arc::new(watch::Sender::new(State::Passes));
         let server = SocketAddr::from(([127, 0, 0, 1], port));
-        let told = Arc::clone(&state);
+        let held = Arc::new(watch::Sender::new(None));
+        let (told, holds) = (Arc::clone(&state), Arc::clone(&held));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, server, told.subscribe()));
+                tokio::spawn(serve(client, server, told.subscribe(), holds.subscribe()));
             }
         });
-        Ok(Self { url, state, task })
+        Ok(Self { url, state, held, task })
     }
 
     pub fn url(&self) -> &str {
@@ -59,9 +64,15 @@ impl Proxy {
         self.state.send_replace(State::Stalls);
     }
 
+    /// Connections that begin from now on and introduce themselves with this text wait.
+    pub fn hold(&self, text: &'static str) {
+        self.held.send_replace(Some(text));
+    }
+
     /// All is well again.
     pub fn heal(&self) {
         self.state.send_replace(State::Passes);
+        self.held.send_replace(None);
     }
 }
 
@@ -72,15 +83,31 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(client: TcpStream, server: SocketAddr, mut state: watch::Receiver<State>) {
+async fn serve(
+    client: TcpStream,
+    server: SocketAddr,
+    mut state: watch::Receiver<State>,
+    mut held: watch::Receiver<Held>,
+) {
     let (up, down) = (state.clone(), state.clone());
     let passed = async move {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(CHUNK as u32)?;
         let upstream = socket.connect(server).await?;
-        let (from_client, to_client) = client.into_split();
-        let (from_server, to_server) = upstream.into_split();
-        tokio::try_join!(pass(from_client, to_server, up), pass(from_server, to_client, down))
+        let (mut from_client, to_client) = client.into_split();
+        let (from_server, mut to_server) = upstream.into_split();
+        let sent = async move {
+            let mut first = vec![0; CHUNK];
+            let read = from_client.read(&mut first).await?;
+            let held_up = |text: &Held| {
+                text.is_some_and(|text| first[..read].windows(text.len()).any(|part| part == text.as_bytes()))
+            };
+            // Whoever tells has not gone before this.
+            let _ = held.wait_for(|text| !held_up(text)).await;
+            to_server.write_all(&first[..read]).await?;
+            pass(from_client, to_server, up).await
+        };
+        tokio::try_join!(sent, pass(from_server, to_client, down))
     };
     tokio::select! {
         _ = passed => {}

@@ -160,6 +160,7 @@ pub(crate) async fn run(
         // Looked at again from the beginning.
         _ => return End::Again,
     };
+    let server = bus.server_id();
     let state = bus.stream_state(&assignment.stream).await.ok();
     let source = state.as_ref().map_or(0, |state| verify::source(&bus, state));
     if proven.is_some_and(|proven| proven != source) {
@@ -190,7 +191,6 @@ pub(crate) async fn run(
     if lanes.send(open).await.is_err() {
         return End::Again;
     }
-    let server = bus.server_id();
     let mut marks = assignment.known.bookmarks.clone();
     let mut bookmark = None;
     if live && assignment.from.seqno > marks.last().map_or(0, |last| last.seqno) {

@@ -14,16 +14,22 @@ const MEMORY: u64 = 96 << 20;
 /// Bytes of a document beside its padding.
 const REST: usize = 64;
 
-/// Documents of this size, so many of them, are built into an index and then compared with it.
-async fn built_and_compared(size: usize, count: u64) -> Result<()> {
+/// Documents of this size, so many of them in so many streams, are built into an index and then compared with it.
+async fn built_and_compared(size: usize, count: u64, streams: u64) -> Result<()> {
     Cluster::configured(CONFIGURATION)?
         .with_nodes(&SERVICES)
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?;
+            let source = match streams {
+                1 => Source::key_value(&client, BUCKET).await?,
+                many => Source::keyed_streams(&client, BUCKET, many as usize).await?,
+            };
             let padding = "x".repeat(size - REST);
-            let large = |n: u64| Write::put(0, format!("d{n}"), &json!({"age": n, "city": "Oslo", "padding": padding}));
+            let large = |n: u64| {
+                let document = json!({"age": n, "city": "Oslo", "padding": padding});
+                Write::put((n % streams) as usize, format!("d{n}"), &document)
+            };
             source.write((0..count).map(large)).await?;
             let memory = Memory::watch(cluster.node(PROJECTOR)?.id())?;
             let index = Index { keys: vec![("age", true), ("city", false)], name: "by_age".into(), ..Index::default() };
@@ -36,6 +42,7 @@ async fn built_and_compared(size: usize, count: u64) -> Result<()> {
             let began = Instant::now();
             reconcile(&client, BUCKET, WITHIN).await?;
             println!("compared within {:?}", began.elapsed());
+            ask::whole(&client, &source, &index).await.context("after it was compared")?;
             until("every document was read again", WITHIN, async || {
                 let read = compared(&client).await.map_err(|e| e.to_string())? - before;
                 if read >= count { Ok(()) } else { Err(format!("{read} were")) }
@@ -63,10 +70,20 @@ async fn compared(client: &Client) -> Result<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_documents_of_100_kilobytes() -> Result<()> {
-    built_and_compared(100_000, 2_000).await
+    built_and_compared(100_000, 2_000, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn documents_of_nearly_the_largest_size() -> Result<()> {
-    built_and_compared(900_000, 200).await
+    built_and_compared(900_000, 200, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_of_100_kilobytes_in_64_streams() -> Result<()> {
+    built_and_compared(100_000, 1_280, 64).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_of_nearly_the_largest_size_in_64_streams() -> Result<()> {
+    built_and_compared(900_000, 192, 64).await
 }

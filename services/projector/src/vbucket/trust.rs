@@ -54,8 +54,9 @@ impl Task {
             subject: message.subject_text().into_owned(),
             time: message.time,
             hash: self.last_message.1,
-            // Before the end is reached again, that it was read proves nothing of what came before it.
-            source: if self.doubt.is_some() { 0 } else { self.source },
+            // Before the end is reached again, that it was read proves nothing of what came before it; nor does what an earlier run
+            // of the server may have sent.
+            source: if self.doubt.is_some() || self.took_older { 0 } else { self.source },
         };
         self.marks.push(mark.clone());
         thin(&mut self.marks, MARKS);
