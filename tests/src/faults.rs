@@ -119,6 +119,31 @@ mod tests {
         Ok(())
     }
 
+    /// What services do beside their loops passes one place; each of these is named where it begins.
+    #[test]
+    fn a_test_breaks_every_errand() -> Result<()> {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (mut code, mut broken) = (Vec::new(), Vec::new());
+        texts(&tests.join("../services"), &mut code)?;
+        texts(&tests.join("tests/process"), &mut broken)?;
+        let mut found = BTreeSet::new();
+        for text in &code {
+            let begun = text.split("self.spawn(\"").skip(1);
+            found.extend(begun.filter_map(|rest| rest.split_once('"')).map(|(what, _)| what));
+        }
+        ensure!(
+            found.contains("writing the lease") && found.contains("reading the log"),
+            "these are not all: {found:?}"
+        );
+        let is_broken = |what: &str, test: &String| {
+            let named = test.contains(&format!("\"{what}\"")) || test.contains(&format!("\"errand.{what}\""));
+            named && test.contains("panic_at(")
+        };
+        found.retain(|what| !broken.iter().any(|test| is_broken(what, test)));
+        ensure!(found.is_empty(), "no test breaks these errands: {found:?}");
+        Ok(())
+    }
+
     #[test]
     fn places_and_what_breaks_them_are_found() -> Result<()> {
         let mut found = BTreeSet::new();

@@ -256,11 +256,11 @@ async fn whatever_is_asked_is_answered_or_passed_over() -> Result<()> {
                 let (reply, block) = (bytes(reply)?, headers(block)?);
                 let mut outcome = Ok(());
                 for request in &requests {
-                    let (subject, good) = (request[0].as_bytes(), bytes(&request[1])?);
+                    let (subject, good) = (bytes(&request[0])?, bytes(&request[1])?);
                     let asked = if reply.is_empty() {
-                        ask(&mut stage.raw, subject, block.as_deref(), &good, &request[2]).await
+                        ask(&mut stage.raw, &subject, block.as_deref(), &good, &request[2]).await
                     } else {
-                        stage.raw.publish(subject, &reply, block.as_deref(), &good).await?;
+                        stage.raw.publish(&subject, &reply, block.as_deref(), &good).await?;
                         // One by one: nats-server mistakes a CR in a subject that it reads in two parts.
                         stage.raw.flush().await
                     };
@@ -276,7 +276,7 @@ async fn whatever_is_asked_is_answered_or_passed_over() -> Result<()> {
                 let mut outcome = Ok(());
                 for request in &requests {
                     let wanted = if payload.is_empty() { "any" } else { &request[3] };
-                    let asked = ask(&mut stage.raw, request[0].as_bytes(), None, &payload, wanted).await;
+                    let asked = ask(&mut stage.raw, &bytes(&request[0])?, None, &payload, wanted).await;
                     outcome = outcome.and(asked);
                 }
                 let all = outcome.and(is_well(&client, services).await);

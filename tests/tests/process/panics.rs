@@ -148,7 +148,7 @@ async fn a_session_whose_task_panics_is_followed_by_another() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_panics_is_started_again_from_disk_at_most_once_a_minute() -> Result<()> {
+async fn a_worker_that_panics_is_started_again_from_disk_and_waits_the_second_time() -> Result<()> {
     let mut rng = Rng::seeded("panics of workers");
     let cluster = Cluster::without_services()?.breakable(&["indexer-1"])?.with_nodes(&SERVICES).await?;
     cluster

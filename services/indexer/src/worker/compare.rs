@@ -7,6 +7,7 @@ use crate::{
     documents::{self, Named},
     store::{SliceMark, SliceStore, StoreError},
 };
+use highwater_bus::fault;
 use highwater_schemas::state::SliceName;
 use std::{collections::BTreeMap, time::Instant};
 
@@ -25,6 +26,7 @@ impl Listed {
 
 impl Worker {
     pub(super) fn roll_back(&mut self, slice: SliceName, st: u64) -> Vec<Action> {
+        fault("roll back", &self.outside.bucket);
         let Some(name) = self.open.get(&slice).map(|open| self.full_name(&open.stem)) else { return Vec::new() };
         // A newer mark of a slice without changes would speak of what is taken back now.
         if let Err(error) = self.outside.marks.forget(&[&name]) {
@@ -55,6 +57,7 @@ impl Worker {
         after: u64,
         proven: u64,
     ) -> Result<(), StoreError> {
+        fault("compare", &self.outside.bucket);
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
         if open.listed.as_ref().is_none_or(|listed| listed.session != session) {
             open.listed = Some(Listed { session, vbs: BTreeMap::new() });

@@ -6,6 +6,7 @@ use crate::{
     documents::{self, Staged},
     store::{Place, SliceStore, StoreError},
 };
+use highwater_bus::fault;
 use highwater_schemas::{state::SliceName, wire::Removal};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -91,6 +92,7 @@ impl Worker {
 
     /// Takes a batch of a reconcile's list.
     pub(super) fn stage(&mut self, slice: SliceName, batch: &Batch, after: u64) -> Result<(), StoreError> {
+        fault("stage", &self.outside.bucket);
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(()) };
         let Some(stage) = &mut open.stage else { return Ok(()) };
         if let Some(staged) = stage.vb(batch.vb) {

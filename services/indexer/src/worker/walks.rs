@@ -7,6 +7,7 @@ use crate::{
     core::Action,
     store::{Picked, Place, SliceStore, StoreError},
 };
+use highwater_bus::fault;
 use highwater_schemas::state::SliceName;
 
 /// What a walk does.
@@ -50,6 +51,7 @@ impl Worker {
     }
 
     fn go_on(&mut self, mut walk: Walk) -> Vec<Action> {
+        fault("walk", &self.outside.bucket);
         let same = self.open.get(&walk.slice).is_some_and(|open| open.opening == walk.opening);
         if !same || !self.core.is_walking(walk.slice, walk.number) {
             return Vec::new();
