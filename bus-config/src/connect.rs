@@ -15,7 +15,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak, atomic::Ordering},
     time::{Duration, Instant},
@@ -38,8 +38,13 @@ const LONGEST_SUBJECT: usize = 3_900;
 const AGAIN: Duration = Duration::from_millis(100);
 /// Streams that are read in parts at once: each takes some connections, and some MiB for what was read ahead.
 const MOST_IN_PARTS: usize = 2;
-/// Streams of which it is remembered that a list was interrupted.
-const MOST_INTERRUPTED: usize = 1_024;
+/// Streams of which it is remembered that a list fell short, and for how long.
+const MOST_SHORT: usize = 1_024;
+const SHORT_FOR: Duration = Duration::from_secs(600);
+/// Room of the pulls of a list, in messages of the average size: at first, and after it was too little.
+const ROOM: [u64; 2] = [2, 16];
+/// So many lists in a row may lack a message that the server had counted: it may have been removed meanwhile.
+const MOST_LACKING: usize = 3;
 /// A stream that could not be read in parts is read by one reader for so long.
 const PARTS_AGAIN: Duration = Duration::from_secs(60);
 /// JetStream is given this long to say that it is there.
@@ -83,8 +88,8 @@ struct Inner {
     in_parts: Arc<Semaphore>,
     /// Streams of which reading in parts failed, and when it did last.
     failed_in_parts: Mutex<HashMap<String, Instant>>,
-    /// Streams of which a list was interrupted.
-    interrupted: Mutex<HashSet<String>>,
+    /// Streams of which lists fell short: how often, and when the last one did.
+    short: Mutex<HashMap<String, (usize, Instant)>>,
     pulling: Pulling,
 }
 
@@ -226,7 +231,7 @@ impl Bus {
             keeper: Mutex::default(),
             in_parts: Arc::new(Semaphore::new(MOST_IN_PARTS)),
             failed_in_parts: Mutex::default(),
-            interrupted: Mutex::default(),
+            short: Mutex::default(),
             pulling: Pulling::default(),
         });
         let bus = Arc::downgrade(&inner);
@@ -282,19 +287,32 @@ impl Bus {
         failed.insert(stream.to_owned(), Instant::now());
     }
 
-    /// How the next list of a stream is pulled, whose messages have this size on average.
-    pub(crate) fn list_pulls(&self, stream: &str, average: u64) -> ListPulls {
-        let interrupted = self.inner.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
-        if interrupted.contains(stream) { ListPulls::Largest } else { ListPulls::Average(average) }
+    /// How often lists of a stream fell short lately.
+    fn short(&self, stream: &str) -> usize {
+        let mut short = self.inner.short.lock().unwrap_or_else(PoisonError::into_inner);
+        short.retain(|_, (_, at)| at.elapsed() < SHORT_FOR);
+        short.get(stream).map_or(0, |(times, _)| *times)
     }
 
-    /// A list of this stream was interrupted.
-    pub(crate) fn list_interrupted(&self, stream: &str) {
-        let mut interrupted = self.inner.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
-        if interrupted.len() >= MOST_INTERRUPTED {
-            interrupted.clear();
+    /// How the next list of a stream is pulled, whose messages have this size on average.
+    pub(crate) fn list_pulls(&self, stream: &str, size: u64) -> ListPulls {
+        ROOM.get(self.short(stream)).map_or(ListPulls::Largest, |times| ListPulls::Room { size, times: *times })
+    }
+
+    /// A list lacks messages that the server had counted. Whether it is to be begun again.
+    pub(crate) fn lacks_messages(&self, stream: &str) -> bool {
+        self.list_fell_short(stream);
+        self.short(stream) <= MOST_LACKING
+    }
+
+    /// A list of this stream fell short: a message had no room.
+    pub(crate) fn list_fell_short(&self, stream: &str) {
+        let mut short = self.inner.short.lock().unwrap_or_else(PoisonError::into_inner);
+        if short.len() >= MOST_SHORT {
+            short.clear();
         }
-        interrupted.insert(stream.to_owned());
+        let (times, at) = short.entry(stream.to_owned()).or_insert((0, Instant::now()));
+        (*times, *at) = (times.saturating_add(1), Instant::now());
     }
 
     /// The number of readers that pull now.

@@ -212,6 +212,10 @@ impl Reader {
                 Err(_) => {}
             }
             messages.truncate(messages.partition_point(|message| message.seq <= share.end));
+            // After a loss of the connection the server may have restarted with another history.
+            if self.link.losses() != self.losses {
+                return Err("the connection was lost".into());
+            }
             let since = Instant::now();
             self.hand_on(messages).await?;
             if since.elapsed() >= IDLE {

@@ -12,8 +12,9 @@
 //!
 //! **Lists.** A server that sends the last message of every subject forgets the message that no waiting pull has room or time for
 //! (nats-server 2.11 to 2.15: it has taken it off its list already, and counts it as pending for ever). So a pull of a list asks
-//! for so few messages that they have room, going by their average size, and one that ends early ends the list. It is begun
-//! again with pulls that have no limit of bytes, and ask for no more messages than have room if all were as large as may be.
+//! for so few messages that they have room, going by their average size, and one that ends early, or a lost connection, ends
+//! the list. It is begun again with more room, and in the end without a limit of bytes, for no more messages than have room if
+//! all were as large as may be.
 
 mod asked;
 
@@ -30,6 +31,8 @@ use std::{
 pub(crate) use asked::{ListPulls, Pulling};
 
 const EXPIRES: Duration = Duration::from_secs(10);
+/// A pull of a list must not run out.
+const LIST_EXPIRES: Duration = Duration::from_secs(300);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A server that says nothing for so long has lost the pulls.
 const SILENCE: Duration = Duration::from_millis(4_500);
@@ -41,6 +44,8 @@ pub(crate) struct Pulls {
     next: String,
     inbox: String,
     asked: Asked,
+    /// How often the connection had been lost when it began.
+    losses: u64,
     /// Arrived and not handed out.
     ready: VecDeque<Message>,
     /// When the server last said something.
@@ -60,6 +65,7 @@ impl Pulls {
         list: Option<ListPulls>,
     ) -> Result<Self, String> {
         let inbox = format!("_INBOX.{}", bus.unique_id());
+        let losses = link.losses();
         let mut interest = link.interest();
         interest.add(&inbox, None).await;
         let mut pulls = Self {
@@ -67,6 +73,7 @@ impl Pulls {
             next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
             inbox,
             asked: Asked::new(bus.max_payload() as u64, wanted, list),
+            losses,
             ready: VecDeque::new(),
             heard: Instant::now(),
             counted: Counted::new(bus.pulling()),
@@ -76,10 +83,11 @@ impl Pulls {
     }
 
     fn ask(&mut self) -> Result<(), String> {
+        let expires = if self.asked.list.is_some() { LIST_EXPIRES } else { EXPIRES };
         while let Some(batch) = self.asked.next_pull(self.counted.share()) {
             let mut request = serde_json::json!({
                 "batch": batch,
-                "expires": EXPIRES.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+                "expires": expires.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
             });
             if self.asked.limits_bytes() {
                 request["max_bytes"] = self.asked.pull.into();
@@ -89,6 +97,11 @@ impl Pulls {
             }
         }
         Ok(())
+    }
+
+    /// A list ended because a message had no room or time.
+    pub(crate) fn fell_short(&self) -> bool {
+        self.asked.fell_short
     }
 
     /// The list is complete: what comes now is read on.
@@ -105,6 +118,10 @@ impl Pulls {
         mut take: impl FnMut(Message) -> Result<(), String>,
     ) -> Result<(), String> {
         loop {
+            // Pulls are gone with the connection, and a message of a list with them: what was sent afterwards does not show that.
+            if self.asked.list.is_some() && self.interest.link().losses() != self.losses {
+                return Err("the connection was lost meanwhile".into());
+            }
             let (mut taken, mut bytes) = (0, 0);
             while taken < most && bytes < most_bytes {
                 if self.ready.is_empty() {

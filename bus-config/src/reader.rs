@@ -23,6 +23,8 @@ const INACTIVE: Duration = Duration::from_secs(30);
 const MOST_PLACED: usize = 64;
 /// Bytes of messages that are handed out together, but for a single larger one.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// What a message takes on its way besides what it takes in the store: its reply subject, but for the stream's name.
+const BESIDES: u64 = 128;
 const LOST: &str = "the connection on which answers come was lost";
 /// A stream that cannot be opened again is tried at least this often.
 const LONGEST: Duration = Duration::from_secs(1);
@@ -74,11 +76,15 @@ pub struct StreamReader {
     /// How often the connection on which answers come had been lost when the stream was opened last.
     losses: u64,
     list: Option<List>,
-    /// Bytes of a message on average when it was opened; None: all messages are the last ones of their subjects, and the server
-    /// sends them as any others.
+    /// Messages of the list that have come, if they do not come in parts.
+    listed: u64,
+    /// Bytes that a message took on average when it was opened; None: all messages are the last ones of their subjects, and the
+    /// server sends them as any others.
     average: Option<u64>,
     /// Who led the stream when the list was begun.
     leader: String,
+    /// Who led it when it was opened last.
+    led_by: String,
 }
 
 /// How far a reader is.
@@ -109,9 +115,12 @@ impl StreamReader {
             consumer: String::new(),
             restarts: 0,
             losses,
-            average: (state.max_messages_per_subject != 1).then(|| state.bytes / state.messages.max(1)),
+            listed: 0,
+            average: (state.max_messages_per_subject != 1)
+                .then(|| state.bytes / state.messages.max(1) + BESIDES + stream.len() as u64),
             list: from.lists.then_some(List { upto: state.last_seq, messages: 0 }),
             leader: state.leader.clone(),
+            led_by: state.leader.clone(),
         };
         reader.check(&state)?;
         if !reader.begin_in_parts(&state).await {
@@ -136,12 +145,12 @@ impl StreamReader {
         self.parts.is_some()
     }
 
-    async fn subscribe_checked(&mut self) -> Result<(), BusError> {
+    async fn subscribe_checked(&mut self) -> Result<StreamState, BusError> {
         let pulls = self.subscribe().await?;
         let state = self.bus.stream_state(&self.stream).await?;
         self.check(&state)?;
         self.pulls = Some(pulls);
-        Ok(())
+        Ok(state)
     }
 
     /// Takes what the parts have brought, until all of the stretch was handed out; then it is read on behind it.
@@ -159,11 +168,13 @@ impl StreamReader {
                 return self.reopen(&why).await;
             }
         }
-        self.parts = None;
+        // The parts stay until it is read on: who gives up waiting for that comes back here.
         let losses = self.bus.losses();
-        match self.subscribe_checked().await {
-            Ok(()) if self.opened(losses, false) => {}
-            Ok(()) => self.reopen(LOST).await?,
+        let opened = self.subscribe_checked().await;
+        self.parts = None;
+        match opened {
+            Ok(state) if self.opened(losses, &state, false) => {}
+            Ok(_) => self.reopen(LOST).await?,
             Err(changed @ BusError::StreamChanged { .. }) => return Err(changed),
             Err(error) => self.reopen(&error.to_string()).await?,
         }
@@ -200,10 +211,17 @@ impl StreamReader {
     /// # Errors
     /// [`BusError::StreamChanged`] when it does not.
     pub async fn list_ended(&mut self) -> Result<(), BusError> {
-        let leader = self.bus.stream_state(&self.stream).await?.leader;
+        let StreamState { leader, last_seq, .. } = self.bus.stream_state(&self.stream).await?;
+        let changed = |why: String| Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         if leader != self.leader {
-            let why = format!("server {leader:?} leads it now, and the list is of {:?}", self.leader);
-            return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
+            return changed(format!("server {leader:?} leads it now, and the list is of {:?}", self.leader));
+        }
+        // Where nothing was written meanwhile, all that was counted has come.
+        let counted = self.list.filter(|list| self.average.is_some() && last_seq == list.upto);
+        if let Some(list) = counted.filter(|list| self.listed < list.messages)
+            && self.bus.lacks_messages(&self.stream)
+        {
+            return changed(format!("the list has {} of {} messages", self.listed, list.messages));
         }
         self.list = None;
         if let Some(pulls) = &mut self.pulls {
@@ -221,6 +239,9 @@ impl StreamReader {
         let changed = |why: String| Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         if state.created != self.created {
             return changed("it was created anew".into());
+        }
+        if let Some(list) = self.list.filter(|list| state.last_seq < list.upto) {
+            return changed(format!("its last sequence is {}, and its list goes up to {}", state.last_seq, list.upto));
         }
         if state.last_seq < self.place.after {
             return changed(format!(
@@ -259,7 +280,6 @@ impl StreamReader {
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
     async fn reopen(&mut self, why: &str) -> Result<(), BusError> {
         if self.is_listing() && (self.pulls.is_some() || self.place.after > 0 || self.consumer.is_empty()) {
-            self.bus.list_interrupted(&self.stream);
             let why = format!("the list was interrupted: {why}");
             return Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         }
@@ -289,7 +309,7 @@ impl StreamReader {
                             Ok(state) => {
                                 self.check(&state)?;
                                 // Another server than ours may have restarted unseen.
-                                if self.opened(losses, !self.bus.leads(&state)) {
+                                if self.opened(losses, &state, !self.bus.leads(&state)) {
                                     self.pulls = Some(pulls);
                                     retry.over();
                                     return Ok(());
@@ -312,13 +332,16 @@ impl StreamReader {
 
     /// It was opened again by what was asked when the connection for answers had been lost so often; false: it was lost meanwhile,
     /// and nobody knows which server has answered.
-    fn opened(&mut self, losses: u64, suspect: bool) -> bool {
+    fn opened(&mut self, losses: u64, state: &StreamState, suspect: bool) -> bool {
         let server_id = self.bus.server_id();
         if self.bus.losses() != losses {
             return false;
         }
-        self.restarts += u64::from(suspect || self.server_id != server_id);
+        // Another leader may lack what the one before it had, though its server never went.
+        let changed = self.server_id != server_id || self.led_by != state.leader;
+        self.restarts += u64::from(suspect || changed);
         (self.server_id, self.losses) = (server_id, losses);
+        self.led_by.clone_from(&state.leader);
         true
     }
 
@@ -348,7 +371,14 @@ impl StreamReader {
             let place = &mut self.place;
             let taken = pulls.next_ready(most, CHUNK_BYTES, |message| place.take(message, out));
             // None: the connection for answers was lost while no message was there to take.
-            if let Some(Err(why)) = self.bus.unless_lost_since(losses, taken).await {
+            let taken = self.bus.unless_lost_since(losses, taken).await;
+            if let Some(list) = self.list {
+                self.listed += out.iter().filter(|message| message.seq <= list.upto).count() as u64;
+            }
+            if matches!(taken, Some(Err(_))) && self.pulls.as_ref().is_some_and(Pulls::fell_short) {
+                self.bus.list_fell_short(&self.stream);
+            }
+            if let Some(Err(why)) = taken {
                 if out.is_empty() {
                     self.reopen(&why).await?;
                 } else {

@@ -46,8 +46,8 @@ impl Drop for Counted {
 /// How a list is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListPulls {
-    /// With room for twice as many messages of this size, bytes.
-    Average(u64),
+    /// With room for so many times as many messages of this size, bytes.
+    Room { size: u64, times: u64 },
     /// With room for the largest ones, and without a limit of bytes.
     Largest,
 }
@@ -69,6 +69,8 @@ pub(super) struct Asked {
     pub(super) pull: u64,
     /// Messages that are wanted and have not come.
     wanted: u64,
+    /// A pull of a list had no room or time for a message.
+    pub(super) fell_short: bool,
     /// A message came since the last pull.
     delivered: bool,
 }
@@ -76,14 +78,25 @@ pub(super) struct Asked {
 impl Asked {
     pub(super) fn new(max_payload: u64, wanted: u64, list: Option<ListPulls>) -> Self {
         let full = max_payload.saturating_add(BESIDES).clamp(BYTES, MOST_BYTES);
-        Self { list, messages: 0, bytes: 0, batch: BATCH, full, needed: 0, pull: 0, wanted, delivered: false }
+        Self {
+            list,
+            messages: 0,
+            bytes: 0,
+            batch: BATCH,
+            full,
+            needed: 0,
+            pull: 0,
+            wanted,
+            fell_short: false,
+            delivered: false,
+        }
     }
 
     /// Messages that one pull with so many bytes asks for.
     fn batch(&self, bytes: u64) -> u64 {
         let fit = match self.list {
             None => return self.batch,
-            Some(ListPulls::Average(size)) => bytes / size.saturating_mul(2).max(1),
+            Some(ListPulls::Room { size, times }) => bytes / size.saturating_mul(times).max(1),
             Some(ListPulls::Largest) => bytes / self.full,
         };
         fit.clamp(1, self.batch)
@@ -97,7 +110,8 @@ impl Asked {
     /// How many messages the next pull of a reader with this share asks for, if one is due; they and its bytes count as asked for
     /// from then on.
     pub(super) fn next_pull(&mut self, share: u64) -> Option<u64> {
-        if self.messages == 0 || self.bytes == 0 {
+        // Bytes that are used up end the pulls, but for those of a list.
+        if self.messages == 0 || self.bytes == 0 && self.list.is_none() {
             (self.messages, self.bytes) = (0, 0);
         }
         let pull = match self.list {
@@ -107,10 +121,12 @@ impl Asked {
         let whole = self.batch(pull);
         let batch = whole.min(self.wanted.saturating_sub(self.messages));
         let left = if self.needed > share { 0 } else { pull / 2 };
-        let few = self.messages <= whole / 2;
-        // A pull of a list has room for its messages: that its bytes are used up says that theirs is.
-        let due =
-            batch > 0 && if self.list.is_some() { few } else { few && self.needed <= share || self.bytes <= left };
+        let due = batch > 0
+            && match self.list {
+                // It has room for its messages: bytes need not be looked at. One is always still to come.
+                Some(_) => self.messages <= (whole / 2).max(1),
+                None => self.messages <= whole / 2 && self.needed <= share || self.bytes <= left,
+            };
         due.then(|| {
             self.pull = pull;
             self.messages += batch;
@@ -140,8 +156,9 @@ impl Asked {
             asked.bytes = left("Nats-Pending-Bytes").map_or(asked.bytes, |left| asked.bytes.saturating_sub(left));
         };
         let limit = || text.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok()).filter(|limit| *limit > 0);
-        let refused = text.contains("Exceeded MaxRequest");
-        if self.list.is_some() && code != 100 && !refused {
+        let no_room = code == 409 && text.contains("MaxBytes") && !text.contains("Exceeded");
+        if self.list.is_some() && (no_room || code == 408) {
+            self.fell_short = true;
             return Err(format!(
                 "a pull of a list ended with {code} {text}, and the server may have forgotten a message"
             ));
@@ -150,7 +167,7 @@ impl Asked {
             // A heartbeat, or flow control.
             100 => {}
             404 | 408 => ended(self),
-            409 if text.contains("MaxBytes") && !text.contains("Exceeded") => {
+            409 if no_room => {
                 ended(self);
                 if !self.delivered && self.bytes == 0 {
                     self.needed = self.pull.saturating_mul(2).min(MOST_BYTES);
@@ -282,7 +299,7 @@ mod tests {
     #[test]
     fn a_pull_of_a_list_has_room_for_its_messages() {
         for size in [1, 100, 1_000, 100_000, 1_000_000, 50_000_000] {
-            let mut asked = list(ListPulls::Average(size));
+            let mut asked = list(ListPulls::Room { size, times: 2 });
             while asked.next_pull(TOGETHER).is_some() {}
             assert!(asked.messages * size <= asked.bytes.max(2 * size), "{size}: {asked:?}");
             assert!(asked.bytes <= 2 * asked.full && asked.limits_bytes(), "{size}: {asked:?}");
@@ -294,30 +311,33 @@ mod tests {
             while let Some(batch) = asked.next_pull(share) {
                 messages += batch;
             }
-            assert!((most..=most * 3 / 2 + 1).contains(&messages) && !asked.limits_bytes(), "{share}: {messages}");
+            assert!((2.max(most)..=most * 3 / 2 + 1).contains(&messages), "{share}: {messages}");
+            assert!(!asked.limits_bytes());
             (0..100).for_each(|_| {
                 asked.came(900_000);
                 asked.next_pull(share);
-                assert!(asked.messages > 0 && asked.messages <= most * 3 / 2 + 1, "{share}: {asked:?}");
+                assert!(asked.messages > 1 && asked.messages <= most * 3 / 2 + 1, "{share}: {asked:?}");
             });
         }
     }
 
     #[test]
-    fn a_pull_of_a_list_that_ends_early_ends_the_list() {
-        for pulls in [ListPulls::Average(100), ListPulls::Largest] {
-            for ended in
-                ["409 Message Size Exceeds MaxBytes", "408 Request Timeout", "404 No Messages", "409 Batch Completed"]
-            {
+    fn a_pull_of_a_list_without_room_or_time_ends_the_list() {
+        for pulls in [ListPulls::Room { size: 100, times: 2 }, ListPulls::Largest] {
+            let status =
+                |what: &str| format!("NATS/1.0 {what}\r\nNats-Pending-Messages: 1\r\nNats-Pending-Bytes: 3\r\n\r\n");
+            for ended in ["409 Message Size Exceeds MaxBytes", "408 Request Timeout"] {
                 let mut asked = list(pulls);
-                let status = format!("NATS/1.0 {ended}\r\nNats-Pending-Messages: 1\r\nNats-Pending-Bytes: 3\r\n\r\n");
-                assert!(asked.status(Headers::new(status.as_bytes())).is_err(), "{ended}");
+                assert!(asked.status(Headers::new(status(ended).as_bytes())).is_err() && asked.fell_short, "{ended}");
                 asked.list = None;
-                asked.status(Headers::new(status.as_bytes())).unwrap();
+                asked.status(Headers::new(status(ended).as_bytes())).unwrap();
             }
             let mut asked = list(pulls);
-            asked.status(Headers::new(b"NATS/1.0 100 Idle Heartbeat\r\n\r\n")).unwrap();
-            asked.status(Headers::new(b"NATS/1.0 409 Exceeded MaxRequestBatch of 7\r\n\r\n")).unwrap();
+            // Its messages have all come, and there was room for more.
+            for good in ["100 Idle Heartbeat", "409 Batch Completed", "409 Exceeded MaxRequestBatch of 7"] {
+                asked.status(Headers::new(status(good).as_bytes())).unwrap();
+            }
+            assert!(!asked.fell_short);
             assert_eq!(asked.next_pull(TOGETHER).map(|batch| batch <= 7), Some(true));
         }
     }

@@ -12,6 +12,7 @@ use highwater_schemas::{
     wire::{self, Rows, ScanMode, ScanPage, ScanReply, ScanRequest},
 };
 use std::{
+    fmt::Display,
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
@@ -72,9 +73,14 @@ impl Scans {
                 let scans = self.clone();
                 Some(Box::pin(async move {
                     // Waiting for an ST takes no thread, reading does.
-                    match scan.held.wait(scan.request.at, lease, deadline).await {
-                        Ok(at) => scans.read(scan, at),
-                        Err((code, message)) => answer(scan.requester, ScanReply::refused(code, message)).await,
+                    let waited = async {
+                        fault("wait", &scan.request.bucket);
+                        scan.held.wait(scan.request.at, lease, deadline).await
+                    };
+                    match supervise::caught(&scans.incidents, "a scan that waits", waited).await.done() {
+                        Ok(Ok(at)) => scans.read(scan, at),
+                        Ok(Err((code, message))) => answer(scan.requester, ScanReply::refused(code, message)).await,
+                        Err(error) => answer(scan.requester, failed(&error)).await,
                     }
                 }))
             }
@@ -88,12 +94,15 @@ impl Scans {
         self.threads.run(place, size(&request), move || {
             let read = || read(at, &request, deadline, max_payload, held.directions());
             let reply = supervise::caught_now(&incidents, "a scan", read).done();
-            let reply = reply
-                .unwrap_or_else(|error| ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}")));
+            let reply = reply.unwrap_or_else(|error| failed(&error));
             // Answered from here: waking a task for that would take longer than a short scan.
             runtime.block_on(answer(requester, reply));
         });
     }
+}
+
+fn failed(error: &dyn Display) -> ScanReply {
+    ScanReply::refused(ErrorCode::Internal, format!("the scan failed: {error}"))
 }
 
 async fn answer(requester: ServiceRequest, reply: ScanReply) {

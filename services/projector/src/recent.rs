@@ -12,11 +12,15 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-/// Messages that are remembered, and bytes of their subjects.
+/// Messages of one stream that are remembered at most, and of all that a process may read.
 pub const MOST: usize = 16_384;
+const MOST_TOGETHER: usize = 16 * MOST;
+/// And at least.
+const LEAST: usize = 2 * BEFORE as usize;
 /// Sequences before its beginning that a reader looks at, so that it remembers something from the beginning.
 pub const BEFORE: u64 = 2_048;
-const MOST_TEXT: usize = 2 * 1024 * 1024;
+/// Bytes of the subjects of so many messages, for each of them.
+const TEXT: usize = 128;
 /// What is still there is looked for this close to the end first, then farther and farther from it.
 const CLOSE: u64 = 64;
 const FARTHER: u64 = 8;
@@ -65,6 +69,11 @@ impl Recent {
         Self { most, after, from: last, passed: 0, marks: VecDeque::new(), text: VecDeque::new() }
     }
 
+    /// How many messages of each stream are remembered by a process that may read so many streams.
+    pub fn share(streams: usize) -> usize {
+        (MOST_TOGETHER / streams.max(1)).clamp(LEAST, MOST)
+    }
+
     /// A message was read.
     pub fn push(&mut self, seqno: u64, subject: &str, time: i64, hash: u64) {
         if seqno <= self.after {
@@ -72,7 +81,7 @@ impl Recent {
         }
         self.text.extend(subject.as_bytes());
         self.marks.push_back(Mark { seqno, time, hash, subject: subject.len() });
-        while self.marks.len() > self.most || self.text.len() > MOST_TEXT {
+        while self.marks.len() > self.most || self.text.len() > self.most.saturating_mul(TEXT) {
             let Some(oldest) = self.marks.pop_front() else { return };
             self.text.drain(..oldest.subject);
             self.after = oldest.seqno;
@@ -235,6 +244,14 @@ mod tests {
         assert!(recent.walk(16, 21, 1).is_none(), "somebody holds more");
         let begun = Recent::new(16, 21, MOST);
         assert!(begun.walk(16, 16, 1).is_none(), "what was overwritten before it began is yet to be read");
+    }
+
+    #[test]
+    fn many_streams_share_what_is_remembered() {
+        assert_eq!([0, 1, 16, 64, 1_000].map(Recent::share), [MOST, MOST, MOST, MOST / 4, LEAST]);
+        let (most, mut recent) = (Recent::share(64), Recent::new(0, 0, Recent::share(64)));
+        (1..=MOST as u64).for_each(|seqno| recent.push(seqno, &"d".repeat(200), seqno as i64, seqno));
+        assert!(recent.marks.len() <= most && recent.text.len() <= most * TEXT);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::{
     config::Config,
     panics::Panics,
     reads::{Purpose, Totals},
+    recent::Recent,
     vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
@@ -306,6 +307,7 @@ impl Shell {
             durable: Arc::clone(&durable),
             reading: Arc::clone(&reading),
             max_document: self.config.max_document,
+            remembers: Recent::share(self.state.context().buckets.values().map(|b| b.vbuckets.len()).sum()),
         };
         tracing::info!(
             bucket = key.bucket,

@@ -98,6 +98,8 @@ pub(crate) struct Assignment {
     pub(crate) durable: Durable,
     pub(crate) reading: Arc<Reading>,
     pub(crate) max_document: usize,
+    /// Messages of the stream.
+    pub(crate) remembers: usize,
 }
 
 /// The bookmarks that the log has now: those of what indexers can go back to.
@@ -232,7 +234,7 @@ pub(crate) async fn run(
         last_message: (0, 0),
         bookmark,
         marks,
-        recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), recent::MOST),
+        recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), assignment.remembers),
         doubt: None,
         compared: None,
         took_older: false,

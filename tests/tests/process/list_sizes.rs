@@ -89,3 +89,35 @@ async fn a_list_of_documents_of_very_different_sizes_is_complete() -> Result<()>
     ensure!(again > 0, "every list had room for all documents, so nothing was tried");
     Ok(())
 }
+
+/// More than one pull asks for.
+const MANY: u64 = 20_000;
+/// Publishes under way.
+const WINDOW: u64 = 500;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_list_of_documents_of_one_size_is_complete_at_the_first_attempt() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let server = NatsServer::start(directory.path())?;
+    let client = Client::connect(server.url()).await?;
+    for size in [10, 300, 5_000] {
+        let config = Config { name: STREAM.into(), subjects: vec!["s.>".into()], ..Config::default() };
+        client.js.create_stream(Config { max_messages_per_subject: 3, ..config }).await?;
+        for first in (0..MANY).step_by(WINDOW as usize) {
+            let mut sent = Vec::new();
+            for n in first..first + WINDOW {
+                sent.push(client.js.publish(format!("s.{n}"), vec![b'x'; size].into()).await?);
+            }
+            for acknowledged in sent {
+                acknowledged.await?;
+            }
+        }
+        let bus = Bus::connect(&ConnectSettings { url: server.url().into(), ..ConnectSettings::default() }).await?;
+        let began = Instant::now();
+        let named = list(&bus).await?.map_err(|why| anyhow::anyhow!("{size} bytes: it has to begin again: {why}"))?;
+        println!("{MANY} documents of {size} bytes: listed within {:?}", began.elapsed());
+        ensure!(named.len() as u64 == MANY, "{size} bytes: {} are named", named.len());
+        client.js.delete_stream(STREAM).await?;
+    }
+    Ok(())
+}

@@ -270,6 +270,18 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                 cluster.hit(node, fault).await?;
                 place.client.request(subject, request).await.with_context(|| format!("{subject} afterwards"))?;
             }
+            // Who waits for a timestamp hears of it too.
+            cluster.panic_at("indexer-1", "wait.orders")?;
+            let newest = json!({"bucket": BROKEN, "index": index, "consistency": "request_plus"});
+            let deadline = Instant::now() + WITHIN;
+            loop {
+                place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
+                match place.client.request("hw.query.count", &newest).await {
+                    Err(refused) if refused.code == "internal" => break,
+                    other => ensure!(other.is_ok() && Instant::now() < deadline, "{other:?}"),
+                }
+            }
+            cluster.hit("indexer-1", "wait.orders").await?;
             // A check answers for each slice.
             cluster.panic_at("indexer-1", "verify")?;
             let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;

@@ -167,6 +167,9 @@ pub struct Found {
     pub sessions: Vec<(String, u64)>,
 }
 
+/// Sessions of which messages are left that are purged after one look.
+const MOST_PURGED: usize = 64;
+
 /// The state machine.
 pub struct Core {
     config: Config,
@@ -337,11 +340,14 @@ impl Core {
         if !strays.is_empty() {
             self.delete_streams(None, strays, out);
         }
+        let mut purged = 0;
         for (bucket, session) in &found.sessions {
             let open = self.context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(session));
             // One that is a little higher may be of a coordinator that we have not heard of.
             let foreign = session.saturating_sub(self.context.next_session) > MOST_UNHEARD;
-            if !open && (*session <= self.context.next_session || foreign) {
+            // The others are found again.
+            if !open && (*session <= self.context.next_session || foreign) && purged < MOST_PURGED {
+                purged += 1;
                 out.push(Action::PurgeSession { bucket: bucket.clone(), session: *session });
             }
         }
