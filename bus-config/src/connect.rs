@@ -88,9 +88,19 @@ struct Inner {
     in_parts: Arc<Semaphore>,
     /// Streams of which reading in parts failed, and when it did last.
     failed_in_parts: Mutex<HashMap<String, Instant>>,
-    /// Streams of which lists fell short: how often, and when the last one did.
-    short: Mutex<HashMap<String, (usize, Instant)>>,
+    /// Streams of which lists fell short.
+    short: Mutex<HashMap<String, Short>>,
     pulling: Pulling,
+}
+
+/// What lists of a stream fell short of.
+#[derive(Debug)]
+struct Short {
+    /// How often a pull had no room for a message.
+    room: usize,
+    /// How many in a row lacked messages.
+    lacks: usize,
+    at: Instant,
 }
 
 /// The client library's connection.
@@ -287,32 +297,40 @@ impl Bus {
         failed.insert(stream.to_owned(), Instant::now());
     }
 
-    /// How often lists of a stream fell short lately.
-    fn short(&self, stream: &str) -> usize {
+    /// What is remembered of a stream's lists.
+    fn lists<T>(&self, stream: &str, change: impl FnOnce(&mut Short) -> T) -> T {
         let mut short = self.inner.short.lock().unwrap_or_else(PoisonError::into_inner);
-        short.retain(|_, (_, at)| at.elapsed() < SHORT_FOR);
-        short.get(stream).map_or(0, |(times, _)| *times)
+        short.retain(|_, of| of.at.elapsed() < SHORT_FOR);
+        if !short.contains_key(stream) && short.len() >= MOST_SHORT {
+            short.clear();
+        }
+        let of = short.entry(stream.to_owned()).or_insert(Short { room: 0, lacks: 0, at: Instant::now() });
+        let changed = change(of);
+        // As long as it is listed again and again it is not forgotten.
+        of.at = Instant::now();
+        if (of.room, of.lacks) == (0, 0) {
+            short.remove(stream);
+        }
+        changed
     }
 
     /// How the next list of a stream is pulled, whose messages have this size on average.
     pub(crate) fn list_pulls(&self, stream: &str, size: u64) -> ListPulls {
-        ROOM.get(self.short(stream)).map_or(ListPulls::Largest, |times| ListPulls::Room { size, times: *times })
+        let room = self.lists(stream, |of| of.room);
+        ROOM.get(room).map_or(ListPulls::Largest, |times| ListPulls::Room { size, times: *times })
     }
 
-    /// A list lacks messages that the server had counted. Whether it is to be begun again.
-    pub(crate) fn lacks_messages(&self, stream: &str) -> bool {
-        self.list_fell_short(stream);
-        self.short(stream) <= MOST_LACKING
+    /// A list has come that has all that the server had counted, or lacks some of it. Whether it is to be begun again.
+    pub(crate) fn lacks_messages(&self, stream: &str, lacks: bool) -> bool {
+        self.lists(stream, |of| {
+            of.lacks = if lacks { of.lacks.saturating_add(1) } else { 0 };
+            lacks && of.lacks <= MOST_LACKING
+        })
     }
 
     /// A list of this stream fell short: a message had no room.
     pub(crate) fn list_fell_short(&self, stream: &str) {
-        let mut short = self.inner.short.lock().unwrap_or_else(PoisonError::into_inner);
-        if short.len() >= MOST_SHORT {
-            short.clear();
-        }
-        let (times, at) = short.entry(stream.to_owned()).or_insert((0, Instant::now()));
-        (*times, *at) = (times.saturating_add(1), Instant::now());
+        self.lists(stream, |of| of.room = of.room.saturating_add(1));
     }
 
     /// The number of readers that pull now.

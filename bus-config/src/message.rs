@@ -80,7 +80,7 @@ impl StreamMessage {
     }
 
     /// Its size in bytes as nats-server counts it: subject, reply subject, headers and payload.
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.message.size()
     }
 

@@ -89,8 +89,8 @@ impl Pulls {
                 "batch": batch,
                 "expires": expires.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
             });
-            if self.asked.limits_bytes() {
-                request["max_bytes"] = self.asked.pull.into();
+            if let Some(bytes) = self.asked.max_bytes() {
+                request["max_bytes"] = bytes.into();
             }
             if !self.interest.link().publish(&self.next, &self.inbox, request.to_string().as_bytes()) {
                 return Err("too much waits to be sent".into());
@@ -160,7 +160,11 @@ impl Pulls {
             }
             Ok(Arrived::Lost(_)) => Err("the connection was lost meanwhile".into()),
             Ok(Arrived::Closed) => Err("the connection ended".into()),
-            Err(_) => Err("the server says nothing".into()),
+            Err(_) => {
+                // A pull whose bytes are used up to the last one ends without a word.
+                self.asked.fell_short = self.asked.list.is_some();
+                Err("the server says nothing".into())
+            }
         }
     }
 }

@@ -200,7 +200,7 @@ impl StreamReader {
     pub async fn list_is_complete(&self) -> Result<bool, BusError> {
         match self.list {
             // What the parts have brought waits to be handed out.
-            Some(_) if self.parts.is_some() => Ok(false),
+            Some(list) if self.parts.is_some() && self.place.after < list.upto => Ok(false),
             Some(list) => listing::is_complete(&self.bus, &self.stream, self.place.after, list.upto).await,
             None => Ok(true),
         }
@@ -211,17 +211,17 @@ impl StreamReader {
     /// # Errors
     /// [`BusError::StreamChanged`] when it does not.
     pub async fn list_ended(&mut self) -> Result<(), BusError> {
-        let StreamState { leader, last_seq, .. } = self.bus.stream_state(&self.stream).await?;
+        let StreamState { leader, last_seq, subject_count, .. } = self.bus.stream_state(&self.stream).await?;
         let changed = |why: String| Err(BusError::StreamChanged { stream: self.stream.clone(), why });
         if leader != self.leader {
             return changed(format!("server {leader:?} leads it now, and the list is of {:?}", self.leader));
         }
-        // Where nothing was written meanwhile, all that was counted has come.
-        let counted = self.list.filter(|list| self.average.is_some() && last_seq == list.upto);
-        if let Some(list) = counted.filter(|list| self.listed < list.messages)
-            && self.bus.lacks_messages(&self.stream)
-        {
-            return changed(format!("the list has {} of {} messages", self.listed, list.messages));
+        // Where nothing was written meanwhile, all that was counted has come, but for what is removed.
+        if let Some(list) = self.list.filter(|list| self.average.is_some() && last_seq == list.upto) {
+            let counted = list.messages.min(subject_count);
+            if self.bus.lacks_messages(&self.stream, self.listed < counted) {
+                return changed(format!("the list has {} of {counted} messages", self.listed));
+            }
         }
         self.list = None;
         if let Some(pulls) = &mut self.pulls {

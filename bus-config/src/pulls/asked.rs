@@ -102,9 +102,14 @@ impl Asked {
         fit.clamp(1, self.batch)
     }
 
-    /// Whether the server is told of the bytes.
-    pub(super) fn limits_bytes(&self) -> bool {
-        self.list != Some(ListPulls::Largest)
+    /// What the server is told of the bytes of the pull that was asked for last; None: nothing. In a list any message has room whose
+    /// reader has a small share.
+    pub(super) fn max_bytes(&self) -> Option<u64> {
+        match self.list {
+            None => Some(self.pull),
+            Some(ListPulls::Room { .. }) => Some(self.pull.max(self.full)),
+            Some(ListPulls::Largest) => None,
+        }
     }
 
     /// How many messages the next pull of a reader with this share asks for, if one is due; they and its bytes count as asked for
@@ -123,8 +128,8 @@ impl Asked {
         let left = if self.needed > share { 0 } else { pull / 2 };
         let due = batch > 0
             && match self.list {
-                // It has room for its messages: bytes need not be looked at. One is always still to come.
-                Some(_) => self.messages <= (whole / 2).max(1),
+                // It has room for its messages: bytes need not be looked at. One is always still to come, if two of the largest fit.
+                Some(_) => self.messages <= (whole / 2).max(u64::from(self.full <= share / 2)),
                 None => self.messages <= whole / 2 && self.needed <= share || self.bytes <= left,
             };
         due.then(|| {
@@ -302,21 +307,22 @@ mod tests {
             let mut asked = list(ListPulls::Room { size, times: 2 });
             while asked.next_pull(TOGETHER).is_some() {}
             assert!(asked.messages * size <= asked.bytes.max(2 * size), "{size}: {asked:?}");
-            assert!(asked.bytes <= 2 * asked.full && asked.limits_bytes(), "{size}: {asked:?}");
+            assert!(asked.bytes <= 2 * asked.full && asked.max_bytes() == Some(asked.full), "{size}: {asked:?}");
         }
         let room = 1024 * 1024 + BESIDES;
-        for (share, most) in [(TOGETHER, 15), (4 * room, 4), (LEAST_SHARE, 1)] {
+        for (share, most) in [(TOGETHER, 15), (4 * room, 4), (2 * room, 2), (room, 1), (LEAST_SHARE, 1)] {
             let mut asked = list(ListPulls::Largest);
             let mut messages = 0;
             while let Some(batch) = asked.next_pull(share) {
                 messages += batch;
             }
-            assert!((2.max(most)..=most * 3 / 2 + 1).contains(&messages), "{share}: {messages}");
-            assert!(!asked.limits_bytes());
+            let least = if most == 1 { 1 } else { most.max(2) };
+            assert!((least..=most * 3 / 2).contains(&messages), "{share}: {messages}");
+            assert_eq!(asked.max_bytes(), None);
             (0..100).for_each(|_| {
                 asked.came(900_000);
                 asked.next_pull(share);
-                assert!(asked.messages > 1 && asked.messages <= most * 3 / 2 + 1, "{share}: {asked:?}");
+                assert!((least / 2 + 1..=most * 3 / 2).contains(&asked.messages), "{share}: {asked:?}");
             });
         }
     }

@@ -1,11 +1,16 @@
 //! Takes messages off a source stream, so that re-opening it never holds up the vbucket's task.
 
 use highwater_bus::{Bus, BusError, List, ReadFrom, StreamMessage, StreamReader, fault};
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Chunks that may wait for the vbucket task.
 pub const CAPACITY: usize = 4;
+/// Bytes of messages that may wait for it, but for one larger message.
+const ROOM: usize = 1024 * 1024;
 /// Messages of one chunk.
 const CHUNK: usize = 512;
 /// A list of which nothing comes for so long may be complete.
@@ -26,6 +31,8 @@ pub enum Pumped {
         restarts: u64,
         /// How often the connection on which answers come had been lost, at least, when the server sent them.
         losses: u64,
+        /// What they take of the queue.
+        room: OwnedSemaphorePermit,
     },
     /// The stream contradicts what was read before; nothing more comes.
     Changed(String),
@@ -42,7 +49,8 @@ enum Over {
 pub async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
     let over = match open(&bus, &stream, from, &out).await {
         Ok(reader) => {
-            Pump { list: reader.list(), listed: 0, heard: Instant::now(), reader, out: &out, stream }.run().await
+            let room = Arc::new(Semaphore::new(ROOM));
+            Pump { list: reader.list(), listed: 0, heard: Instant::now(), reader, out: &out, room, stream }.run().await
         }
         Err(over) => over,
     };
@@ -77,6 +85,7 @@ struct Pump<'a> {
     /// When the list last brought something.
     heard: Instant,
     out: &'a mpsc::Sender<Pumped>,
+    room: Arc<Semaphore>,
     stream: String,
 }
 
@@ -95,6 +104,16 @@ impl Pump<'_> {
 
     async fn send(&self, pumped: Pumped) -> Result<(), Over> {
         self.out.send(pumped).await.map_err(|_| Over::Unwanted)
+    }
+
+    async fn send_messages(&self, messages: Vec<StreamMessage>, restarts: u64, losses: u64) -> Result<(), Over> {
+        let bytes: usize = messages.iter().map(StreamMessage::size).sum();
+        let room = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
+        let room = tokio::select! {
+            room = Arc::clone(&self.room).acquire_many_owned(room) => room.map_err(|_| Over::Unwanted)?,
+            () = self.out.closed() => return Err(Over::Unwanted),
+        };
+        self.send(Pumped::Messages { messages, restarts, losses, room }).await
     }
 
     /// Takes what comes, and ends the list once the store says that it is complete.
@@ -122,17 +141,17 @@ impl Pump<'_> {
         let silent = messages.is_empty();
         let (restarts, losses) = (self.reader.restarts(), self.reader.losses());
         let Some(list) = self.list else {
-            return self.send(Pumped::Messages { messages, restarts, losses }).await;
+            return self.send_messages(messages, restarts, losses).await;
         };
         let beyond = messages.split_off(messages.partition_point(|m| m.seq <= list.upto));
         let last = messages.last().map(|last| last.pending);
         if !messages.is_empty() {
-            self.send(Pumped::Messages { messages, restarts, losses }).await?;
+            self.send_messages(messages, restarts, losses).await?;
         }
         // The list comes in the order of seqnos: what is beyond comes after all of it.
         if !beyond.is_empty() {
             self.end(list).await?;
-            return self.send(Pumped::Messages { messages: beyond, restarts, losses }).await;
+            return self.send_messages(beyond, restarts, losses).await;
         }
         if silent || last == Some(0) {
             match self.reader.list_is_complete().await {

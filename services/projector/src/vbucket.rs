@@ -364,7 +364,8 @@ impl Task {
                     Ok(())
                 }
                 next = pumped.recv() => match next {
-                    Some(Pumped::Messages { messages, restarts, losses }) => {
+                    Some(Pumped::Messages { messages, restarts, losses, room }) => {
+                        drop(room);
                         self.look_for_older(&messages, losses);
                         self.messages(&messages, restarts, pumped.is_empty()).await
                     }

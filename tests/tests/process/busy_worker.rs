@@ -70,6 +70,8 @@ impl Place {
         let old = OldFiles::take(cluster, client, STREAM, "old").await?;
         load::write(busy, 100, rng).await?;
         ask::whole(client, busy, index).await?;
+        // Only what is durable has to be taken back; what is in memory is just not there when the slice is opened again.
+        self.is_durable().await?;
         let before = Branches::soon(client, BUSY, WITHIN).await?;
         break_at(cluster, place, panics)?;
         old.put_back(cluster, client).await?;

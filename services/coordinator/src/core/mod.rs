@@ -167,7 +167,7 @@ pub struct Found {
     pub sessions: Vec<(String, u64)>,
 }
 
-/// Sessions of which messages are left that are purged after one look.
+/// Sessions of a bucket of which messages are left that are purged after one look.
 const MOST_PURGED: usize = 64;
 
 /// The state machine.
@@ -340,14 +340,18 @@ impl Core {
         if !strays.is_empty() {
             self.delete_streams(None, strays, out);
         }
-        let mut purged = 0;
+        let mut purged: BTreeMap<&str, usize> = BTreeMap::new();
         for (bucket, session) in &found.sessions {
             let open = self.context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(session));
             // One that is a little higher may be of a coordinator that we have not heard of.
             let foreign = session.saturating_sub(self.context.next_session) > MOST_UNHEARD;
+            if open || *session > self.context.next_session && !foreign {
+                continue;
+            }
             // The others are found again.
-            if !open && (*session <= self.context.next_session || foreign) && purged < MOST_PURGED {
-                purged += 1;
+            let purged = purged.entry(bucket).or_default();
+            if *purged < MOST_PURGED {
+                *purged += 1;
                 out.push(Action::PurgeSession { bucket: bucket.clone(), session: *session });
             }
         }

@@ -93,9 +93,8 @@ impl Task {
 
     /// Compares the source with what was read from it, as long as it takes.
     pub(super) async fn verify(&mut self) -> Result<(), End> {
-        let known = self.known();
         let (losses, Proven { source, overwritten }) = loop {
-            let losses = self.bus.losses();
+            let (known, losses) = (self.known(), self.bus.losses());
             let proven = verified(&self.bus, &self.assignment.stream, &known, Some(&mut self.recent)).await;
             let proven = proven.map_err(End::Suspected)?;
             // Answers of two runs of the server prove nothing together.
