@@ -93,7 +93,7 @@ struct Inner {
     pulling: Pulling,
 }
 
-/// What lists of a stream fell short of.
+/// Shortfalls of a stream's lists.
 #[derive(Debug)]
 struct Short {
     /// How often a pull had no room for a message.
@@ -297,7 +297,7 @@ impl Bus {
         failed.insert(stream.to_owned(), Instant::now());
     }
 
-    /// What is remembered of a stream's lists.
+    /// Reads or changes the shortfalls of a stream's lists.
     fn lists<T>(&self, stream: &str, change: impl FnOnce(&mut Short) -> T) -> T {
         let mut short = self.inner.short.lock().unwrap_or_else(PoisonError::into_inner);
         short.retain(|_, of| of.at.elapsed() < SHORT_FOR);

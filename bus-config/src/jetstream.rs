@@ -46,7 +46,7 @@ pub struct StreamState {
     /// The server's clock when it answered, nanoseconds since the epoch; 0: it does not say.
     pub now: i64,
     pub messages: u64,
-    /// What they take in the store.
+    /// Bytes that the messages take in the store.
     pub bytes: u64,
     /// The number of subjects that have messages.
     pub subject_count: u64,

@@ -7,8 +7,8 @@
 //! with nothing else beside it.
 //!
 //! The server serves waiting pulls in turn. It says when one ends early (its time is over, or the next message is larger than
-//! what is left of its bytes) and what was left of it; one whose last message was sent ends without a word. What is left of
-//! the bytes of such a pull is not known, so that count may be too high: the count of messages asks in its place then.
+//! what is left of its bytes) and what was left of it. One whose messages were all sent ends with "Batch Completed" if it had
+//! bytes left, else without a word: then the count of bytes may be too high, and the count of messages asks in its place.
 //!
 //! **Lists.** A server that sends the last message of every subject forgets the message that no waiting pull has room or time for
 //! (nats-server 2.11 to 2.15: it has taken it off its list already, and counts it as pending for ever). So a pull of a list asks

@@ -23,7 +23,7 @@ const INACTIVE: Duration = Duration::from_secs(30);
 const MOST_PLACED: usize = 64;
 /// Bytes of messages that are handed out together, but for a single larger one.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// What a message takes on its way besides what it takes in the store: its reply subject, but for the stream's name.
+/// Bytes that a delivery adds to a stored message: the reply subject, without the stream's name.
 const BESIDES: u64 = 128;
 const LOST: &str = "the connection on which answers come was lost";
 /// A stream that cannot be opened again is tried at least this often.

@@ -1,4 +1,5 @@
-//! What a reader's pulls have asked for and not got: how much the next one asks for, and what the server's words change.
+//! Account of the messages and bytes that a reader's pulls have asked for and not received. It says how much the next pull asks
+//! for; deliveries and the server's status messages change it.
 
 use crate::frames::headers::Headers;
 use std::sync::{
@@ -8,7 +9,7 @@ use std::sync::{
 
 /// Messages that one pull asks for.
 const BATCH: u64 = 8_192;
-/// What a message of the largest payload has besides: its subject and its reply subject, bytes.
+/// Bytes of the subject and the reply subject of a message, at most.
 const BESIDES: u64 = 64 * 1024;
 /// Bytes that one pull asks for, of servers whose messages may not be larger.
 const BYTES: u64 = 1024 * 1024;

@@ -31,7 +31,7 @@ pub enum Pumped {
         restarts: u64,
         /// How often the connection on which answers come had been lost, at least, when the server sent them.
         losses: u64,
-        /// What they take of the queue.
+        /// Bytes of the queue that they take until this is dropped.
         room: OwnedSemaphorePermit,
     },
     /// The stream contradicts what was read before; nothing more comes.

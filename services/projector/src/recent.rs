@@ -12,14 +12,15 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-/// Messages of one stream that are remembered at most, and of all that a process may read.
+/// Messages of one stream that are remembered at most.
 pub const MOST: usize = 16_384;
+/// Messages of all streams of a process that are remembered, as long as each has its least share.
 const MOST_TOGETHER: usize = 16 * MOST;
-/// And at least.
+/// Messages of one stream that are remembered at least.
 const LEAST: usize = 2 * BEFORE as usize;
 /// Sequences before its beginning that a reader looks at, so that it remembers something from the beginning.
 pub const BEFORE: u64 = 2_048;
-/// Bytes of the subjects of so many messages, for each of them.
+/// Bytes of subjects that are remembered, for each message on average.
 const TEXT: usize = 128;
 /// What is still there is looked for this close to the end first, then farther and farther from it.
 const CLOSE: u64 = 64;

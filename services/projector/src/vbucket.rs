@@ -98,7 +98,7 @@ pub(crate) struct Assignment {
     pub(crate) durable: Durable,
     pub(crate) reading: Arc<Reading>,
     pub(crate) max_document: usize,
-    /// Messages of the stream.
+    /// Number of the stream's newest messages that the task remembers.
     pub(crate) remembers: usize,
 }
 
