@@ -1,10 +1,12 @@
 //! A connection, checked, and the core of the bus: publish, request, subscribe.
 
 use crate::{
+    attempts::Attempts,
     codes::unavailable,
-    error::BusError,
+    error::{BusError, without_credentials},
+    faults::fault,
     frames::{Dial, Link, credentials::Credentials},
-    pulls::{ListPulls, Pulling},
+    pulls::Pulling,
     supervise::{self, Task},
     troubles::Troubles,
 };
@@ -15,12 +17,11 @@ use async_nats::{
 };
 use bytes::Bytes;
 use std::{
-    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// A log directive that silences the NATS client: what matters of it is in our own errors.
 pub const CLIENT_LOG_OFF: &str = "async_nats=off";
@@ -36,17 +37,6 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST_SUBJECT: usize = 3_900;
 /// After a connection could not be opened, it is tried again after this.
 const AGAIN: Duration = Duration::from_millis(100);
-/// Streams that are read in parts at once: each takes some connections, and some MiB for what was read ahead.
-const MOST_IN_PARTS: usize = 2;
-/// Streams of which it is remembered that a list fell short, and for how long.
-const MOST_SHORT: usize = 1_024;
-const SHORT_FOR: Duration = Duration::from_secs(600);
-/// Room of the pulls of a list, in messages of the average size: at first, and after it was too little.
-const ROOM: [u64; 2] = [2, 16];
-/// So many lists in a row may lack a message that the server had counted: it may have been removed meanwhile.
-const MOST_LACKING: usize = 3;
-/// A stream that could not be read in parts is read by one reader for so long.
-const PARTS_AGAIN: Duration = Duration::from_secs(60);
 /// JetStream is given this long to say that it is there.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -76,7 +66,7 @@ pub struct Bus {
 
 #[derive(Debug)]
 struct Inner {
-    /// As it was given.
+    /// As it was given, without credentials.
     url: String,
     session: RwLock<Session>,
     link: Link,
@@ -84,23 +74,8 @@ struct Inner {
     /// Rises when the client library's connection is lost.
     lost: watch::Sender<u64>,
     keeper: Mutex<Option<Task>>,
-    /// Streams that may be read in parts at once.
-    in_parts: Arc<Semaphore>,
-    /// Streams of which reading in parts failed, and when it did last.
-    failed_in_parts: Mutex<HashMap<String, Instant>>,
-    /// Streams of which lists fell short.
-    short: Mutex<HashMap<String, Short>>,
+    attempts: Attempts,
     pulling: Pulling,
-}
-
-/// Shortfalls of a stream's lists.
-#[derive(Debug)]
-struct Short {
-    /// How often a pull had no room for a message.
-    room: usize,
-    /// How many in a row lacked messages.
-    lacks: usize,
-    at: Instant,
 }
 
 /// The client library's connection.
@@ -181,17 +156,16 @@ async fn keep_open(bus: &Weak<Inner>, opener: Opener, mut ended: mpsc::Receiver<
         if bus.strong_count() == 0 {
             return;
         }
+        fault("keeper", "");
         let why = "the NATS client ended unexpectedly; it is connected again";
         tracing::error!("{why}");
         opener.troubles.happened("connection to NATS", &why, Instant::now());
         opener.lost.send_modify(|losses| *losses += 1);
+        let mut retry = opener.troubles.retry("connecting to NATS").within(AGAIN);
         let session = loop {
             match opener.open().await {
                 Ok(session) => break session,
-                Err(error) => {
-                    tracing::debug!(%error, "cannot connect");
-                    tokio::time::sleep(AGAIN).await;
-                }
+                Err(error) => retry.wait(&error).await,
             }
         };
         let Some(bus) = bus.upgrade() else { return };
@@ -202,15 +176,15 @@ async fn keep_open(bus: &Weak<Inner>, opener: Opener, mut ended: mpsc::Receiver<
 impl Bus {
     /// Connects and checks the version. Later losses of the connections are healed, also when the client library's own task ends.
     pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
-        let url = settings.url.clone();
+        let url = without_credentials(&settings.url);
         let credentials = Credentials::of(settings)?;
         let troubles = Troubles::default();
         let lost = watch::Sender::new(0);
         let (ending, ended) = mpsc::channel(1);
-        let dial = Dial::new(&url, credentials.clone(), &settings.name)
+        let dial = Dial::new(&settings.url, credentials.clone(), &settings.name)
             .map_err(|_| BusError::Settings(format!("{url} is not a NATS URL")))?;
         let opener = Opener {
-            servers: url.split(',').map(|url| url.trim().to_owned()).collect(),
+            servers: settings.url.split(',').map(|url| url.trim().to_owned()).collect(),
             name: settings.name.clone(),
             credentials,
             troubles: troubles.clone(),
@@ -239,9 +213,7 @@ impl Bus {
             dial,
             lost,
             keeper: Mutex::default(),
-            in_parts: Arc::new(Semaphore::new(MOST_IN_PARTS)),
-            failed_in_parts: Mutex::default(),
-            short: Mutex::default(),
+            attempts: Attempts::default(),
             pulling: Pulling::default(),
         });
         let bus = Arc::downgrade(&inner);
@@ -281,56 +253,9 @@ impl Bus {
         link.map_err(|why| BusError::other("connect", why))
     }
 
-    /// Held while a stream is read in parts; None: as many others as may are, or it failed a moment ago.
-    pub(crate) fn turn_in_parts(&self, stream: &str) -> Option<OwnedSemaphorePermit> {
-        let mut failed = self.inner.failed_in_parts.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.retain(|_, at| at.elapsed() < PARTS_AGAIN);
-        if failed.contains_key(stream) {
-            return None;
-        }
-        Arc::clone(&self.inner.in_parts).try_acquire_owned().ok()
-    }
-
-    /// Reading this stream in parts failed.
-    pub(crate) fn parts_failed(&self, stream: &str) {
-        let mut failed = self.inner.failed_in_parts.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.insert(stream.to_owned(), Instant::now());
-    }
-
-    /// Reads or changes the shortfalls of a stream's lists.
-    fn lists<T>(&self, stream: &str, change: impl FnOnce(&mut Short) -> T) -> T {
-        let mut short = self.inner.short.lock().unwrap_or_else(PoisonError::into_inner);
-        short.retain(|_, of| of.at.elapsed() < SHORT_FOR);
-        if !short.contains_key(stream) && short.len() >= MOST_SHORT {
-            short.clear();
-        }
-        let of = short.entry(stream.to_owned()).or_insert(Short { room: 0, lacks: 0, at: Instant::now() });
-        let changed = change(of);
-        // As long as it is listed again and again it is not forgotten.
-        of.at = Instant::now();
-        if (of.room, of.lacks) == (0, 0) {
-            short.remove(stream);
-        }
-        changed
-    }
-
-    /// How the next list of a stream is pulled, whose messages have this size on average.
-    pub(crate) fn list_pulls(&self, stream: &str, size: u64) -> ListPulls {
-        let room = self.lists(stream, |of| of.room);
-        ROOM.get(room).map_or(ListPulls::Largest, |times| ListPulls::Room { size, times: *times })
-    }
-
-    /// A list has come that has all that the server had counted, or lacks some of it. Whether it is to be begun again.
-    pub(crate) fn lacks_messages(&self, stream: &str, lacks: bool) -> bool {
-        self.lists(stream, |of| {
-            of.lacks = if lacks { of.lacks.saturating_add(1) } else { 0 };
-            lacks && of.lacks <= MOST_LACKING
-        })
-    }
-
-    /// A list of this stream fell short: a message had no room.
-    pub(crate) fn list_fell_short(&self, stream: &str) {
-        self.lists(stream, |of| of.room = of.room.saturating_add(1));
+    /// What went wrong with streams a while ago.
+    pub(crate) fn attempts(&self) -> &Attempts {
+        &self.inner.attempts
     }
 
     /// The number of readers that pull now.

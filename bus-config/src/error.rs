@@ -32,3 +32,33 @@ impl BusError {
         Self::Other { what, why: why.to_string() }
     }
 }
+
+/// URLs of servers, separated by commas, as they may be shown: user, password and token are left out.
+pub fn without_credentials(urls: &str) -> String {
+    let shown = urls.split(',').map(|url| {
+        let Some((before, host)) = url.rsplit_once('@') else { return url.trim().to_owned() };
+        let scheme = before.split_once("://").map_or_else(String::new, |(scheme, _)| format!("{}://", scheme.trim()));
+        format!("{scheme}{host}")
+    });
+    shown.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_credentials;
+
+    #[test]
+    fn what_is_secret_in_a_url_is_not_shown() {
+        for (url, shown) in [
+            ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+            ("nats://me:s3cret@host:4222", "nats://host:4222"),
+            ("tls://token@a, nats://u:p@b:1", "tls://a,nats://b:1"),
+            ("u:p@with:an@host", "host"),
+            ("nats://u:p/://@host", "nats://host"),
+            ("host", "host"),
+            ("", ""),
+        ] {
+            assert_eq!(without_credentials(url), shown, "{url}");
+        }
+    }
+}

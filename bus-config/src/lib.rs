@@ -15,6 +15,7 @@
 //!
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
 
+mod attempts;
 mod codes;
 mod connect;
 mod error;
@@ -39,7 +40,7 @@ pub mod supervise;
 mod troubles;
 
 pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Reply};
-pub use error::BusError;
+pub use error::{BusError, without_credentials};
 pub use faults::fault;
 pub use heart::{Heart, bounded as bounded_heartbeat, leave};
 pub use jetstream::{Looked, StreamState};

@@ -103,7 +103,7 @@ impl Parts {
     /// Begins to read the stretch of a stream whose state this is; None: one reader must do, as there is no room for more, or they
     /// would not be connected to the stream's leader.
     pub(crate) async fn start(bus: &Bus, stream: &str, state: &StreamState, stretch: Stretch) -> Option<Self> {
-        let turn = bus.turn_in_parts(stream)?;
+        let turn = bus.attempts().turn_in_parts(stream)?;
         let (mut queues, mut readers) = (Vec::new(), Vec::new());
         for number in 0..READERS {
             let (out, queue) = mpsc::channel(QUEUE);

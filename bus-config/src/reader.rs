@@ -164,7 +164,7 @@ impl StreamReader {
             Ok(false) => self.place.after = self.place.after.max(stretch.upto),
             Err(why) => {
                 self.parts = None;
-                self.bus.parts_failed(&self.stream);
+                self.bus.attempts().parts_failed(&self.stream);
                 return self.reopen(&why).await;
             }
         }
@@ -219,7 +219,7 @@ impl StreamReader {
         // Where nothing was written meanwhile, all that was counted has come, but for what is removed.
         if let Some(list) = self.list.filter(|list| self.average.is_some() && last_seq == list.upto) {
             let counted = list.messages.min(subject_count);
-            if self.bus.lacks_messages(&self.stream, self.listed < counted) {
+            if self.bus.attempts().lacks_messages(&self.stream, self.listed < counted) {
                 return changed(format!("the list has {} of {counted} messages", self.listed));
             }
         }
@@ -270,7 +270,8 @@ impl StreamReader {
         if let Some(list) = self.list.as_mut().filter(|_| listing) {
             list.messages = info.num_pending;
         }
-        let list = self.average.filter(|_| listing).map(|average| self.bus.list_pulls(&self.stream, average));
+        let list =
+            self.average.filter(|_| listing).map(|average| self.bus.attempts().list_pulls(&self.stream, average));
         let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX, list).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
@@ -376,7 +377,7 @@ impl StreamReader {
                 self.listed += out.iter().filter(|message| message.seq <= list.upto).count() as u64;
             }
             if matches!(taken, Some(Err(_))) && self.pulls.as_ref().is_some_and(Pulls::fell_short) {
-                self.bus.list_fell_short(&self.stream);
+                self.bus.attempts().list_fell_short(&self.stream);
             }
             if let Some(Err(why)) = taken {
                 if out.is_empty() {

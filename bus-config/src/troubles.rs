@@ -111,15 +111,21 @@ impl Bus {
         self.troubles.list(Instant::now())
     }
 
+    /// States in the heartbeats, for 30 seconds after its last time, something that passes by itself.
+    pub fn happened(&self, what: &str, how: &dyn Display) {
+        self.troubles.happened(what, how, Instant::now());
+    }
+
     /// `what` is tried, as a person would call it: "source stream KV_users".
     pub fn retry(&self, what: impl Into<String>) -> Retry {
-        self.troubles.retry(what.into())
+        self.troubles.retry(what)
     }
 }
 
 impl Troubles {
-    fn retry(&self, what: String) -> Retry {
-        Retry { what, troubles: self.clone(), longest: LONGEST, failing: None }
+    /// `what` is tried, as a person would call it.
+    pub(crate) fn retry(&self, what: impl Into<String>) -> Retry {
+        Retry { what: what.into(), troubles: self.clone(), longest: LONGEST, failing: None }
     }
 }
 
@@ -180,7 +186,7 @@ mod tests {
     #[test]
     fn what_fails_for_long_is_stated_until_it_succeeds() {
         let (troubles, start) = (Troubles::default(), Instant::now());
-        let mut retry = troubles.retry("source stream KV_users".into());
+        let mut retry = troubles.retry("source stream KV_users");
         let at = |ms| start + Duration::from_millis(ms);
         let mut now = 0;
         let mut waits = Vec::new();

@@ -6,6 +6,7 @@ use crate::{
     order::compare,
     rng::Rng,
     source::{Documents, Source},
+    wait::until,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -107,6 +108,17 @@ pub async fn each(client: &Client, source: &Source, indexes: &[Index]) -> Result
         whole(client, source, index).await?;
     }
     Ok(())
+}
+
+/// [`each`], as soon as each index shows all that was acknowledged again.
+pub async fn each_again(client: &Client, source: &Source, indexes: &[Index], within: Duration) -> Result<()> {
+    for index in indexes {
+        until(&format!("{} shows all again", index.name), within, async || {
+            newest(client, source, index).await.map_err(|error| format!("{error:#}"))
+        })
+        .await?;
+    }
+    each(client, source, indexes).await
 }
 
 /// A random scan and a random count, each compared as in [`whole`].

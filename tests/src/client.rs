@@ -3,7 +3,7 @@
 use crate::{oracle::Index, wait::until};
 use anyhow::{Context, Result, ensure};
 use async_nats::{
-    Request,
+    ConnectOptions, Request,
     client::RequestErrorKind,
     jetstream::{self, stream::LastRawMessageErrorKind},
 };
@@ -54,8 +54,13 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with(url, ConnectOptions::new()).await
+    }
+
+    /// As [`Self::connect`], with these credentials and the like.
+    pub async fn connect_with(url: &str, options: ConnectOptions) -> Result<Self> {
         let servers: Vec<&str> = url.split(',').collect();
-        let nats = async_nats::connect(&servers[..]).await.with_context(|| format!("cannot connect to {url}"))?;
+        let nats = options.connect(&servers[..]).await.with_context(|| format!("cannot connect to {url}"))?;
         Ok(Self { js: jetstream::new(nats.clone()), nats })
     }
 

@@ -2,8 +2,9 @@
 //!
 //! When it is dropped by a panic or a failed test ([`Cluster::run`]), the end of every log is printed. Nothing is left behind.
 
-use crate::{binaries, child::Child, client::Client, nats::NatsServer, wait::until};
+use crate::{binaries, child::Child, client::Client, nats::NatsServer, rounds, wait::until};
 use anyhow::{Context, Result, bail, ensure};
+use async_nats::ConnectOptions;
 use highwater_schemas::subjects;
 use serde_json::json;
 use std::{
@@ -23,8 +24,9 @@ const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
-/// A test that takes longer than this hangs.
+/// A test that takes longer than this hangs; where rounds are repeated more often, so many times as long.
 const OVER_WITHIN: Duration = Duration::from_secs(1_200);
+const LONGER: u64 = 10;
 /// Servers of a cluster: the fewest of which one can go.
 const SERVERS: usize = 3;
 
@@ -39,6 +41,8 @@ pub struct Cluster {
     /// By node, where it finds NATS if not at the server itself.
     detours: BTreeMap<String, String>,
     trusted: Option<PathBuf>,
+    /// How the tests' own clients connect.
+    options: ConnectOptions,
     directory: TempDir,
 }
 
@@ -126,6 +130,7 @@ impl Cluster {
             arguments: BTreeMap::new(),
             detours: BTreeMap::new(),
             trusted: None,
+            options: ConnectOptions::new(),
             directory,
         }
     }
@@ -142,6 +147,13 @@ impl Cluster {
     #[must_use]
     pub fn trusting(mut self, certificates: &Path) -> Self {
         self.trusted = Some(certificates.to_path_buf());
+        self
+    }
+
+    /// The tests' own clients connect like that.
+    #[must_use]
+    pub fn with_options(mut self, options: ConnectOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -185,7 +197,7 @@ impl Cluster {
 
     /// A connection of its own.
     pub async fn client(&self) -> Result<Client> {
-        Client::connect(self.url()).await
+        Client::connect_with(self.url(), self.options.clone()).await
     }
 
     /// The process of a node.
@@ -293,8 +305,9 @@ impl Cluster {
 
     /// Runs a test on this cluster: checks at its end that every service still runs, and prints the logs if it fails.
     pub async fn run<F: AsyncFnOnce(&mut Self) -> Result<()>>(mut self, test: F) -> Result<()> {
-        let ended = tokio::time::timeout(OVER_WITHIN, test(&mut self)).await;
-        let mut outcome = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the test is not over after {OVER_WITHIN:?}")));
+        let within = OVER_WITHIN * rounds(1, LONGER) as u32;
+        let ended = tokio::time::timeout(within, test(&mut self)).await;
+        let mut outcome = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the test is not over after {within:?}")));
         let alive = self.check();
         if outcome.is_ok() {
             outcome = alive;

@@ -62,17 +62,72 @@ mod tests {
     use anyhow::{bail, ensure};
     use std::{collections::BTreeSet, path::Path};
 
-    /// The text of every Rust file below a directory.
-    fn texts(directory: &Path, out: &mut Vec<String>) -> Result<()> {
-        for entry in fs::read_dir(directory).with_context(|| format!("{}", directory.display()))? {
-            let path = entry?.path();
-            if path.is_dir() {
-                texts(&path, out)?;
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                out.push(fs::read_to_string(&path)?);
+    /// What no test calls by its name, and the place that breaks it.
+    const BROKEN_AS: [(&str, &str, &str); 7] = [
+        ("services/indexer/src/jobs.rs", "name", "jobs"),
+        ("services/indexer/src/jobs.rs", "what", "persist"),
+        ("services/indexer/src/service/workers.rs", "of.to_string()", "worker"),
+        ("services/indexer/src/worker/stores.rs", "&what", "verify"),
+        ("services/projector/src/service.rs", "key.clone()", "vbucket"),
+        ("services/router/src/lane.rs", "sending", "acknowledgement"),
+        ("services/indexer/src/service.rs", "reading session ", "feed"),
+    ];
+    /// What no test breaks, and why.
+    const NOT_BROKEN: [(&str, &str, &str); 10] = [
+        ("bus-config/src/connect.rs", "the keeper of the NATS client", "it hears how another ends, which is broken"),
+        ("services/catalog/src/service.rs", "a request", "what it does to answer is caught in it, and broken there"),
+        ("services/cluster-manager/src/service.rs", "what", "whoever calls it names it"),
+        ("services/coordinator/src/service/mod.rs", "what", "whoever calls it names it"),
+        ("services/highwater/src/serve/dev.rs", "kind.as_str()", "the services are broken as processes of their own"),
+        ("services/indexer/src/read_threads.rs", "READS", "every job is caught in it; a test beside it panics in some"),
+        ("services/indexer/src/service/requests.rs", "refusing a request", "it sends an answer and does nothing else"),
+        ("services/indexer/src/service/requests.rs", "refusing a scan", "it sends an answer and does nothing else"),
+        ("services/indexer/src/service/workers.rs", "of", "it hears how a worker's thread ends, which is broken"),
+        ("services/indexer/src/store/build.rs", "|| -> io::Result<()> {", "a scope, which hands its thread's end on"),
+    ];
+    /// What starts a task, a thread or a job, or catches its panic, and the place of the name among its arguments.
+    const STARTS: [(&str, usize); 7] = [
+        (".spawn(", 0),
+        (".spawn_job(", 0),
+        ("supervise::task(", 1),
+        ("supervise::job(", 1),
+        ("supervise::thread(", 1),
+        ("supervise::caught(", 1),
+        ("supervise::caught_now(", 1),
+    ];
+    const STARTER: &str = "bus-config/src/supervise.rs";
+
+    fn root() -> Result<&'static Path> {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")
+    }
+
+    /// Every Rust file below a directory, by its path in the workspace.
+    fn files(directory: &str) -> Result<Vec<(String, String)>> {
+        let (root, mut found) = (root()?, Vec::new());
+        let mut open = vec![root.join(directory)];
+        while let Some(directory) = open.pop() {
+            for entry in fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    open.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    let text = fs::read_to_string(&path)?;
+                    found.push((path.strip_prefix(root)?.to_string_lossy().into_owned(), text));
+                }
             }
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// The code of the bus and of the services.
+    fn code() -> Result<Vec<(String, String)>> {
+        Ok([files("services")?, files("bus-config/src")?].concat())
+    }
+
+    /// The tests that break something.
+    fn breaking() -> Result<Vec<String>> {
+        let tests = files("tests/tests/process")?.into_iter().map(|(_, text)| text);
+        Ok(tests.filter(|text| text.contains("panic_at(")).collect())
     }
 
     /// The places that code passes. Each is named where it is passed, so that it is found here.
@@ -91,6 +146,15 @@ mod tests {
         Ok(())
     }
 
+    fn all_places() -> Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        // What defines the fault names none; its own test does.
+        for (_, text) in code()?.iter().filter(|(_, text)| !text.contains("pub fn fault(")) {
+            places(text, &mut found)?;
+        }
+        Ok(found)
+    }
+
     /// Whether a test names this place as what it breaks: alone, or after a node.
     fn is_broken(place: &str, test: &str) -> bool {
         let after = |start: &str| {
@@ -100,47 +164,122 @@ mod tests {
         test.contains("panic_at(") && (after("(") || after("-1\", "))
     }
 
+    /// What a started thing is called: in full, how it begins, or how that is written in the code.
+    #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+    enum Name {
+        Whole(String),
+        Beginning(String),
+        Written(String),
+    }
+
+    impl Name {
+        fn text(&self) -> &str {
+            match self {
+                Self::Whole(text) | Self::Beginning(text) | Self::Written(text) => text,
+            }
+        }
+
+        /// Whether a test that breaks something names it, as what is broken or as the place.
+        fn is_in(&self, test: &str) -> bool {
+            match self {
+                Self::Whole(name) => ["", "errand."].iter().any(|of| test.contains(&format!("\"{of}{name}\""))),
+                Self::Beginning(name) => !name.is_empty() && test.contains(&format!("\"{name}")),
+                Self::Written(_) => false,
+            }
+        }
+
+        /// Of an argument that is or makes a text.
+        fn of(argument: &str) -> Option<Self> {
+            let (before, rest) = argument.split_once('"')?;
+            let text = rest.split('"').next().unwrap_or_default();
+            let beginning = text.split('{').next().unwrap_or_default();
+            let whole = before.is_empty() && beginning == text;
+            Some(if whole { Self::Whole(text.into()) } else { Self::Beginning(beginning.into()) })
+        }
+    }
+
+    /// One argument of a call, as it is written; the text begins behind the parenthesis.
+    fn argument(call: &str, number: usize) -> &str {
+        let (mut depth, mut quoted, mut begin, mut passed) = (0, false, 0, 0);
+        for (at, c) in call.char_indices() {
+            match c {
+                '"' => quoted = !quoted,
+                _ if quoted => {}
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' if depth > 0 => depth -= 1,
+                ',' if depth == 0 && passed < number => (begin, passed) = (at + 1, passed + 1),
+                ',' | ')' if depth == 0 => return call[begin..at].trim(),
+                _ => {}
+            }
+        }
+        ""
+    }
+
+    /// What a file starts outside of its tests. A process of the system has no name there.
+    fn started(text: &str) -> BTreeSet<Name> {
+        let tests = text.find("\n#[cfg(test)]").unwrap_or(text.len());
+        let lines = text[..tests].lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code: String = lines.flat_map(|line| [line, "\n"]).collect();
+        let mut found = BTreeSet::new();
+        for (start, number) in STARTS {
+            for (at, call) in code.match_indices(start) {
+                let written = argument(&code[at + call.len()..], number);
+                let written = written.lines().next().unwrap_or_default();
+                // The function up to there.
+                let before = code[..at].rsplit("fn ").next().unwrap_or_default();
+                let made = format!("let {} = ", written.trim_start_matches('&'));
+                let made = before.rsplit_once(made.as_str());
+                let made = made.and_then(|(_, made)| Name::of(made.split(';').next().unwrap_or_default()));
+                let name = if written.contains('"') { Name::of(written) } else { made };
+                if !written.is_empty() {
+                    found.insert(name.unwrap_or_else(|| Name::Written(written.into())));
+                }
+            }
+        }
+        found
+    }
+
     #[test]
     fn a_test_breaks_every_place() -> Result<()> {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = tests.parent().context("no workspace")?;
-        let (mut code, mut broken) = (Vec::new(), Vec::new());
-        texts(&root.join("services"), &mut code)?;
-        texts(&root.join("bus-config/src"), &mut code)?;
-        texts(&tests.join("tests/process"), &mut broken)?;
-        let mut found = BTreeSet::new();
-        // What defines the fault names none; its own test does.
-        for text in code.iter().filter(|text| !text.contains("pub fn fault(")) {
-            places(text, &mut found)?;
-        }
+        let (mut found, broken) = (all_places()?, breaking()?);
         ensure!(found.contains("persist") && found.contains("session"), "these places were not found: {found:?}");
         found.retain(|place| !broken.iter().any(|test| is_broken(place, test)));
         ensure!(found.is_empty(), "no test breaks these places: {found:?}");
         Ok(())
     }
 
-    /// What services do beside their loops passes one place; each of these is named where it begins.
+    /// Whatever is started has a name, which a test that breaks something has beside the place; but for what is listed above.
     #[test]
-    fn a_test_breaks_every_errand() -> Result<()> {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (mut code, mut broken) = (Vec::new(), Vec::new());
-        texts(&tests.join("../services"), &mut code)?;
-        texts(&tests.join("tests/process"), &mut broken)?;
-        let mut found = BTreeSet::new();
-        for text in &code {
-            let begun = text.split("self.spawn(\"").skip(1);
-            found.extend(begun.filter_map(|rest| rest.split_once('"')).map(|(what, _)| what));
+    fn a_test_breaks_whatever_is_started() -> Result<()> {
+        let (broken, places) = (breaking()?, all_places()?);
+        let mut listed: BTreeSet<(&str, &str)> = BTreeSet::new();
+        listed.extend(NOT_BROKEN.map(|(file, name, _)| (file, name)));
+        for (file, name, place) in BROKEN_AS {
+            let is_one = places.contains(place) && broken.iter().any(|test| is_broken(place, test));
+            ensure!(is_one, "{file}: {name}: no test breaks {place}");
+            listed.insert((file, name));
         }
-        ensure!(
-            found.contains("writing the lease") && found.contains("reading the log"),
-            "these are not all: {found:?}"
-        );
-        let is_broken = |what: &str, test: &String| {
-            let named = test.contains(&format!("\"{what}\"")) || test.contains(&format!("\"errand.{what}\""));
-            named && test.contains("panic_at(")
-        };
-        found.retain(|what| !broken.iter().any(|test| is_broken(what, test)));
-        ensure!(found.is_empty(), "no test breaks these errands: {found:?}");
+        let (mut met, mut left) = (BTreeSet::new(), Vec::new());
+        let mut names = BTreeSet::new();
+        for (file, text) in code()? {
+            let tests = ["/tests/", "/examples/"].iter().any(|part| file.contains(part)) || file.ends_with("/tests.rs");
+            if tests || file == STARTER {
+                continue;
+            }
+            for name in started(&text) {
+                match listed.iter().find(|(of, listed)| *of == file && *listed == name.text()) {
+                    Some(entry) => _ = met.insert(*entry),
+                    None if broken.iter().any(|test| name.is_in(test)) => {}
+                    None => left.push(format!("{file}: {name:?}")),
+                }
+                names.insert(name);
+            }
+        }
+        for known in ["writing the lease", "reading the log", "what purges catchup topics", "replies to heartbeats"] {
+            ensure!(names.contains(&Name::Whole(known.into())), "{known} was not found: {names:?}");
+        }
+        ensure!(left.is_empty(), "no test breaks these: {left:#?}");
+        ensure!(met == listed, "nothing of that name is started there: {:?}", listed.difference(&met));
         Ok(())
     }
 
@@ -155,5 +294,35 @@ mod tests {
         assert!(["three", "four", "on", "of"].iter().all(|place| !is_broken(place, test)));
         assert!(!is_broken("one", "(\"one\", 1)"), "nothing panics in it");
         Ok(())
+    }
+
+    #[test]
+    fn what_is_started_is_found_by_its_name() {
+        let code = r#"
+            fn a() {
+                // tasks.spawn("a comment", x)
+                tasks.spawn(
+                    "one (1), so",
+                    async {},
+                );
+                let what = format!("part {n} of it");
+                supervise::task(&f(a, b), &what, x);
+                errands.spawn_job(what("two of"), || ());
+                command.spawn();
+            }
+            fn b(what: &str) { supervise::caught_now(&incidents, what, x) }
+            "#;
+        let tests = "\n#[cfg(test)]\nmod tests { fn c() { tasks.spawn(\"three\", x) } }";
+        let found = started(&format!("{code}{tests}"));
+        let expected = [
+            Name::Whole("one (1), so".into()),
+            Name::Beginning("part ".into()),
+            Name::Beginning("two of".into()),
+            Name::Written("what".into()),
+        ];
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
+        assert!(Name::Whole("a b".into()).is_in("(\"x\", \"errand.a b\")"));
+        assert!(Name::Beginning("a b".into()).is_in("\"a b c\""));
+        assert!(!Name::Whole("a b".into()).is_in("\"a b c\"") && !Name::Beginning("b".into()).is_in("\"a b\""));
     }
 }

@@ -21,13 +21,16 @@
 //! - [`load`]: writes and scans in the background
 //! - [`branches`]: the history of a bucket's sources
 //! - [`memory`]: how much memory a process takes
-//! - [`history`]: the replicated log; [`watch`]: stability timestamps and the membership as they are told
+//! - [`stated`]: what nodes state to fail; [`beats`]: their heartbeats
+//! - [`history`]: the replicated log; [`sessions`]: what it tells of builds, catchups and comparisons
+//! - [`watch`]: stability timestamps and the membership as they are told
 //! - [`trial`]: a deployment of several of each, and what must hold of it whoever dies
 //! - [`scenarios`]: what is done to such a deployment, on one nats-server and on several
 //! - [`rng`], [`wait`]: seeded randomness, waiting for an event
 
 pub mod ask;
 pub mod backup;
+pub mod beats;
 pub mod binaries;
 pub mod branches;
 pub mod checker;
@@ -52,7 +55,9 @@ pub mod proxy;
 pub mod raw;
 pub mod rng;
 pub mod scenarios;
+pub mod sessions;
 pub mod source;
+pub mod stated;
 pub mod trial;
 pub mod wait;
 pub mod watch;

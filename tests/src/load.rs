@@ -1,8 +1,10 @@
 //! Writers and readers in the background.
 
 use crate::{
+    ask,
     client::{Client, Refused},
     documents,
+    oracle::Index,
     rng::Rng,
     source::{Source, Write},
     wait::until,
@@ -63,6 +65,22 @@ impl Writer {
 pub async fn write(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
     let writes: Vec<Write> = (0..count).map(|_| documents::write(rng, source.streams.len(), IDS)).collect();
     source.write(writes).await
+}
+
+/// A new key-value bucket after so many random writes, with indexes that equal it.
+pub async fn indexed(
+    client: &Client,
+    bucket: &str,
+    writes: u64,
+    indexes: &[Index],
+    rng: &mut Rng,
+    within: Duration,
+) -> Result<Source> {
+    let source = Source::key_value(client, bucket).await?;
+    write(&source, writes, rng).await?;
+    client.create_indexes(bucket, indexes, within).await?;
+    ask::each(client, &source, indexes).await?;
+    Ok(source)
 }
 
 /// Waits until so many further writes are acknowledged.

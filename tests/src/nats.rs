@@ -179,6 +179,7 @@ fn read_ports(directory: &Path, id: u32, kind: &str) -> Option<String> {
     ports[kind][0].as_str().map(str::to_owned)
 }
 
+/// One that demands TLS says so in its URL.
 fn accepts(url: &str) -> bool {
-    url.strip_prefix("nats://").is_some_and(|address| TcpStream::connect(address).is_ok())
+    url.split_once("://").is_some_and(|(_, address)| TcpStream::connect(address).is_ok())
 }

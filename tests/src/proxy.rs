@@ -1,7 +1,14 @@
-//! A network between one component and its nats-server, which can be cut, can stall, and can hold up some connections alone.
+//! A network between one component and its nats-server, which can be cut, can stall, can hold up some connections alone, and can
+//! meddle with what the server says.
 
 use anyhow::{Context, Result};
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -25,11 +32,30 @@ enum State {
 /// New connections whose first bytes have this text get no further.
 type Held = Option<&'static str>;
 
+/// What is done to what the server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meddling {
+    Nothing,
+    /// A connection brings what comes before this text, and no more.
+    Halts(&'static str),
+    /// Answers about this stream tell of a lower last sequence.
+    TellsLess(&'static str),
+}
+
+/// What is told to every connection.
+#[derive(Clone)]
+struct Orders {
+    state: Arc<watch::Sender<State>>,
+    held: Arc<watch::Sender<Held>>,
+    meddling: Arc<watch::Sender<Meddling>>,
+    /// How often there was something to meddle with.
+    met: Arc<AtomicU64>,
+}
+
 /// Passes connections on until it is dropped.
 pub struct Proxy {
     url: String,
-    state: Arc<watch::Sender<State>>,
-    held: Arc<watch::Sender<Held>>,
+    orders: Orders,
     task: JoinHandle<()>,
 }
 
@@ -38,16 +64,20 @@ impl Proxy {
     pub async fn start(port: u16) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let url = format!("nats://{}", listener.local_addr()?);
-        let state = Arc::new(watch::Sender::new(State::Passes));
         let server = SocketAddr::from(([127, 0, 0, 1], port));
-        let held = Arc::new(watch::Sender::new(None));
-        let (told, holds) = (Arc::clone(&state), Arc::clone(&held));
+        let orders = Orders {
+            state: Arc::new(watch::Sender::new(State::Passes)),
+            held: Arc::new(watch::Sender::new(None)),
+            meddling: Arc::new(watch::Sender::new(Meddling::Nothing)),
+            met: Arc::default(),
+        };
+        let told = orders.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, server, told.subscribe(), holds.subscribe()));
+                tokio::spawn(serve(client, server, told.clone()));
             }
         });
-        Ok(Self { url, state, held, task })
+        Ok(Self { url, orders, task })
     }
 
     pub fn url(&self) -> &str {
@@ -56,40 +86,54 @@ impl Proxy {
 
     /// Ends every connection, and takes none.
     pub fn cut(&self) {
-        self.state.send_replace(State::Cut);
+        self.orders.state.send_replace(State::Cut);
     }
 
     /// Nothing more gets through, in either direction.
     pub fn stall(&self) {
-        self.state.send_replace(State::Stalls);
+        self.orders.state.send_replace(State::Stalls);
     }
 
     /// Connections that begin from now on and introduce themselves with this text wait.
     pub fn hold(&self, text: &'static str) {
-        self.held.send_replace(Some(text));
+        self.orders.held.send_replace(Some(text));
+    }
+
+    /// What the server sends gets through up to this text, and nothing more on that connection. It should begin with something
+    /// rare: whatever could become it waits for what follows.
+    pub fn halt_at(&self, text: &'static str) {
+        self.orders.meddling.send_replace(Meddling::Halts(text));
+    }
+
+    /// In what the server says of a stream the last sequence is 1, 10, 100 and so on, as long as the true one.
+    pub fn tell_less_of(&self, stream: &'static str) {
+        self.orders.meddling.send_replace(Meddling::TellsLess(stream));
+    }
+
+    /// How often a connection was halted so far, or an answer changed.
+    pub fn met(&self) -> u64 {
+        self.orders.met.load(Ordering::Acquire)
     }
 
     /// All is well again.
     pub fn heal(&self) {
-        self.state.send_replace(State::Passes);
-        self.held.send_replace(None);
+        self.orders.state.send_replace(State::Passes);
+        self.orders.held.send_replace(None);
+        self.orders.meddling.send_replace(Meddling::Nothing);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.state.send_replace(State::Cut);
+        self.orders.state.send_replace(State::Cut);
     }
 }
 
-async fn serve(
-    client: TcpStream,
-    server: SocketAddr,
-    mut state: watch::Receiver<State>,
-    mut held: watch::Receiver<Held>,
-) {
+async fn serve(client: TcpStream, server: SocketAddr, orders: Orders) {
+    let (mut state, mut held) = (orders.state.subscribe(), orders.held.subscribe());
     let (up, down) = (state.clone(), state.clone());
+    let (meddling, met) = (orders.meddling.subscribe(), orders.met);
     let passed = async move {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(CHUNK as u32)?;
@@ -99,15 +143,13 @@ async fn serve(
         let sent = async move {
             let mut first = vec![0; CHUNK];
             let read = from_client.read(&mut first).await?;
-            let held_up = |text: &Held| {
-                text.is_some_and(|text| first[..read].windows(text.len()).any(|part| part == text.as_bytes()))
-            };
+            let held_up = |text: &Held| text.is_some_and(|text| find(&first[..read], text.as_bytes()).is_some());
             // Whoever tells has not gone before this.
             let _ = held.wait_for(|text| !held_up(text)).await;
             to_server.write_all(&first[..read]).await?;
-            pass(from_client, to_server, up).await
+            pass(from_client, to_server, up, None).await
         };
-        tokio::try_join!(sent, pass(from_server, to_client, down))
+        tokio::try_join!(sent, pass(from_server, to_client, down, Some(Meddler { meddling, met, kept: Vec::new() })))
     };
     tokio::select! {
         _ = passed => {}
@@ -120,6 +162,7 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<State>,
+    mut meddler: Option<Meddler>,
 ) -> std::io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -130,6 +173,113 @@ async fn pass(
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
         let _ = state.wait_for(|state| *state == State::Passes).await;
-        to.write_all(&chunk[..read]).await?;
+        match &mut meddler {
+            Some(meddler) => meddler.pass(&chunk[..read], &mut to).await?,
+            None => to.write_all(&chunk[..read]).await?,
+        }
+    }
+}
+
+/// Meddles with one connection.
+struct Meddler {
+    meddling: watch::Receiver<Meddling>,
+    met: Arc<AtomicU64>,
+    /// What could be the beginning of the text that nothing gets beyond.
+    kept: Vec<u8>,
+}
+
+impl Meddler {
+    async fn pass(&mut self, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+        let mut bytes = std::mem::take(&mut self.kept);
+        bytes.extend_from_slice(read);
+        let meddling = *self.meddling.borrow();
+        match meddling {
+            Meddling::Nothing => {}
+            Meddling::TellsLess(stream) => {
+                if tell_less(&mut bytes, stream) {
+                    self.met.fetch_add(1, Ordering::Release);
+                }
+            }
+            Meddling::Halts(text) => match find(&bytes, text.as_bytes()) {
+                Some(at) => {
+                    to.write_all(&bytes[..at]).await?;
+                    bytes.drain(..at);
+                    self.met.fetch_add(1, Ordering::Release);
+                    // Whoever tells has not gone before this.
+                    let _ = self.meddling.wait_for(|now| *now != meddling).await;
+                }
+                None => self.kept = bytes.split_off(bytes.len() - could_become(&bytes, text.as_bytes())),
+            },
+        }
+        to.write_all(&bytes).await
+    }
+}
+
+fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    bytes.windows(text.len()).position(|part| part == text)
+}
+
+/// How many of the last bytes are the beginning of a text, but not all of it.
+fn could_become(bytes: &[u8], text: &[u8]) -> usize {
+    (1..text.len()).rev().find(|many| bytes.ends_with(&text[..*many])).unwrap_or(0)
+}
+
+/// Lowers the last sequence in an answer about a stream, without another length; false: it is none.
+fn tell_less(bytes: &mut [u8], stream: &str) -> bool {
+    const LAST: &[u8] = b"\"last_seq\":";
+    let Some(named) = find(bytes, format!("\"name\":\"{stream}\"").as_bytes()) else { return false };
+    let Some(at) = find(&bytes[named..], LAST) else { return false };
+    let number = &mut bytes[named + at + LAST.len()..];
+    let digits = number.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let Some((first, others)) = number[..digits].split_first_mut() else { return false };
+    *first = b'1';
+    others.fill(b'0');
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_about_the_stream_tells_of_less_and_no_other_does() {
+        let told = |answer: &str| {
+            let mut bytes = answer.as_bytes().to_vec();
+            let changed = tell_less(&mut bytes, "KV_a");
+            (changed, String::from_utf8(bytes).unwrap_or_default())
+        };
+        let answer = r#"{"config":{"name":"KV_a"},"state":{"first_seq":12,"last_seq":3156,"last_ts":"2"}}"#;
+        assert_eq!(told(answer), (true, answer.replace("3156", "1000")));
+        for other in [answer.replace("KV_a", "KV_b"), answer.replace("last_seq", "seq"), answer.replace("3156", "")] {
+            assert_eq!(told(&other), (false, other.clone()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_halts_at_the_text_however_it_is_cut_into_pieces() -> Result<()> {
+        let orders = watch::Sender::new(Meddling::Halts("~halt~"));
+        for at in 0..=16 {
+            orders.send_replace(Meddling::Halts("~halt~"));
+            let (meddling, met) = (orders.subscribe(), Arc::<AtomicU64>::default());
+            let mut meddler = Meddler { meddling, met: Arc::clone(&met), kept: Vec::new() };
+            let (mut to, mut heard) = tokio::io::duplex(64);
+            let (one, two) = b"one~~halt~two~ha".split_at(at);
+            let passed = tokio::spawn(async move {
+                meddler.pass(one, &mut to).await?;
+                meddler.pass(two, &mut to).await
+            });
+            let mut before = [0; 4];
+            heard.read_exact(&mut before).await?;
+            anyhow::ensure!(&before == b"one~", "{at}: {before:?}");
+            while met.load(Ordering::Acquire) == 0 {
+                tokio::task::yield_now().await;
+            }
+            orders.send_replace(Meddling::Nothing);
+            let mut after = Vec::new();
+            heard.read_to_end(&mut after).await?;
+            passed.await??;
+            anyhow::ensure!(after == b"~halt~two~ha", "{at}: {}", String::from_utf8_lossy(&after));
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::{
     inbox::Inbox,
 };
 use crate::{
+    faults::fault,
     supervise::{self, Task},
     troubles::Troubles,
 };
@@ -34,9 +35,10 @@ const PING: Duration = Duration::from_secs(5);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 /// How soon a subscription is known to the server, else it is made when the connection is back.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
-/// Waits between attempts to connect.
-const FIRST: Duration = Duration::from_millis(20);
+/// The longest wait between attempts to connect.
 const LONGEST: Duration = Duration::from_millis(500);
+/// From a connection to the next one at least.
+const SPACING: Duration = Duration::from_millis(200);
 
 enum Command {
     Subscribe(u64),
@@ -219,10 +221,14 @@ impl Drop for Closing {
     }
 }
 
-async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, mut commands: mpsc::Receiver<Command>) {
+async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, commands: mpsc::Receiver<Command>) {
     let _closing = Closing(Arc::clone(&shared));
+    // It is closed before the inboxes are: whoever subscribes in between closes an inbox of its own.
+    let mut commands = commands;
     let mut dialled = first;
     loop {
+        fault("connection", "");
+        let began = Instant::now();
         shared.server.send_replace(dialled.info.clone());
         let why = serve(&shared, dialled, &mut commands).await;
         tracing::debug!(why, "the connection for messages was lost");
@@ -233,14 +239,16 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, mut comma
         for subscription in shared.subscriptions().values() {
             subscription.inbox.lose();
         }
+        // Who ends each connection at once is not asked without end.
+        tokio::time::sleep_until((began + SPACING).into()).await;
+        let mut retry = shared.troubles.retry("connecting to NATS for messages").within(LONGEST);
         let mut attempt = 0;
         dialled = loop {
             match dial.connect(attempt).await {
                 Ok(dialled) => break dialled,
-                Err(error) => tracing::debug!(error, "cannot connect for messages"),
+                Err(error) => retry.wait(&error).await,
             }
             attempt += 1;
-            tokio::time::sleep((FIRST * attempt as u32).min(LONGEST)).await;
         };
     }
 }
@@ -259,6 +267,7 @@ async fn reading(shared: &Shared, mut socket: ReadHalf<Box<dyn Socket>>, mut buf
     // Messages for one subscription that came together.
     let mut together: Vec<Message> = Vec::new();
     loop {
+        fault("frames", "");
         loop {
             match codec::decode(&mut buffer) {
                 Ok(Some(Frame::Message(message))) => {

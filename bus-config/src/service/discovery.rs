@@ -5,6 +5,7 @@
 use super::ServiceSpec;
 use crate::{
     connect::Bus,
+    faults::fault,
     frames::Interest,
     subscription,
     supervise::{self, Task},
@@ -137,6 +138,7 @@ impl Discovery {
 async fn answer(bus: Bus, about: About, statistics: Arc<Statistics>, interest: Interest, verbs: HashMap<u64, Verb>) {
     let mut losses = 0;
     while let Some(message) = subscription::next(&interest, &mut losses).await {
+        fault("discovery", &about.name);
         let (Some(verb), Some(reply)) = (verbs.get(&message.sid), subscription::reply(&message)) else { continue };
         let answer = match verb {
             Verb::Ping => about.said("ping", json!({ "metadata": {} })),

@@ -47,6 +47,17 @@ pub struct Reads {
     pub catchup: u64,
     /// For comparisons: of what indexes hold with the present documents, and of the source with what was read of it before.
     pub compared: u64,
+    /// Of those for the live chain, messages whose subject does not have the bucket's prefix: they are no documents.
+    #[serde(default)]
+    pub passed_over: u64,
+    /// Of those for the live chain, messages with a `KV-Operation` that is neither `PUT`, `DEL` nor `PURGE`: each counts as a
+    /// put. The node's troubles name the newest for 30 seconds.
+    #[serde(default)]
+    pub unknown_operations: u64,
+    /// No messages: how often a leader of the replicated stream contradicted what was read, or could not prove it, and was asked
+    /// again. One that has just been elected may not have everything yet.
+    #[serde(default)]
+    pub contradicted: u64,
 }
 
 /// What a projector has read of a vbucket.

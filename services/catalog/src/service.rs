@@ -107,15 +107,19 @@ pub async fn run(
     // Whoever started us may not care.
     let _ = ready.send(());
     loop {
+        fault("service", "");
         let request = tokio::select! {
             _ = stop.changed() => break,
             Some((name, ending)) = tasks.join_next() => return Err(why(name, ending.done())),
             request = queries.next() => request,
             request = admin.next() => request,
-            Some(ping) = pings.next() => {
-                ping.respond(Ok(api::ok(&api::Empty {}))).await;
-                continue;
-            }
+            ping = pings.next() => match ping {
+                Some(ping) => {
+                    ping.respond(Ok(api::ok(&api::Empty {}))).await;
+                    continue;
+                }
+                None => None,
+            },
             () = heart.due() => {
                 heart.beat(&join).await;
                 continue;

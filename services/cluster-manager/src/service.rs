@@ -119,6 +119,7 @@ pub async fn run(
     let ended = || ClusterManagerError::Ended("the connection to NATS");
     let mut ends_by = None;
     loop {
+        fault("service", "");
         let now = shell.now();
         if ends_by.is_some_and(|by| now >= by || shell.idle()) {
             break;

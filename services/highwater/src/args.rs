@@ -83,7 +83,7 @@ impl Command {
 #[derive(ClapArgs, Clone)]
 pub(crate) struct Nats {
     /// URL of nats-server; several separated by commas.
-    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222")]
+    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", hide_env_values = true)]
     pub(crate) nats_url: String,
     #[command(flatten)]
     pub(crate) credentials: Credentials,

@@ -74,7 +74,8 @@ impl Feed {
             match StreamReader::open(&self.bus, &stream, from).await {
                 Ok(reader) => {
                     retry.over();
-                    let opened = Event::TopicOpened { after, created: reader.created(), cut };
+                    let now = state.now.max(state.last_time);
+                    let opened = Event::TopicOpened { after, created: reader.created(), cut, now };
                     if self.events.send(opened).await.is_err() {
                         return;
                     }
@@ -168,6 +169,7 @@ impl Feed {
             };
             retry.over();
             while let Some(message) = subscription.next().await {
+                fault("timestamps", &self.bucket);
                 match wire::decode::<Stability>(&message.payload) {
                     Ok(stability) if stability.bucket == self.bucket => {
                         if self.events.send(Event::Stability(Box::new(stability))).await.is_err() {
@@ -199,6 +201,7 @@ pub(crate) async fn speak(
 ) {
     let mut rested = Instant::now();
     loop {
+        fault("speaker", "");
         let moved = async {
             sleep_until(rested).await;
             timeout_at(rested + HWT_REPEAT, watermark.changed()).await

@@ -3,8 +3,8 @@
 
 use crate::worker::Event;
 use highwater_bus::{
-    Incidents, TaskSet, fault,
-    supervise::{self, Errands, Unfinished},
+    Ending, Incidents, TaskSet, fault,
+    supervise::{self, Unfinished},
 };
 use std::sync::Arc;
 use tokio::sync::{
@@ -58,9 +58,17 @@ impl Jobs {
 
 /// Does one job after the other; each passes this place, where tests break it.
 async fn work(pass: fn(), incidents: Incidents, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
-    let mut untold = Errands::new(incidents.clone());
+    let mut untold: TaskSet<&'static str> = TaskSet::new(incidents.clone());
     loop {
-        let next = waiting.lock().await.recv().await;
+        fault("jobs", "");
+        let next = tokio::select! {
+            next = async { waiting.lock().await.recv().await } => next,
+            Some((_, ending)) = untold.join_next() => match ending {
+                // A worker waits in vain for what was to be told: the lane ends, and the service with it.
+                Ending::Panicked(_) => return,
+                Ending::Done(()) | Ending::Aborted => continue,
+            },
+        };
         let Some(Job { what, work, failed, to }) = next else { return };
         let run = move || {
             pass();
@@ -70,7 +78,11 @@ async fn work(pass: fn(), incidents: Incidents, waiting: Arc<Mutex<mpsc::Receive
         // A worker whose inbox is full must not hold up other workers' jobs, so a task of its own waits for room there; a slice has
         // one job of each kind at a time. A closed inbox is of a worker that ended.
         if let Err(TrySendError::Full(event)) = to.try_send(event) {
-            untold.spawn("telling a worker of its job's end", async move { _ = to.send(event).await });
+            untold.spawn("telling a worker of its job's end", async move {
+                fault("errand", "telling a worker of its job's end");
+                // The worker may have ended.
+                let _ = to.send(event).await;
+            });
         }
     }
 }
@@ -94,6 +106,7 @@ mod tests {
                         after: why.to_string().len() as u64,
                         created: 0,
                         cut: true,
+                        now: 0,
                     }),
                     to: to.clone(),
                 };

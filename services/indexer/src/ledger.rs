@@ -77,6 +77,11 @@ impl Ledger {
         self.totals.bytes.load(Ordering::Relaxed) > self.room(self.quota.saturating_mul(4))
     }
 
+    /// What a slice may remember of its oldest documents, bytes: all slices together an eighth of the quota.
+    pub(crate) fn room_for_oldest(&self) -> usize {
+        self.quota / 8 / self.totals.slices.load(Ordering::Relaxed).max(1)
+    }
+
     /// Lists have brought more than half of the quota: what is staged is given up, the largest first.
     pub(crate) fn stages_too_much(&self) -> bool {
         self.totals.pinned.load(Ordering::Relaxed) > self.quota / 2
@@ -103,6 +108,16 @@ mod tests {
         assert!(ledger.is_full() && !ledger.is_overfull());
         ledger.enter(&mut a, Entered::default());
         assert!(!ledger.is_full() && !ledger.stages_too_much());
+    }
+
+    #[test]
+    fn all_slices_remember_an_eighth_of_the_quota_together() {
+        let ledger = Ledger::new(800);
+        assert_eq!(ledger.room_for_oldest(), 100);
+        let (mut a, mut b) = (Entered::default(), Entered::default());
+        enter(&ledger, &mut a, 0, 7);
+        enter(&ledger, &mut b, 0, 3);
+        assert_eq!(ledger.room_for_oldest(), 10);
     }
 
     #[test]

@@ -179,6 +179,7 @@ pub async fn run(
     let mut caught_up = false;
     let mut ready = Some(ready);
     loop {
+        fault("service", "");
         if !caught_up && shell.state.ready() {
             caught_up = true;
             orphans.reset();
@@ -286,6 +287,7 @@ async fn purge(bus: Bus, mut purges: mpsc::Receiver<(String, u64, u64)>) {
 
 /// Asks in which term somebody coordinates.
 async fn tell_who_leads(bus: Bus, told: mpsc::Sender<u64>) {
+    fault("errand", "asking who coordinates");
     let asked = bus.request(subjects::CLUSTER_MASTER, b"{}".to_vec(), Duration::from_secs(1)).await;
     let reply = asked.ok().and_then(|reply| api::reply(&reply.payload).ok());
     if let Some(term) = reply.and_then(|reply| reply["master"]["term"].as_u64()) {
@@ -307,6 +309,7 @@ impl Shell {
             .collect();
         let files = self.files.clone();
         self.errands.spawn_job("removing files of slices that are gone", move || {
+            fault("errand", "removing files of slices that are gone");
             if let Err(error) = files.remove_orphans(&known) {
                 tracing::warn!(%error, "files of slices that are not here any more cannot be removed");
             }

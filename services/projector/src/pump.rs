@@ -1,6 +1,9 @@
 //! Takes messages off a source stream, so that re-opening it never holds up the vbucket's task.
 
-use highwater_bus::{Bus, BusError, List, ReadFrom, StreamMessage, StreamReader, fault};
+use highwater_bus::{
+    Bus, BusError, Ending, List, ReadFrom, StreamMessage, StreamReader, fault,
+    supervise::{self, Task},
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -8,7 +11,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Chunks that may wait for the vbucket task.
-pub const CAPACITY: usize = 4;
+const CAPACITY: usize = 4;
 /// Bytes of messages that may wait for it, but for one larger message.
 const ROOM: usize = 1024 * 1024;
 /// Messages of one chunk.
@@ -38,6 +41,30 @@ pub enum Pumped {
     Changed(String),
 }
 
+/// Within this a pump that panicked has ended.
+const ENDS: Duration = Duration::from_millis(100);
+
+/// A pump at work.
+pub struct Running {
+    task: Task,
+    pub pumped: mpsc::Receiver<Pumped>,
+}
+
+impl Running {
+    pub fn start(bus: &Bus, stream: &str, from: ReadFrom) -> Self {
+        let (out, pumped) = mpsc::channel(CAPACITY);
+        let reading = format!("reading source stream {stream}");
+        let task = supervise::task(&bus.incidents(), reading, run(bus.clone(), stream.to_owned(), from, out));
+        Self { task, pumped }
+    }
+
+    /// Nobody takes what it yields any more, so that it ends: whether it had panicked.
+    pub async fn has_panicked(self) -> bool {
+        drop(self.pumped);
+        matches!(tokio::time::timeout(ENDS, self.task).await, Ok(Ending::Panicked(_)))
+    }
+}
+
 /// Why a pump ends.
 enum Over {
     /// Nobody takes what it yields.
@@ -46,7 +73,7 @@ enum Over {
 }
 
 /// Runs until the receiver is dropped or the stream contradicts.
-pub async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
+async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>) {
     let over = match open(&bus, &stream, from, &out).await {
         Ok(reader) => {
             let room = Arc::new(Semaphore::new(ROOM));

@@ -39,7 +39,12 @@ impl Totals {
             Purpose::Comparison => &mut reads.compared,
         };
         *of += reading.messages.load(Ordering::Relaxed);
+        if purpose == Purpose::Live {
+            reads.passed_over += reading.passed_over.load(Ordering::Relaxed);
+            reads.unknown_operations += reading.unknown_operations.load(Ordering::Relaxed);
+        }
         reads.compared += reading.before.load(Ordering::Relaxed);
+        reads.contradicted += reading.contradicted.load(Ordering::Relaxed);
     }
 
     pub(crate) fn of(&self, bucket: &str, vb: u16) -> VbReads {

@@ -94,8 +94,13 @@ impl Recent {
         self.passed = seqno;
     }
 
+    /// The last message that was read; what comes above it is yet to be read.
+    pub fn last_read(&self) -> u64 {
+        self.marks.back().map_or(self.after, |mark| mark.seqno)
+    }
+
     fn last(&self) -> u64 {
-        self.marks.back().map_or(self.after, |mark| mark.seqno).max(self.passed)
+        self.last_read().max(self.passed)
     }
 
     /// Accounts for what lies above `intact`, in a stream that begins with `first_seq`; None: not all of what anybody holds, up to

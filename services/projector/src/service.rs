@@ -8,7 +8,7 @@ use crate::{
     vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, Reading, WANTS},
     verify::{Known, Suspected},
 };
-use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet};
+use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet, fault};
 use highwater_schemas::{
     Position,
     api::{self, Join, NodeKind, SessionReading, Suspicion},
@@ -144,6 +144,7 @@ pub async fn run(
     };
     let _ = ready.send(());
     loop {
+        fault("service", "");
         let report_at = heart.report_at(&shell.reporter);
         tokio::select! {
             touched = shell.state.next() => {

@@ -22,7 +22,7 @@ use crate::{
     verify::{self, Known, Suspected},
 };
 use asking::{Asking, answered};
-use highwater_bus::{Bus, Ending, Operation, ReadFrom, StreamMessage, fault, supervise};
+use highwater_bus::{Bus, Operation, ReadFrom, StreamMessage, fault};
 use highwater_schemas::{
     Position,
     definition::CompiledIndex,
@@ -52,10 +52,10 @@ const NEAR: u64 = 4_096;
 const POLL: Duration = Duration::from_secs(1);
 /// An answer that shows the source ahead is checked against the consumer after this silence.
 const SILENCE: Duration = Duration::from_millis(5);
-/// Within this a reader that panicked has ended.
-const PUMP_ENDS: Duration = Duration::from_millis(100);
 /// Key versions of one chunk, bytes: the last document may go beyond it.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// Of a docid that a trouble names, at most so many characters.
+const STATED_DOCID: usize = 64;
 /// Slices in step have taken up a session after this time, mostly; those that have not give it up.
 const LIST_AFTER: Duration = Duration::from_millis(250);
 /// How soon another server is noticed.
@@ -113,6 +113,12 @@ pub(crate) struct Reading {
     pub(crate) before: AtomicU64,
     /// Messages that the server held when it sent the last of these.
     pub(crate) pending: AtomicU64,
+    /// Messages that are no documents of the bucket.
+    pub(crate) passed_over: AtomicU64,
+    /// Messages whose `KV-Operation` is not known.
+    pub(crate) unknown_operations: AtomicU64,
+    /// Leaders that contradicted what was read, and were asked again.
+    pub(crate) contradicted: AtomicU64,
 }
 
 /// How a task ends by itself.
@@ -139,8 +145,7 @@ pub(crate) async fn run(
     lanes: mpsc::Sender<OpenLane>,
 ) -> End {
     let live = assignment.target == LaneTarget::Mutation;
-    let proven =
-        if live { Some(trust::verified(&bus, &assignment.stream, &assignment.known, None).await) } else { None };
+    let proven = if live { Some(trust::verified(&bus, &assignment, &assignment.known, None).await) } else { None };
     let proven = match proven.transpose() {
         Ok(proven) => proven.map(|proven| proven.source),
         Err(suspected) => return End::Suspected(suspected),
@@ -149,14 +154,11 @@ pub(crate) async fn run(
         // The slices must have taken up the session before anything is written that the list does not know.
         tokio::time::sleep(LIST_AFTER).await;
     }
-    let (pumped_out, mut pumped) = mpsc::channel(pump::CAPACITY);
     let before = if live { recent::BEFORE } else { 0 };
     let after = assignment.from.seqno.saturating_sub(before);
     let from = ReadFrom { after, lists: assignment.lists, apart: !live, ..ReadFrom::default() };
-    let reading = format!("reading source stream {}", assignment.stream);
-    let pump = pump::run(bus.clone(), assignment.stream.clone(), from, pumped_out);
-    let pump = supervise::task(&bus.incidents(), reading, pump);
-    let created = match pumped.recv().await {
+    let mut pump = pump::Running::start(&bus, &assignment.stream, from);
+    let created = match pump.pumped.recv().await {
         Some(Pumped::Opened { created }) => created,
         Some(Pumped::Changed(why)) if !live => return End::Broken(why),
         // Looked at again from the beginning.
@@ -233,6 +235,7 @@ pub(crate) async fn run(
         source_last: 0,
         last_message: (0, 0),
         bookmark,
+        unknown_operation: None,
         marks,
         recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), assignment.remembers),
         doubt: None,
@@ -254,13 +257,12 @@ pub(crate) async fn run(
         began: Instant::now(),
         assignment,
     };
-    let end = task.run(pumped, wants).await;
+    let (end, pump) = task.run(pump, wants).await;
     if end != End::Again {
         return end;
     }
-    // A reader whose messages nobody takes any more ends.
-    let pump = tokio::time::timeout(PUMP_ENDS, pump).await;
-    if input.is_closed() || matches!(pump, Ok(Ending::Panicked(_))) {
+    let crashed = pump.has_panicked().await;
+    if input.is_closed() || crashed {
         End::Crashed
     } else if live {
         // What was sent of the chain must not be sent again with other content.
@@ -295,6 +297,8 @@ struct Task {
     last_message: (i64, u64),
     /// The last message, not yet handed on.
     bookmark: Option<Bookmark>,
+    /// Seqno and docid of the newest message whose `KV-Operation` is not known, not yet stated.
+    unknown_operation: Option<(u64, String)>,
     /// Messages as they were read, oldest first, the fewer the older.
     marks: Vec<Bookmark>,
     /// The newest of all that was read; the live chain's only.
@@ -327,12 +331,13 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, mut pumped: mpsc::Receiver<Pumped>, mut wants: mpsc::Receiver<Asked>) -> End {
+    /// Answers the pump that it ended with.
+    async fn run(mut self, mut pump: pump::Running, mut wants: mpsc::Receiver<Asked>) -> (End, pump::Running) {
         let staged = self.plan.borrow().staged;
         self.removals.staged(staged);
         // A new chain begins with an anchor.
         if let Err(ended) = self.send(KeyVersions::default(), true, true).await {
-            return ended;
+            return (ended, pump);
         }
         let mut poll = tokio::time::interval_at((Instant::now() + POLL).into(), POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -363,25 +368,26 @@ impl Task {
                     self.want(want);
                     Ok(())
                 }
-                next = pumped.recv() => match next {
+                next = pump.pumped.recv() => match next {
                     Some(Pumped::Messages { messages, restarts, losses, room }) => {
                         drop(room);
                         self.look_for_older(&messages, losses);
-                        self.messages(&messages, restarts, pumped.is_empty()).await
+                        self.messages(&messages, restarts, pump.pumped.is_empty()).await
                     }
                     Some(Pumped::Listed { upto }) => self.listed(upto).await,
-                    Some(Pumped::Changed(why)) => self.changed(why).await,
+                    Some(Pumped::Changed(why)) => self.changed(why).await.map(|going_on| pump = going_on),
                     Some(Pumped::Opened { .. }) => Ok(()),
                     None => Err(End::Again),
                 },
-                _ = look.tick() => self.reconnected().await,
+                // A session has nothing to look at.
+                _ = look.tick(), if live => self.reconnected().await,
                 _ = poll.tick() => {
                     self.ask();
                     self.say_where_it_is().await
                 }
             };
             if let Err(ended) = ended {
-                return ended;
+                return (ended, pump);
             }
         }
     }
@@ -420,6 +426,7 @@ impl Task {
             }
         }
         self.read_at = Instant::now();
+        self.state_unknown_operation();
         if let Some(last) = messages.last() {
             self.look_for_lateness(last.time)?;
         }
@@ -427,7 +434,14 @@ impl Task {
     }
 
     fn evaluate(&mut self, message: &StreamMessage, versions: &mut KeyVersions) {
-        let Some(docid) = docid(message.subject(), &self.assignment.prefix) else { return };
+        let Some(docid) = docid(message.subject(), &self.assignment.prefix) else {
+            self.assignment.reading.passed_over.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        if self.assignment.kv && message.operation == Operation::Other {
+            self.assignment.reading.unknown_operations.fetch_add(1, Ordering::Relaxed);
+            self.unknown_operation = Some((message.seq, docid.text().chars().take(STATED_DOCID).collect()));
+        }
         if is_delete(message, self.assignment.kv) {
             self.evaluator.delete(message.seq, &docid.text(), versions);
         } else if let Docid::Text(text) = docid {
@@ -435,6 +449,13 @@ impl Task {
         } else {
             versions.push_doc(message.seq, &docid.text(), DocOp::Unindexable(Unindexable::IdNotText));
         }
+    }
+
+    fn state_unknown_operation(&mut self) {
+        let Some((seqno, docid)) = self.unknown_operation.take().filter(|_| self.live()) else { return };
+        let what = format!("an unknown KV-Operation in stream {}", self.assignment.stream);
+        let newest = format!("it counts as a put; the newest is that of docid {docid:?}, seqno {seqno}");
+        self.bus.happened(&what, &newest);
     }
 
     /// Puts a chunk into the lane.

@@ -1,6 +1,7 @@
 //! One lane: chunks in, batches and SYNC out.
 
 use crate::{
+    pace::Pace,
     packer::{Limits, Message, Packed, Packer, Step},
     window::{Offered, Part, Resend, Window},
 };
@@ -21,12 +22,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Key versions wait at most this long for company.
-const LINGER: Duration = Duration::from_millis(2);
-/// SYNC on progress, no faster than this.
-const SYNC_SPACING: Duration = Duration::from_millis(5);
-/// SYNC of an idle vbucket is repeated this often: broadcasts are lossy.
-const SYNC_REPEAT: Duration = Duration::from_millis(500);
 /// What is refused is sent again at least this often.
 const LONGEST: Duration = Duration::from_secs(1);
 /// A topic that people made holds up the indexes for so long at most: what it refuses then is left out of it.
@@ -53,14 +48,7 @@ struct Lane {
     claims: VecDeque<Claim>,
     /// The last message that is published.
     bookmark: Option<Bookmark>,
-    /// A position was offered, so that SYNC may be sent.
-    offered: bool,
-    changed: bool,
-    urgent: bool,
-    synced_at: Instant,
-    /// When the open batch is to be sent at the latest.
-    due: Option<Instant>,
-    flushed_at: Instant,
+    pace: Pace,
     /// Nothing is taken any more.
     retry: Retry,
     /// Subscribers of topics that people made, since when each takes nothing, and whether it was said that it is left out.
@@ -100,6 +88,7 @@ impl fmt::Display for Sending {
 pub(crate) async fn run(bus: Bus, open: OpenLane) {
     let mut input = open.input;
     let retry = bus.retry(format!("publishing key versions of bucket {}", open.bucket)).within(LONGEST);
+    let pace = Pace::new(open.target == LaneTarget::Mutation, Instant::now());
     let mut lane = Lane {
         publisher: Publisher::new(bus.clone()),
         packer: Packer::new(open.from, open.dropped, Limits::new(bus.max_payload())),
@@ -129,18 +118,13 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         source_last: 0,
         claims: VecDeque::new(),
         bookmark: None,
-        offered: false,
-        changed: false,
-        urgent: false,
-        synced_at: Instant::now(),
-        due: None,
-        flushed_at: Instant::now(),
+        pace,
         retry,
         refuse: BTreeMap::new(),
     };
     loop {
         fault("lane", &lane.open.bucket);
-        let wake = lane.wakes_at();
+        let wake = lane.pace.wakes_at();
         tokio::select! {
             Some((sending, ending)) = lane.acks.join_next() => match ending {
                 Ending::Done(refused) => lane.settled(sending.part, refused).await,
@@ -153,7 +137,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
                 None => return,
             },
             () = sleep_until(wake) => {
-                if lane.due.is_some_and(|due| due <= Instant::now()) {
+                if lane.pace.is_due(Instant::now()) {
                     lane.flush().await;
                 }
             }
@@ -171,14 +155,6 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 impl Lane {
-    /// When the open batch or the next SYNC is due. A session has no SYNC, nor has a chain that begins inside of an atomic batch,
-    /// before its end.
-    fn wakes_at(&self) -> Option<Instant> {
-        let spacing = if self.changed { SYNC_SPACING } else { SYNC_REPEAT };
-        let sync = self.speaks().then(|| self.synced_at + spacing);
-        self.due.into_iter().chain(sync).min()
-    }
-
     async fn chunk(&mut self, chunk: Chunk, last: bool) {
         match chunk {
             Chunk::Versions { routes, versions, to, covered, server_time, hash, bookmark, offer, idle, anchor } => {
@@ -188,11 +164,11 @@ impl Lane {
                     self.send(closed).await;
                 }
                 // A lone message goes at once; under load, messages wait for company.
-                let lone = idle && last && self.flushed_at.elapsed() >= LINGER;
+                let lone = idle && last && self.pace.is_quiet(Instant::now());
                 if lone || anchor || self.packer.full() {
                     self.flush().await;
-                } else if self.due.is_none() {
-                    self.due = Some(Instant::now() + LINGER);
+                } else {
+                    self.pace.lingers(Instant::now());
                 }
             }
             Chunk::Listed { to } => self.listed(to).await,
@@ -263,8 +239,7 @@ impl Lane {
     }
 
     async fn flush(&mut self) {
-        self.due = None;
-        self.flushed_at = Instant::now();
+        self.pace.flushed(Instant::now());
         if let Some(packed) = self.packer.flush() {
             self.send(packed).await;
         }
@@ -408,8 +383,7 @@ impl Lane {
         if !self.sync.position.le(offered.position) {
             return;
         }
-        self.changed |= self.sync.position != offered.position || !self.offered;
-        self.offered = true;
+        self.pace.offers(self.sync.position != offered.position);
         self.sync.position = offered.position;
         (self.sync.server_time, self.sync.hash) = (offered.server_time, offered.hash);
         (self.sync.floor, self.sync.reconciled) = (offered.dropped.floor, offered.dropped.reconciled);
@@ -427,7 +401,9 @@ impl Lane {
             self.covered = self.covered.max(covered);
             let before = self.sync.covered;
             self.cover();
-            self.urgent |= asked != self.sync.asked || self.sync.covered > before;
+            if asked != self.sync.asked || self.sync.covered > before {
+                self.pace.hurries();
+            }
             self.sync.asked = asked;
         }
     }
@@ -440,21 +416,10 @@ impl Lane {
         }
     }
 
-    fn speaks(&self) -> bool {
-        self.offered && self.open.target == LaneTarget::Mutation
-    }
-
     async fn speak(&mut self) {
-        if !self.speaks() {
+        if !self.pace.says_sync(Instant::now()) {
             return;
         }
-        let elapsed = self.synced_at.elapsed();
-        if !(self.urgent || self.changed && elapsed >= SYNC_SPACING || elapsed >= SYNC_REPEAT) {
-            return;
-        }
-        self.urgent = false;
-        self.changed = false;
-        self.synced_at = Instant::now();
         let sync = Sync {
             bucket: self.open.bucket.to_string(),
             vbs: vec![SyncVb {

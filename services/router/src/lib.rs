@@ -4,6 +4,7 @@
 //! - `packer`: the pure core: chunks in, batches out, one unbroken chain of intervals for each subscriber
 //! - `window`: what has been sent and not yet acknowledged, and how far everything is
 //! - `lane`: one task per lane: takes chunks, publishes batches, speaks SYNC
+//! - `pace`: when a lane does something though nothing comes
 //! - `service`: takes up lanes
 //!
 //! # Tasks and channels
@@ -16,6 +17,7 @@
 //! - The router never looks into a key.
 
 mod lane;
+mod pace;
 pub mod packer;
 mod service;
 pub mod window;

@@ -1,10 +1,10 @@
 //! A worker that is busy with one of its bucket's slices, or panics there, holds up its bucket alone: while it goes back, is compared
 //! with its source, is swept, is staged, or is read by a scan that takes long.
 
-use futures_util::StreamExt;
-use highwater_schemas::{api::Join, state::Change, subjects};
+use highwater_schemas::{state::Change, subjects};
 use highwater_tests::{
     backup::OldFiles,
+    beats::Beats,
     branches::{Branches, reconcile},
     cluster::SERVICES,
     history::changes,
@@ -32,31 +32,20 @@ impl Place {
     async fn start(cluster: &Cluster, rng: &mut Rng) -> Result<Self> {
         let client = cluster.client().await?;
         let index = documents::indexes(1).swap_remove(0);
-        let mut sources = Vec::new();
-        for bucket in [BUSY, QUICK] {
-            let source = Source::key_value(&client, bucket).await?;
-            load::write(&source, DOCUMENTS, rng).await?;
-            client.create_indexes(bucket, std::slice::from_ref(&index), WITHIN).await?;
-            ask::whole(&client, &source, &index).await?;
-            sources.push(source);
-        }
-        let (Some(quick), Some(busy)) = (sources.pop(), sources.pop()) else { bail!("two buckets") };
+        let indexes = std::slice::from_ref(&index);
+        let busy = load::indexed(&client, BUSY, DOCUMENTS, indexes, rng, WITHIN).await?;
+        let quick = load::indexed(&client, QUICK, DOCUMENTS, indexes, rng, WITHIN).await?;
         Ok(Self { client, busy, quick, index })
     }
 
     /// The quick bucket is written and read, and heartbeats of the indexer come.
     async fn goes_on(&self, rng: &mut Rng) -> Result<()> {
-        let mut beats = self.client.nats.subscribe(subjects::CLUSTER_JOIN).await?;
+        let mut beats = Beats::listen(&self.client).await?;
         for _ in 0..3 {
             load::write(&self.quick, 20, rng).await?;
             ask::whole(&self.client, &self.quick, &self.index).await?;
         }
-        let mut heard = 0;
-        while heard < BEATS {
-            let message = tokio::time::timeout(WITHIN, beats.next()).await.context("no heartbeat")?;
-            let join: Join = serde_json::from_slice(&message.context("the connection ended")?.payload)?;
-            heard += usize::from(join.node == INDEXER);
-        }
+        beats.of(INDEXER, BEATS, WITHIN).await?;
         let status = self.client.request(&subjects::node(INDEXER, "status"), &json!({})).await?;
         ensure!(status["node"] == INDEXER, "{status}");
         Ok(())

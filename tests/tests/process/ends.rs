@@ -1,7 +1,9 @@
 //! SIGTERM ends every service, whatever hangs. The exit code tells how: 0 says that it ended by itself within the time that it
 //! has, 1 that it was ended when that time was up.
 
-use highwater_tests::{cluster::SERVICES, prelude::*};
+use highwater_tests::{binaries, child::Child, cluster::SERVICES, prelude::*};
+use std::process::Command;
+use tokio::{net::TcpListener, time::timeout};
 
 const WITHIN: Duration = Duration::from_secs(30);
 
@@ -28,30 +30,81 @@ async fn with_documents(cluster: &Cluster, rng: &mut Rng) -> Result<(Client, Sou
     Ok((client, source, indexes))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn services_end_while_their_server_stands_still() -> Result<()> {
-    let mut rng = Rng::seeded("ends under a server that stands still");
+/// What is wrong with the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    /// It keeps its connections, and neither takes nor says anything.
+    StandsStill,
+    /// It has ended, and takes no connections.
+    IsGone,
+}
+
+/// Each service ends well while its server is like that, and goes on with the server.
+async fn services_end_while(server: Server) -> Result<()> {
+    let mut rng = Rng::seeded(&format!("ends while the server {server:?}"));
     Cluster::start()
         .await?
         .run(async |cluster| {
             let (_, source, indexes) = with_documents(cluster, &mut rng).await?;
-            cluster.nats().child().freeze()?;
+            match server {
+                Server::StandsStill => cluster.nats().child().freeze()?,
+                Server::IsGone => cluster.nats().kill(),
+            }
             for node in SERVICES.into_iter().rev() {
                 let code = terminated(cluster, node).await?;
                 ensure!(code == Some(0), "{node} ended with {code:?}");
             }
-            cluster.nats().child().thaw()?;
+            match server {
+                Server::StandsStill => cluster.nats().child().thaw()?,
+                Server::IsGone => cluster.nats().start_again()?,
+            }
             for node in SERVICES {
                 cluster.start_node(node).await?;
             }
             let client = cluster.client().await?;
             until("everything is there", WITHIN, async || {
-                ask::newest(&client, &source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
+                ask::each(&client, &source, &indexes).await.map_err(|error| format!("{error:#}"))
             })
-            .await?;
-            ask::each(&client, &source, &indexes).await
+            .await
         })
         .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_end_while_their_server_stands_still() -> Result<()> {
+    services_end_while(Server::StandsStill).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_end_while_their_server_is_gone() -> Result<()> {
+    services_end_while(Server::IsGone).await
+}
+
+/// Every kind of process, while it waits for the first words of a server that takes connections and says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_end_while_they_wait_for_a_server_to_answer() -> Result<()> {
+    let directory = tempfile::Builder::new().prefix("highwater-test-").tempdir()?;
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("nats://{}", silent.local_addr()?);
+    for node in SERVICES.into_iter().chain(["dev"]) {
+        let kind = node.rsplit_once('-').map_or(node, |(kind, _)| kind);
+        let mut command = Command::new(binaries::highwater()?);
+        command.args([kind, "--nats-url", &url, "--data-dir"]).arg(directory.path().join("data"));
+        if kind != node {
+            command.args(["--node-id", node]);
+        }
+        let mut child = Child::start(node, command, directory.path())?;
+        let connected =
+            timeout(WITHIN, silent.accept()).await.with_context(|| format!("{node} does not connect"))??;
+        child.terminate()?;
+        let status = until(&format!("{node} ends"), WITHIN, || {
+            std::future::ready(child.exited().ok_or_else(|| "it runs".to_owned()))
+        })
+        .await?;
+        ensure!(status.code() == Some(0), "{node} ended badly ({status})\n{}", child.log_tail());
+        drop(connected);
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

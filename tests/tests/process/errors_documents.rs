@@ -225,3 +225,72 @@ async fn whether_an_entry_is_too_large_does_not_depend_on_what_is_beside_it() ->
         })
         .await
 }
+
+/// A `KV-Operation` that nobody knows is a put that is counted, and what does not have the bucket's prefix is counted too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_unusual_are_counted_by_stream() -> Result<()> {
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "docs").await?;
+            source.write([put("a", r#"{"n":1}"#)]).await?;
+            index(&client, "by_n", &["n"]).await?;
+            for (id, operation) in [("a", "MOVE"), ("b", "del"), ("c", "PUT"), ("d", "MERGE")] {
+                let mut headers = async_nats::HeaderMap::new();
+                headers.insert("KV-Operation", operation);
+                let subject = format!("$KV.docs.{id}");
+                client.js.publish_with_headers(subject, headers, r#"{"n":2}"#.into()).await?.await?;
+            }
+            let (rows, unindexed) = ids(&client, "by_n").await?;
+            ensure!(rows == ["a", "b", "c", "d"] && unindexed == 0, "{rows:?} {unindexed}");
+            until("three unknown operations are counted, and the newest is stated", ACTIVE_WITHIN, async || {
+                let reads = reads(&client, "docs").await?;
+                let members = client.members().await.map_err(|refused| refused.to_string())?;
+                let troubles = members["members"].as_array().into_iter().flatten();
+                let mut troubles = troubles.flat_map(|m| m["troubles"].as_array().into_iter().flatten());
+                let stated = troubles.any(|trouble| {
+                    trouble["what"] == "an unknown KV-Operation in stream KV_docs"
+                        && trouble["error"] == "it counts as a put; the newest is that of docid \"d\", seqno 5"
+                });
+                let counted = reads["unknown_operations"] == 3 && reads["passed_over"] == 0;
+                if counted && stated { Ok(()) } else { Err(format!("{reads} {members}")) }
+            })
+            .await?;
+
+            // A stream that takes up further subjects later: two of five messages have the prefix of the bucket.
+            let config = |subjects: &str| async_nats::jetstream::stream::Config {
+                name: "orders".into(),
+                subjects: vec![subjects.into()],
+                ..Default::default()
+            };
+            client.js.create_stream(config("orders.eu.>")).await?;
+            let streams = json!([{"name": "orders", "strip_prefix": "orders.eu."}]);
+            let request = json!({"name": "orders", "source": {"streams": streams}});
+            client.insist("hw.admin.bucket.add", &request, ACTIVE_WITHIN).await?;
+            client.create_index(&json!({"bucket": "orders", "name": "by_n", "keys": ["n"]})).await?;
+            client.wait_active("orders", "by_n", ACTIVE_WITHIN).await?;
+            client.js.update_stream(config("orders.>")).await?;
+            for subject in ["orders.eu.1", "orders.us.1", "orders.us.2", "orders.eux.1", "orders.eu.2"] {
+                client.js.publish(subject, r#"{"n":2}"#.into()).await?.await?;
+            }
+            until("three messages are passed over", ACTIVE_WITHIN, async || {
+                let reads = reads(&client, "orders").await?;
+                let passed_over = reads["passed_over"] == 3 && reads["live"] == 5;
+                if passed_over && reads["unknown_operations"] == 0 { Ok(()) } else { Err(reads.to_string()) }
+            })
+            .await?;
+            let request = json!({"bucket": "orders", "index": "by_n", "consistency": "request_plus"});
+            ensure!(client.scan(&request).await?["rows"].as_array().map(Vec::len) == Some(2));
+            Ok(())
+        })
+        .await
+}
+
+/// What the projector of a bucket's only stream has read.
+async fn reads(client: &Client, bucket: &str) -> Result<Value, String> {
+    let status = client.members().await.map_err(|refused| refused.to_string())?;
+    let mut buckets = status["buckets"].as_array().into_iter().flatten();
+    let found = buckets.find(|b| b["name"] == bucket).ok_or_else(|| status.to_string())?;
+    Ok(found["vbuckets"][0]["reads"].clone())
+}

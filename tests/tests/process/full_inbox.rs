@@ -1,6 +1,8 @@
 //! A worker that stands still while its inbox is full, and while a persist and a merge of its bucket end of which it is to be told,
 //! holds up its own bucket alone: another bucket's slices become durable and have their layers merged, and it is written and read.
+//! Where the worker would never be told, the indexer ends.
 
+use crate::panics::ended;
 use futures_util::future::join_all;
 use highwater_tests::{cluster::SERVICES, prelude::*};
 
@@ -124,6 +126,34 @@ async fn a_full_inbox_holds_up_no_other_bucket() -> Result<()> {
                 ask::random(&client, source, index, &mut rng).await?;
             }
             Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_indexer_whose_worker_is_not_told_of_a_job_ends_with_code_1() -> Result<()> {
+    let mut rng = Rng::seeded("a worker that is not told");
+    let (place, what) = ("errand.telling a worker of its job's end", "telling a worker of its job's end");
+    let cluster = Cluster::without_services()?.breakable(&[INDEXER])?.with_nodes(&SERVICES).await?;
+    cluster
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let (busy, of_busy) = indexed(&client, BUSY, &mut rng).await?;
+            cluster.hang_at(INDEXER, "persist")?;
+            write_until_hit(cluster, &busy, &mut rng, &["persist"]).await?;
+            cluster.hang_at(INDEXER, "worker.busy")?;
+            write_until_hit(cluster, &busy, &mut rng, &["worker.busy"]).await?;
+            fill_inbox(&client).await?;
+            cluster.panic_at(INDEXER, place)?;
+            cluster.release(INDEXER, "persist")?;
+            cluster.hit(INDEXER, place).await?;
+            ended(cluster, INDEXER, 1, WITHIN).await.context(what)?;
+            cluster.start_node(INDEXER).await?;
+            until("what was written is found", WITHIN, async || {
+                ask::newest(&client, &busy, &of_busy).await.map_err(|error| format!("{error:#}"))
+            })
+            .await?;
+            ask::whole(&client, &busy, &of_busy).await
         })
         .await
 }

@@ -1,6 +1,8 @@
 //! Bytes that make the client library panic, sent to the inbox that a service's connection of that library has for answers: the
-//! service has a new connection and goes on serving. No process ends, and every scan keeps its promise.
+//! service has a new connection and goes on serving. No process ends, and every scan keeps its promise. One that panics where it
+//! opens the new connection ends with code 1.
 
+use crate::panics::ended;
 use highwater_tests::{
     cluster::SERVICES,
     load::{self, Writer},
@@ -127,6 +129,41 @@ async fn a_service_whose_inbox_for_answers_is_sent_anything_goes_on_serving() ->
                 ask::each(&client, &source, &indexes).await.with_context(|| node.to_owned())?;
             }
             Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_cannot_open_another_connection_ends_with_code_1() -> Result<()> {
+    let mut rng = Rng::seeded("keepers");
+    let (place, what) = ("keeper", "reopening the NATS client");
+    Cluster::configured(CONFIGURATION)?
+        .breakable(&SERVICES)?
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, BUCKET).await?;
+            load::write(&source, FIRST, &mut rng).await?;
+            let indexes = documents::indexes(1);
+            client.create_indexes(BUCKET, &indexes, WITHIN).await?;
+            let mut raw = Raw::connect(cluster.nats().port()).await?;
+            for node in SERVICES {
+                let context = || format!("{node}: {what}");
+                cluster.panic_at(node, place)?;
+                let (_, inbox) = inbox(cluster, node).await?;
+                raw.publish(inbox.replace('*', "broken").as_bytes(), b"", Some(BLOCKS[0].0), b"{}").await?;
+                raw.flush().await?;
+                cluster.hit(node, place).await.with_context(context)?;
+                ended(cluster, node, 1, WITHIN).await.with_context(context)?;
+                cluster.start_node(node).await?;
+                load::write(&source, 20, &mut rng).await?;
+                until("everything goes on", WITHIN, async || {
+                    ask::newest(&client, &source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
+                })
+                .await?;
+            }
+            ask::each(&client, &source, &indexes).await
         })
         .await
 }

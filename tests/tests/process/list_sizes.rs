@@ -6,7 +6,6 @@ use highwater_bus::{Bus, ConnectSettings, ReadFrom};
 use highwater_projector::pump::{self, Pumped};
 use highwater_tests::{nats::NatsServer, prelude::*};
 use std::collections::BTreeMap;
-use tokio::sync::mpsc;
 
 const STREAM: &str = "sizes";
 const WITHIN: Duration = Duration::from_secs(60);
@@ -30,12 +29,11 @@ fn sizes(round: usize, rng: &mut Rng) -> Vec<usize> {
 
 /// The sequences that a list names; Err: it has to begin again, and why.
 async fn list(bus: &Bus) -> Result<Result<Vec<u64>, String>> {
-    let (to, mut pumped) = mpsc::channel(pump::CAPACITY);
     let from = ReadFrom { lists: true, apart: true, ..ReadFrom::default() };
-    tokio::spawn(pump::run(bus.clone(), STREAM.into(), from, to));
+    let mut pump = pump::Running::start(bus, STREAM, from);
     let mut named = Vec::new();
     loop {
-        let next = tokio::time::timeout(WITHIN, pumped.recv()).await.context("nothing comes")?;
+        let next = tokio::time::timeout(WITHIN, pump.pumped.recv()).await.context("nothing comes")?;
         match next.context("the pump has ended")? {
             Pumped::Opened { .. } => {}
             Pumped::Messages { messages, .. } => named.extend(messages.iter().map(|message| message.seq)),

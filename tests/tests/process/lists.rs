@@ -11,10 +11,7 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
-use tokio::{
-    sync::{RwLock, mpsc},
-    task::JoinSet,
-};
+use tokio::{sync::RwLock, task::JoinSet};
 
 const BUCKET: &str = "people";
 const STREAM: &str = "KV_people";
@@ -100,17 +97,15 @@ struct Read {
     listed: Newest,
     beyond: Newest,
     position: u64,
-    pumped: mpsc::Receiver<Pumped>,
+    pump: pump::Running,
 }
 
 impl Read {
     /// Reads a list to its end; Err: it has to begin again, and why.
     async fn list(bus: &Bus) -> Result<Result<Self, String>> {
-        let (to, pumped) = mpsc::channel(pump::CAPACITY);
         let from = ReadFrom { lists: true, apart: true, ..ReadFrom::default() };
-        // It ends when nobody takes what it yields.
-        tokio::spawn(pump::run(bus.clone(), STREAM.into(), from, to));
-        let mut read = Self { upto: 0, listed: Newest::new(), beyond: Newest::new(), position: 0, pumped };
+        let pump = pump::Running::start(bus, STREAM, from);
+        let mut read = Self { upto: 0, listed: Newest::new(), beyond: Newest::new(), position: 0, pump };
         loop {
             match read.next().await? {
                 Pumped::Opened { .. } => {}
@@ -127,7 +122,7 @@ impl Read {
     }
 
     async fn next(&mut self) -> Result<Pumped> {
-        let next = tokio::time::timeout(WITHIN, self.pumped.recv()).await;
+        let next = tokio::time::timeout(WITHIN, self.pump.pumped.recv()).await;
         next.with_context(|| format!("nothing comes behind {}", self.position))?.context("the pump has ended")
     }
 
@@ -203,7 +198,7 @@ async fn lists_on_three_servers_are_complete() -> Result<()> {
                 let js = Client::connect(server.url()).await?.js;
                 writers.spawn(write_on(js, acknowledged.clone(), Arc::clone(&hold), rng.fork()));
             }
-            let (mut led, mut again) = (0, 0);
+            let (mut led, mut again, mut beside) = (0, 0, 0);
             for round in 0..rounds(300, 3_000) {
                 // Writers go on all the time, or rest from before the last documents are written, or right after.
                 let rests = rng.below(3);
@@ -231,6 +226,7 @@ async fn lists_on_three_servers_are_complete() -> Result<()> {
                             .await?;
                             match read.up_to(last).await? {
                                 Ok(()) => {
+                                    beside += u64::from(last > read.upto);
                                     read.check(&before, bus).await.with_context(|| format!("list {round}, {rests}"))?;
                                     break;
                                 }
@@ -245,8 +241,9 @@ async fn lists_on_three_servers_are_complete() -> Result<()> {
                 drop(rest);
             }
             writers.abort_all();
-            println!("{again} lists were begun again, another server led {led} times");
+            println!("{again} lists were begun again, another server led {led} times; {beside} were written beside");
             ensure!(led > 0, "the stream was always led by one server");
+            ensure!(beside > 0, "nothing was written while a list was read");
             Ok(())
         })
         .await

@@ -58,7 +58,7 @@ impl Place {
 }
 
 /// Documents that are written now are found.
-async fn goes_on(client: &Client, source: &Source, indexes: &[Index], rng: &mut Rng) -> Result<()> {
+pub(crate) async fn goes_on(client: &Client, source: &Source, indexes: &[Index], rng: &mut Rng) -> Result<()> {
     source.write((0..50).map(|_| documents::write(rng, 1, FIRST))).await?;
     until("what is written is found", WITHIN, async || {
         ask::newest(client, source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
@@ -68,7 +68,7 @@ async fn goes_on(client: &Client, source: &Source, indexes: &[Index], rng: &mut 
 }
 
 /// Waits until a node states an incident of this.
-async fn incident(client: &Client, node: &str, what: &str) -> Result<()> {
+pub(crate) async fn incident(client: &Client, node: &str, what: &str) -> Result<()> {
     until(&format!("{node} states that {what:?} panicked"), WITHIN, async || {
         let members = client.members().await.map_err(|refused| refused.to_string())?;
         let mut all = members["members"].as_array().into_iter().flatten();
@@ -131,17 +131,28 @@ async fn a_chain_whose_task_panics_goes_on_in_another_generation() -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_task_panics_is_followed_by_another() -> Result<()> {
     let mut rng = Rng::seeded("panics of sessions");
-    let cluster = Cluster::without_services()?.breakable(&["projector-1"])?.with_nodes(&SERVICES).await?;
+    let nodes = ["projector-1", "indexer-1"];
+    let cluster = Cluster::without_services()?.breakable(&nodes)?.with_nodes(&SERVICES).await?;
     cluster
         .run(async |cluster| {
             let place = Place::start(cluster, &mut rng).await?;
-            cluster.panic_at("projector-1", "session.orders")?;
-            let late = documents::passing("late");
-            place.client.create_index(&late.definition(BROKEN)).await?;
-            cluster.hit("projector-1", "session.orders").await?;
-            place.client.wait_active(BROKEN, &late.name, WITHIN).await?;
-            ask::whole(&place.client, &place.source, &late).await?;
-            place.incident("projector-1", "a session for vbucket 0 of bucket orders").await?;
+            // A session is read over a connection of its own; who reads it opens another.
+            for (number, (node, fault, what)) in [
+                ("projector-1", "session.orders", "a session for vbucket 0 of bucket orders"),
+                ("projector-1", "connection", "the connection for messages"),
+                ("indexer-1", "connection", "the connection for messages"),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                cluster.panic_at(node, fault)?;
+                let late = documents::passing(&format!("late{number}"));
+                place.client.create_index(&late.definition(BROKEN)).await?;
+                cluster.hit(node, fault).await?;
+                place.client.wait_active(BROKEN, &late.name, WITHIN).await?;
+                ask::whole(&place.client, &place.source, &late).await?;
+                place.incident(node, what).await?;
+            }
             place.end().await
         })
         .await
@@ -247,19 +258,29 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
             let index = &place.indexes[0].name;
             let of = json!({"bucket": BROKEN, "index": index});
             let dump = json!({"bucket": BROKEN, "index": index, "partition": 0, "rows": 1});
-            for (node, fault, subject, request) in [
-                ("indexer-1", "scan.orders", "hw.query.scan", &of),
-                ("indexer-1", "dump", "hw.node.indexer-1.dump", &dump),
-                ("indexer-1", "status", "hw.node.indexer-1.status", &json!({})),
-                ("catalog-1", "query.count", "hw.query.count", &of),
-                ("coordinator-1", "admin.state.get", "hw.node.coordinator-1.admin.state.get", &json!({})),
-                ("coordinator-1", "manager.state.get", "hw.node.coordinator-1.admin.state.get", &json!({})),
-                ("coordinator-1", "manager.state.history", "hw.node.coordinator-1.admin.state.history", &json!({})),
-                ("coordinator-1", "manager.status", "hw.node.coordinator-1.status", &json!({})),
-                ("cluster-manager-1", "members", "hw.cluster.members", &json!({})),
-                ("cluster-manager-1", "cluster", "hw.cluster.members", &json!({})),
-                ("cluster-manager-1", "cluster", "hw.cluster.replicas", &json!({})),
-                ("cluster-manager-1", "cluster", "hw.cluster.master", &json!({})),
+            let (room, all) = (json!({"bucket": BROKEN, "index": 1, "partitions": 1}), json!({}));
+            let (manager, of_cluster) = ("a request to an index manager", "a request to the cluster manager");
+            for (node, fault, what, subject, request) in [
+                ("indexer-1", "scan.orders", "a scan", "hw.query.scan", &of),
+                ("indexer-1", "dump", "reading a slice", "hw.node.indexer-1.dump", &dump),
+                ("indexer-1", "look", "a look into slices", "hw.node.indexer-1.dump", &dump),
+                ("indexer-1", "status", "a request for the status", "hw.node.indexer-1.status", &all),
+                ("indexer-1", "assign", "a request to hw.node.indexer-1.assign", "hw.node.indexer-1.assign", &room),
+                ("catalog-1", "query.count", "a query", "hw.query.count", &of),
+                (
+                    "coordinator-1",
+                    "admin.state.get",
+                    "an administrative request",
+                    "hw.node.coordinator-1.admin.state.get",
+                    &all,
+                ),
+                ("coordinator-1", "manager.state.get", manager, "hw.node.coordinator-1.admin.state.get", &all),
+                ("coordinator-1", "manager.state.history", manager, "hw.node.coordinator-1.admin.state.history", &all),
+                ("coordinator-1", "manager.status", manager, "hw.node.coordinator-1.status", &all),
+                ("cluster-manager-1", "members", "asking the master", "hw.cluster.members", &all),
+                ("cluster-manager-1", "cluster", of_cluster, "hw.cluster.members", &all),
+                ("cluster-manager-1", "cluster", of_cluster, "hw.cluster.replicas", &all),
+                ("cluster-manager-1", "cluster", of_cluster, "hw.cluster.master", &all),
             ] {
                 place.client.request(subject, request).await.with_context(|| format!("{subject} before"))?;
                 cluster.panic_at(node, fault)?;
@@ -268,6 +289,7 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                     other => bail!("{fault}: {other:?}"),
                 }
                 cluster.hit(node, fault).await?;
+                place.incident(node, what).await?;
                 place.client.request(subject, request).await.with_context(|| format!("{subject} afterwards"))?;
             }
             // Who waits for a timestamp hears of it too.
@@ -282,6 +304,7 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                 }
             }
             cluster.hit("indexer-1", "wait.orders").await?;
+            place.incident("indexer-1", "a scan that waits").await?;
             // A check answers for each slice.
             cluster.panic_at("indexer-1", "verify")?;
             let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
@@ -394,24 +417,28 @@ async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
             let place = Place::start(cluster, &mut rng).await?;
             place.scans.stop().await?;
             let source = place.source;
-            for (node, fault) in [
-                ("projector-1", "follower"),
-                ("indexer-1", "follower"),
-                ("indexer-1", "feed.orders"),
-                ("indexer-1", "purge.orders"),
-                ("catalog-1", "follow"),
-                ("catalog-1", "follower"),
-                ("catalog-1", "listener"),
-                ("coordinator-1", "follower"),
-                ("coordinator-1", "keep"),
+            for (node, fault, what) in [
+                ("projector-1", "follower", "reading stream HW_STATE"),
+                ("indexer-1", "follower", "reading stream HW_STATE"),
+                ("indexer-1", "feed.orders", "reading the topic of bucket orders"),
+                ("indexer-1", "timestamps.orders", "hearing the timestamps of bucket orders"),
+                ("indexer-1", "speaker", "speaking for bucket orders"),
+                ("indexer-1", "note", "reporting on bucket orders"),
+                ("indexer-1", "purge.orders", "what purges catchup topics"),
+                ("indexer-1", "jobs", "the lane of persists"),
+                ("catalog-1", "follow", "what follows the log"),
+                ("catalog-1", "follower", "reading stream HW_STATE"),
+                ("catalog-1", "listener", "what hears timestamps"),
+                ("coordinator-1", "follower", "reading stream HW_STATE"),
+                ("coordinator-1", "keep", "writing the copy of the log"),
             ] {
                 cluster.panic_at(node, fault)?;
                 // Something for everybody: a record of the log, and documents.
                 let name = format!("{}-{}", node.replace("-1", ""), fault.replace('.', "-"));
                 let _ = place.client.create_index(&documents::passing(&name).definition(BROKEN)).await;
                 source.write([documents::write(&mut rng, 1, FIRST)]).await?;
-                cluster.hit(node, fault).await.with_context(|| format!("{node}: {fault}"))?;
-                ended(cluster, node, 1, WITHIN).await.context(fault)?;
+                cluster.hit(node, fault).await.with_context(|| format!("{node}: {what}"))?;
+                ended(cluster, node, 1, WITHIN).await.context(what)?;
                 cluster.start_node(node).await?;
                 let index = &place.indexes[0];
                 until("everything goes on", WITHIN, async || {
@@ -426,14 +453,18 @@ async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
                 Err(refused) if refused.code == "internal" => {}
                 other => bail!("{other:?}"),
             }
-            ended(cluster, "coordinator-1", 1, WITHIN).await?;
-            cluster.start_node("coordinator-1").await
+            ended(cluster, "coordinator-1", 1, WITHIN).await.context("the index manager")?;
+            cluster.start_node("coordinator-1").await?;
+            // Nor does it go on where nothing hears any more that it is to end.
+            cluster.panic_at("catalog-1", "signals")?;
+            cluster.node("catalog-1")?.terminate()?;
+            ended(cluster, "catalog-1", 1, WITHIN).await
         })
         .await
 }
 
 /// Waits until a node has ended by itself with this code.
-async fn ended(cluster: &mut Cluster, node: &str, code: i32, within: Duration) -> Result<()> {
+pub(crate) async fn ended(cluster: &mut Cluster, node: &str, code: i32, within: Duration) -> Result<()> {
     let child = cluster.node(node)?;
     let deadline = Instant::now() + within;
     let status = loop {

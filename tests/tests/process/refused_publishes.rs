@@ -1,8 +1,6 @@
 //! NATS refuses what a service publishes: that ends nobody, is stated, and all goes on once it may be published again.
 
-use futures_util::StreamExt;
-use highwater_schemas::subjects;
-use highwater_tests::{cluster::SERVICES, load, prelude::*};
+use highwater_tests::{beats::Beats, cluster::SERVICES, load, prelude::*, stated};
 
 const BUCKET: &str = "people";
 const WITHIN: Duration = Duration::from_secs(60);
@@ -21,13 +19,8 @@ const NOTHING: &str = "denied";
 
 /// A service says what the server refused.
 async fn is_stated(client: &Client, subject: &str) -> Result<()> {
-    until("it is stated", WITHIN, async || {
-        let members = client.members().await.map_err(|refused| refused.to_string())?;
-        let text = members.to_string().to_lowercase();
-        let stated = text.contains("permissions violation for publish") && text.contains(subject);
-        if stated { Ok(()) } else { Err(members.to_string()) }
-    })
-    .await
+    let refused = |stated: &stated::Stated| stated.says("permissions violation for publish") && stated.says(subject);
+    stated::is_stated(client, subject, WITHIN, refused).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,14 +31,11 @@ async fn what_may_not_be_published_ends_nobody() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?;
-            load::write(&source, 200, &mut rng).await?;
-            let index = documents::indexes(1).swap_remove(0);
-            client.create_indexes(BUCKET, std::slice::from_ref(&index), WITHIN).await?;
-            ask::whole(&client, &source, &index).await?;
+            let indexes = &documents::indexes(1)[..1];
+            let source = load::indexed(&client, BUCKET, 200, indexes, &mut rng, WITHIN).await?;
             for (denied, said) in [("hw.stability.>", "hw.stability."), ("hw.sync.>", "hw.sync.")] {
                 cluster.reconfigure(&configuration(denied))?;
-                let newest = json!({"bucket": BUCKET, "index": index.name, "consistency": "request_plus",
+                let newest = json!({"bucket": BUCKET, "index": indexes[0].name, "consistency": "request_plus",
                     "timeout_ms": 300});
                 let deadline = Instant::now() + WITHIN;
                 loop {
@@ -57,31 +47,20 @@ async fn what_may_not_be_published_ends_nobody() -> Result<()> {
                 }
                 is_stated(&client, said).await.context(denied)?;
                 cluster.reconfigure(&configuration(NOTHING))?;
-                until("all goes on", WITHIN, async || {
-                    ask::newest(&client, &source, &index).await.map_err(|error| format!("{error:#}"))
-                })
-                .await
-                .context(denied)?;
-                ask::whole(&client, &source, &index).await.context(denied)?;
+                ask::each_again(&client, &source, indexes, WITHIN).await.context(denied)?;
             }
             // Who does not hear even itself takes nobody for down.
-            let mut beats = client.nats.subscribe(subjects::CLUSTER_JOIN).await?;
+            let mut beats = Beats::listen(&client).await?;
             cluster.reconfigure(&configuration("hw.cluster.join"))?;
-            let deadline = Instant::now() + WITHIN;
-            while tokio::time::timeout(SILENT, beats.next()).await.is_ok() {
-                ensure!(Instant::now() < deadline, "heartbeats come");
-            }
+            beats.end(SILENT, WITHIN).await?;
             load::write(&source, 50, &mut rng).await?;
-            ask::whole(&client, &source, &index).await?;
+            ask::each(&client, &source, indexes).await?;
             client.wait_formed(&SERVICES).await?;
             cluster.reconfigure(&configuration(NOTHING))?;
             is_stated(&client, "hw.cluster.join").await?;
-            until("all goes on", WITHIN, async || {
-                ask::newest(&client, &source, &index).await.map_err(|error| format!("{error:#}"))
-            })
-            .await?;
+            ask::each_again(&client, &source, indexes, WITHIN).await?;
             load::write(&source, 50, &mut rng).await?;
-            ask::whole(&client, &source, &index).await
+            ask::each(&client, &source, indexes).await
         })
         .await
 }

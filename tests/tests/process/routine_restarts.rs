@@ -8,6 +8,7 @@ use highwater_tests::{
     leaders::another_leads,
     load::{self, Writer},
     prelude::*,
+    proxy::Proxy,
     rounds,
     watch::Watch,
 };
@@ -18,11 +19,14 @@ use std::sync::{
 };
 
 const BUCKET: &str = "people";
+const STREAM: &str = "KV_people";
 const FIRST: u64 = 3_000;
 const PROJECTOR: &str = "projector-1";
 const WITHIN: Duration = Duration::from_secs(30);
 /// Of the documents, overwritten between the restart and what is asked afterwards at least.
 const FURTHER: u64 = 3_000;
+/// Answers of a new leader in which something is missing: the first may be to another question than what it has lost.
+const LACKING: u64 = 4;
 
 /// What a bucket has cost so far.
 #[derive(Debug, Clone)]
@@ -42,9 +46,7 @@ impl Cost {
         let since = std::sync::OnceLock::new();
         let bucket = until("everything is read and told of", WITHIN, async || {
             let status = client.members().await.map_err(|refused| refused.to_string())?;
-            let bucket = status["buckets"].as_array().and_then(|all| all.iter().find(|b| b["name"] == BUCKET));
-            let bucket: BucketStatus =
-                serde_json::from_value(bucket.cloned().unwrap_or_default()).map_err(|e| e.to_string())?;
+            let bucket = bucket_of(&status)?;
             if bucket.vbuckets.iter().map(|v| v.covered).sum::<u64>() < last {
                 return Err(format!("{last} is not covered: {bucket:?}"));
             }
@@ -79,6 +81,18 @@ impl Cost {
         println!("  {read} documents read of {since_covered} since what was covered, and {compared} for comparisons");
         Ok(())
     }
+}
+
+/// The bucket as the coordinator sees it.
+fn bucket_of(status: &Value) -> Result<BucketStatus, String> {
+    let bucket = status["buckets"].as_array().and_then(|all| all.iter().find(|b| b["name"] == BUCKET));
+    serde_json::from_value(bucket.cloned().unwrap_or_default()).map_err(|error| error.to_string())
+}
+
+/// How often a leader contradicted what was read, and was asked again.
+async fn contradicted(client: &Client) -> Result<u64, String> {
+    let status = client.members().await.map_err(|refused| refused.to_string())?;
+    Ok(bucket_of(&status)?.vbuckets.iter().map(|vbucket| vbucket.reads.contradicted).sum())
 }
 
 /// Documents that are overwritten all the time until `deed` is done and further ones were written since.
@@ -184,6 +198,49 @@ async fn another_leader_of_the_stream_costs_nothing() -> Result<()> {
         .await
 }
 
+/// A leader that was elected a moment ago has not taken in all that was read. Here it has, but answers otherwise for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_lacks_what_was_read_is_asked_again() -> Result<()> {
+    let mut rng = Rng::seeded("a leader that lacks something");
+    let mut cluster = Cluster::replicated().await?;
+    let proxy = Proxy::start(cluster.nats().port()).await?;
+    cluster
+        .with_detour(PROJECTOR, proxy.url())
+        .with_nodes(&SERVICES)
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value_replicated(&client, BUCKET, 3).await?.patient(WITHIN);
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 0..2 {
+                let before = Cost::so_far(&client, &source).await?;
+                // Nothing is written meanwhile: a leader that stores something is known to have all that is older.
+                proxy.tell_less_of(STREAM);
+                ensure!(another_leads(&client, STREAM, WITHIN).await?, "the leader does not step down");
+                let so_far = proxy.met();
+                until("the new leader is asked again and again", WITHIN, async || {
+                    let times = proxy.met() - so_far;
+                    if times >= LACKING { Ok(()) } else { Err(times.to_string()) }
+                })
+                .await?;
+                proxy.heal();
+                let times = until("the projector tells of it", WITHIN, async || {
+                    let times = contradicted(&client).await?;
+                    if times > before.reads.contradicted { Ok(times) } else { Err(times.to_string()) }
+                })
+                .await?;
+                println!("round {round}: leaders have contradicted {times} times");
+                load::write(&source, FURTHER, &mut rng).await?;
+                unharmed(&client, &source, &indexes).await?;
+                let after = Cost::so_far(&client, &source).await?;
+                let costs = |cost: &Cost| (cost.branches, cost.rollbacks, cost.reads.catchup);
+                ensure!(costs(&after) == costs(&before), "{before:?}, then {after:?}");
+            }
+            Ok(())
+        })
+        .await
+}
+
 /// Threads that keep the processors busy until it is dropped.
 struct Busy(Arc<AtomicBool>);
 
@@ -236,6 +293,8 @@ async fn leaders_that_follow_each_other_under_load_begin_no_branch() -> Result<(
                 for index in &indexes {
                     ask::whole(&client, &source, index).await?;
                 }
+                let times = contradicted(&client).await.map_err(anyhow::Error::msg)?;
+                println!("leaders have contradicted {times} times");
                 let after = Branches::at_rest(&client, BUCKET, WITHIN).await?;
                 ensure!(after.count(0) == before.count(0) && after.rollbacks() == before.rollbacks(), "{after:?}");
             }

@@ -42,7 +42,10 @@ impl Shell {
                         let (bus, payload) = (self.bus.clone(), request.payload.to_vec());
                         self.asking.spawn("passing a request on", async move {
                             let subject = subjects::node(&active, "recover");
-                            let asked = bus.request(&subject, payload, BOOTSTRAP_TIMEOUT);
+                            let asked = async {
+                                fault("errand", "passing a request on");
+                                bus.request(&subject, payload, BOOTSTRAP_TIMEOUT).await
+                            };
                             let what = "passing a request on";
                             match supervise::caught(&bus.incidents(), what, asked).await.done() {
                                 Ok(Ok(reply)) => request.pass_on(reply).await,

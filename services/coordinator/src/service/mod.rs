@@ -153,6 +153,7 @@ struct Heard {
 async fn serve(shell: &mut Shell, heard: &mut Heard, stop: &mut watch::Receiver<bool>) -> Result<(), CoordinatorError> {
     let mut ticked = 0;
     loop {
+        fault("service", "");
         let now = shell.now();
         let due = shell.manager.next_tick(now.ms).max(ticked + 1);
         if due <= now.ms {
@@ -465,6 +466,7 @@ impl Shell {
             }
             core::Action::PurgeSession { bucket, session } => {
                 self.errands.spawn("purging a session", async move {
+                    fault("errand", "purging a session");
                     let stream = subjects::catchup_stream(&bucket);
                     if let Err(error) = bus.purge(&stream, &subjects::catchup(&bucket, session), None).await {
                         tracing::debug!(stream, session, %error, "cannot purge");

@@ -170,7 +170,10 @@ impl Shell {
         };
         let (bus, mut master, incidents) = (self.bus.clone(), self.master.subscribe(), self.incidents.clone());
         self.errands.spawn("passing a request on", async move {
-            let forwarded = bus.forward(&mut master, &noun_verb, request.payload.to_vec());
+            let forwarded = async {
+                fault("errand", "passing a request on");
+                bus.forward(&mut master, &noun_verb, request.payload.to_vec()).await
+            };
             match supervise::caught(&incidents, "passing a request on", forwarded).await.answer() {
                 Ok(reply) => request.pass_on(reply).await,
                 Err(error) => request.respond(Err(error)).await,

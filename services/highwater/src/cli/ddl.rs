@@ -117,7 +117,7 @@ fn show_history(history: &BucketHistoryReply) -> String {
                 b.vbuuid.clone(),
                 show::thousands(b.start),
                 kind.into(),
-                show::ago(b.at as i64),
+                show::time(b.at),
                 b.reason.clone(),
             ]
         })
@@ -125,10 +125,10 @@ fn show_history(history: &BucketHistoryReply) -> String {
     let branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
     let last = history.reconciled.as_ref().map(|last| {
         let took = show::thousands(last.ended.saturating_sub(last.began));
-        format!("compared with the source {}, in {took} ms", show::ago(last.ended as i64))
+        format!("compared with the source until {}, in {took} ms", show::time(last.ended))
     });
     let running = history.reconcile.as_ref();
-    let running = running.map(|r| format!("being compared with the source since {}", show::ago(r.began as i64)));
+    let running = running.map(|r| format!("being compared with the source since {}", show::time(r.began)));
     let branches = [Some(branches), last, running].into_iter().flatten().collect::<Vec<_>>().join("\n\n");
     if history.rollbacks.is_empty() {
         return format!("{branches}\n\nnothing was ever rolled back");
@@ -138,7 +138,7 @@ fn show_history(history: &BucketHistoryReply) -> String {
             0 => format!("{:?}", r.phase).to_lowercase(),
             ended => format!("{} ms", show::thousands(ended.saturating_sub(r.began))),
         };
-        vec![show::ago(r.began as i64), took, r.streams.join(", "), kind(r.broken).into(), r.reason.clone()]
+        vec![show::time(r.began), took, r.streams.join(", "), kind(r.broken).into(), r.reason.clone()]
     });
     format!("{branches}\n\n{}", show::table(&["ROLLED BACK", "TOOK", "STREAMS", "", "WHY"], &[1], rollbacks))
 }

@@ -226,7 +226,8 @@ fn dump(slice: &SliceDump) -> String {
     }
     let newest = slice.newer_mark.as_ref().unwrap_or(&slice.mark);
     let vbs = newest.vbs.iter().enumerate().map(|(number, vb)| {
-        let time = if vb.server_time == 0 { String::new() } else { show::ago(vb.server_time / 1_000_000) };
+        let time =
+            if vb.server_time == 0 { String::new() } else { show::time(vb.server_time.unsigned_abs() / 1_000_000) };
         let numbers = [vb.seqno, vb.round, vb.covered, vb.content].map(|n| n.to_string());
         let mut row = vec![number.to_string(), vb.vbuuid.clone()];
         row.extend(numbers);
@@ -240,7 +241,7 @@ fn dump(slice: &SliceDump) -> String {
             let numbers = [k.entries, k.unindexed].map(show::thousands);
             vec![
                 k.mark.st.to_string(),
-                show::ago(k.at as i64),
+                show::time(k.at),
                 numbers[0].clone(),
                 numbers[1].clone(),
                 show::bytes(k.undo_bytes),

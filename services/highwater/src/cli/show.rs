@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
-use std::time::{SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
 
 /// A table with a header; the columns in `right` are numbers.
 pub(super) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -50,10 +50,12 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
-/// How long ago a time was, given in milliseconds since the epoch.
-pub(crate) fn ago(at: i64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
-    format!("{:.1} s ago", (now - at) as f64 / 1_000.0)
+/// A time given in milliseconds since the epoch. It is of the machine that noted it, so it is not compared with the clock here.
+pub(crate) fn time(at: u64) -> String {
+    let time = i64::try_from(at / 1_000).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    let Some(time) = time else { return format!("{at} ms after 1970") };
+    let (hour, minute, second) = time.to_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02} UTC", time.date())
 }
 
 #[cfg(test)]
@@ -66,5 +68,12 @@ mod tests {
             assert_eq!(thousands(n), text);
         }
         assert_eq!(bytes(1_536), "1.5 KiB");
+    }
+
+    #[test]
+    fn times_are_shown_as_they_were_noted() {
+        assert_eq!(time(1_700_000_000_999), "2023-11-14 22:13:20 UTC");
+        assert_eq!(time(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(time(u64::MAX), "18446744073709551615 ms after 1970");
     }
 }

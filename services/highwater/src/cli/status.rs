@@ -49,14 +49,15 @@ pub(crate) async fn status(args: Status) -> Result<()> {
                 show::thousands(v.seqno),
                 show::thousands(v.covered),
                 show::thousands(v.source_last.saturating_sub(v.seqno)),
+                show::thousands(v.reads.passed_over),
                 b.st.to_string(),
                 b.durable.to_string(),
                 v.projector.clone(),
             ]
         })
     });
-    let header = ["BUCKET", "STREAM", "SEQNO", "COVERED", "LAG", "ST", "DURABLE ST", "PROJECTOR"];
-    println!("{}\n", show::table(&header, &[2, 3, 4, 5, 6], buckets));
+    let header = ["BUCKET", "STREAM", "SEQNO", "COVERED", "LAG", "PASSED OVER", "ST", "DURABLE ST", "PROJECTOR"];
+    println!("{}\n", show::table(&header, &[2, 3, 4, 5, 6, 7], buckets));
     for text in [rollbacks(&cluster.buckets), sessions(&cluster.buckets)].into_iter().flatten() {
         println!("{text}\n");
     }
@@ -169,7 +170,7 @@ fn bootstrap(steps: &[BootstrapStep], all: bool) -> String {
 fn troubles(members: &[MemberStatus]) -> Option<String> {
     let rows = members.iter().flat_map(|m| {
         m.troubles.iter().map(|t| {
-            let since = show::ago(i64::try_from(t.since).unwrap_or_default());
+            let since = show::time(t.since);
             vec![m.node.clone(), t.what.clone(), since, show::thousands(t.times), t.error.clone()]
         })
     });
@@ -186,7 +187,7 @@ fn rollbacks(buckets: &[BucketStatus]) -> Option<String> {
             RollbackPhase::Restart => "slices are compared with the source",
             RollbackPhase::Resumed => "resumed",
         };
-        let since = show::ago(i64::try_from(rollback.began).unwrap_or_default());
+        let since = show::time(rollback.began);
         Some(vec![b.name.clone(), phase.into(), since, rollback.streams.join(", "), rollback.reason.clone()])
     });
     let rows: Vec<_> = rows.collect();

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::args::Dev;
 use anyhow::{Result, anyhow, bail};
-use highwater_bus::{Bus, ConnectSettings, Ending, Incidents, TaskSet};
+use highwater_bus::{Bus, ConnectSettings, Ending, Incidents, TaskSet, without_credentials};
 use highwater_schemas::{
     api::{self, NodeKind},
     subjects,
@@ -102,7 +102,7 @@ async fn serve(
         ended = running.join_next() => return Err(ended_early(ended)),
         up = up => up?,
     }
-    say(&format!("highwater ready {url}"));
+    say(&format!("highwater ready {}", without_credentials(&url)));
     tokio::select! {
         ended = running.join_next() => Err(ended_early(ended)),
         why = child_ended(nats) => Err(anyhow!(why)),

@@ -4,7 +4,7 @@
 //! it up.
 
 use anyhow::{Context, Result};
-use highwater_bus::{Incidents, supervise};
+use highwater_bus::{Incidents, fault, supervise};
 use std::time::Duration;
 use tokio::{
     runtime,
@@ -34,6 +34,7 @@ pub(crate) fn on_signal(within: Duration, last: impl FnOnce() + Send + 'static) 
                 _ = int.recv() => {}
             }
         });
+        fault("signals", "");
         stopper.send_replace(true);
         std::thread::sleep(within);
         last();

@@ -53,13 +53,14 @@ impl BucketCore {
     pub(crate) fn late(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
         slice.late = true;
-        if slice.mode != Mode::Waiting {
+        if slice.in_step() || matches!(slice.mode, Mode::Failed(_)) {
             return Vec::new();
         }
         if slice.bulk {
             return vec![Action::Open { slice: name, reset: true }];
         }
-        slice.compare_all();
+        // A session that it is in brings what it missed, without the markers that are gone.
+        slice.fall_out_to_compare();
         vec![Action::Report]
     }
 

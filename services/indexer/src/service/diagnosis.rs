@@ -54,6 +54,7 @@ impl Shell {
         let incidents = self.bus.incidents();
         self.errands.spawn("a look into slices", async move {
             let look = async {
+                fault("look", "");
                 match planned {
                     Ok(Plan::Verify((targets, asked))) => Ok(api::ok(&verify(&node, targets, &asked).await)),
                     Ok(Plan::Dump((target, asked))) => {

@@ -2,6 +2,7 @@
 
 use super::{Running, Shell};
 use crate::report::BucketReport;
+use highwater_bus::fault;
 use highwater_schemas::{
     StabilityTimestamp,
     api::{Join, NodeKind, SliceReport},
@@ -117,6 +118,7 @@ pub(super) fn fitting<'a>(
 pub(super) async fn note(mut reports: watch::Receiver<BucketReport>, notable: watch::Sender<u64>) {
     let mut last = 0;
     while reports.changed().await.is_ok() {
+        fault("note", "");
         let now = reports.borrow_and_update().notable;
         if now != last {
             last = now;

@@ -6,7 +6,7 @@ use crate::{
     report::BucketReport,
     worker::{Event, Outside, Worker},
 };
-use highwater_bus::{Ending, TaskSet, supervise};
+use highwater_bus::{Ending, TaskSet, fault, supervise};
 use highwater_schemas::{ErrorCode, api::SliceState};
 use std::{
     fmt,
@@ -125,6 +125,7 @@ impl Shell {
         for (name, running) in &self.buckets {
             let (events, (done, drained)) = (running.events.clone(), oneshot::channel());
             draining.spawn(format!("making bucket {name} durable"), async move {
+                fault("drain", "");
                 if events.send(Event::Drain(done)).await.is_ok() {
                     // One that panics meanwhile answers nothing.
                     let _ = drained.await;

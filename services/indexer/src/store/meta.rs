@@ -71,7 +71,7 @@ pub struct SliceMark {
     pub docs_done: u64,
     /// The last stability timestamp whose index events were published.
     pub events: u64,
-    /// When it was written, milliseconds since the epoch; 0: not known.
+    /// When it was written by the clock of NATS, milliseconds since the epoch; 0: not known.
     pub at: u64,
 }
 

@@ -1,6 +1,6 @@
 //! Making slices durable: at persistence timestamps, when memory is short, and when a build has read enough.
 
-use super::{Event, Worker, stores::Open};
+use super::{Event, Worker, clock::ServerClock, stores::Open};
 use crate::{
     core::{Action, Why},
     jobs::Job,
@@ -22,12 +22,14 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Worker {
     pub(super) fn persist(&mut self, slice: SliceName, mark: SliceMark, topic: u64, why: Why) -> Vec<Action> {
         let name = self.open.get(&slice).map(|open| self.full_name(&open.stem));
+        let clock = self.clock;
         let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else {
             return self.core.persisted(slice, &mark, topic, false);
         };
         if self.growing.contains(&slice) {
             return self.core.persisted(slice, &mark, topic, false);
         }
+        let mark = SliceMark { at: clock.map_or(open.mark.at, ServerClock::now), ..mark };
         let store = &mut open.store;
         // The mark covers everything that was collected.
         if let Err(error) = store.seal() {
@@ -38,11 +40,9 @@ impl Worker {
         let unchanged = store.is_clean() && !store.durable().building && !store.kept().is_empty();
         if unchanged && !mark.building && why != Why::Built {
             let store_st = store.durable().st;
-            let mark = SliceMark { at: now(), ..mark };
             self.unchanged.push((slice, Unchanged { slice: name, store_st, mark }));
             return Vec::new();
         }
-        let mark = SliceMark { at: now(), ..mark };
         let purpose = match why {
             Why::Timestamp => Purpose::Snapshot { at: now() },
             Why::Interim => Purpose::Interim,

@@ -1,5 +1,6 @@
 //! One thread per bucket: owns the bucket's core and the stores of its slices, and carries out what the core decides.
 
+mod clock;
 mod compare;
 mod durable;
 mod gate;
@@ -21,6 +22,7 @@ use crate::{
         StoreStats, Verified,
     },
 };
+use clock::ServerClock;
 pub(crate) use gate::Gate;
 use highwater_bus::{Incidents, fault};
 use highwater_schemas::{
@@ -81,6 +83,8 @@ pub(crate) enum Event {
         created: i64,
         /// It has dropped all that came after that.
         cut: bool,
+        /// What the server's clock showed, nanoseconds since the epoch; 0: it did not say.
+        now: i64,
     },
     Live {
         topic: u64,
@@ -203,6 +207,8 @@ pub(crate) struct Worker {
     reported: Instant,
     notable: u64,
     newest: Option<Arc<StabilityTimestamp>>,
+    /// None until the mutation topic was opened.
+    clock: Option<ServerClock>,
     drain: Option<oneshot::Sender<()>>,
 }
 
@@ -225,6 +231,7 @@ impl Worker {
             reported: Instant::now(),
             notable: 0,
             newest: None,
+            clock: None,
             drain: None,
         }
     }
@@ -279,9 +286,21 @@ impl Worker {
                 let _ = resume.send(BucketCore::resume_topic(&marks));
                 Vec::new()
             }
-            Event::TopicOpened { after, created, cut } => {
+            Event::TopicOpened { after, created, cut, now } => {
                 self.core.topic_opened(after, created, cut);
-                vec![Action::Report]
+                let mut actions = vec![Action::Report];
+                let first = self.clock.is_none();
+                self.clock = ServerClock::showing(now).or(self.clock);
+                if first {
+                    // Those that were opened before the clock was known.
+                    let open = self.open.iter();
+                    let late: Vec<SliceName> =
+                        open.filter(|(_, open)| self.is_late(&open.mark)).map(|(slice, _)| *slice).collect();
+                    for slice in late {
+                        actions.extend(self.core.late(slice));
+                    }
+                }
+                actions
             }
             Event::Live { topic, batch } => self.core.live(topic, batch),
             Event::Session { session, topic, batch } => {

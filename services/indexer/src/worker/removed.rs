@@ -14,13 +14,15 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 pub(super) const STAGE_BYTES: usize = 32 * 1024 * 1024;
 /// Documents that a round removes at most from a slice that is read; beyond it a session compares it.
 const MOST_REMOVED: usize = 1 << 18;
-/// The oldest documents of a slice that are remembered, so that not each floor that rises a little looks at all of them: all
-/// vbuckets share them.
+/// The oldest documents of a slice that are remembered at most, so that not each floor that rises a little looks at all of them:
+/// all vbuckets share them.
 const OLDEST: usize = 1 << 16;
 /// Of each vbucket at least.
-const OLDEST_LEAST: usize = 1 << 10;
+const OLDEST_LEAST: usize = 1 << 6;
 /// What one of them takes beside its document id, bytes.
 const OVERHEAD: usize = 48;
+/// What a document id takes, about, bytes.
+const DOCID: usize = 32;
 
 /// What a slice has staged for a reconcile.
 pub(super) struct Stage {
@@ -111,14 +113,24 @@ impl Worker {
         self.walk(slice, vb, walk, Purpose::EndStage)
     }
 
-    /// Gives up what the slice with the most has staged; false: none has anything.
+    /// Gives up what the slice with the most has staged, or, where none has, the oldest documents that it remembers; false: no
+    /// slice has anything of either.
     pub(super) fn give_up_a_stage(&mut self) -> bool {
         let staged = self.open.iter_mut().filter_map(|(name, open)| Some((*name, open.stage.as_mut()?)));
         let largest = staged.map(|(name, stage)| (stage.memory(), name, stage)).max_by_key(|(memory, ..)| *memory);
-        let Some((memory, slice, stage)) = largest.filter(|(memory, ..)| *memory > 0) else { return false };
+        let Some((memory, slice, stage)) = largest.filter(|(memory, ..)| *memory > 0) else {
+            return self.forget_the_oldest();
+        };
         stage.vbs = None;
         tracing::info!(bucket = self.outside.bucket, ?slice, memory, "memory is short: what is staged is given up");
         self.core.unprepared(slice);
+        true
+    }
+
+    fn forget_the_oldest(&mut self) -> bool {
+        let largest = self.open.values_mut().max_by_key(|open| open.oldest_memory());
+        let Some(open) = largest.filter(|open| open.oldest_memory() > 0) else { return false };
+        open.oldest.clear();
         true
     }
 
@@ -130,10 +142,16 @@ impl Worker {
 
 /// Carries out a removal of the chain; false: it takes away too much at once.
 ///
-/// `floor`: the rounds before it have dropped what is below.
-pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal, floor: u64) -> Result<bool, StoreError> {
+/// `floor`: the rounds before it have dropped what is below. `room`: bytes that the slice's oldest documents may take.
+pub(super) fn carry_out(
+    open: &mut Open,
+    vb: u16,
+    removal: &Removal,
+    floor: u64,
+    room: usize,
+) -> Result<bool, StoreError> {
     match *removal {
-        Removal::Below(floor) => return below(open, vb, floor),
+        Removal::Below(floor) => return below(open, vb, floor, room),
         Removal::Listed { session, .. } => {
             let Some(stage) = open.stage.as_mut().filter(|stage| stage.reconcile == session) else { return Ok(true) };
             let Some(staged) = stage.vbs.as_mut().and_then(|vbs| vbs.remove(&vb)) else { return Ok(true) };
@@ -150,7 +168,10 @@ pub(super) fn carry_out(open: &mut Open, vb: u16, removal: &Removal, floor: u64)
 }
 
 /// Removes the documents of a vbucket below a seqno; false: they are too many.
-fn below(open: &mut Open, vb: u16, floor: u64) -> Result<bool, StoreError> {
+///
+/// Where the oldest are remembered this looks at those alone. Else it is one pass over the vbucket's back index, on the bucket's
+/// thread: what it removes belongs to one timestamp, so no scan may see half of it.
+fn below(open: &mut Open, vb: u16, floor: u64, room: usize) -> Result<bool, StoreError> {
     let vbs = open.mark.vbs.len().max(1);
     let oldest = open.oldest.entry(vb).or_default();
     let mut gone = 0;
@@ -162,7 +183,8 @@ fn below(open: &mut Open, vb: u16, floor: u64) -> Result<bool, StoreError> {
             }
         }
     } else {
-        let most = (OLDEST / vbs).max(OLDEST_LEAST);
+        let most = (room / (OVERHEAD + DOCID)).min(OLDEST) / vbs;
+        let most = most.max(OLDEST_LEAST);
         let mut heap: BinaryHeap<(u64, String)> = BinaryHeap::new();
         let mut place = Some(Place::Beginning);
         while let Some(at) = place.take().filter(|_| gone <= MOST_REMOVED) {

@@ -3,7 +3,6 @@
 use super::{
     Look, SliceInfo, VerifyAnswer, Worker,
     compare::Listed,
-    durable::now,
     removed::{self, Oldest, Stage},
     stem,
 };
@@ -22,9 +21,6 @@ use highwater_schemas::{ErrorCode, StVb, StabilityTimestamp, state::SliceName};
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Delete markers live this long where clients purge them, milliseconds. Where a source lets them go sooner, the projector that
-/// reads what the slice missed notices, by the source's clock.
-const MARKER_LIFE: u64 = 30 * 60 * 1_000;
 /// What a slice in step collects in its open layer during a gap's session before it is sealed, bytes.
 pub(super) const UNSEALED: usize = 8 * 1024 * 1024;
 
@@ -59,7 +55,12 @@ impl Open {
     pub(super) fn pinned(&self) -> usize {
         let listed = self.listed.as_ref().map_or(0, Listed::memory);
         let stage = self.stage.as_ref().map_or(0, Stage::memory);
-        listed + stage + self.oldest.values().map(Oldest::memory).sum::<usize>()
+        listed + stage + self.oldest_memory()
+    }
+
+    /// Bytes of the oldest documents that it remembers.
+    pub(super) fn oldest_memory(&self) -> usize {
+        self.oldest.values().map(Oldest::memory).sum()
     }
 
     pub(super) fn rests(&self, now: Instant) -> bool {
@@ -68,6 +69,11 @@ impl Open {
 }
 
 impl Worker {
+    /// Whether a slice of this mark was closed for longer than delete markers are there to be read, as far as that is known.
+    pub(super) fn is_late(&self, mark: &SliceMark) -> bool {
+        self.clock.is_some_and(|clock| clock.markers_may_be_gone(mark.at))
+    }
+
     /// The name of a slice among all of the node.
     pub(super) fn full_name(&self, stem: &str) -> String {
         format!("{}/{stem}", self.outside.bucket)
@@ -118,7 +124,7 @@ impl Worker {
                 self.check_pages(slice, opening, &store);
                 let kept: Vec<SliceMark> = store.kept().iter().map(|k| k.mark.clone()).collect();
                 let mut actions = self.core.opened(slice, &mark, &kept, bulk);
-                if mark.at > 0 && now().saturating_sub(mark.at) > MARKER_LIFE {
+                if self.is_late(&mark) {
                     actions.extend(self.core.late(slice));
                 }
                 self.open.insert(
@@ -207,10 +213,11 @@ impl Worker {
     ) -> Result<bool, StoreError> {
         let (Some(open), Some(info)) = (self.open.get_mut(&slice), self.infos.get(&slice)) else { return Ok(true) };
         let mut unprepared = false;
+        let room = self.outside.ledger.room_for_oldest();
         for (vb, step) in steps {
             let range = step.after..=step.upto;
             if let Some(removal) = &step.batch.removal {
-                if !removed::carry_out(open, *vb, removal, step.batch.floor)? {
+                if !removed::carry_out(open, *vb, removal, step.batch.floor, room)? {
                     tracing::info!(
                         bucket = self.outside.bucket,
                         ?slice,

@@ -40,16 +40,16 @@ pub(super) async fn has_markers_above(
     seqno: u64,
     state: &StreamState,
 ) -> Result<bool, BusError> {
-    if state.marker_life.is_none_or(|life| life >= MARKER_LIFE) || seqno == 0 || state.last_seq <= seqno {
+    if keeps_markers_above(seqno, state) {
         return Ok(true);
     }
     let written = bus.message_at(stream, seqno).await?.map(|message| message.time);
-    Ok(written.is_some_and(|written| !is_gone(state.now.saturating_sub(written), marker_life(Some(state)))))
+    Ok(written.is_some_and(|written| !ServerClock::of(state).is_past(written, marker_life(Some(state)))))
 }
 
-/// Whether a delete marker of this age, in nanoseconds, may be gone.
-fn is_gone(age: i64, life: Duration) -> bool {
-    age > i64::try_from(life.as_nanos()).unwrap_or(i64::MAX)
+/// Whether no marker above can be gone, whenever it was written: they live long, or there are none.
+fn keeps_markers_above(seqno: u64, state: &StreamState) -> bool {
+    marker_life(Some(state)) >= MARKER_LIFE || seqno == 0 || state.last_seq <= seqno
 }
 
 /// The server's clock: our own may differ from it.
@@ -66,8 +66,17 @@ impl ServerClock {
     }
 
     fn now(self) -> i64 {
-        self.at.0.saturating_add(i64::try_from(self.at.1.elapsed().as_nanos()).unwrap_or(i64::MAX))
+        self.at.0.saturating_add(nanos(self.at.1.elapsed()))
     }
+
+    /// Whether a delete marker that was written then, and lives so long, may be gone.
+    fn is_past(self, written: i64, life: Duration) -> bool {
+        self.now().saturating_sub(written) >= nanos(life)
+    }
+}
+
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// What the tasks of a vbucket know together.
@@ -100,8 +109,7 @@ impl Task {
 
     /// A message was read, written at that time by the server's clock: by now the delete markers of its time may be gone.
     pub(super) fn look_for_lateness(&mut self, written: i64) -> Result<(), End> {
-        let age = self.clock.map_or(0, |clock| clock.now().saturating_sub(written));
-        let late = is_gone(age, self.marker_life);
+        let late = self.clock.is_some_and(|clock| clock.is_past(written, self.marker_life));
         let first = late && !std::mem::replace(&mut self.late, late);
         if first && self.assignment.recovers {
             return Err(End::Broken(UNREAD_MARKERS.into()));
@@ -151,5 +159,105 @@ impl Task {
             self.put(Chunk::Removed { round, removal, offer }).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One nanosecond less than [`MARKER_LIFE`].
+    const JUST_BELOW: Duration = Duration::from_nanos(30 * 60 * 1_000_000_000 - 1);
+    const NANO: Duration = Duration::from_nanos(1);
+    const SECOND: Duration = Duration::from_secs(1);
+    /// Nanoseconds.
+    const YEAR: i64 = 365 * 24 * 3_600 * 1_000_000_000;
+
+    fn state(last_seq: u64, life: Option<Duration>) -> StreamState {
+        StreamState { last_seq, marker_life: life, ..StreamState::default() }
+    }
+
+    /// A clock that shows this time for the next hour.
+    fn standing(now: i64) -> ServerClock {
+        ServerClock { at: (now, Instant::now() + Duration::from_secs(3_600)) }
+    }
+
+    #[test]
+    fn markers_live_as_long_as_the_bucket_says_but_for_the_limit() {
+        for (set, life) in [
+            (None, MARKER_LIFE),
+            (Some(NANO), NANO),
+            (Some(SECOND), SECOND),
+            (Some(JUST_BELOW), JUST_BELOW),
+            (Some(MARKER_LIFE), MARKER_LIFE),
+            (Some(MARKER_LIFE + NANO), MARKER_LIFE),
+            (Some(Duration::MAX), MARKER_LIFE),
+        ] {
+            assert_eq!(marker_life(Some(&state(9, set))), life, "{set:?}");
+        }
+        assert_eq!(marker_life(None), MARKER_LIFE, "the stream's state is not known");
+    }
+
+    #[test]
+    fn a_marker_may_be_gone_once_it_has_lived_as_long() {
+        let written = 55 * YEAR;
+        for life in [Duration::from_millis(1), SECOND, JUST_BELOW, MARKER_LIFE] {
+            let milli = 1_000_000;
+            for (beyond, gone) in [(-milli, false), (-1, false), (0, true), (1, true), (milli, true)] {
+                let clock = standing(written + nanos(life) + beyond);
+                assert_eq!(clock.is_past(written, life), gone, "{life:?} and {beyond} ns");
+            }
+        }
+        assert!(!standing(written).is_past(written + YEAR, NANO), "another leader's clock was ahead");
+        assert!(standing(i64::MAX).is_past(i64::MIN, MARKER_LIFE) && !standing(i64::MIN).is_past(i64::MAX, NANO));
+    }
+
+    #[test]
+    fn the_lifetime_of_this_bucket_decides_and_not_that_of_others() {
+        let (written, age) = (55 * YEAR, nanos(SECOND * 60));
+        for (set, gone) in [(Some(SECOND), true), (Some(SECOND * 61), false), (None, false)] {
+            let life = marker_life(Some(&state(9, set)));
+            assert_eq!(standing(written + age).is_past(written, life), gone, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn the_servers_time_is_compared_with_the_servers_time() {
+        // Its clock shows another century than ours.
+        for now in [YEAR, 200 * YEAR] {
+            let said = StreamState { now, last_time: now - nanos(SECOND), ..StreamState::default() };
+            let clock = ServerClock::of(&said);
+            assert!(clock.is_past(now - nanos(MARKER_LIFE), MARKER_LIFE), "{now}");
+            assert!(!clock.is_past(now - nanos(SECOND), MARKER_LIFE), "{now}");
+        }
+        // It does not say what time it is: not before its last message.
+        let silent = StreamState { now: 0, last_time: 55 * YEAR, ..StreamState::default() };
+        assert!(ServerClock::of(&silent).is_past(55 * YEAR - nanos(SECOND), SECOND));
+    }
+
+    #[test]
+    fn the_servers_clock_goes_on_between_its_answers() {
+        let since = Instant::now();
+        let clock = ServerClock { at: (7, since) };
+        let shown = clock.now();
+        assert!((7..=7 + nanos(since.elapsed())).contains(&shown), "{shown}");
+        let answered = Instant::now().checked_sub(SECOND * 2);
+        let clock = answered.map(|answered| ServerClock { at: (7, answered) });
+        assert!(clock.is_none_or(|clock| clock.is_past(7, SECOND * 2) && !clock.is_past(7, MARKER_LIFE)));
+    }
+
+    #[test]
+    fn without_early_ends_of_markers_or_messages_above_nothing_can_be_missing() {
+        for (seqno, last_seq, set, keeps) in [
+            (4, 9, None, true),
+            (4, 9, Some(MARKER_LIFE), true),
+            (4, 9, Some(JUST_BELOW), false),
+            (4, 9, Some(SECOND), false),
+            (0, 9, Some(SECOND), true),
+            (9, 9, Some(SECOND), true),
+            (8, 9, Some(SECOND), false),
+        ] {
+            assert_eq!(keeps_markers_above(seqno, &state(last_seq, set)), keeps, "{seqno} of {last_seq}, {set:?}");
+        }
     }
 }

@@ -3,10 +3,11 @@
 use super::{Assignment, End, Task};
 use crate::{
     contradiction::Contradiction,
+    pump::Running,
     recent::Recent,
     verify::{self, Known, Proven, Suspected},
 };
-use highwater_bus::{Bus, StreamMessage};
+use highwater_bus::{Bus, ReadFrom, StreamMessage};
 use highwater_schemas::{state::thin, timestamp::Bookmark};
 use std::{
     sync::{PoisonError, atomic::Ordering},
@@ -63,14 +64,22 @@ impl Task {
         self.bookmark = Some(mark);
     }
 
-    /// The reader cannot go on.
-    pub(super) async fn changed(&mut self, why: String) -> Result<(), End> {
+    /// The reader cannot go on: another one does where it ended, if the source is what it was. A leader that had yet to take in
+    /// what was read looks like a loss for a moment. The task remembers what it read, which proves the most.
+    pub(super) async fn changed(&mut self, why: String) -> Result<Running, End> {
         if !self.live() {
             return Err(End::Broken(why));
         }
-        self.verify().await?;
-        // It was another reason: from the beginning.
-        Err(End::Again)
+        let Assignment { bucket, vb, stream, .. } = &self.assignment;
+        tracing::info!(bucket, vb, why, "the reader of the source cannot go on");
+        // The reader met something that the last comparison did not.
+        self.compared = None;
+        let stream = stream.clone();
+        self.restarted().await?;
+        tokio::time::sleep(AGAIN).await;
+        self.restarts = 0;
+        let from = ReadFrom { after: self.recent.last_read(), created: Some(self.created), ..ReadFrom::default() };
+        Ok(Running::start(&self.bus, &stream, from))
     }
 
     /// Somebody has everything up to here.
@@ -95,7 +104,7 @@ impl Task {
     pub(super) async fn verify(&mut self) -> Result<(), End> {
         let (losses, Proven { source, overwritten }) = loop {
             let (known, losses) = (self.known(), self.bus.losses());
-            let proven = verified(&self.bus, &self.assignment.stream, &known, Some(&mut self.recent)).await;
+            let proven = verified(&self.bus, &self.assignment, &known, Some(&mut self.recent)).await;
             let proven = proven.map_err(End::Suspected)?;
             // Answers of two runs of the server prove nothing together.
             if self.bus.losses() == losses {
@@ -218,10 +227,11 @@ fn merged(own: &[Bookmark], durable: &[Bookmark]) -> Vec<Bookmark> {
 /// Compares a source with what is known of it, as long as it takes to reach it.
 pub(super) async fn verified(
     bus: &Bus,
-    stream: &str,
+    assignment: &Assignment,
     known: &Known,
     mut recent: Option<&mut Recent>,
 ) -> Result<Proven, Suspected> {
+    let Assignment { stream, reading, .. } = assignment;
     let mut retry = bus.retry(format!("comparing source stream {stream}"));
     let (began, mut contradiction, mut told) = (Instant::now(), Contradiction::default(), None);
     loop {
@@ -232,6 +242,7 @@ pub(super) async fn verified(
                     return Err(suspected);
                 }
                 if told.as_ref() != Some(&state.leader) {
+                    reading.contradicted.fetch_add(1, Ordering::Relaxed);
                     let (leader, Suspected { reason, intact, last, .. }) = (&state.leader, suspected);
                     tracing::info!(stream, leader, reason, intact, last, "the leader contradicts what was read");
                     told = Some(state.leader);

@@ -171,6 +171,24 @@ fn what_was_closed_for_long_is_compared_unless_the_chain_has_all_that_it_missed(
 }
 
 #[test]
+fn a_session_does_not_bring_what_was_closed_for_long_up_to_date() {
+    for bulk in [false, true] {
+        let mut core = BucketCore::new();
+        let mut with_session = view(&[(1, 0)]);
+        with_session.sessions = BTreeMap::from([(9, open_session(&[SLICE]))]);
+        core.state(with_session);
+        core.opened(SLICE, &SliceMark::default(), &[], bulk);
+        assert!(core.slices().all(|s| s.following.is_some()));
+        let actions = core.late(SLICE);
+        if bulk {
+            assert!(matches!(actions[..], [Action::Open { reset: true, .. }]));
+        } else {
+            assert!(core.slices().all(|s| s.following.is_none() && s.compare && s.done_with == 9));
+        }
+    }
+}
+
+#[test]
 fn a_list_is_not_taken_up_in_the_middle() {
     let mut core = reconciling();
     core.compare_again(SLICE);

@@ -1,0 +1,345 @@
+//! Every way to be known to NATS serves both connections of every service, the client library's and our own, also when the server
+//! was away; what NATS refuses is said at once, and is not tried without pause.
+
+mod made;
+
+use async_nats::{ConnectOptions, jetstream::kv};
+use highwater_tests::{binaries, child::Child, cluster::SERVICES, prelude::*};
+use made::{Authority, Operator, key};
+use nkeys::KeyPairType;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const BUCKET: &str = "people";
+const DOCUMENTS: u64 = 200;
+const WITHIN: Duration = Duration::from_secs(60);
+/// Of each connection, while it is refused.
+const ATTEMPTS: u64 = 20;
+/// So many attempts take nearly twice as long, as they follow one another after 20 ms, 40 ms, and so on; a loop without a pause makes
+/// them in a few milliseconds.
+const AT_LEAST: Duration = Duration::from_secs(2);
+
+/// How a service reaches a server.
+#[derive(Clone, Default)]
+struct Access {
+    /// What its URL has before the address.
+    before: &'static str,
+    arguments: Vec<String>,
+    /// Whose certificates it trusts, if not those that the system does.
+    trusts: Option<PathBuf>,
+}
+
+/// One way to be known.
+struct Row {
+    name: &'static str,
+    /// What the server's configuration says of it.
+    server: String,
+    right: Access,
+    wrong: Access,
+    /// How the test itself connects.
+    client: ConnectOptions,
+    /// What is said of the wrong one.
+    said: &'static str,
+}
+
+const PLAIN: &str = "nats://";
+const REFUSED: &str = "refused the credentials";
+const USER_AND_PASSWORD: [&str; 4] = ["--nats-user", "ada", "--nats-password", "p@ss:w/rd"];
+// A busy machine may take longer than the two seconds that a server waits for credentials otherwise.
+const WITH_PASSWORD: &str = "authorization { user: ada, password: \"p@ss:w/rd\", timeout: 30 }\n";
+const WITH_ANOTHER: &str = "authorization { user: ada, password: \"another\", timeout: 30 }\n";
+const WITH_TOKEN: &str = "authorization { token: \"s3cret\", timeout: 30 }\n";
+
+fn access(before: &'static str, arguments: &[&str]) -> Access {
+    let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    Access { before, arguments, trusts: None }
+}
+
+fn by_password() -> ConnectOptions {
+    ConnectOptions::with_user_and_password("ada".into(), "p@ss:w/rd".into())
+}
+
+fn password() -> Row {
+    Row {
+        name: "user and password",
+        server: WITH_PASSWORD.into(),
+        right: access(PLAIN, &USER_AND_PASSWORD),
+        wrong: access(PLAIN, &["--nats-user", "ada", "--nats-password", "guess"]),
+        client: by_password(),
+        said: REFUSED,
+    }
+}
+
+/// Every way that there is; what needs files has them in this directory.
+fn rows(directory: &Path) -> Result<Vec<Row>> {
+    let by_token = || ConnectOptions::with_token("s3cret".into());
+    let (user, stranger) = (key(KeyPairType::User, 4)?, key(KeyPairType::User, 5)?);
+    let (seed, other_seed) = (user.seed()?, stranger.seed()?);
+    let operator = Operator::new(directory)?;
+    let (good, bad) = (operator.credentials(&user, &seed)?, operator.credentials(&user, &other_seed)?);
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = directory.join(name);
+        fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (good_file, bad_file) = (file("good.creds", &good)?, file("bad.creds", &bad)?);
+    let (authority, unknown) = (Authority::new(directory, "ours")?, Authority::new(directory, "unknown")?);
+    let trusting = |of: &Authority| Access { trusts: Some(of.file.clone()), ..access(PLAIN, &USER_AND_PASSWORD) };
+    Ok(vec![
+        password(),
+        Row {
+            name: "user and password in the URL",
+            server: WITH_PASSWORD.into(),
+            right: access("nats://ada:p%40ss%3Aw%2Frd@", &[]),
+            wrong: access("nats://ada:p%40ss@", &[]),
+            client: by_password(),
+            said: REFUSED,
+        },
+        Row {
+            name: "token",
+            server: WITH_TOKEN.into(),
+            right: access(PLAIN, &["--nats-token", "s3cret"]),
+            wrong: access(PLAIN, &["--nats-token", "guess"]),
+            client: by_token(),
+            said: REFUSED,
+        },
+        Row {
+            name: "token in the URL",
+            server: WITH_TOKEN.into(),
+            right: access("nats://s3cret@", &[]),
+            wrong: access("nats://guess@", &[]),
+            client: by_token(),
+            said: REFUSED,
+        },
+        Row {
+            name: "nkey",
+            server: format!("authorization {{ users: [ {{ nkey: {} }} ], timeout: 30 }}\n", user.public_key()),
+            right: access(PLAIN, &["--nats-nkey", &seed]),
+            wrong: access(PLAIN, &["--nats-nkey", &other_seed]),
+            client: ConnectOptions::with_nkey(seed.clone()),
+            said: REFUSED,
+        },
+        Row {
+            name: "credentials file",
+            server: operator.configuration.clone(),
+            right: access(PLAIN, &["--nats-creds", &good_file]),
+            wrong: access(PLAIN, &["--nats-creds", &bad_file]),
+            client: ConnectOptions::with_credentials(&good)?,
+            said: REFUSED,
+        },
+        Row {
+            // The server demands TLS, of which the URL says nothing.
+            name: "TLS by an authority of one's own, user and password",
+            server: format!("{WITH_PASSWORD}{}", authority.configuration("")),
+            right: trusting(&authority),
+            wrong: trusting(&unknown),
+            client: by_password().add_root_certificates(authority.file.clone()),
+            said: "certificate",
+        },
+    ])
+}
+
+fn configuration(of_row: &str) -> String {
+    format!("jetstream: enabled\nhttp: \"127.0.0.1:-1\"\n{of_row}")
+}
+
+/// The server of a row alone.
+fn server(row: &Row) -> Result<Cluster> {
+    Ok(Cluster::configured(&configuration(&row.server))?.with_options(row.client.clone()))
+}
+
+/// The URL by which a service reaches the server.
+fn url(cluster: &Cluster, access: &Access) -> Result<String> {
+    let (_, address) = cluster.url().split_once("://").context("no address")?;
+    Ok(format!("{}{address}", access.before))
+}
+
+fn kind(node: &str) -> &str {
+    node.rsplit_once('-').map_or(node, |(kind, _)| kind)
+}
+
+/// The server of a row and one of each service, with the right credentials.
+async fn served(row: &Row) -> Result<Cluster> {
+    let mut cluster = server(row)?;
+    let url = url(&cluster, &row.right)?;
+    let arguments: Vec<&str> = row.right.arguments.iter().map(String::as_str).collect();
+    for node in SERVICES {
+        cluster = cluster.with_detour(node, &url).with_arguments(kind(node), &arguments);
+    }
+    if let Some(authority) = &row.right.trusts {
+        cluster = cluster.trusting(authority);
+    }
+    cluster.with_nodes(&SERVICES).await
+}
+
+/// Whether each service has a connection of the client library and one of our own, which tells Highwater's version.
+fn connected(cluster: &mut Cluster) -> Result<(), String> {
+    let told = cluster.nats().monitored("connz").map_err(|error| format!("{error:#}"))?;
+    let all = told["connections"].as_array().ok_or("no connections")?;
+    for node in SERVICES {
+        let of_node = all.iter().filter(|c| c["name"].as_str().is_some_and(|name| name.ends_with(node)));
+        let (ours, others): (Vec<&Value>, Vec<&Value>) =
+            of_node.partition(|c| c["version"] == env!("CARGO_PKG_VERSION"));
+        if ours.is_empty() || others.is_empty() {
+            return Err(format!("{node}: ours {ours:?}, the library's {others:?}"));
+        }
+    }
+    Ok(())
+}
+
+async fn count(client: &Client) -> Result<u64, String> {
+    let newest = json!({"bucket": BUCKET, "index": "by_n", "consistency": "request_plus"});
+    client.count(&newest).await.map_err(|refused| refused.to_string())
+}
+
+/// Waits until so many documents are indexed.
+async fn counted(client: &Client, wanted: u64) -> Result<()> {
+    until(&format!("{wanted} documents are indexed"), WITHIN, async || {
+        let found = count(client).await?;
+        if found == wanted { Ok(()) } else { Err(format!("{found} are")) }
+    })
+    .await
+}
+
+/// A bucket with documents, and an index over them.
+async fn indexed(client: &Client) -> Result<()> {
+    let config = kv::Config { bucket: BUCKET.into(), history: 1, ..kv::Config::default() };
+    client.js.create_key_value(config).await?;
+    for n in 0..DOCUMENTS {
+        write(client, n).await?;
+    }
+    client.create_index(&json!({"bucket": BUCKET, "name": "by_n", "keys": ["n"]})).await?;
+    client.wait_active(BUCKET, "by_n", WITHIN).await?;
+    counted(client, DOCUMENTS).await
+}
+
+async fn write(client: &Client, n: u64) -> Result<()> {
+    let document = json!({"n": n}).to_string();
+    client.js.publish(format!("$KV.{BUCKET}.d{n}"), document.into()).await?.await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_every_kind_of_credentials_documents_come_and_requests_are_answered() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for row in rows(directory.path())? {
+        let serves = async |cluster: &mut Cluster| {
+            indexed(&cluster.client().await?).await?;
+            connected(cluster).map_err(anyhow::Error::msg)?;
+            // Both prove themselves anew, where there is a nonce with another one.
+            cluster.nats().kill();
+            cluster.nats().start_again()?;
+            until("both connections are back", WITHIN, || std::future::ready(connected(cluster))).await?;
+            let client = cluster.client().await?;
+            write(&client, DOCUMENTS).await?;
+            counted(&client, DOCUMENTS + 1).await
+        };
+        let cluster = served(&row).await.with_context(|| row.name)?;
+        cluster.run(serves).await.with_context(|| row.name)?;
+        println!("{}: both connections serve", row.name);
+    }
+    Ok(())
+}
+
+/// Runs a service that is refused to its end: what it says, and how often it has connected.
+async fn refused(cluster: &mut Cluster, kind: &str, access: &Access) -> Result<(String, u64)> {
+    let before = cluster.nats().counted("total_connections")?;
+    let mut command = Command::new(binaries::highwater()?);
+    let (url, data) = (url(cluster, access)?, cluster.data_dir("stranger"));
+    command.args([kind, "--node-id", "stranger", "--nats-url", &url, "--data-dir"]).arg(data).args(&access.arguments);
+    if let Some(authority) = &access.trusts {
+        command.env("SSL_CERT_FILE", authority);
+    }
+    let mut child = Child::start(kind, command, cluster.path())?;
+    let status = until(&format!("{kind} ends"), WITHIN, || {
+        std::future::ready(child.exited().ok_or_else(|| "it runs".to_owned()))
+    })
+    .await?;
+    let log = child.log();
+    let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("highwater: ")).collect();
+    ensure!(status.code() == Some(1) && !log.contains("panicked"), "{kind}: {status}\n{log}");
+    let [error] = errors[..] else { bail!("{kind} says {} lines:\n{log}", errors.len()) };
+    Ok((error.to_owned(), cluster.nats().counted("total_connections")? - before))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_credentials_are_said_at_once_by_every_service() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut all = rows(directory.path())?;
+    // There is no setting for a certificate of a client: a server that asks for one takes nobody, and that is said too.
+    let authority = Authority::new(directory.path(), "asking")?;
+    let asks = format!(", ca_file: \"{}\", verify: true", authority.file.display());
+    let nobody = Access { trusts: Some(authority.file.clone()), ..access(PLAIN, &[]) };
+    all.push(Row {
+        name: "certificates of clients",
+        server: authority.configuration(&asks),
+        right: Access::default(),
+        wrong: nobody,
+        client: ConnectOptions::new(),
+        said: "cannot reach",
+    });
+    for row in all {
+        let mut cluster = server(&row)?;
+        for node in SERVICES {
+            let (error, attempts) =
+                refused(&mut cluster, kind(node), &row.wrong).await.with_context(|| format!("{}: {node}", row.name))?;
+            ensure!(error.contains(row.said), "{}: {node} says {error}", row.name);
+            ensure!((1..=2).contains(&attempts), "{}: {node} has connected {attempts} times", row.name);
+            println!("{}: {error}", row.name);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_known_any_more_tries_now_and_then_and_goes_on_once_known_again() -> Result<()> {
+    served(&password())
+        .await?
+        .run(async |cluster| {
+            indexed(&cluster.client().await?).await?;
+            connected(cluster).map_err(anyhow::Error::msg)?;
+            let open = cluster.nats().monitored("connz")?["num_connections"].as_u64().context("no number")?;
+            let before = cluster.nats().counted("total_connections")?;
+            let since = Instant::now();
+            cluster.reconfigure(&configuration(WITH_ANOTHER))?;
+            until("they try again and again", WITHIN, || {
+                let attempts = cluster.nats().counted("total_connections").map_err(|error| format!("{error:#}"));
+                let enough = |total: u64| total >= before + ATTEMPTS * open;
+                std::future::ready(match attempts {
+                    Ok(total) if enough(total) => Ok(()),
+                    other => Err(format!("{other:?} of {before} + {ATTEMPTS} × {open}")),
+                })
+            })
+            .await?;
+            let took = since.elapsed();
+            println!("{open} connections tried {ATTEMPTS} times each in {took:.1?}");
+            ensure!(took >= AT_LEAST, "they try without pause: {ATTEMPTS} times each in {took:?}");
+            cluster.check()?;
+            cluster.reconfigure(&configuration(WITH_PASSWORD))?;
+            let tested: &Cluster = cluster;
+            let client = until("it is the right password again", WITHIN, async || {
+                tested.client().await.map_err(|error| format!("{error:#}"))
+            })
+            .await?;
+            until("both connections are back", WITHIN, || std::future::ready(connected(cluster))).await?;
+            client.wait_formed(&SERVICES).await?;
+            write(&client, DOCUMENTS).await?;
+            counted(&client, DOCUMENTS + 1).await
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_in_one_process_takes_credentials_for_a_server_of_others() -> Result<()> {
+    let row = password();
+    let cluster = server(&row)?;
+    let mut command = Command::new(binaries::highwater()?);
+    command.args(["dev", "--nats-url", cluster.url(), "--data-dir"]).arg(cluster.data_dir("dev"));
+    command.args(&row.right.arguments);
+    let mut dev = Child::start("dev", command, cluster.path())?;
+    dev.wait_said("highwater ready", WITHIN).await?;
+    indexed(&cluster.client().await?).await
+}
