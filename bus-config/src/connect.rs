@@ -168,6 +168,7 @@ async fn keep_open(bus: &Weak<Inner>, opener: Opener, mut ended: mpsc::Receiver<
                 Err(error) => retry.wait(&error).await,
             }
         };
+        retry.over();
         let Some(bus) = bus.upgrade() else { return };
         *bus.session.write().unwrap_or_else(PoisonError::into_inner) = session;
     }
@@ -184,7 +185,8 @@ impl Bus {
         let dial = Dial::new(&settings.url, credentials.clone(), &settings.name)
             .map_err(|_| BusError::Settings(format!("{url} is not a NATS URL")))?;
         let opener = Opener {
-            servers: settings.url.split(',').map(|url| url.trim().to_owned()).collect(),
+            // The library logs them.
+            servers: url.split(',').map(|url| url.trim().to_owned()).collect(),
             name: settings.name.clone(),
             credentials,
             troubles: troubles.clone(),
@@ -203,7 +205,7 @@ impl Bus {
             return Err(BusError::OldServer { found: version, needed: OLDEST_SERVER });
         }
         let dial = Arc::new(dial);
-        let link = Link::connect(Arc::clone(&dial), troubles.clone())
+        let link = Link::connect(Arc::clone(&dial), troubles.clone(), "")
             .await
             .map_err(|why| BusError::Unreachable { url: url.clone(), why })?;
         let inner = Arc::new(Inner {
@@ -249,7 +251,7 @@ impl Bus {
 
     /// A connection of its own, for who reads so much that others would wait.
     pub(crate) async fn another_link(&self) -> Result<Link, BusError> {
-        let link = Link::connect(Arc::clone(&self.inner.dial), self.troubles.clone()).await;
+        let link = Link::connect(Arc::clone(&self.inner.dial), self.troubles.clone(), "apart").await;
         link.map_err(|why| BusError::other("connect", why))
     }
 
@@ -261,6 +263,11 @@ impl Bus {
     /// The number of readers that pull now.
     pub(crate) fn pulling(&self) -> &Pulling {
         &self.inner.pulling
+    }
+
+    /// The number of this connection's readers that read now, at least 1.
+    pub fn readers(&self) -> usize {
+        usize::try_from(self.inner.pulling.load(Ordering::Relaxed)).unwrap_or(usize::MAX).max(1)
     }
 
     /// A text that no other call and no other process gets.

@@ -35,12 +35,22 @@ impl BusError {
 
 /// URLs of servers, separated by commas, as they may be shown: user, password and token are left out.
 pub fn without_credentials(urls: &str) -> String {
-    let shown = urls.split(',').map(|url| {
-        let Some((before, host)) = url.rsplit_once('@') else { return url.trim().to_owned() };
-        let scheme = before.split_once("://").map_or_else(String::new, |(scheme, _)| format!("{}://", scheme.trim()));
-        format!("{scheme}{host}")
-    });
-    shown.collect::<Vec<_>>().join(",")
+    let mut shown: Vec<String> = Vec::new();
+    let mut secret = false;
+    for url in urls.split(',').rev() {
+        // What ends with credentials and has no beginning is the end of a password with a comma.
+        if !secret || url.contains('@') {
+            shown.push(url.rsplit_once('@').map_or_else(|| url.trim().to_owned(), |(_, host)| host.to_owned()));
+        }
+        if let Some((scheme, _)) = url.split_once("://").filter(|_| secret || url.contains('@'))
+            && let Some(last) = shown.last_mut()
+        {
+            *last = format!("{}://{last}", scheme.trim());
+        }
+        secret = (secret || url.contains('@')) && !url.contains("://");
+    }
+    shown.reverse();
+    shown.join(",")
 }
 
 #[cfg(test)]
@@ -55,6 +65,9 @@ mod tests {
             ("tls://token@a, nats://u:p@b:1", "tls://a,nats://b:1"),
             ("u:p@with:an@host", "host"),
             ("nats://u:p/://@host", "nats://host"),
+            ("nats://me:12,34@host, nats://b", "nats://host,nats://b"),
+            ("nats://a,nats://me:s3,cr,et@host", "nats://a,nats://host"),
+            ("tls://a,b,c", "tls://a,b,c"),
             ("host", "host"),
             ("", ""),
         ] {

@@ -14,6 +14,8 @@ const MUTATION_MAX_AGE: Duration = Duration::from_secs(15 * 60);
 const CATCHUP_MAX_BYTES: i64 = 256 * MIB;
 /// Requests for messages that are under way together.
 const LOOKED_UP_AT_ONCE: usize = 64;
+/// Bytes of messages that their answers bring together, about.
+const LOOKED_UP_BYTES: usize = 8 * 1024 * 1024;
 /// Longer than any retry of a publish.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
@@ -171,16 +173,26 @@ impl Bus {
     /// The last sequences of these subjects, several asked for at once; of one that has no message None.
     pub async fn last_seqs_of(&self, name: &str, subjects: &[String]) -> Result<Vec<Option<u64>>, BusError> {
         let (mut asked, mut found) = (FuturesOrdered::new(), Vec::with_capacity(subjects.len()));
+        // Each answer has the whole message: until the first one is there, they may be as large as the server takes.
+        let (mut guessed, mut largest) = (self.max_payload(), 0);
         for subject in subjects {
-            if asked.len() >= LOOKED_UP_AT_ONCE
+            let at_once = (LOOKED_UP_BYTES / guessed.max(1)).clamp(1, LOOKED_UP_AT_ONCE);
+            while asked.len() >= at_once
                 && let Some(last) = asked.next().await
             {
-                found.push(last?);
+                let (seq, size) = last?;
+                found.push(seq);
+                largest = largest.max(size);
+                guessed = largest;
             }
-            asked.push_back(async move { self.last_of(name, subject).await.map(|last| last.map(|last| last.seq)) });
+            asked.push_back(async move {
+                let last = self.last_of(name, subject).await?;
+                let size = last.as_ref().map_or(0, |last| last.payload.len());
+                Ok::<_, BusError>((last.map(|last| last.seq), size))
+            });
         }
         while let Some(last) = asked.next().await {
-            found.push(last?);
+            found.push(last?.0);
         }
         Ok(found)
     }

@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 
 /// Chunks that may wait in a lane; a projector that is ahead of its router waits here.
 pub const LANE_CAPACITY: usize = 32;
+/// So many lanes of a process have all of these places; more share what these have together, and each has a few.
+const WHOLE_LANES: usize = 8;
+const LEAST_CAPACITY: usize = 4;
 /// A chunk takes a place for each of these bytes, and never more than there are: so no more waits in a lane than places of this
 /// size, or a single larger chunk.
 const PLACE: usize = 32 * 1024;
@@ -96,18 +99,23 @@ pub enum Chunk {
 
 impl Chunk {
     /// Places that it takes in a lane.
-    fn places(&self) -> usize {
+    fn places(&self, most: usize) -> usize {
         match self {
-            Self::Versions { versions, .. } => versions.size().div_ceil(PLACE).clamp(1, LANE_CAPACITY),
+            Self::Versions { versions, .. } => versions.size().div_ceil(PLACE).clamp(1, most),
             _ => 1,
         }
     }
 }
 
+/// Places of a lane in a process with so many readers of streams.
+pub fn capacity(readers: usize) -> usize {
+    (WHOLE_LANES * LANE_CAPACITY / readers.max(1)).clamp(LEAST_CAPACITY, LANE_CAPACITY)
+}
+
 /// Puts a chunk into a lane, once there is room for it; false: nobody takes it any more. One sender at a time.
 pub async fn send(lane: &mpsc::Sender<Chunk>, chunk: Chunk) -> bool {
     // What is not used of these places is free again at once: they only have to be empty when a large chunk comes.
-    match lane.reserve_many(chunk.places()).await {
+    match lane.reserve_many(chunk.places(lane.max_capacity())).await {
         Ok(mut places) => {
             if let Some(place) = places.next() {
                 place.send(chunk);
@@ -143,6 +151,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lane_holds_small_chunks_or_one_that_is_large() {
+        assert_eq!([0, 1, 8, 16, 64, 1_000].map(capacity), [32, 32, 32, 16, 4, 4]);
         let (lane, mut taken) = mpsc::channel(LANE_CAPACITY);
         for _ in 0..LANE_CAPACITY {
             assert!(send(&lane, chunk(10)).await);

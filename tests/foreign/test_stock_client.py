@@ -262,6 +262,22 @@ class Story:
         assert (lost["id"], lost["reason"]) == ("u4", "not_json"), described
         return "an update, a delete, a purge, a key that went away, a document that is not JSON"
 
+    async def test_takes_a_key_that_the_client_refuses_unless_told_not_to(self):
+        # A letter with an accent, and a space that is not ASCII.
+        key, spans = "Caf\u00e9\u3000Noir", [{"equal": [44]}]
+        document = json.dumps({"age": 44, "address": {"city": "Lyon"}}).encode()
+        try:
+            await self.kv.put(key, document)
+        except nats.js.errors.InvalidKeyError:
+            pass
+        else:
+            raise AssertionError(f"the client takes {key!a} by itself")
+        await self.kv.put(key, document, validate_keys=False)
+        assert await self.ids(spans=spans, consistency="request_plus") == [key]
+        await self.kv.delete(key, validate_keys=False)
+        assert await self.ids(spans=spans, consistency="request_plus") == []
+        return f"{key!a} is indexed, and not any more once it is deleted"
+
     async def test_is_told_what_was_wrong(self):
         scan = {"bucket": "people", "index": "by_age"}
         cases = [

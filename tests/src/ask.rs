@@ -110,7 +110,7 @@ pub async fn each(client: &Client, source: &Source, indexes: &[Index]) -> Result
     Ok(())
 }
 
-/// [`each`], as soon as each index shows all that was acknowledged again.
+/// [`each`], as soon as each index shows all that was acknowledged again: refusals are waited out, a wrong answer fails at once.
 pub async fn each_again(client: &Client, source: &Source, indexes: &[Index], within: Duration) -> Result<()> {
     for index in indexes {
         until(&format!("{} shows all again", index.name), within, async || {

@@ -18,16 +18,23 @@ impl Beats {
         Ok(Self(beats))
     }
 
-    /// Waits until so many of a node have come; each within that time.
+    /// Waits until so many of a node have come; each within that time, however many others come meanwhile.
     pub async fn of(&mut self, node: &str, many: usize, within: Duration) -> Result<()> {
-        let mut heard = 0;
-        while heard < many {
-            let next = timeout(within * SLOWER, self.0.next()).await;
-            let message = next.with_context(|| format!("no heartbeat of {node}"))?.context("the connection ended")?;
-            let join: Join = serde_json::from_slice(&message.payload)?;
-            heard += usize::from(join.node == node);
+        for _ in 0..many {
+            let next = timeout(within * SLOWER, self.next_of(node)).await;
+            next.with_context(|| format!("no heartbeat of {node}"))??;
         }
         Ok(())
+    }
+
+    async fn next_of(&mut self, node: &str) -> Result<()> {
+        loop {
+            let message = self.0.next().await.context("the connection ended")?;
+            let join: Join = serde_json::from_slice(&message.payload)?;
+            if join.node == node {
+                return Ok(());
+            }
+        }
     }
 
     /// Waits until none has come for so long.

@@ -96,6 +96,8 @@ mod tests {
         ("supervise::caught_now(", 1),
     ];
     const STARTER: &str = "bus-config/src/supervise.rs";
+    /// Lines between what a test breaks and the place that breaks it, at most: they are of one row, or of one step of the test.
+    const NEAR: usize = 4;
 
     fn root() -> Result<&'static Path> {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")
@@ -155,13 +157,18 @@ mod tests {
         Ok(found)
     }
 
-    /// Whether a test names this place as what it breaks: alone, or after a node.
+    /// Whether a test breaks this place.
     fn is_broken(place: &str, test: &str) -> bool {
+        test.contains("panic_at(") && names_place(test, place)
+    }
+
+    /// Whether a part of a test names this place as what it breaks: alone, or after a node.
+    fn names_place(test: &str, place: &str) -> bool {
         let after = |start: &str| {
             let named = format!("{start}\"{place}");
             test.match_indices(&named).any(|(at, _)| test[at + named.len()..].starts_with(['"', '.']))
         };
-        test.contains("panic_at(") && (after("(") || after("-1\", "))
+        after("(") || after("-1\", ")
     }
 
     /// What a started thing is called: in full, how it begins, or how that is written in the code.
@@ -179,11 +186,21 @@ mod tests {
             }
         }
 
-        /// Whether a test that breaks something names it, as what is broken or as the place.
-        fn is_in(&self, test: &str) -> bool {
+        /// Whether a test that breaks something names it near a place that it breaks. The place of an errand is its name behind
+        /// `errand.`.
+        fn is_broken_by(&self, test: &str, places: &BTreeSet<String>) -> bool {
+            let lines: Vec<&str> = test.lines().collect();
+            let near = |at: usize| lines[at.saturating_sub(NEAR)..lines.len().min(at + NEAR + 1)].join("\n");
+            let has_place =
+                |part: &str| part.contains("\"errand.") || places.iter().any(|place| names_place(part, place));
+            (0..lines.len()).any(|at| self.is_in(lines[at]) && has_place(&near(at)))
+        }
+
+        /// Whether a line names it, alone or as the place of an errand.
+        fn is_in(&self, line: &str) -> bool {
             match self {
-                Self::Whole(name) => ["", "errand."].iter().any(|of| test.contains(&format!("\"{of}{name}\""))),
-                Self::Beginning(name) => !name.is_empty() && test.contains(&format!("\"{name}")),
+                Self::Whole(name) => ["", "errand."].iter().any(|of| line.contains(&format!("\"{of}{name}\""))),
+                Self::Beginning(name) => !name.is_empty() && line.contains(&format!("\"{name}")),
                 Self::Written(_) => false,
             }
         }
@@ -248,7 +265,8 @@ mod tests {
         Ok(())
     }
 
-    /// Whatever is started has a name, which a test that breaks something has beside the place; but for what is listed above.
+    /// Whatever is started has a name, which a test that breaks something has near a place that it breaks; but for what is listed
+    /// above. Whether that place breaks just this is not looked at here.
     #[test]
     fn a_test_breaks_whatever_is_started() -> Result<()> {
         let (broken, places) = (breaking()?, all_places()?);
@@ -269,7 +287,7 @@ mod tests {
             for name in started(&text) {
                 match listed.iter().find(|(of, listed)| *of == file && *listed == name.text()) {
                     Some(entry) => _ = met.insert(*entry),
-                    None if broken.iter().any(|test| name.is_in(test)) => {}
+                    None if broken.iter().any(|test| name.is_broken_by(test, &places)) => {}
                     None => left.push(format!("{file}: {name:?}")),
                 }
                 names.insert(name);
@@ -324,5 +342,18 @@ mod tests {
         assert!(Name::Whole("a b".into()).is_in("(\"x\", \"errand.a b\")"));
         assert!(Name::Beginning("a b".into()).is_in("\"a b c\""));
         assert!(!Name::Whole("a b".into()).is_in("\"a b c\"") && !Name::Beginning("b".into()).is_in("\"a b\""));
+    }
+
+    #[test]
+    fn what_is_broken_is_named_near_its_place() {
+        let (place, other) = (BTreeSet::from(["one".to_owned()]), BTreeSet::from(["two".to_owned()]));
+        let name = Name::Whole("a b".into());
+        let test = |lines: usize| format!("(\"n-1\", \"one\",{}\"a b\")", "\n".repeat(lines));
+        assert!([0, 1, NEAR].iter().all(|lines| name.is_broken_by(&test(*lines), &place)));
+        assert!(!name.is_broken_by(&test(NEAR + 1), &place), "too far away");
+        assert!(!name.is_broken_by(&test(0), &other), "no place");
+        assert!(name.is_broken_by("(MANAGER, \"errand.a b\")", &other), "its place has its name");
+        assert!(name.is_broken_by("let place = format!(\"errand.{what}\");\n\"a b\"", &other), "and here");
+        assert!(!name.is_broken_by("\"a b\"", &other));
     }
 }

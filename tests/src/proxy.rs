@@ -4,9 +4,10 @@
 use anyhow::{Context, Result};
 use std::{
     net::SocketAddr,
+    ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 use tokio::{
@@ -48,6 +49,8 @@ struct Orders {
     state: Arc<watch::Sender<State>>,
     held: Arc<watch::Sender<Held>>,
     meddling: Arc<watch::Sender<Meddling>>,
+    /// Answers that are still to be changed; below zero, those that came after them.
+    left: Arc<AtomicI64>,
     /// How often there was something to meddle with.
     met: Arc<AtomicU64>,
 }
@@ -69,6 +72,7 @@ impl Proxy {
             state: Arc::new(watch::Sender::new(State::Passes)),
             held: Arc::new(watch::Sender::new(None)),
             meddling: Arc::new(watch::Sender::new(Meddling::Nothing)),
+            left: Arc::default(),
             met: Arc::default(),
         };
         let told = orders.clone();
@@ -99,14 +103,16 @@ impl Proxy {
         self.orders.held.send_replace(Some(text));
     }
 
-    /// What the server sends gets through up to this text, and nothing more on that connection. It should begin with something
-    /// rare: whatever could become it waits for what follows.
+    /// What the server sends gets through up to this text, and nothing more on that connection. Bytes that may be the beginning
+    /// of the text are held back until the next ones show whether they are: it should begin with a byte that is rarely sent.
     pub fn halt_at(&self, text: &'static str) {
         self.orders.meddling.send_replace(Meddling::Halts(text));
     }
 
-    /// In what the server says of a stream the last sequence is 1, 10, 100 and so on, as long as the true one.
-    pub fn tell_less_of(&self, stream: &'static str) {
+    /// In so many of the server's next answers about a stream the last sequence is 1, 10, 100 and so on, as long as the true one;
+    /// those that follow are true again.
+    pub fn tell_less_of(&self, stream: &'static str, answers: u32) {
+        self.orders.left.store(i64::from(answers), Ordering::Release);
         self.orders.meddling.send_replace(Meddling::TellsLess(stream));
     }
 
@@ -133,7 +139,7 @@ impl Drop for Proxy {
 async fn serve(client: TcpStream, server: SocketAddr, orders: Orders) {
     let (mut state, mut held) = (orders.state.subscribe(), orders.held.subscribe());
     let (up, down) = (state.clone(), state.clone());
-    let (meddling, met) = (orders.meddling.subscribe(), orders.met);
+    let (meddling, left, met) = (orders.meddling.subscribe(), orders.left, orders.met);
     let passed = async move {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(CHUNK as u32)?;
@@ -149,7 +155,8 @@ async fn serve(client: TcpStream, server: SocketAddr, orders: Orders) {
             to_server.write_all(&first[..read]).await?;
             pass(from_client, to_server, up, None).await
         };
-        tokio::try_join!(sent, pass(from_server, to_client, down, Some(Meddler { meddling, met, kept: Vec::new() })))
+        let meddler = Meddler { meddling, left, met, kept: Vec::new() };
+        tokio::try_join!(sent, pass(from_server, to_client, down, Some(meddler)))
     };
     tokio::select! {
         _ = passed => {}
@@ -183,6 +190,7 @@ async fn pass(
 /// Meddles with one connection.
 struct Meddler {
     meddling: watch::Receiver<Meddling>,
+    left: Arc<AtomicI64>,
     met: Arc<AtomicU64>,
     /// What could be the beginning of the text that nothing gets beyond.
     kept: Vec<u8>,
@@ -196,7 +204,10 @@ impl Meddler {
         match meddling {
             Meddling::Nothing => {}
             Meddling::TellsLess(stream) => {
-                if tell_less(&mut bytes, stream) {
+                if let Some(digits) = last_sequence(&bytes, stream)
+                    && self.left.fetch_sub(1, Ordering::AcqRel) > 0
+                {
+                    lower(&mut bytes[digits]);
                     self.met.fetch_add(1, Ordering::Release);
                 }
             }
@@ -224,35 +235,59 @@ fn could_become(bytes: &[u8], text: &[u8]) -> usize {
     (1..text.len()).rev().find(|many| bytes.ends_with(&text[..*many])).unwrap_or(0)
 }
 
-/// Lowers the last sequence in an answer about a stream, without another length; false: it is none.
-fn tell_less(bytes: &mut [u8], stream: &str) -> bool {
+/// Where an answer about a stream has the digits of its last sequence; None: it is no such answer.
+fn last_sequence(bytes: &[u8], stream: &str) -> Option<Range<usize>> {
     const LAST: &[u8] = b"\"last_seq\":";
-    let Some(named) = find(bytes, format!("\"name\":\"{stream}\"").as_bytes()) else { return false };
-    let Some(at) = find(&bytes[named..], LAST) else { return false };
-    let number = &mut bytes[named + at + LAST.len()..];
-    let digits = number.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let Some((first, others)) = number[..digits].split_first_mut() else { return false };
-    *first = b'1';
-    others.fill(b'0');
-    true
+    let named = find(bytes, format!("\"name\":\"{stream}\"").as_bytes())?;
+    let begin = named + find(&bytes[named..], LAST)? + LAST.len();
+    let digits = bytes[begin..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    (digits > 0).then(|| begin..begin + digits)
+}
+
+/// Makes of a number the lowest one of as many digits.
+fn lower(digits: &mut [u8]) {
+    digits.fill(b'0');
+    if let Some(first) = digits.first_mut() {
+        *first = b'1';
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ANSWER: &str = r#"{"config":{"name":"KV_a"},"state":{"first_seq":12,"last_seq":3156,"last_ts":"2"}}"#;
+
     #[test]
     fn an_answer_about_the_stream_tells_of_less_and_no_other_does() {
         let told = |answer: &str| {
             let mut bytes = answer.as_bytes().to_vec();
-            let changed = tell_less(&mut bytes, "KV_a");
-            (changed, String::from_utf8(bytes).unwrap_or_default())
+            let digits = last_sequence(&bytes, "KV_a")?;
+            lower(&mut bytes[digits]);
+            String::from_utf8(bytes).ok()
         };
-        let answer = r#"{"config":{"name":"KV_a"},"state":{"first_seq":12,"last_seq":3156,"last_ts":"2"}}"#;
-        assert_eq!(told(answer), (true, answer.replace("3156", "1000")));
-        for other in [answer.replace("KV_a", "KV_b"), answer.replace("last_seq", "seq"), answer.replace("3156", "")] {
-            assert_eq!(told(&other), (false, other.clone()));
+        assert_eq!(told(ANSWER), Some(ANSWER.replace("3156", "1000")));
+        for other in [ANSWER.replace("KV_a", "KV_b"), ANSWER.replace("last_seq", "seq"), ANSWER.replace("3156", "")] {
+            assert_eq!(told(&other), None, "{other}");
         }
+    }
+
+    #[tokio::test]
+    async fn as_many_answers_are_changed_as_were_asked_for() -> Result<()> {
+        let orders = watch::Sender::new(Meddling::TellsLess("KV_a"));
+        let (left, met) = (Arc::new(AtomicI64::new(2)), Arc::<AtomicU64>::default());
+        let mut heard: Vec<u8> = Vec::new();
+        // Whichever connections they come over.
+        for _ in 0..4 {
+            let (meddling, left, met) = (orders.subscribe(), Arc::clone(&left), Arc::clone(&met));
+            let mut meddler = Meddler { meddling, left, met, kept: Vec::new() };
+            meddler.pass(ANSWER.as_bytes(), &mut heard).await?;
+        }
+        let less = ANSWER.replace("3156", "1000");
+        let heard = String::from_utf8(heard)?;
+        anyhow::ensure!(heard == format!("{less}{less}{ANSWER}{ANSWER}"), "{heard}");
+        anyhow::ensure!(met.load(Ordering::Acquire) == 2);
+        Ok(())
     }
 
     #[tokio::test]
@@ -261,7 +296,7 @@ mod tests {
         for at in 0..=16 {
             orders.send_replace(Meddling::Halts("~halt~"));
             let (meddling, met) = (orders.subscribe(), Arc::<AtomicU64>::default());
-            let mut meddler = Meddler { meddling, met: Arc::clone(&met), kept: Vec::new() };
+            let mut meddler = Meddler { meddling, left: Arc::default(), met: Arc::clone(&met), kept: Vec::new() };
             let (mut to, mut heard) = tokio::io::duplex(64);
             let (one, two) = b"one~~halt~two~ha".split_at(at);
             let passed = tokio::spawn(async move {

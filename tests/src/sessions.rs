@@ -43,10 +43,15 @@ pub struct Compared {
 pub enum Why {
     /// Its node began anew after this reconcile did, and had not made that durable: what the slice had staged was gone.
     BeganAnew { reconcile: u64 },
-    /// It was out of step, in this session, while this reconcile was under way: that waits only for slices in step.
+    /// It was out of step, in this session, while this reconcile was under way. A reconcile is done once every slice in step has
+    /// taken part in it; one that is out of step does not.
     OutOfStep { reconcile: u64, session: u64 },
-    /// It was being compared in this session when a projector, or its node, began anew.
+    /// It was being compared in this session when a projector began anew, or its node did or was given up.
     CutShort { session: u64 },
+    /// It was being brought up in this session, which was closed though no projector and no node began anew, and the comparison
+    /// was opened at once: a projector could not go on with that session, and what the slice missed may be gone from the source.
+    /// The log does not say so itself; but a session that is over as it should be is not followed by a comparison at once.
+    Interrupted { session: u64 },
 }
 
 impl Sessions {
@@ -75,20 +80,24 @@ impl Sessions {
                     log.sessions.push(Session {
                         id: *session,
                         bucket: bucket.clone(),
+                        node: node.clone(),
                         kind: *kind,
                         slices: slices.clone(),
+                        generations: vbs.iter().map(|vb| vb.generation).collect(),
                         opened: at,
                         closed: usize::MAX,
+                        cut: false,
                     });
                 }
-                Change::VbucketAssigned { bucket, generation, restart, .. } => {
+                Change::VbucketAssigned { bucket, vb, generation, restart, .. } => {
                     seen.assigned += 1;
                     seen.lost_place += u32::from(*generation > 1 && *restart == 0);
-                    log.assigned.insert(bucket.clone(), at);
+                    log.generations.insert((bucket.clone(), usize::from(*vb)), *generation);
                 }
                 Change::BranchStarted { .. } => seen.branches += 1,
                 change => log.note(at, change),
             }
+            log.passed(at, change);
         }
         seen
     }
@@ -98,11 +107,16 @@ impl Sessions {
 struct Session {
     id: u64,
     bucket: String,
+    node: String,
     kind: SessionKind,
     slices: Vec<SliceName>,
+    /// The generation of each vbucket that it was opened for.
+    generations: Vec<u64>,
     /// Places in the log.
     opened: usize,
     closed: usize,
+    /// It was closed because a projector began anew, or its node did or was given up.
+    cut: bool,
 }
 
 #[derive(Debug)]
@@ -130,8 +144,12 @@ struct Log {
     joined: BTreeMap<String, Joined>,
     /// By indexer that is gone, what was durable when it went.
     left: BTreeMap<String, BTreeMap<String, u64>>,
-    /// By bucket, when a projector got a stream of it last.
-    assigned: BTreeMap<String, usize>,
+    /// By bucket and vbucket, the newest generation.
+    generations: BTreeMap<(String, usize), u64>,
+    /// From this place on, all records that were read so far are of closed sessions.
+    closings_from: usize,
+    /// From this place on, all records that were read so far are of opened or closed sessions.
+    sessions_from: usize,
     /// By bucket, the newest reconcile that every indexer which was there has made durable.
     durable: BTreeMap<String, u64>,
     /// Reconciles that have explained a comparison.
@@ -144,6 +162,11 @@ impl Log {
             Change::SessionClosed { session, .. } => {
                 for open in self.sessions.iter_mut().filter(|open| open.id == *session) {
                     open.closed = at;
+                    let mut opened_for = open.generations.iter().enumerate();
+                    open.cut = opened_for.any(|(vb, generation)| {
+                        let newest = self.generations.get(&(open.bucket.clone(), vb));
+                        newest.is_some_and(|newest| newest > generation)
+                    });
                 }
             }
             Change::ReconcileStarted { bucket, id } => {
@@ -159,13 +182,33 @@ impl Log {
                 self.durable.insert(bucket.clone(), reconciled);
             }
             Change::NodeJoined { node, kind: NodeKind::Indexer, .. } => {
+                self.cut_sessions_of(node);
                 let durable = self.left.remove(node).unwrap_or_else(|| self.durable.clone());
                 self.joined.insert(node.clone(), Joined { at, durable });
             }
             Change::NodeLeft { node, kind: NodeKind::Indexer } => {
+                self.cut_sessions_of(node);
                 self.left.insert(node.clone(), self.durable.clone());
             }
             _ => {}
+        }
+    }
+
+    /// A node began anew, or was given up: the sessions that it still had were closed in the records directly before.
+    fn cut_sessions_of(&mut self, node: &str) {
+        let closed = self.closings_from..usize::MAX;
+        for session in self.sessions.iter_mut().filter(|s| s.node == node && closed.contains(&s.closed)) {
+            session.cut = true;
+        }
+    }
+
+    /// A record was read.
+    fn passed(&mut self, at: usize, change: &Change) {
+        if !matches!(change, Change::SessionClosed { .. }) {
+            self.closings_from = at + 1;
+        }
+        if !matches!(change, Change::SessionOpened { .. } | Change::SessionClosed { .. }) {
+            self.sessions_from = at + 1;
         }
     }
 
@@ -173,28 +216,30 @@ impl Log {
     fn why(&mut self, bucket: &str, node: &str, slice: SliceName) -> Option<Why> {
         let is_of = |s: &&Session| s.bucket == bucket && s.kind != SessionKind::Reconcile && s.slices.contains(&slice);
         let before: Vec<&Session> = self.sessions.iter().filter(is_of).collect();
-        let joined = self.joined.get(node);
-        let mut anew = joined.map(|joined| joined.at).into_iter().chain(self.assigned.get(bucket).copied());
-        if let Some(last) = before.last().filter(|last| last.kind == SessionKind::Comparison)
-            && anew.any(|at| last.opened < at && at < last.closed)
-        {
+        let last = before.last();
+        if let Some(last) = last.filter(|last| last.kind == SessionKind::Comparison && last.cut) {
             return Some(Why::CutShort { session: last.id });
         }
+        let closed_just_now = self.sessions_from..usize::MAX;
+        let interrupted = last.filter(|last| last.kind == SessionKind::Recovery && !last.cut);
+        let interrupted = interrupted.filter(|last| closed_just_now.contains(&last.closed));
+        let interrupted = interrupted.map(|last| Why::Interrupted { session: last.id });
+        let joined = self.joined.get(node);
         let is_unused = |id: u64| !self.explained.contains(&(bucket.to_owned(), slice, id));
         let unused = self.reconciles.iter().rev().filter(|r| r.bucket == bucket && is_unused(r.id));
         let unused: Vec<&Reconcile> = unused.collect();
         let missed = joined.and_then(|joined| {
             let durable = joined.durable.get(bucket).copied().unwrap_or(0);
-            unused.iter().find(|r| r.began < joined.at && r.id > durable)
+            let reconcile = unused.iter().find(|r| r.began < joined.at && r.id > durable)?.id;
+            Some((reconcile, Why::BeganAnew { reconcile }))
         });
-        let (reconcile, why) = match missed {
-            Some(r) => (r.id, Why::BeganAnew { reconcile: r.id }),
-            None => before.iter().rev().find_map(|session| {
+        let out_of_step = || {
+            before.iter().rev().find_map(|session| {
                 let meanwhile = unused.iter().find(|r| r.began < session.closed && session.opened < r.ended)?;
-                let why = Why::OutOfStep { reconcile: meanwhile.id, session: session.id };
-                Some((meanwhile.id, why))
-            })?,
+                Some((meanwhile.id, Why::OutOfStep { reconcile: meanwhile.id, session: session.id }))
+            })
         };
+        let Some((reconcile, why)) = missed.or_else(out_of_step) else { return interrupted };
         self.explained.insert((bucket.to_owned(), slice, reconcile));
         Some(why)
     }
@@ -291,15 +336,49 @@ mod tests {
         assert_eq!(reasons(&[recovery.clone(), began(2), done(), closed(1), compared.clone()]), missed);
         assert_eq!(reasons(&[began(2), recovery.clone(), done(), compared.clone()]), missed);
         assert_eq!(reasons(&[recovery.clone(), closed(1), began(2), done(), compared.clone()]), [None]);
-        assert_eq!(reasons(&[began(2), done(), recovery, closed(1), compared]), [None]);
+        assert_eq!(reasons(&[began(2), done(), recovery, closed(1), durable(2), compared]), [None]);
     }
 
     #[test]
     fn a_comparison_that_is_cut_short_is_begun_again() {
         let compared = |id| opened(id, SessionKind::Comparison, 0);
-        let changes = [joined(1), began(1), joined(2), compared(2), assigned(2, 9), closed(2), compared(3)];
-        assert_eq!(reasons(&changes)[1], Some(Why::CutShort { session: 2 }));
-        let changes = [joined(1), began(1), joined(2), compared(2), closed(2), assigned(2, 9), compared(3)];
-        assert_eq!(reasons(&changes)[1], None, "it was over before");
+        let after = |meanwhile: &[Change]| {
+            let changes = [&[joined(1), began(1), joined(2), compared(2)][..], meanwhile, &[compared(3)]].concat();
+            reasons(&changes)[1]
+        };
+        let cut = Some(Why::CutShort { session: 2 });
+        // The coordinator enters first that a projector has a vbucket, and then closes the sessions of the generation before.
+        assert_eq!(after(&[assigned(2, 9), closed(2)]), cut);
+        assert_eq!(after(&[closed(2), assigned(2, 9)]), None, "it was over before");
+        // It closes the sessions of a node first, and then enters what became of the node.
+        assert_eq!(after(&[closed(2), joined(3)]), cut);
+        assert_eq!(after(&[closed(2), left(), joined(3)]), cut);
+        assert_eq!(after(&[closed(2), durable(1), left(), joined(3)]), None, "it was over before");
+        let another = Change::NodeJoined { node: "indexer-2".into(), kind: NodeKind::Indexer, incarnation: 2 };
+        assert_eq!(after(&[closed(2), another]), None, "its node was there all the time");
+        // A session that is opened in the step in which a projector gets the vbucket is of the generation before.
+        let changes =
+            [assigned(1, 0), joined(1), began(1), joined(2), assigned(2, 9), compared(2), closed(2), compared(3)];
+        assert_eq!(reasons(&changes)[1], cut);
+    }
+
+    #[test]
+    fn a_recovery_with_which_a_projector_could_not_go_on_leads_to_a_comparison() {
+        let recovery = opened(1, SessionKind::Recovery, 5);
+        let compared = |after: &[Change]| {
+            let comparison = opened(9, SessionKind::Comparison, 0);
+            reasons(&[&[assigned(1, 0), recovery.clone()][..], after, &[comparison]].concat())
+        };
+        let interrupted = [Some(Why::Interrupted { session: 1 })];
+        // The coordinator closes the session, and opens the comparison in its next step.
+        assert_eq!(compared(&[closed(1)]), interrupted);
+        // Other sessions may end in the same step.
+        assert_eq!(compared(&[closed(7), closed(1), closed(8)]), interrupted);
+        assert_eq!(compared(&[closed(1), durable(0)]), [None], "it was over before");
+        assert_eq!(compared(&[assigned(2, 9), closed(1)]), [None], "it would be brought up again");
+        assert_eq!(compared(&[closed(1), joined(2)]), [None], "and here");
+        assert_eq!(compared(&[]), [None], "it is being brought up");
+        let build = [opened(1, SessionKind::Build, 0), closed(1), opened(2, SessionKind::Comparison, 0)];
+        assert_eq!(reasons(&build), [None], "a build is begun anew");
     }
 }

@@ -11,12 +11,14 @@ pub struct Stated {
     pub node: String,
     pub what: String,
     pub error: String,
+    /// How often it failed.
+    pub times: u64,
 }
 
 impl Stated {
-    /// It is of this node, called that, and these words are in what is said of it, in capitals or not.
-    pub fn is(&self, node: &str, what: &str, words: &str) -> bool {
-        self.node == node && self.what == what && self.says(words)
+    /// Something of this node that is called `what` panicked, and the error names the line of code.
+    fn is_panic(&self, node: &str, what: &str) -> bool {
+        self.node == node && self.what == what && self.says("panicked") && self.says(".rs:")
     }
 
     /// These words are in what is said of it, in capitals or not.
@@ -33,7 +35,7 @@ pub async fn stated(client: &Client) -> Result<Vec<Stated>, String> {
     for member in members["members"].as_array().into_iter().flatten() {
         for trouble in member["troubles"].as_array().into_iter().flatten() {
             let (node, what, error) = (text(&member["node"]), text(&trouble["what"]), text(&trouble["error"]));
-            all.push(Stated { node, what, error });
+            all.push(Stated { node, what, error, times: trouble["times"].as_u64().unwrap_or(0) });
         }
     }
     Ok(all)
@@ -46,4 +48,21 @@ pub async fn is_stated(client: &Client, what: &str, within: Duration, wanted: im
         if stated.iter().any(&wanted) { Ok(()) } else { Err(format!("{stated:?}")) }
     })
     .await
+}
+
+/// How often something of a node has panicked, as far as it is stated.
+pub async fn panics(client: &Client, node: &str, what: &str) -> Result<u64> {
+    let stated = stated(client).await.map_err(anyhow::Error::msg)?;
+    Ok(stated.iter().find(|stated| stated.is_panic(node, what)).map_or(0, |stated| stated.times))
+}
+
+/// Waits until a node states that something panicked.
+pub async fn panicked(client: &Client, node: &str, what: &str, within: Duration) -> Result<()> {
+    panicked_after(client, node, what, 0, within).await
+}
+
+/// Waits until a node states that something panicked more often than so many [`panics`]: a panic is stated for ten minutes.
+pub async fn panicked_after(client: &Client, node: &str, what: &str, before: u64, within: Duration) -> Result<()> {
+    let wanted = |stated: &Stated| stated.is_panic(node, what) && stated.times > before;
+    is_stated(client, &format!("{what:?} of {node} panicked, after {before} times"), within, wanted).await
 }

@@ -67,6 +67,7 @@ struct Shared {
     /// Times that the connection was lost.
     losses: AtomicU64,
     troubles: Troubles,
+    of: &'static str,
 }
 
 /// A connection. It ends when the last handle is dropped.
@@ -104,7 +105,9 @@ impl Shared {
 
 impl Link {
     /// Connects; losses are healed until the last handle is gone.
-    pub(crate) async fn connect(dial: Arc<Dial>, troubles: Troubles) -> Result<Self, String> {
+    ///
+    /// `of`: by which tests tell it from the process's other connections.
+    pub(crate) async fn connect(dial: Arc<Dial>, troubles: Troubles, of: &'static str) -> Result<Self, String> {
         let dialled = dial.connect(0).await?;
         let shared = Arc::new(Shared {
             subscriptions: Mutex::default(),
@@ -115,6 +118,7 @@ impl Link {
             server: watch::Sender::new(dialled.info.clone()),
             losses: AtomicU64::new(0),
             troubles,
+            of,
         });
         let (commands, waiting) = mpsc::channel(COMMANDS);
         let kept = keep_up(Arc::clone(&shared), dial, dialled, waiting);
@@ -223,11 +227,11 @@ impl Drop for Closing {
 
 async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, commands: mpsc::Receiver<Command>) {
     let _closing = Closing(Arc::clone(&shared));
-    // It is closed before the inboxes are: whoever subscribes in between closes an inbox of its own.
+    // Commands are refused before the inboxes are closed: an inbox that is added later is closed by who adds it.
     let mut commands = commands;
     let mut dialled = first;
     loop {
-        fault("connection", "");
+        fault("connection", shared.of);
         let began = Instant::now();
         shared.server.send_replace(dialled.info.clone());
         let why = serve(&shared, dialled, &mut commands).await;
@@ -250,6 +254,7 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, commands:
             }
             attempt += 1;
         };
+        retry.over();
     }
 }
 
@@ -267,7 +272,7 @@ async fn reading(shared: &Shared, mut socket: ReadHalf<Box<dyn Socket>>, mut buf
     // Messages for one subscription that came together.
     let mut together: Vec<Message> = Vec::new();
     loop {
-        fault("frames", "");
+        fault("frames", shared.of);
         loop {
             match codec::decode(&mut buffer) {
                 Ok(Some(Frame::Message(message))) => {

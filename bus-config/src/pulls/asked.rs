@@ -16,9 +16,9 @@ const BYTES: u64 = 1024 * 1024;
 /// And at most, for a stream that holds larger messages than the server takes now.
 const MOST_BYTES: u64 = 128 * 1024 * 1024;
 /// Bytes that the pulls of all readers of a process ask for.
-const TOGETHER: u64 = 16 * 1024 * 1024;
+const TOGETHER: u64 = 8 * 1024 * 1024;
 /// A reader's share of these is never less.
-const LEAST_SHARE: u64 = 64 * 1024;
+const LEAST_SHARE: u64 = 32 * 1024;
 
 /// The number of a process's readers that pull now.
 pub(crate) type Pulling = Arc<AtomicU64>;
@@ -311,7 +311,7 @@ mod tests {
             assert!(asked.bytes <= 2 * asked.full && asked.max_bytes() == Some(asked.full), "{size}: {asked:?}");
         }
         let room = 1024 * 1024 + BESIDES;
-        for (share, most) in [(TOGETHER, 15), (4 * room, 4), (2 * room, 2), (room, 1), (LEAST_SHARE, 1)] {
+        for (share, most) in [(TOGETHER, 7), (4 * room, 4), (2 * room, 2), (room, 1), (LEAST_SHARE, 1)] {
             let mut asked = list(ListPulls::Largest);
             let mut messages = 0;
             while let Some(batch) = asked.next_pull(share) {

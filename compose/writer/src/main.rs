@@ -84,7 +84,7 @@ fn run() -> Result<()> {
 async fn write(settings: &Settings) -> Result<()> {
     let servers: Vec<&str> = settings.url.split(',').collect();
     let options = ConnectOptions::new().name("writer").retry_on_initial_connect();
-    let client = options.connect(servers).await.with_context(|| format!("cannot connect to {}", settings.url))?;
+    let client = options.connect(servers).await.context("cannot connect to NATS_URL")?;
     let bucket = open(&jetstream::new(client), settings).await;
     println!("writing {} a second to {}", settings.rate, settings.bucket);
     let mut pace = interval(Duration::from_secs(1) / settings.rate);

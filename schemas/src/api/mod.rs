@@ -34,8 +34,8 @@ pub use query::{
     ScanResult, SnapshotChoice, VbPosition,
 };
 pub use status::{
-    BucketStatus, MOST_SESSIONS_SHOWN, MOST_SLICES_SHOWN, MOST_TROUBLES, Reads, SessionReading, SessionSlice,
-    SessionStatus, Trouble, VbReads, VbStatus,
+    BucketStatus, MOST_ID_SHOWN, MOST_SESSIONS_SHOWN, MOST_SLICES_SHOWN, MOST_TROUBLES, MOST_UNKNOWN_SHOWN, Reads,
+    SessionReading, SessionSlice, SessionStatus, Trouble, UnknownOperation, VbReads, VbStatus,
 };
 
 use crate::error::{ApiError, ErrorCode};

@@ -10,6 +10,10 @@ pub const MOST_TROUBLES: usize = 16;
 
 /// Sessions of a bucket that a status names.
 pub const MOST_SESSIONS_SHOWN: usize = 16;
+/// Messages with an unknown `KV-Operation` that a status lists for each vbucket.
+pub const MOST_UNKNOWN_SHOWN: usize = 8;
+/// Characters of a docid in such a list.
+pub const MOST_ID_SHOWN: usize = 64;
 /// Slices of a session that a status names.
 pub const MOST_SLICES_SHOWN: usize = 64;
 
@@ -51,7 +55,7 @@ pub struct Reads {
     #[serde(default)]
     pub passed_over: u64,
     /// Of those for the live chain, messages with a `KV-Operation` that is neither `PUT`, `DEL` nor `PURGE`: each counts as a
-    /// put. The node's troubles name the newest for 30 seconds.
+    /// put. The node's troubles name the newest for 30 seconds, and the vbucket's `unknown_operations` list the newest few.
     #[serde(default)]
     pub unknown_operations: u64,
     /// No messages: how often a leader of the replicated stream contradicted what was read, or could not prove it, and was asked
@@ -66,6 +70,17 @@ pub struct VbReads {
     pub bucket: String,
     pub vb: u16,
     pub reads: Reads,
+    /// As in [`VbStatus`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown_operations: Vec<UnknownOperation>,
+}
+
+/// A message with a `KV-Operation` that is neither `PUT`, `DEL` nor `PURGE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnknownOperation {
+    /// The docid, its first [`MOST_ID_SHOWN`] characters.
+    pub id: String,
+    pub seqno: u64,
 }
 
 /// A slice in a session.
@@ -112,6 +127,9 @@ pub struct VbStatus {
     pub source_last: u64,
     #[serde(default)]
     pub reads: Reads,
+    /// The newest messages of the live chain with an unknown `KV-Operation`, at most [`MOST_UNKNOWN_SHOWN`], oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown_operations: Vec<UnknownOperation>,
 }
 
 /// One bucket as the coordinator sees it.

@@ -16,7 +16,7 @@
 //! What is pure of `batches`, `contradiction`, `cover`, `recent`, `removals` and `verify` is public for the simulation.
 //!
 //! # Tasks and channels
-//! Each vbucket task has a pump (channel of `pump::CAPACITY` chunks), a lane to the router (`lane::LANE_CAPACITY` chunks) and an
+//! Each vbucket task has a pump (channel of `pump::CAPACITY` chunks), a lane to the router (`lane::LANE_CAPACITY` chunks at most) and an
 //! inbox of wants (`vbucket::WANTS`; what exceeds it is dropped, catalogs repeat their wants). The service ends all of them.
 //!
 //! # Invariants

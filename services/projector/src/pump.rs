@@ -14,6 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 const CAPACITY: usize = 4;
 /// Bytes of messages that may wait for it, but for one larger message.
 const ROOM: usize = 1024 * 1024;
+/// So many readers of a process have this room each; more share what these have together.
+const ROOMS: usize = 8;
 /// Messages of one chunk.
 const CHUNK: usize = 512;
 /// A list of which nothing comes for so long may be complete.
@@ -45,6 +47,7 @@ pub enum Pumped {
 const ENDS: Duration = Duration::from_millis(100);
 
 /// A pump at work.
+#[must_use = "dropping it ends the pump"]
 pub struct Running {
     task: Task,
     pub pumped: mpsc::Receiver<Pumped>,
@@ -77,7 +80,8 @@ async fn run(bus: Bus, stream: String, from: ReadFrom, out: mpsc::Sender<Pumped>
     let over = match open(&bus, &stream, from, &out).await {
         Ok(reader) => {
             let room = Arc::new(Semaphore::new(ROOM));
-            Pump { list: reader.list(), listed: 0, heard: Instant::now(), reader, out: &out, room, stream }.run().await
+            let list = reader.list();
+            Pump { bus, list, listed: 0, heard: Instant::now(), reader, out: &out, room, stream }.run().await
         }
         Err(over) => over,
     };
@@ -104,6 +108,7 @@ async fn open(bus: &Bus, stream: &str, from: ReadFrom, out: &mpsc::Sender<Pumped
 }
 
 struct Pump<'a> {
+    bus: Bus,
     reader: StreamReader,
     /// The list that is not complete yet.
     list: Option<List>,
@@ -135,7 +140,8 @@ impl Pump<'_> {
 
     async fn send_messages(&self, messages: Vec<StreamMessage>, restarts: u64, losses: u64) -> Result<(), Over> {
         let bytes: usize = messages.iter().map(StreamMessage::size).sum();
-        let room = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
+        let taken = bytes.saturating_mul(self.bus.readers().div_ceil(ROOMS));
+        let room = u32::try_from(taken.min(ROOM)).unwrap_or(u32::MAX);
         let room = tokio::select! {
             room = Arc::clone(&self.room).acquire_many_owned(room) => room.map_err(|_| Over::Unwanted)?,
             () = self.out.closed() => return Err(Over::Unwanted),

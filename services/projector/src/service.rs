@@ -3,9 +3,9 @@
 use crate::{
     config::Config,
     panics::Panics,
-    reads::{Purpose, Totals},
+    reads::{Purpose, Reading, Totals},
     recent::Recent,
-    vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, Reading, WANTS},
+    vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, WANTS},
     verify::{Known, Suspected},
 };
 use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet, fault};

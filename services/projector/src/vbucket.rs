@@ -17,6 +17,7 @@ use crate::{
     docid::{Docid, docid},
     evaluate::Evaluator,
     pump::{self, Pumped},
+    reads::Reading,
     recent::{self, Recent},
     removals::Removals,
     verify::{self, Known, Suspected},
@@ -25,8 +26,9 @@ use asking::{Asking, answered};
 use highwater_bus::{Bus, Operation, ReadFrom, StreamMessage, fault};
 use highwater_schemas::{
     Position,
+    api::UnknownOperation,
     definition::CompiledIndex,
-    lane::{self, Chunk, LANE_CAPACITY, LaneTarget, OpenLane, Routes},
+    lane::{self, Chunk, LaneTarget, OpenLane, Routes},
     timestamp::{Asked, Bookmark, Dropped, Wants},
     wire::{DocOp, KeyVersions, Unindexable},
 };
@@ -34,10 +36,7 @@ use offering::Offering;
 pub(crate) use removed::KnownToAll;
 use removed::{Frozen, ServerClock};
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
@@ -54,8 +53,6 @@ const POLL: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(5);
 /// Key versions of one chunk, bytes: the last document may go beyond it.
 const CHUNK_BYTES: usize = 128 * 1024;
-/// Of a docid that a trouble names, at most so many characters.
-const STATED_DOCID: usize = 64;
 /// Slices in step have taken up a session after this time, mostly; those that have not give it up.
 const LIST_AFTER: Duration = Duration::from_millis(250);
 /// How soon another server is noticed.
@@ -104,22 +101,6 @@ pub(crate) struct Assignment {
 
 /// The bookmarks that the log has now: those of what indexers can go back to.
 pub(crate) type Durable = Arc<Mutex<Vec<Bookmark>>>;
-
-/// How much a task has read.
-#[derive(Debug, Default)]
-pub(crate) struct Reading {
-    pub(crate) messages: AtomicU64,
-    /// Below where it begins.
-    pub(crate) before: AtomicU64,
-    /// Messages that the server held when it sent the last of these.
-    pub(crate) pending: AtomicU64,
-    /// Messages that are no documents of the bucket.
-    pub(crate) passed_over: AtomicU64,
-    /// Messages whose `KV-Operation` is not known.
-    pub(crate) unknown_operations: AtomicU64,
-    /// Leaders that contradicted what was read, and were asked again.
-    pub(crate) contradicted: AtomicU64,
-}
 
 /// How a task ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +160,7 @@ pub(crate) async fn run(
             Err(_) => return End::Again,
         }
     }
-    let (lane, taken) = mpsc::channel(LANE_CAPACITY);
+    let (lane, taken) = mpsc::channel(lane::capacity(bus.readers()));
     let input = lane.clone();
     let open = OpenLane {
         bucket: assignment.bucket.clone(),
@@ -235,7 +216,7 @@ pub(crate) async fn run(
         source_last: 0,
         last_message: (0, 0),
         bookmark,
-        unknown_operation: None,
+        unknown_operation: false,
         marks,
         recent: Recent::new(remembered, state.as_ref().map_or(u64::MAX, |state| state.last_seq), assignment.remembers),
         doubt: None,
@@ -297,8 +278,8 @@ struct Task {
     last_message: (i64, u64),
     /// The last message, not yet handed on.
     bookmark: Option<Bookmark>,
-    /// Seqno and docid of the newest message whose `KV-Operation` is not known, not yet stated.
-    unknown_operation: Option<(u64, String)>,
+    /// A message whose `KV-Operation` is not known has yet to be stated.
+    unknown_operation: bool,
     /// Messages as they were read, oldest first, the fewer the older.
     marks: Vec<Bookmark>,
     /// The newest of all that was read; the live chain's only.
@@ -375,8 +356,9 @@ impl Task {
                         self.messages(&messages, restarts, pump.pumped.is_empty()).await
                     }
                     Some(Pumped::Listed { upto }) => self.listed(upto).await,
-                    Some(Pumped::Changed(why)) => self.changed(why).await.map(|going_on| pump = going_on),
-                    Some(Pumped::Opened { .. }) => Ok(()),
+                    Some(Pumped::Changed(why)) => self.changed(&why).await.map(|next| pump = next),
+                    // Another reader is open: the source may have gone since it was compared.
+                    Some(Pumped::Opened { .. }) => self.restarted().await,
                     None => Err(End::Again),
                 },
                 // A session has nothing to look at.
@@ -439,8 +421,8 @@ impl Task {
             return;
         };
         if self.assignment.kv && message.operation == Operation::Other {
-            self.assignment.reading.unknown_operations.fetch_add(1, Ordering::Relaxed);
-            self.unknown_operation = Some((message.seq, docid.text().chars().take(STATED_DOCID).collect()));
+            self.unknown_operation |= self.live();
+            self.assignment.reading.unknown_operation(message.seq, &docid.text());
         }
         if is_delete(message, self.assignment.kv) {
             self.evaluator.delete(message.seq, &docid.text(), versions);
@@ -452,10 +434,14 @@ impl Task {
     }
 
     fn state_unknown_operation(&mut self) {
-        let Some((seqno, docid)) = self.unknown_operation.take().filter(|_| self.live()) else { return };
-        let what = format!("an unknown KV-Operation in stream {}", self.assignment.stream);
-        let newest = format!("it counts as a put; the newest is that of docid {docid:?}, seqno {seqno}");
-        self.bus.happened(&what, &newest);
+        if std::mem::take(&mut self.unknown_operation)
+            && let Some(newest) = self.assignment.reading.newest_unknown().pop()
+        {
+            let what = format!("an unknown KV-Operation in stream {}", self.assignment.stream);
+            let UnknownOperation { id, seqno } = newest;
+            let newest = format!("it counts as a put; the newest is that of docid {id:?}, seqno {seqno}");
+            self.bus.happened(&what, &newest);
+        }
     }
 
     /// Puts a chunk into the lane.

@@ -3,7 +3,7 @@
 use crate::{
     pace::Pace,
     packer::{Limits, Message, Packed, Packer, Step},
-    window::{Offered, Part, Resend, Window},
+    window::{Lanes, Offered, Part, Resend, Window},
 };
 use highwater_bus::{Bus, Ending, Publisher, Retry, TaskSet, fault};
 use highwater_schemas::{
@@ -85,7 +85,7 @@ impl fmt::Display for Sending {
 }
 
 /// Runs until its input ends.
-pub(crate) async fn run(bus: Bus, open: OpenLane) {
+pub(crate) async fn run(bus: Bus, open: OpenLane, lanes: Lanes) {
     let mut input = open.input;
     let retry = bus.retry(format!("publishing key versions of bucket {}", open.bucket)).within(LONGEST);
     let pace = Pace::new(open.target == LaneTarget::Mutation, Instant::now());
@@ -94,7 +94,7 @@ pub(crate) async fn run(bus: Bus, open: OpenLane) {
         packer: Packer::new(open.from, open.dropped, Limits::new(bus.max_payload())),
         acks: TaskSet::new(bus.incidents()),
         bus,
-        window: Window::default(),
+        window: Window::sharing(lanes),
         sync: StVb {
             vbuuid: open.vbuuid,
             generation: open.generation,

@@ -5,12 +5,15 @@ use highwater_schemas::{
     Position,
     timestamp::{Bookmark, Dropped},
 };
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 /// Intervals under way at most.
 pub const WINDOW: usize = 16;
 /// Bytes of theirs under way, but for the interval that reaches this.
 const MOST_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes under way in the windows of all lanes of a process, which share them evenly, and what each has at least.
+const TOGETHER: usize = 8 * 1024 * 1024;
+const LEAST_BYTES: usize = 64 * 1024;
 /// A message that failed this often makes the router send its whole window again.
 pub const FAILURES: u32 = 3;
 
@@ -31,9 +34,13 @@ struct Interval {
     failures: u32,
 }
 
+/// The lanes of a process: each that runs holds one.
+pub type Lanes = Arc<()>;
+
 /// The intervals under way, oldest first.
 #[derive(Debug, Default)]
 pub struct Window {
+    lanes: Lanes,
     open: VecDeque<Interval>,
     /// Of the intervals in it.
     bytes: usize,
@@ -90,8 +97,14 @@ fn size(packed: &Packed) -> usize {
 }
 
 impl Window {
+    /// That of one of many lanes.
+    pub fn sharing(lanes: Lanes) -> Self {
+        Self { lanes, ..Self::default() }
+    }
+
     pub fn full(&self) -> bool {
-        self.open.len() >= WINDOW || self.bytes >= MOST_BYTES
+        let share = (TOGETHER / Arc::strong_count(&self.lanes)).clamp(LEAST_BYTES, MOST_BYTES);
+        self.open.len() >= WINDOW || self.bytes >= share
     }
 
     /// Takes an interval; answers the messages to send.
@@ -197,6 +210,24 @@ mod tests {
         w.acked(first[1]);
         assert_eq!(w.published().map(|p| p.to.seqno), Some(2));
         assert_eq!(w.published(), None);
+    }
+
+    #[test]
+    fn many_lanes_share_what_their_windows_hold() {
+        let lanes = Lanes::default();
+        let others: Vec<Lanes> = (0..62).map(|_| Lanes::clone(&lanes)).collect();
+        let mut w = Window::sharing(Lanes::clone(&lanes));
+        let mut large = packed(1, 1);
+        large.messages[0].versions.push_doc(1, &"x".repeat(TOGETHER / 64), DocOp::Put);
+        assert!(!w.full(), "one interval always has room");
+        w.push(large);
+        assert!(w.full());
+        drop(others);
+        assert!(!w.full(), "the others have ended");
+        let _crowd: Vec<Lanes> = (0..10_000).map(|_| Lanes::clone(&lanes)).collect();
+        w.push(packed(2, 1));
+        assert!(w.full());
+        assert!(!Window::sharing(lanes).full());
     }
 
     #[test]

@@ -18,8 +18,9 @@ const DOCUMENTS: u64 = 200;
 const WITHIN: Duration = Duration::from_secs(60);
 /// Of each connection, while it is refused.
 const ATTEMPTS: u64 = 20;
-/// So many attempts take nearly twice as long, as they follow one another after 20 ms, 40 ms, and so on; a loop without a pause makes
-/// them in a few milliseconds.
+/// So many attempts take longer; a loop without a pause makes them in a few milliseconds. The client library waits 20 ms, 40 ms
+/// and so on, up to 500 ms. Our own link waits 50 ms, then half of the time for which it has failed, up to 500 ms, and from one
+/// connection to the next 200 ms at least.
 const AT_LEAST: Duration = Duration::from_secs(2);
 
 /// How a service reaches a server.

@@ -62,10 +62,7 @@ async fn services_end_while(server: Server) -> Result<()> {
                 cluster.start_node(node).await?;
             }
             let client = cluster.client().await?;
-            until("everything is there", WITHIN, async || {
-                ask::each(&client, &source, &indexes).await.map_err(|error| format!("{error:#}"))
-            })
-            .await
+            ask::each_again(&client, &source, &indexes, WITHIN).await
         })
         .await
 }

@@ -253,7 +253,9 @@ async fn messages_that_are_unusual_are_counted_by_stream() -> Result<()> {
                     trouble["what"] == "an unknown KV-Operation in stream KV_docs"
                         && trouble["error"] == "it counts as a put; the newest is that of docid \"d\", seqno 5"
                 });
-                let counted = reads["unknown_operations"] == 3 && reads["passed_over"] == 0;
+                let listed = &members["buckets"][0]["vbuckets"][0]["unknown_operations"];
+                let all = [("a", 2), ("b", 3), ("d", 5)].map(|(id, seqno)| json!({"id": id, "seqno": seqno}));
+                let counted = reads["unknown_operations"] == 3 && reads["passed_over"] == 0 && *listed == json!(all);
                 if counted && stated { Ok(()) } else { Err(format!("{reads} {members}")) }
             })
             .await?;

@@ -4,7 +4,7 @@
 
 use crate::panics::ended;
 use futures_util::future::join_all;
-use highwater_tests::{cluster::SERVICES, prelude::*};
+use highwater_tests::{cluster::SERVICES, prelude::*, stated};
 
 const BUSY: &str = "busy";
 const QUICK: &str = "quick";
@@ -64,17 +64,6 @@ async fn fill_inbox(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the indexer states an incident of this.
-async fn incident(client: &Client, what: &str) -> Result<()> {
-    until(&format!("the indexer states {what:?}"), WITHIN, async || {
-        let members = client.members().await.map_err(|refused| refused.to_string())?;
-        let mut all = members["members"].as_array().into_iter().flatten().filter(|member| member["node"] == INDEXER);
-        let stated = all.any(|m| m["troubles"].as_array().into_iter().flatten().any(|trouble| trouble["what"] == what));
-        stated.then_some(()).ok_or_else(|| members.to_string())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_inbox_holds_up_no_other_bucket() -> Result<()> {
     let mut rng = Rng::seeded("full inbox");
@@ -110,8 +99,9 @@ async fn a_full_inbox_holds_up_no_other_bucket() -> Result<()> {
                 cluster.panic_at(INDEXER, place)?;
             }
             write_until_hit(cluster, &quick, &mut rng, &["persist", "merge"]).await?;
-            incident(&client, "making bucket quick durable").await?;
-            incident(&client, "merging layers of bucket quick").await?;
+            for what in ["making bucket quick durable", "merging layers of bucket quick"] {
+                stated::panicked(&client, INDEXER, what, WITHIN).await?;
+            }
             ask::whole(&client, &quick, &of_quick).await?;
             let request =
                 json!({"bucket": BUSY, "index": of_busy.name, "consistency": "request_plus", "timeout_ms": 300});

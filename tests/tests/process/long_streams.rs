@@ -1,11 +1,10 @@
 //! A long stream is read in parts over several connections: in order, without a gap, and listed as a whole, whatever is overwritten or
 //! removed meanwhile, and whoever kills the server.
 
-use crate::panics::incident;
 use async_nats::jetstream::stream::{Config, Stream};
 use bytes::Bytes;
 use highwater_bus::{Bus, BusError, ConnectSettings, ReadFrom, StreamMessage, StreamReader};
-use highwater_tests::{backup, cluster::SERVICES, load::Writer, nats::NatsServer, prelude::*};
+use highwater_tests::{backup, cluster::SERVICES, load::Writer, nats::NatsServer, prelude::*, stated};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -278,7 +277,7 @@ async fn an_index_of_a_long_stream_is_built_and_compared_while_it_is_overwritten
             client.create_index(&late.definition("long")).await?;
             cluster.hit("projector-1", "part.KV_long").await?;
             client.wait_active("long", &late.name, WITHIN).await?;
-            incident(&client, "projector-1", "reading a part of stream KV_long").await?;
+            stated::panicked(&client, "projector-1", "reading a part of stream KV_long", WITHIN).await?;
             ask::whole(&client, &source, &late).await
         })
         .await

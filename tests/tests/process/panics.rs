@@ -1,7 +1,13 @@
 //! A panic in any task, thread or job of a service: what it served goes on within seconds, the other bucket is untouched, and
 //! `status` states the incident.
 
-use highwater_tests::{cli, cluster::SERVICES, load::Scans, prelude::*};
+use highwater_tests::{
+    cli,
+    cluster::SERVICES,
+    load::Scans,
+    prelude::*,
+    stated::{self, Stated},
+};
 
 const BROKEN: &str = "orders";
 const OTHER: &str = "people";
@@ -44,8 +50,9 @@ impl Place {
         generation.with_context(|| format!("no generation: {state}"))
     }
 
-    async fn incident(&self, node: &str, what: &str) -> Result<()> {
-        incident(&self.client, node, what).await
+    /// Waits until a node states that this panicked.
+    async fn panicked(&self, node: &str, what: &str) -> Result<()> {
+        stated::panicked(&self.client, node, what, WITHIN).await
     }
 
     /// Nothing of the other bucket failed meanwhile.
@@ -67,24 +74,6 @@ pub(crate) async fn goes_on(client: &Client, source: &Source, indexes: &[Index],
     ask::each(client, source, indexes).await
 }
 
-/// Waits until a node states an incident of this.
-pub(crate) async fn incident(client: &Client, node: &str, what: &str) -> Result<()> {
-    until(&format!("{node} states that {what:?} panicked"), WITHIN, async || {
-        let members = client.members().await.map_err(|refused| refused.to_string())?;
-        let mut all = members["members"].as_array().into_iter().flatten();
-        let found = all.any(|member| {
-            let mut troubles = member["troubles"].as_array().into_iter().flatten();
-            member["node"] == node
-                && troubles.any(|trouble| {
-                    let says = |field: &str, word: &str| trouble[field].as_str().is_some_and(|t| t.contains(word));
-                    says("what", what) && says("error", "panicked") && says("error", ".rs:")
-                })
-        });
-        found.then_some(()).ok_or_else(|| members.to_string())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_whose_task_panics_goes_on_in_another_generation() -> Result<()> {
     let mut rng = Rng::seeded("panics of chains");
@@ -103,7 +92,7 @@ async fn a_chain_whose_task_panics_goes_on_in_another_generation() -> Result<()>
                 place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
                 cluster.hit("projector-1", fault).await.context(fault)?;
                 place.goes_on(&mut rng).await.context(fault)?;
-                place.incident("projector-1", what).await?;
+                place.panicked("projector-1", what).await?;
                 let after = place.generation(BROKEN).await?;
                 ensure!(after > before, "{fault}: generation {after} after {before}");
             }
@@ -117,7 +106,7 @@ async fn a_chain_whose_task_panics_goes_on_in_another_generation() -> Result<()>
                 place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
                 cluster.hit("projector-1", fault).await.context(fault)?;
                 place.goes_on(&mut rng).await.context(fault)?;
-                place.incident("projector-1", what).await?;
+                place.panicked("projector-1", what).await?;
                 ensure!(place.generation(BROKEN).await? == before, "{fault}: the chain was lost");
             }
             ensure!(place.generation(OTHER).await? == other, "the other bucket's chain was lost");
@@ -139,8 +128,8 @@ async fn a_session_whose_task_panics_is_followed_by_another() -> Result<()> {
             // A session is read over a connection of its own; who reads it opens another.
             for (number, (node, fault, what)) in [
                 ("projector-1", "session.orders", "a session for vbucket 0 of bucket orders"),
-                ("projector-1", "connection", "the connection for messages"),
-                ("indexer-1", "connection", "the connection for messages"),
+                ("projector-1", "connection.apart", "the connection for messages"),
+                ("indexer-1", "connection.apart", "the connection for messages"),
             ]
             .into_iter()
             .enumerate()
@@ -151,7 +140,7 @@ async fn a_session_whose_task_panics_is_followed_by_another() -> Result<()> {
                 cluster.hit(node, fault).await?;
                 place.client.wait_active(BROKEN, &late.name, WITHIN).await?;
                 ask::whole(&place.client, &place.source, &late).await?;
-                place.incident(node, what).await?;
+                place.panicked(node, what).await?;
             }
             place.end().await
         })
@@ -168,7 +157,7 @@ async fn a_worker_that_panics_is_started_again_from_disk_and_waits_the_second_ti
             cluster.panic_at("indexer-1", "worker.orders")?;
             cluster.hit("indexer-1", "worker.orders").await?;
             place.goes_on(&mut rng).await?;
-            place.incident("indexer-1", "the worker of bucket orders").await?;
+            place.panicked("indexer-1", "the worker of bucket orders").await?;
             // The next one waits; until then nothing old is answered.
             cluster.panic_at("indexer-1", "worker.orders")?;
             cluster.hit("indexer-1", "worker.orders").await?;
@@ -199,8 +188,11 @@ async fn a_job_that_panics_has_failed_and_is_done_again() -> Result<()> {
             cluster.panic_at("indexer-1", "persist")?;
             place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
             cluster.hit("indexer-1", "persist").await?;
+            // It may have been either bucket's.
+            let either = ["making bucket orders durable", "making bucket people durable"];
+            let wanted = |s: &Stated| s.node == "indexer-1" && either.contains(&&*s.what) && s.says("panicked");
+            stated::is_stated(&place.client, "a job panicked", WITHIN, wanted).await?;
             place.goes_on(&mut rng).await?;
-            place.incident("indexer-1", "durable").await?;
             cluster.panic_at("indexer-1", "build")?;
             let late = documents::passing("late");
             place.client.create_index(&late.definition(BROKEN)).await?;
@@ -242,7 +234,7 @@ async fn layers_whose_merge_panics_stay_and_are_merged_later() -> Result<()> {
                 }
                 goes_on(&client, &source, &indexes, &mut rng).await?;
             }
-            incident(&client, "indexer-1", "merging layers of bucket orders").await
+            stated::panicked(&client, "indexer-1", "merging layers of bucket orders", WITHIN).await
         })
         .await
 }
@@ -283,13 +275,15 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                 ("cluster-manager-1", "cluster", of_cluster, "hw.cluster.master", &all),
             ] {
                 place.client.request(subject, request).await.with_context(|| format!("{subject} before"))?;
+                let before = stated::panics(&place.client, node, what).await?;
                 cluster.panic_at(node, fault)?;
                 match place.client.request(subject, request).await {
                     Err(refused) if refused.code == "internal" => {}
                     other => bail!("{fault}: {other:?}"),
                 }
                 cluster.hit(node, fault).await?;
-                place.incident(node, what).await?;
+                // Some of these have the same name, and each is stated.
+                stated::panicked_after(&place.client, node, what, before, WITHIN).await?;
                 place.client.request(subject, request).await.with_context(|| format!("{subject} afterwards"))?;
             }
             // Who waits for a timestamp hears of it too.
@@ -304,20 +298,23 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                 }
             }
             cluster.hit("indexer-1", "wait.orders").await?;
-            place.incident("indexer-1", "a scan that waits").await?;
+            place.panicked("indexer-1", "a scan that waits").await?;
             // A check answers for each slice.
+            let what = "checking bucket orders";
             cluster.panic_at("indexer-1", "verify")?;
             let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
             cluster.hit("indexer-1", "verify").await?;
             let codes = checked["slices"].as_array().into_iter().flatten().filter(|s| s["error"]["code"] == "internal");
             ensure!(codes.count() == 1, "{checked}");
+            place.panicked("indexer-1", what).await?;
             // And so does a check that does not come so far that it could answer itself.
+            let before = stated::panics(&place.client, "indexer-1", what).await?;
             cluster.panic_at("indexer-1", "check")?;
             let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
             cluster.hit("indexer-1", "check").await?;
             let codes = checked["slices"].as_array().into_iter().flatten().filter(|s| s["error"]["code"] == "internal");
             ensure!(codes.count() == 1, "{checked}");
-            place.incident("indexer-1", "checking bucket orders").await?;
+            stated::panicked_after(&place.client, "indexer-1", what, before, WITHIN).await?;
             let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
             let mut slices = checked["slices"].as_array().context("no slices")?.iter();
             ensure!(slices.len() > 0 && slices.all(|s| s["error"].is_null()), "{checked}");
@@ -355,7 +352,7 @@ async fn short_tasks_that_panic_are_done_again() -> Result<()> {
                     let _ = place.client.create_index(&documents::passing("appended").definition(BROKEN)).await;
                 }
                 cluster.hit(node, fault).await?;
-                place.incident(node, what).await?;
+                place.panicked(node, what).await?;
             }
             cluster.panic_at("coordinator-1", "errand.asking a host for room")?;
             let definition = documents::passing("roomy").definition(BROKEN);
@@ -392,7 +389,7 @@ async fn what_a_definition_waits_for_may_panic_and_is_asked_for_again() -> Resul
                 let subject = format!("hw.admin.bucket.{verb}");
                 let first = place.client.request(&subject, &request).await;
                 cluster.hit("coordinator-1", &fault).await.context(what)?;
-                place.incident("coordinator-1", what).await?;
+                place.panicked("coordinator-1", what).await?;
                 if let Err(refused) = first {
                     ensure!(refused.code == "internal", "{what}: {refused}");
                     place.client.request(&subject, &request).await.context(what)?;
@@ -401,7 +398,7 @@ async fn what_a_definition_waits_for_may_panic_and_is_asked_for_again() -> Resul
             // This is done now and then.
             cluster.panic_at("coordinator-1", "errand.checking topics")?;
             cluster.hit("coordinator-1", "errand.checking topics").await?;
-            place.incident("coordinator-1", "checking topics").await?;
+            place.panicked("coordinator-1", "checking topics").await?;
             place.goes_on(&mut rng).await?;
             place.end().await
         })
@@ -455,7 +452,7 @@ async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
             }
             ended(cluster, "coordinator-1", 1, WITHIN).await.context("the index manager")?;
             cluster.start_node("coordinator-1").await?;
-            // Nor does it go on where nothing hears any more that it is to end.
+            // The thread that is to tell the service of SIGTERM panics instead: the service ends all the same.
             cluster.panic_at("catalog-1", "signals")?;
             cluster.node("catalog-1")?.terminate()?;
             ended(cluster, "catalog-1", 1, WITHIN).await

@@ -2,24 +2,11 @@
 //! whoever asked for it hears of it.
 
 use highwater_schemas::subjects;
-use highwater_tests::{cluster::SERVICES, load, prelude::*, trial::cluster_manager};
+use highwater_tests::{cluster::SERVICES, load, prelude::*, stated::panicked, trial::cluster_manager};
 
 const BUCKET: &str = "people";
 const MANAGER: &str = "cluster-manager-1";
 const WITHIN: Duration = Duration::from_secs(40);
-
-async fn is_stated(client: &Client, node: &str, what: &str) -> Result<()> {
-    until(&format!("{node} states that {what:?} panicked"), WITHIN, async || {
-        let members = client.members().await.map_err(|refused| refused.to_string())?;
-        let mut all = members["members"].as_array().into_iter().flatten().filter(|member| member["node"] == node);
-        let stated = all.any(|member| {
-            let mut troubles = member["troubles"].as_array().into_iter().flatten();
-            troubles.any(|t| t["what"] == what && t["error"].as_str().is_some_and(|e| e.contains("panicked")))
-        });
-        if stated { Ok(()) } else { Err(members.to_string()) }
-    })
-    .await
-}
 
 /// Indexes are made, and follow their source.
 async fn works(client: &Client, rng: &mut Rng) -> Result<()> {
@@ -36,30 +23,31 @@ async fn a_cluster_forms_though_everything_that_it_takes_panics_once() -> Result
     let mut rng = Rng::seeded("panics of an election");
     let cluster = Cluster::without_services()?.breakable(&[MANAGER, "coordinator-1"])?;
     let errands = [
-        (MANAGER, "looking at the lease"),
-        (MANAGER, "writing the lease"),
-        (MANAGER, "listing index managers"),
-        (MANAGER, "registering an index manager"),
-        (MANAGER, "nominating an index manager"),
-        ("coordinator-1", "reading the log"),
-        ("coordinator-1", "appending to the log"),
+        (MANAGER, "errand.looking at the lease"),
+        (MANAGER, "errand.writing the lease"),
+        (MANAGER, "errand.listing index managers"),
+        (MANAGER, "errand.registering an index manager"),
+        (MANAGER, "errand.nominating an index manager"),
+        ("coordinator-1", "errand.reading the log"),
+        ("coordinator-1", "errand.appending to the log"),
     ];
-    for (node, what) in errands {
-        cluster.panic_at(node, &format!("errand.{what}"))?;
+    for (node, place) in errands {
+        cluster.panic_at(node, place)?;
     }
     cluster
         .with_nodes(&SERVICES)
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            for (node, what) in errands {
-                cluster.hit(node, &format!("errand.{what}")).await?;
-                is_stated(&client, node, what).await?;
+            for (node, place) in errands {
+                cluster.hit(node, place).await?;
+                let what = place.strip_prefix("errand.").context("no errand")?;
+                panicked(&client, node, what, WITHIN).await?;
             }
             // Looked at now and then.
             cluster.panic_at("coordinator-1", "errand.reading a record")?;
             cluster.hit("coordinator-1", "errand.reading a record").await?;
-            is_stated(&client, "coordinator-1", "reading a record").await?;
+            panicked(&client, "coordinator-1", "reading a record", WITHIN).await?;
             works(&client, &mut rng).await
         })
         .await
@@ -75,7 +63,7 @@ async fn a_lease_that_is_not_given_up_for_a_panic_runs_out() -> Result<()> {
             cluster.panic_at(MANAGER, "errand.making the bucket of the lease")?;
             client.js.delete_stream(subjects::CLUSTER_STREAM).await.context("no bucket of the lease")?;
             cluster.hit(MANAGER, "errand.making the bucket of the lease").await?;
-            is_stated(&client, MANAGER, "making the bucket of the lease").await?;
+            panicked(&client, MANAGER, "making the bucket of the lease", WITHIN).await?;
             cluster.panic_at(MANAGER, "errand.giving up the lease")?;
             cluster.stop(MANAGER).await?;
             cluster.hit(MANAGER, "errand.giving up the lease").await?;
@@ -104,7 +92,7 @@ async fn passing_on_panics(
     })
     .await?;
     cluster.hit(standby, place).await?;
-    is_stated(client, standby, what).await
+    panicked(client, standby, what, WITHIN).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -159,7 +147,7 @@ async fn what_a_purge_that_panics_leaves_of_a_session_is_removed_later() -> Resu
             cluster.panic_at("coordinator-1", place)?;
             works(&client, &mut rng).await?;
             cluster.hit("coordinator-1", place).await?;
-            is_stated(&client, "coordinator-1", what).await?;
+            panicked(&client, "coordinator-1", what, WITHIN).await?;
             client.create_indexes(BUCKET, &[documents::passing("late")], WITHIN).await?;
             // By the next look for what nobody needs, at the latest.
             until("nothing is left of any session", WITHIN, async || {

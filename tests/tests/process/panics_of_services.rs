@@ -1,14 +1,15 @@
 //! A panic in what every service stands on ends it with code 1: in its loop, its connection for messages, what answers discovery.
 //! What an indexer does once after its start may panic, and so may what it does at its end.
 
-use crate::panics::{ended, goes_on, incident};
-use highwater_tests::{cluster::SERVICES, load, prelude::*, trial::QUICK};
+use crate::panics::{ended, goes_on};
+use highwater_tests::{cluster::SERVICES, load, prelude::*, stated, trial::QUICK};
 use std::fs;
 
 const BUCKET: &str = "orders";
 const WITHIN: Duration = Duration::from_secs(40);
 
-/// As what it is started, and where nodes pass it.
+/// In each round something of one name panics in several nodes: the name, and for each node the place where it panics. The
+/// connection that all of a process shares passes `frames.`, with nothing behind the dot; one of a session passes `frames.apart`.
 const ROUNDS: [(&str, &[(&str, &str)]); 5] = [
     (
         "highwater",
@@ -23,11 +24,11 @@ const ROUNDS: [(&str, &[(&str, &str)]); 5] = [
     (
         "the connection for messages",
         &[
-            ("cluster-manager-1", "frames"),
-            ("coordinator-1", "frames"),
-            ("projector-1", "frames"),
-            ("indexer-1", "frames"),
-            ("catalog-1", "frames"),
+            ("cluster-manager-1", "frames."),
+            ("coordinator-1", "frames."),
+            ("projector-1", "frames."),
+            ("indexer-1", "frames."),
+            ("catalog-1", "frames."),
         ],
     ),
     // Each answers for one of the services that a node offers.
@@ -112,7 +113,7 @@ async fn what_an_indexer_does_beside_its_buckets_may_panic() -> Result<()> {
             let (source, indexes) = indexed(&client, &mut rng).await?;
             for (node, what) in errands {
                 cluster.hit(node, &format!("errand.{what}")).await?;
-                incident(&client, node, what).await?;
+                stated::panicked(&client, node, what, WITHIN).await?;
             }
             goes_on(&client, &source, &indexes, &mut rng).await?;
             until("unknown files are removed", WITHIN, async || {

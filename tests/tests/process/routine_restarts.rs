@@ -25,8 +25,10 @@ const PROJECTOR: &str = "projector-1";
 const WITHIN: Duration = Duration::from_secs(30);
 /// Of the documents, overwritten between the restart and what is asked afterwards at least.
 const FURTHER: u64 = 3_000;
-/// Answers of a new leader in which something is missing: the first may be to another question than what it has lost.
-const LACKING: u64 = 4;
+/// Answers in which something is missing. Only a comparison's third such answer could be taken for a loss, however long it takes.
+const LACKING: u32 = 2;
+/// Times that this is tried: both answers may be to other questions than a comparison's.
+const TRIALS: usize = 20;
 
 /// What a bucket has cost so far.
 #[derive(Debug, Clone)]
@@ -198,7 +200,7 @@ async fn another_leader_of_the_stream_costs_nothing() -> Result<()> {
         .await
 }
 
-/// A leader that was elected a moment ago has not taken in all that was read. Here it has, but answers otherwise for a while.
+/// A leader that was elected a moment ago may not have taken in all that was read. Here it has, and its first answers deny it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_lacks_what_was_read_is_asked_again() -> Result<()> {
     let mut rng = Rng::seeded("a leader that lacks something");
@@ -214,22 +216,25 @@ async fn a_leader_that_lacks_what_was_read_is_asked_again() -> Result<()> {
             let indexes = indexed(&client, &source, &mut rng).await?;
             for round in 0..2 {
                 let before = Cost::so_far(&client, &source).await?;
+                let mut trials = 0;
                 // Nothing is written meanwhile: a leader that stores something is known to have all that is older.
-                proxy.tell_less_of(STREAM);
-                ensure!(another_leads(&client, STREAM, WITHIN).await?, "the leader does not step down");
-                let so_far = proxy.met();
-                until("the new leader is asked again and again", WITHIN, async || {
-                    let times = proxy.met() - so_far;
-                    if times >= LACKING { Ok(()) } else { Err(times.to_string()) }
-                })
-                .await?;
-                proxy.heal();
-                let times = until("the projector tells of it", WITHIN, async || {
-                    let times = contradicted(&client).await?;
-                    if times > before.reads.contradicted { Ok(times) } else { Err(times.to_string()) }
-                })
-                .await?;
-                println!("round {round}: leaders have contradicted {times} times");
+                let times = loop {
+                    trials += 1;
+                    ensure!(trials <= TRIALS, "no comparison was contradicted");
+                    let so_far = proxy.met();
+                    proxy.tell_less_of(STREAM, LACKING);
+                    ensure!(another_leads(&client, STREAM, WITHIN).await?, "the leader does not step down");
+                    until("it is asked again and again", WITHIN, async || {
+                        let times = proxy.met() - so_far;
+                        if times >= u64::from(LACKING) { Ok(()) } else { Err(times.to_string()) }
+                    })
+                    .await?;
+                    let times = Cost::so_far(&client, &source).await?.reads.contradicted;
+                    if times > before.reads.contradicted {
+                        break times;
+                    }
+                };
+                println!("round {round}: leaders have contradicted {times} times, after {trials} trials");
                 load::write(&source, FURTHER, &mut rng).await?;
                 unharmed(&client, &source, &indexes).await?;
                 let after = Cost::so_far(&client, &source).await?;

@@ -14,6 +14,8 @@ const FIRST: u64 = 100;
 const WITHIN: Duration = Duration::from_secs(30);
 /// What is published here comes over our own connection.
 const HEARD: &str = "heard";
+/// The last message there says this.
+const LAST: &str = "last";
 
 /// What a reader brings next that says anything.
 async fn next(reader: &mut StreamReader) -> Result<Vec<StreamMessage>> {
@@ -67,13 +69,22 @@ async fn is_told_first(late: &'static str) -> Result<()> {
         asked.await?;
     } else {
         // All that the reader could open the stream again with is there, but for answers.
-        let heard = tokio::spawn(async move { heard.next().await });
+        let listening = tokio::spawn(async move { heard.next().await.map(|_| heard) });
         until("the other connection brings messages", WITHIN, async || {
             client.nats.publish(HEARD, "".into()).await.map_err(|e| e.to_string())?;
-            if heard.is_finished() { Ok(()) } else { Err("nothing came".to_owned()) }
+            if listening.is_finished() { Ok(()) } else { Err("nothing came".to_owned()) }
         })
         .await?;
-        ensure!(heard.await?.is_some(), "the connection ended");
+        let mut heard = listening.await?.context("the connection ended")?;
+        ensure!(!reading.is_finished(), "it was opened again without an answer");
+        // Nor is it until that connection has brought what is published now.
+        client.nats.publish(HEARD, LAST.into()).await?;
+        loop {
+            let next = timeout(WITHIN, heard.next()).await.context("nothing comes")?;
+            if next.context("the connection ended")?.payload == LAST {
+                break;
+            }
+        }
         ensure!(!reading.is_finished(), "it was opened again without an answer");
     }
     proxy.heal();

@@ -8,7 +8,7 @@ mod reported;
 use super::{Action, Core};
 use crate::{config::Config, room};
 use highwater_schemas::{
-    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, Reads, SessionReading, SliceReport, Suspicion},
+    api::{ClusterEvent, Join, MOST_MEMBERS, NodeKind, SessionReading, SliceReport, Suspicion, VbReads},
     report::{Receiver, ReportPart, Told},
     state::{Change, NodeEntry, SliceName, StateContext},
     timestamp::StabilityTimestamp,
@@ -281,10 +281,9 @@ impl Members {
     }
 
     /// What the projector of a vbucket has read of it.
-    pub(super) fn reads(&self, projector: &str, bucket: &str, vb: usize) -> Reads {
-        let member = self.seen.get(&(NodeKind::Projector, projector.to_owned()));
-        let key = u16::try_from(vb).ok().map(|vb| (bucket.to_owned(), vb));
-        member.zip(key).and_then(|(m, key)| m.report.reads.get(&key)).copied().unwrap_or_default()
+    pub(super) fn reads(&self, projector: &str, bucket: &str, vb: usize) -> Option<&VbReads> {
+        let member = self.seen.get(&(NodeKind::Projector, projector.to_owned()))?;
+        member.report.reads.get(&(bucket.to_owned(), u16::try_from(vb).ok()?))
     }
 
     /// What projectors found to contradict.

@@ -37,7 +37,12 @@ impl Core {
                     seqno: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.position.seqno),
                     covered: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.covered),
                     source_last: entry.map_or(0, |e| e.source_last(vb)),
-                    reads: self.members.reads(&v.projector, name, vb),
+                    reads: self.members.reads(&v.projector, name, vb).map(|read| read.reads).unwrap_or_default(),
+                    unknown_operations: self
+                        .members
+                        .reads(&v.projector, name, vb)
+                        .map(|read| read.unknown_operations.clone())
+                        .unwrap_or_default(),
                 })
                 .collect();
             BucketStatus {

@@ -49,11 +49,13 @@ impl BucketCore {
         out
     }
 
-    /// A slice that was just opened was closed for longer than delete markers are there to be read.
+    /// A slice was closed for longer than delete markers are there to be read, which is known when it is opened, or a moment later.
     pub(crate) fn late(&mut self, name: SliceName) -> Vec<Action> {
         let Some(slice) = self.slices.get_mut(&name) else { return Vec::new() };
         slice.late = true;
-        if slice.in_step() || matches!(slice.mode, Mode::Failed(_)) {
+        // One that is compared already misses nothing.
+        let compared = slice.compare && slice.following.is_some();
+        if slice.in_step() || compared || matches!(slice.mode, Mode::Failed(_)) {
             return Vec::new();
         }
         if slice.bulk {
@@ -62,6 +64,11 @@ impl BucketCore {
         // A session that it is in brings what it missed, without the markers that are gone.
         slice.fall_out_to_compare();
         vec![Action::Report]
+    }
+
+    /// A slice was closed for too long, and has followed nothing since.
+    pub(crate) fn is_late(&self, name: SliceName) -> bool {
+        self.slices.get(&name).is_some_and(|slice| slice.late)
     }
 
     /// A slice's store is closed, and about to be opened again.

@@ -22,7 +22,8 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Worker {
     pub(super) fn persist(&mut self, slice: SliceName, mark: SliceMark, topic: u64, why: Why) -> Vec<Action> {
         let name = self.open.get(&slice).map(|open| self.full_name(&open.stem));
-        let clock = self.clock;
+        // A new date would hide from the next opening for how long it was closed.
+        let clock = self.clock.filter(|_| !self.core.is_late(slice));
         let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else {
             return self.core.persisted(slice, &mark, topic, false);
         };

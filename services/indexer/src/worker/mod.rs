@@ -83,7 +83,8 @@ pub(crate) enum Event {
         created: i64,
         /// It has dropped all that came after that.
         cut: bool,
-        /// What the server's clock showed, nanoseconds since the epoch; 0: it did not say.
+        /// What the server's clock showed, nanoseconds since the epoch: where it did not say, the time of the topic's last message,
+        /// and 0 where there is none.
         now: i64,
     },
     Live {
@@ -207,7 +208,7 @@ pub(crate) struct Worker {
     reported: Instant,
     notable: u64,
     newest: Option<Arc<StabilityTimestamp>>,
-    /// None until the mutation topic was opened.
+    /// None until the mutation topic was opened, and where the server does not say what it shows.
     clock: Option<ServerClock>,
     drain: Option<oneshot::Sender<()>>,
 }

@@ -21,14 +21,48 @@ const OLDEST: usize = 1 << 16;
 const OLDEST_LEAST: usize = 1 << 6;
 /// What one of them takes beside its document id, bytes.
 const OVERHEAD: usize = 48;
-/// What a document id takes, about, bytes.
-const DOCID: usize = 32;
 
 /// What a slice has staged for a reconcile.
 pub(super) struct Stage {
     reconcile: u64,
     /// By vbucket; None: more than it may.
     vbs: Option<BTreeMap<u16, Staged>>,
+}
+
+/// Collects the oldest documents of a vbucket, those that fit.
+struct Collected {
+    /// Bytes that they may take, and how many there may be, and are at least.
+    room: usize,
+    most: usize,
+    bytes: usize,
+    docs: BinaryHeap<(u64, String)>,
+    /// One with this seqno was left out: none from there on is taken.
+    end: u64,
+}
+
+impl Collected {
+    fn new(room: usize, most: usize) -> Self {
+        Self { room, most: most.max(OLDEST_LEAST), bytes: 0, docs: BinaryHeap::new(), end: u64::MAX }
+    }
+
+    fn offer(&mut self, seqno: u64, docid: &str) {
+        if seqno >= self.end {
+            return;
+        }
+        self.docs.push((seqno, docid.to_owned()));
+        self.bytes += docid.len() + OVERHEAD;
+        while self.docs.len() > self.most || self.docs.len() > OLDEST_LEAST && self.bytes > self.room {
+            let Some((seqno, docid)) = self.docs.pop() else { return };
+            self.bytes -= docid.len() + OVERHEAD;
+            self.end = seqno;
+        }
+    }
+
+    /// `floor`: all below is gone.
+    fn oldest(self, floor: u64) -> Oldest {
+        let upto = self.docs.peek().map_or(floor, |newest| newest.0);
+        Oldest::new(upto, self.docs.into_sorted_vec())
+    }
 }
 
 /// The oldest documents of a vbucket.
@@ -127,9 +161,11 @@ impl Worker {
         true
     }
 
+    /// Forgets what the slice with the most remembers, if that is more than its share by now: there may be more slices.
     fn forget_the_oldest(&mut self) -> bool {
+        let share = self.outside.ledger.room_for_oldest();
         let largest = self.open.values_mut().max_by_key(|open| open.oldest_memory());
-        let Some(open) = largest.filter(|open| open.oldest_memory() > 0) else { return false };
+        let Some(open) = largest.filter(|open| open.oldest_memory() > share) else { return false };
         open.oldest.clear();
         true
     }
@@ -183,22 +219,14 @@ fn below(open: &mut Open, vb: u16, floor: u64, room: usize) -> Result<bool, Stor
             }
         }
     } else {
-        let most = (room / (OVERHEAD + DOCID)).min(OLDEST) / vbs;
-        let most = most.max(OLDEST_LEAST);
-        let mut heap: BinaryHeap<(u64, String)> = BinaryHeap::new();
+        let mut collected = Collected::new(room / vbs, OLDEST / vbs);
         let mut place = Some(Place::Beginning);
         while let Some(at) = place.take().filter(|_| gone <= MOST_REMOVED) {
             let wanted = &mut |docid: &str, seqno: u64| {
                 if seqno < floor {
                     return true;
                 }
-                if heap.len() < most {
-                    heap.push((seqno, docid.to_owned()));
-                } else if let Some(mut newest) = heap.peek_mut()
-                    && seqno < newest.0
-                {
-                    *newest = (seqno, docid.to_owned());
-                }
+                collected.offer(seqno, docid);
                 false
             };
             let page = open.store.pick(vb, &at, wanted)?;
@@ -208,11 +236,34 @@ fn below(open: &mut Open, vb: u16, floor: u64, room: usize) -> Result<bool, Stor
             gone += page.documents.len();
             place = page.next;
         }
-        let upto = heap.peek().map_or(floor, |newest| newest.0);
-        *oldest = Oldest::new(upto, heap.into_sorted_vec());
+        *oldest = collected.oldest(floor);
     }
     if gone > MOST_REMOVED {
         open.oldest.remove(&vb);
     }
     Ok(gone <= MOST_REMOVED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_that_fit_are_remembered_and_none_is_left_out_among_them() {
+        for (room, most, docid, fit) in [
+            (usize::MAX, 1_000, "a", 500),
+            (usize::MAX, 200, "a", 200),
+            (100 * (OVERHEAD + 10), 1_000, "0123456789", 100),
+            (0, 0, "a", OLDEST_LEAST),
+        ] {
+            let mut collected = Collected::new(room, most);
+            // In an order of its own, as document ids are.
+            (0..500_u64).for_each(|n| collected.offer(n * 7_919 % 500 + 1, docid));
+            let oldest = collected.oldest(1);
+            let seqnos: Vec<u64> = oldest.docs.iter().map(|(seqno, _)| *seqno).collect();
+            assert_eq!(seqnos, (1..=fit as u64).collect::<Vec<_>>());
+            assert_eq!((oldest.upto, oldest.memory()), (fit as u64, fit * (OVERHEAD + docid.len())));
+        }
+        assert_eq!(Collected::new(100, 100).oldest(7).upto, 7);
+    }
 }

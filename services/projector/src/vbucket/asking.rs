@@ -106,15 +106,26 @@ impl Task {
         self.clock = Some(ServerClock::of(&state));
         let fell =
             state.last_seq < self.source_last.max(self.assignment.from.seqno) || state.first_seq < self.first_seq;
-        if state.created != self.created || fell {
-            self.changed(format!(
-                "the source's state has changed: it goes from {} to {}",
-                state.first_seq, state.last_seq
-            ))
-            .await?;
-        }
-        if source != self.source && self.source != 0 {
-            self.restarted().await?;
+        let contradicts = state.created != self.created || fell;
+        let another = source != self.source && self.source != 0;
+        // A replica may be ahead of the leader for a moment.
+        let lags = self.live() && state.last_seq < position;
+        if contradicts || another || lags {
+            // What it says may be of a leader that has yet to take in what was read: it answers nobody, and is asked again.
+            asking.wants.into_iter().for_each(|want| self.want(want));
+            if contradicts {
+                let why = format!("the source goes from {} to {} now", state.first_seq, state.last_seq);
+                return self.contradicted(&why).await;
+            }
+            if another {
+                self.restarted().await?;
+                // A live task has it from the comparison.
+                if !self.live() {
+                    self.source = source;
+                }
+                return Ok(());
+            }
+            return self.verify().await;
         }
         self.source = source;
         self.first_seq = state.first_seq;

@@ -64,22 +64,31 @@ impl Task {
         self.bookmark = Some(mark);
     }
 
-    /// The reader cannot go on: another one does where it ended, if the source is what it was. A leader that had yet to take in
-    /// what was read looks like a loss for a moment. The task remembers what it read, which proves the most.
-    pub(super) async fn changed(&mut self, why: String) -> Result<Running, End> {
+    /// The source seems not to be what was read: it is compared, as long as that takes. A leader that has yet to take in what was
+    /// read looks like a loss for a moment.
+    pub(super) async fn contradicted(&mut self, why: &str) -> Result<(), End> {
         if !self.live() {
-            return Err(End::Broken(why));
+            return Err(End::Broken(why.into()));
         }
-        let Assignment { bucket, vb, stream, .. } = &self.assignment;
-        tracing::info!(bucket, vb, why, "the reader of the source cannot go on");
-        // The reader met something that the last comparison did not.
+        let Assignment { bucket, vb, .. } = &self.assignment;
+        tracing::info!(bucket, vb, why, "the source is compared with what was read");
+        // An answer that is on its way may be of the same moment.
+        if let Some(asking) = self.asking.take() {
+            asking.wants.into_iter().for_each(|want| self.want(want));
+        }
+        // The last comparison did not meet this.
         self.compared = None;
-        let stream = stream.clone();
-        self.restarted().await?;
+        self.restarted().await
+    }
+
+    /// The reader cannot go on. If the source is what it was, another one reads on where this one ended: the task remembers what
+    /// was read last, which proves more than a new task would find.
+    pub(super) async fn changed(&mut self, why: &str) -> Result<Running, End> {
+        self.contradicted(why).await?;
         tokio::time::sleep(AGAIN).await;
         self.restarts = 0;
         let from = ReadFrom { after: self.recent.last_read(), created: Some(self.created), ..ReadFrom::default() };
-        Ok(Running::start(&self.bus, &stream, from))
+        Ok(Running::start(&self.bus, &self.assignment.stream, from))
     }
 
     /// Somebody has everything up to here.

@@ -1,7 +1,7 @@
 //! What a node's report holds.
 
 use highwater_schemas::{
-    api::{Reads, SessionReading, SliceReport, Suspicion},
+    api::{SessionReading, SliceReport, Suspicion, VbReads},
     report::{Item, Key, MOST_ITEMS, ReportPart},
     state::SliceName,
     timestamp::StabilityTimestamp,
@@ -28,7 +28,7 @@ pub(super) struct Reported {
     /// How far it has read for sessions, by bucket, session and vbucket.
     pub(super) reading: BTreeMap<(String, u64, u16), SessionReading>,
     /// What it has read of vbuckets.
-    pub(super) reads: BTreeMap<(String, u16), Reads>,
+    pub(super) reads: BTreeMap<(String, u16), VbReads>,
     items: usize,
 }
 
@@ -75,7 +75,7 @@ impl Reported {
             Item::Urgent { bucket } => !self.urgent.insert(bucket),
             Item::LostChain { bucket, vb, generation } => !self.lost.insert((bucket, vb, generation)),
             Item::Reading(read) => self.reading.insert((read.bucket.clone(), read.session, read.vb), read).is_some(),
-            Item::Reads(read) => self.reads.insert((read.bucket.clone(), read.vb), read.reads).is_some(),
+            Item::Reads(read) => self.reads.insert((read.bucket.clone(), read.vb), read).is_some(),
         };
         self.items += usize::from(!known);
     }
