@@ -186,7 +186,7 @@ impl Bus {
             .map_err(|_| BusError::Settings(format!("{url} is not a NATS URL")))?;
         let opener = Opener {
             // The library logs them.
-            servers: url.split(',').map(|url| url.trim().to_owned()).collect(),
+            servers: settings.url.split(',').map(|url| without_credentials(url.trim())).collect(),
             name: settings.name.clone(),
             credentials,
             troubles: troubles.clone(),

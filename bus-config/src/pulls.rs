@@ -2,7 +2,7 @@
 //!
 //! Each pull asks for a number of messages and of bytes, so that no more than some MiB is ever under way, whatever the size of the
 //! messages: a server that has more to send than its client takes ends the connection. Half of what was asked for is always
-//! still to come, so the server never waits for the reader. The readers of a process share 16 MiB: one of many asks
+//! still to come, so the server never waits for the reader. The readers of a process share 8 MiB: one of many asks
 //! for less at a time. A message that is larger than a reader's share is asked for with as many bytes as it takes, but then
 //! with nothing else beside it.
 //!

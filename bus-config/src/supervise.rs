@@ -94,6 +94,11 @@ impl Incidents {
         self.0.incident(&what, why, Instant::now());
     }
 
+    /// States something that is tried again, for 30 seconds after its last time.
+    pub fn state(&self, what: &str, why: &dyn Display) {
+        self.0.happened(what, why, Instant::now());
+    }
+
     fn panicked<T>(&self, what: &dyn Display, payload: &(dyn Any + Send)) -> Ending<T> {
         let why = words(payload);
         self.note(what, &format_args!("it panicked: {why}"));

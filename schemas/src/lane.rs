@@ -15,8 +15,8 @@ pub const LANE_CAPACITY: usize = 32;
 /// So many lanes of a process have all of these places; more share what these have together, and each has a few.
 const WHOLE_LANES: usize = 8;
 const LEAST_CAPACITY: usize = 4;
-/// A chunk takes a place for each of these bytes, and never more than there are: so no more waits in a lane than places of this
-/// size, or a single larger chunk.
+/// A chunk waits for a place for each of these bytes, and for no more than there are, and then keeps one: of chunks of 128 KiB 29
+/// wait in a whole lane, less than 4 MiB, and of larger ones fewer, up to a single one.
 const PLACE: usize = 32 * 1024;
 /// The least that nats-server must take in one message, bytes, which is its default: an interval of the chain may hold entries of
 /// [`MAX_ENTRY`](crate::wire::MAX_ENTRY) bytes for every index, and is sent in as many messages as there are indexes at most.

@@ -231,6 +231,7 @@ pub(crate) async fn run(
         restarts: 0,
         asking: None,
         asked_at: None,
+        lags_since: None,
         waiting: Wants::default(),
         answered: Wants::default(),
         pending: 0,
@@ -301,6 +302,8 @@ struct Task {
     restarts: u64,
     asking: Option<Asking>,
     asked_at: Option<Instant>,
+    /// Since when the source's leader has less than was read.
+    lags_since: Option<Instant>,
     /// Wants that the next question will answer: catalog → seq.
     waiting: Wants,
     /// Wants that came in doubt.

@@ -150,6 +150,31 @@ async fn what_grows_old_goes_from_every_index() -> Result<()> {
         .await
 }
 
+/// Each document is the stream's only one, and has just the seqno with which the emptied stream began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_emptied_again_and_again_leaves_nothing() -> Result<()> {
+    let mut rng = Rng::seeded("emptied");
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::configured(&client, BUCKET, kept(1)).await?;
+            let indexes = indexed(&client, &source, &mut rng).await?;
+            for round in 0..6 {
+                let document = json!({"age": round, "address": {"city": "Oslo"}, "name": "n", "active": true});
+                source.write([Write::put(0, format!("d{round}"), &document)]).await?;
+                follow(&client, &source, &indexes, Instant::now(), "one document").await?;
+                let from = Instant::now();
+                let last = source.log().complete()[0];
+                client.js.get_stream(&source.streams[0].0).await?.purge().await?;
+                all_gone(&client, BUCKET, &indexes).await.with_context(|| format!("round {round}"))?;
+                source.log().gone(from, &Gone::Below(0, last + 1));
+            }
+            ensure_no_rollback(&client, BUCKET).await
+        })
+        .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expires_by_itself_goes_from_every_index() -> Result<()> {
     let mut rng = Rng::seeded("ttl");

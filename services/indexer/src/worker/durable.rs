@@ -99,6 +99,10 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(bucket = self.outside.bucket, ?slice, %error, "cannot make the slice durable");
+                if !matches!(error, StoreError::MapFull) {
+                    let what = format!("writing index data of bucket {}", self.outside.bucket);
+                    self.outside.incidents.state(&what, &error);
+                }
                 // So that a session that waits for room in its topic is looked after again.
                 open.collected += 1;
                 open.rests_until = Some(Instant::now() + RETRY);

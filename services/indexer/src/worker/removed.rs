@@ -58,9 +58,9 @@ impl Collected {
         }
     }
 
-    /// `floor`: all below is gone.
+    /// `floor`: all below is gone, and the next message of the stream may have this seqno.
     fn oldest(self, floor: u64) -> Oldest {
-        let upto = self.docs.peek().map_or(floor, |newest| newest.0);
+        let upto = self.docs.peek().map_or(floor.saturating_sub(1), |newest| newest.0);
         Oldest::new(upto, self.docs.into_sorted_vec())
     }
 }
@@ -264,6 +264,6 @@ mod tests {
             assert_eq!(seqnos, (1..=fit as u64).collect::<Vec<_>>());
             assert_eq!((oldest.upto, oldest.memory()), (fit as u64, fit * (OVERHEAD + docid.len())));
         }
-        assert_eq!(Collected::new(100, 100).oldest(7).upto, 7);
+        assert_eq!(Collected::new(100, 100).oldest(7).upto, 6);
     }
 }

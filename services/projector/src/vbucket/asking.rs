@@ -9,7 +9,10 @@ use highwater_schemas::{
     timestamp::{Asked, Wants},
     wire::KeyVersions,
 };
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A leader may have less than was read for so long before the source is compared.
+const LAGS: Duration = Duration::from_millis(500);
 
 pub(super) struct Asking {
     pub(super) question: Question,
@@ -94,6 +97,17 @@ impl Task {
         self.asked_at = Some(Instant::now());
     }
 
+    /// The leader has less than was read: another replica may be ahead of it for a moment, but not for long.
+    async fn lags(&mut self) -> Result<(), End> {
+        let since = *self.lags_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= LAGS {
+            self.lags_since = None;
+            return self.contradicted("the source's leader has less than was read").await;
+        }
+        tokio::time::sleep(LAGS / 10).await;
+        Ok(())
+    }
+
     /// The stream's state after a question was taken: what it shows, and whom it answers.
     pub(super) async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
         let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
@@ -108,8 +122,7 @@ impl Task {
             state.last_seq < self.source_last.max(self.assignment.from.seqno) || state.first_seq < self.first_seq;
         let contradicts = state.created != self.created || fell;
         let another = source != self.source && self.source != 0;
-        // A replica may be ahead of the leader for a moment.
-        let lags = self.live() && state.last_seq < position;
+        let lags = state.last_seq < position;
         if contradicts || another || lags {
             // What it says may be of a leader that has yet to take in what was read: it answers nobody, and is asked again.
             asking.wants.into_iter().for_each(|want| self.want(want));
@@ -125,8 +138,9 @@ impl Task {
                 }
                 return Ok(());
             }
-            return self.verify().await;
+            return self.lags().await;
         }
+        self.lags_since = None;
         self.source = source;
         self.first_seq = state.first_seq;
         if self.listing {

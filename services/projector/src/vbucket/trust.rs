@@ -78,14 +78,15 @@ impl Task {
         }
         // The last comparison did not meet this.
         self.compared = None;
-        self.restarted().await
+        self.restarted().await?;
+        tokio::time::sleep(AGAIN).await;
+        Ok(())
     }
 
     /// The reader cannot go on. If the source is what it was, another one reads on where this one ended: the task remembers what
     /// was read last, which proves more than a new task would find.
     pub(super) async fn changed(&mut self, why: &str) -> Result<Running, End> {
         self.contradicted(why).await?;
-        tokio::time::sleep(AGAIN).await;
         self.restarts = 0;
         let from = ReadFrom { after: self.recent.last_read(), created: Some(self.created), ..ReadFrom::default() };
         Ok(Running::start(&self.bus, &self.assignment.stream, from))
@@ -121,6 +122,8 @@ impl Task {
             }
         };
         self.source = source;
+        // What an earlier server had beyond what was read may be lost: the next answer tells where the source ends.
+        self.source_last = 0;
         self.compared = Some((source, losses));
         self.took_older = false;
         let Assignment { bucket, vb, .. } = &self.assignment;
