@@ -50,6 +50,10 @@ impl Removals {
             Some(b) => state.expires || fell > 0 || first_seq > b.last_seq,
             None => !self.fresh,
         };
+        // Where the source has lost its end, nothing up to there is on its way any more.
+        if let Some((_, last)) = &mut self.below {
+            *last = last_seq.min(*last);
+        }
         // Nothing is below the first one that there can be.
         if first_seq > self.dropped.floor.max(1) && self.vanished && self.below.is_none() {
             self.vanished = false;
@@ -80,9 +84,9 @@ impl Removals {
     pub fn answer(&mut self, question: Option<u64>, last_seq: u64) {
         if let Some((id, last)) = &mut self.staged
             && question == Some(*id)
-            && last.is_none()
         {
-            *last = Some(last_seq);
+            // Lower than before where the source has lost its end.
+            *last = Some(last.unwrap_or(last_seq).min(last_seq));
         }
     }
 
@@ -131,6 +135,21 @@ mod tests {
         assert_eq!(removals.due(11), Some(Removal::Below(3)));
         seen(&mut removals, (5, 12, 8));
         assert_eq!(removals.due(12), Some(Removal::Below(5)));
+    }
+
+    #[test]
+    fn a_source_that_lost_its_end_holds_up_no_round() {
+        let mut removals = Removals::new(Dropped::default(), true);
+        seen(&mut removals, (1, 100, 100));
+        seen(&mut removals, (6, 100, 95));
+        removals.staged(Some(7));
+        removals.answer(removals.question(), 100);
+        assert_eq!(removals.due(60), None);
+        seen(&mut removals, (6, 60, 55));
+        removals.answer(removals.question(), 60);
+        assert_eq!(removals.due(59), None);
+        assert_eq!(removals.due(60), Some(Removal::Below(6)));
+        assert_eq!(removals.due(60), Some(Removal::Listed { session: 7, upto: 60 }));
     }
 
     #[test]

@@ -12,6 +12,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// Nodes of a kind that say that they are there, each with troubles of some kB.
 const NODES_OF_A_KIND: usize = 150;
 const TROUBLES: usize = 16;
+/// Half of what nodes wait between heartbeats.
+const BEAT: Duration = Duration::from_millis(250);
 /// Buckets, each of many streams with long names.
 const BUCKETS: usize = 45;
 const STREAMS: usize = 32;
@@ -51,24 +53,31 @@ async fn declare(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Heartbeats of nodes that are nowhere.
-async fn join(client: &Client, kind: NodeKind) -> Result<Vec<String>> {
+/// Heartbeats of nodes that are nowhere, with their names.
+fn heartbeats(kind: NodeKind) -> Result<Vec<(String, Vec<u8>)>> {
     let trouble = |n| Trouble {
         what: format!("what {n} of this node tries again and again"),
         since: 1,
         times: 1,
         error: "no ".repeat(100),
     };
-    let mut names = Vec::new();
-    for n in 0..NODES_OF_A_KIND {
+    let heartbeat = |n| {
         let name = format!("n{}{n:03}", "z".repeat(LONG));
         let mut join = Join::new(kind, &name, 1);
         join.troubles = (0..TROUBLES).map(trouble).collect();
-        client.nats.publish(subjects::CLUSTER_JOIN, serde_json::to_vec(&join)?.into()).await?;
-        names.push(name);
+        Ok((name, serde_json::to_vec(&join)?))
+    };
+    (0..NODES_OF_A_KIND).map(heartbeat).collect()
+}
+
+/// Sends heartbeats as often as nodes do: the troubles of a node that is down are not shown any more.
+async fn beat(client: Client, heartbeats: Vec<Vec<u8>>) -> Result<()> {
+    loop {
+        for heartbeat in &heartbeats {
+            client.nats.publish(subjects::CLUSTER_JOIN, heartbeat.clone().into()).await?;
+        }
+        tokio::time::sleep(BEAT).await;
     }
-    client.nats.flush().await?;
-    Ok(names)
 }
 
 /// What a list shows over all of its pages, as texts that differ; each page fits a message and brings something.
@@ -150,10 +159,14 @@ async fn members_and_buckets_come_in_pages() -> Result<()> {
                 ["cluster_manager cluster-manager-1", "coordinator coordinator-1", "catalog catalog-1"]
                     .map(str::to_owned)
                     .into();
+            let mut beats = Vec::new();
             for kind in [NodeKind::Indexer, NodeKind::Catalog] {
-                let joined = join(&client, kind).await?;
-                members.extend(joined.iter().map(|node| format!("{} {node}", kind.as_str())));
+                for (node, heartbeat) in heartbeats(kind)? {
+                    members.push(format!("{} {node}", kind.as_str()));
+                    beats.push(heartbeat);
+                }
             }
+            let beating = tokio::spawn(beat(client.clone(), beats));
             members.sort_unstable();
             // Heartbeats are not acknowledged: they are counted.
             until("every node is known", WITHIN, async || {
@@ -192,6 +205,8 @@ async fn members_and_buckets_come_in_pages() -> Result<()> {
             ensure!(replies.len() > 2 && shown("buckets", "name") == buckets, "{} replies", replies.len());
             let shown = shown("members", "node");
             ensure!(shown.len() == members.len(), "{} members", shown.len());
+            ensure!(!beating.is_finished(), "heartbeats cannot be sent");
+            beating.abort();
             Ok(())
         })
         .await

@@ -160,6 +160,7 @@ impl Worker {
     ) -> Vec<Action> {
         if let Err(error) = outcome {
             tracing::error!(bucket = self.outside.bucket, %error, "cannot write the marks of unchanged slices");
+            self.outside.incidents.state(&format!("writing index data of bucket {}", self.outside.bucket), error);
         }
         let mut actions = Vec::new();
         for (slice, opening, mark) in slices {

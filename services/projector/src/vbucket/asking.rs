@@ -97,14 +97,14 @@ impl Task {
         self.asked_at = Some(Instant::now());
     }
 
-    /// The leader has less than was read: another replica may be ahead of it for a moment, but not for long.
+    /// The leader has less than was read or told of: another replica may be ahead of it for a moment, but not for long.
     async fn lags(&mut self) -> Result<(), End> {
         let since = *self.lags_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= LAGS {
-            self.lags_since = None;
             return self.contradicted("the source's leader has less than was read").await;
         }
         tokio::time::sleep(LAGS / 10).await;
+        self.ask();
         Ok(())
     }
 
@@ -118,12 +118,13 @@ impl Task {
         };
         let source = verify::source(&self.bus, &state);
         self.clock = Some(ServerClock::of(&state));
-        let fell =
-            state.last_seq < self.source_last.max(self.assignment.from.seqno) || state.first_seq < self.first_seq;
-        let contradicts = state.created != self.created || fell;
+        let told = self.source_last.max(self.assignment.from.seqno);
+        let shorter = state.last_seq < told.max(position);
+        // A session has nothing that it could compare the source with: it gives another replica time.
+        let waits = state.replicated && (!self.live() || state.last_seq >= told);
+        let contradicts = state.created != self.created || state.first_seq < self.first_seq || shorter && !waits;
         let another = source != self.source && self.source != 0;
-        let lags = state.last_seq < position;
-        if contradicts || another || lags {
+        if contradicts || another || shorter {
             // What it says may be of a leader that has yet to take in what was read: it answers nobody, and is asked again.
             asking.wants.into_iter().for_each(|want| self.want(want));
             if contradicts {

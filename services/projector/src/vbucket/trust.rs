@@ -124,6 +124,7 @@ impl Task {
         self.source = source;
         // What an earlier server had beyond what was read may be lost: the next answer tells where the source ends.
         self.source_last = 0;
+        self.lags_since = None;
         self.compared = Some((source, losses));
         self.took_older = false;
         let Assignment { bucket, vb, .. } = &self.assignment;
