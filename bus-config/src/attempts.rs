@@ -1,4 +1,4 @@
-//! What went wrong with a stream a while ago: reading it in parts, and lists that fell short. The next attempt is another one then.
+//! Failures of reading a stream that its next reader takes into account: reads in parts that failed, and lists that lacked messages.
 
 use crate::pulls::ListPulls;
 use std::{

@@ -66,7 +66,7 @@ pub struct Bus {
 
 #[derive(Debug)]
 struct Inner {
-    /// As it was given, without credentials.
+    /// URLs of the servers, without credentials.
     url: String,
     session: RwLock<Session>,
     link: Link,
@@ -255,7 +255,7 @@ impl Bus {
         link.map_err(|why| BusError::other("connect", why))
     }
 
-    /// What went wrong with streams a while ago.
+    /// Failures that the next reader of a stream takes into account.
     pub(crate) fn attempts(&self) -> &Attempts {
         &self.inner.attempts
     }

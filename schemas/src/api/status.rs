@@ -51,10 +51,10 @@ pub struct Reads {
     pub catchup: u64,
     /// For comparisons: of what indexes hold with the present documents, and of the source with what was read of it before.
     pub compared: u64,
-    /// Of those for the live chain, messages whose subject does not have the bucket's prefix: they are no documents.
+    /// Messages of the live chain whose subject does not have the bucket's prefix: they are no documents.
     #[serde(default)]
     pub passed_over: u64,
-    /// Of those for the live chain, messages with a `KV-Operation` that is neither `PUT`, `DEL` nor `PURGE`: each counts as a
+    /// Messages of the live chain with a `KV-Operation` that is neither `PUT`, `DEL` nor `PURGE`: each counts as a
     /// put. The node's troubles name the newest for 30 seconds, and the vbucket's `unknown_operations` list the newest few.
     #[serde(default)]
     pub unknown_operations: u64,

@@ -29,20 +29,19 @@ impl Core {
                 .vbuckets
                 .iter()
                 .enumerate()
-                .map(|(vb, v)| VbStatus {
-                    stream: streams.get(vb).map(|s| s.name.clone()).unwrap_or_default(),
-                    vbuuid: vbuuid_text(v.vbuuid()),
-                    generation: v.generation,
-                    projector: v.projector.clone(),
-                    seqno: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.position.seqno),
-                    covered: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.covered),
-                    source_last: entry.map_or(0, |e| e.source_last(vb)),
-                    reads: self.members.reads(&v.projector, name, vb).map(|read| read.reads).unwrap_or_default(),
-                    unknown_operations: self
-                        .members
-                        .reads(&v.projector, name, vb)
-                        .map(|read| read.unknown_operations.clone())
-                        .unwrap_or_default(),
+                .map(|(vb, v)| {
+                    let read = self.members.reads(&v.projector, name, vb);
+                    VbStatus {
+                        stream: streams.get(vb).map(|s| s.name.clone()).unwrap_or_default(),
+                        vbuuid: vbuuid_text(v.vbuuid()),
+                        generation: v.generation,
+                        projector: v.projector.clone(),
+                        seqno: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.position.seqno),
+                        covered: last.and_then(|l| l.vbs.get(vb)).map_or(0, |l| l.covered),
+                        source_last: entry.map_or(0, |e| e.source_last(vb)),
+                        reads: read.map(|read| read.reads).unwrap_or_default(),
+                        unknown_operations: read.map(|read| read.unknown_operations.clone()).unwrap_or_default(),
+                    }
                 })
                 .collect();
             BucketStatus {
