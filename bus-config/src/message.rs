@@ -75,8 +75,14 @@ impl StreamMessage {
         text(self.subject())
     }
 
+    /// Empty if [`Self::is_cut`].
     pub fn payload(&self) -> &[u8] {
         self.message.payload()
+    }
+
+    /// Its payload has more than 64 MiB, and was not kept.
+    pub fn is_cut(&self) -> bool {
+        self.message.is_cut()
     }
 
     /// Its size in bytes as nats-server counts it: subject, reply subject, headers and payload.
@@ -114,7 +120,7 @@ mod tests {
 
     fn message(headers: &str) -> StreamMessage {
         let frame = format!("HMSG a 1 r {} {}\r\n{headers}{{}}\r\n", headers.len(), headers.len() + 2);
-        let Ok(Some(Frame::Message(message))) = decode(&mut BytesMut::from(frame.as_bytes())) else {
+        let Ok(Some(Frame::Message(message))) = decode(&mut BytesMut::from(frame.as_bytes()), &mut 0) else {
             panic!("{frame}")
         };
         StreamMessage::new(Told { stream_seq: 1, consumer_seq: 1, time: 0, pending: 0 }, message)

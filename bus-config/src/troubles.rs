@@ -86,8 +86,10 @@ impl Troubles {
     fn enter(&self, what: &str, error: &dyn Display, now: Instant, stated: Duration) {
         let mut open = self.open();
         if open.happened.len() >= MOST_HAPPENED && !open.happened.contains_key(what) {
-            let oldest = open.happened.iter().min_by_key(|(_, (met, _))| met.last).map(|(what, _)| what.clone());
-            oldest.and_then(|oldest| open.happened.remove(&oldest));
+            // A panic is not pushed out by what happens all the time.
+            let least = open.happened.iter().min_by_key(|(_, (met, stated))| (*stated == INCIDENT, met.last));
+            let least = least.map(|(what, _)| what.clone());
+            least.and_then(|least| open.happened.remove(&least));
         }
         let (met, until) = open.happened.entry(what.to_owned()).or_insert_with(|| (Met::new(what, now), stated));
         *until = stated;

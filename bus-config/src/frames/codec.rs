@@ -3,7 +3,8 @@
 //! A control line ends with CR LF and its words are separated by blanks; `MSG` and `HMSG` carry as many bytes as their last word
 //! says. What a subject, a header block or a payload holds does not matter here.
 //!
-//! A message is one slice of the buffer that it was read into, with the places of its parts: reading one copies nothing.
+//! A message is one slice of the buffer that it was read into, with the places of its parts: reading one copies nothing. The
+//! payload of one that is very large is thrown away as it comes: nobody here has a use for it, and it must not end a connection.
 
 use bytes::{Buf, Bytes, BytesMut};
 use std::ops::Range;
@@ -11,8 +12,10 @@ use std::ops::Range;
 /// The longest control line, bytes: an `INFO` that names a thousand servers has some ten thousand, a subject four thousand
 /// unless the server is told otherwise.
 pub const MOST_LINE: usize = 1024 * 1024;
-/// The largest message that a nats-server can be told to take, bytes, headers included.
-pub const MOST_MESSAGE: usize = 64 * 1024 * 1024;
+/// A larger payload is thrown away, bytes. A nats-server can be told to take up to 2 GiB.
+pub const MOST_PAYLOAD: usize = 64 * 1024 * 1024;
+/// A larger header block is thrown away, with the payload behind it, bytes.
+const MOST_HEADERS: usize = 1024 * 1024;
 
 /// What a server sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Message {
     reply: Range<u32>,
     headers: Range<u32>,
     payload: Range<u32>,
+    /// Bytes of it that were thrown away.
+    cut: usize,
 }
 
 impl Message {
@@ -66,7 +71,12 @@ impl Message {
 
     /// What nats-server counts when a pull is limited in bytes: subject, reply subject, headers and payload.
     pub fn size(&self) -> usize {
-        self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len()
+        self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len() + self.cut
+    }
+
+    /// Its payload has more than [`MOST_PAYLOAD`] bytes, and was thrown away.
+    pub fn is_cut(&self) -> bool {
+        self.cut > 0
     }
 
     fn part(&self, range: &Range<u32>) -> &[u8] {
@@ -79,8 +89,6 @@ impl Message {
 pub enum FrameError {
     #[error("a control line has more than {MOST_LINE} bytes")]
     LongLine,
-    #[error("a message of {0} bytes is larger than any that nats-server takes")]
-    LargeMessage(usize),
     #[error("a message is not followed by the end of a line")]
     Unterminated,
     #[error("not a line of the NATS protocol: {0:?}")]
@@ -89,13 +97,18 @@ pub enum FrameError {
 
 /// Takes the next frame off the front of what was read; None: more must be read first.
 ///
+/// `skip`: bytes to throw away before it, which is 0 at the beginning of a connection and kept from call to call.
+///
 /// # Errors
 /// See [`FrameError`]; nothing of the buffer was taken.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+pub fn decode(buffer: &mut BytesMut, skip: &mut usize) -> Result<Option<Frame>, FrameError> {
+    let skipped = buffer.len().min(*skip);
+    buffer.advance(skipped);
+    *skip -= skipped;
     let Some(line) = line_end(buffer)? else { return Ok(None) };
     let words = &buffer[..line];
     match words.first() {
-        Some(b'M' | b'm' | b'H' | b'h') => message(buffer, line),
+        Some(b'M' | b'm' | b'H' | b'h') => message(buffer, line, skip),
         Some(b'P' | b'p') if is(words, "PING") => Ok(Some(taken(buffer, line, Frame::Ping))),
         Some(b'P' | b'p') if is(words, "PONG") => Ok(Some(taken(buffer, line, Frame::Pong))),
         Some(b'+') if is(words, "+OK") => Ok(Some(taken(buffer, line, Frame::Ok))),
@@ -146,7 +159,7 @@ fn unknown(words: &[u8]) -> FrameError {
 }
 
 /// `MSG <subject> <sid> [reply] <bytes>` or `HMSG <subject> <sid> [reply] <bytes of headers> <bytes of all>`.
-fn message(buffer: &mut BytesMut, line: usize) -> Result<Option<Frame>, FrameError> {
+fn message(buffer: &mut BytesMut, line: usize, skip: &mut usize) -> Result<Option<Frame>, FrameError> {
     let words = &buffer[..line];
     let refused = || unknown(words);
     let with_headers = starts(words, "HMSG");
@@ -170,24 +183,32 @@ fn message(buffer: &mut BytesMut, line: usize) -> Result<Option<Frame>, FrameErr
     let sid = number(&parts[2])?;
     let size = number(&parts[found - 1])?;
     let head = if with_headers { number(&parts[found - 2])? } else { 0 };
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
-    if size > MOST_MESSAGE {
-        return Err(FrameError::LargeMessage(size));
-    }
+    // The server keeps it in 32 bits.
+    let size = i32::try_from(size).ok().and_then(|size| usize::try_from(size).ok()).ok_or_else(refused)?;
     let head = usize::try_from(head).ok().filter(|head| *head <= size).ok_or_else(refused)?;
     let subject = parts[1].clone();
     let begin = line + 2;
-    let end = begin + size;
-    if buffer.len() < end + 2 {
+    let (head, kept) = match (head, size - head) {
+        (MOST_HEADERS.., _) => (0, 0),
+        (head, MOST_PAYLOAD..) => (head, head),
+        (head, _) => (head, size),
+    };
+    let (end, cut) = (begin + kept, size - kept);
+    // What is thrown away ends with the line, too.
+    let taken = if cut > 0 { end } else { end + 2 };
+    if buffer.len() < taken {
         // Whole messages are read into one buffer.
-        buffer.reserve(end + 2 - buffer.len());
+        buffer.reserve(taken - buffer.len());
         return Ok(None);
     }
-    if &buffer[end..end + 2] != b"\r\n" {
+    if cut == 0 && &buffer[end..taken] != b"\r\n" {
         return Err(FrameError::Unterminated);
     }
     let small = |range: Range<usize>| range.start as u32..range.end as u32;
-    let bytes = buffer.split_to(end + 2).freeze();
+    let bytes = buffer.split_to(taken).freeze();
+    if cut > 0 {
+        *skip = cut + 2;
+    }
     Ok(Some(Frame::Message(Message {
         sid,
         bytes,
@@ -195,6 +216,7 @@ fn message(buffer: &mut BytesMut, line: usize) -> Result<Option<Frame>, FrameErr
         reply: small(reply),
         headers: small(begin..begin + head),
         payload: small(begin + head..end),
+        cut,
     })))
 }
 
@@ -223,9 +245,9 @@ mod tests {
     use super::*;
 
     fn all(bytes: &[u8]) -> Result<Vec<Frame>, FrameError> {
-        let mut buffer = BytesMut::from(bytes);
+        let (mut buffer, mut skip) = (BytesMut::from(bytes), 0);
         let mut frames = Vec::new();
-        while let Some(frame) = decode(&mut buffer)? {
+        while let Some(frame) = decode(&mut buffer, &mut skip)? {
             frames.push(frame);
         }
         Ok(frames)
@@ -271,17 +293,44 @@ mod tests {
     fn a_frame_that_is_not_whole_waits_for_the_rest() {
         let whole = b"HMSG a 1 r 12 14\r\nNATS/1.0\r\n\r\n{}\r\nPING\r\n";
         for cut in 0..whole.len() {
-            let mut buffer = BytesMut::from(&whole[..cut]);
+            let (mut buffer, mut skip) = (BytesMut::from(&whole[..cut]), 0);
             let mut frames = Vec::new();
-            while let Some(frame) = decode(&mut buffer).unwrap() {
+            while let Some(frame) = decode(&mut buffer, &mut skip).unwrap() {
                 frames.push(frame);
             }
             buffer.extend_from_slice(&whole[cut..]);
-            while let Some(frame) = decode(&mut buffer).unwrap() {
+            while let Some(frame) = decode(&mut buffer, &mut skip).unwrap() {
                 frames.push(frame);
             }
             assert_eq!((frames.len(), buffer.len()), (2, 0), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn of_a_message_that_is_too_large_all_but_the_payload_is_read() {
+        let head = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n";
+        for (payload, cut) in [(MOST_PAYLOAD - 1, false), (MOST_PAYLOAD, true), (MOST_PAYLOAD + 70_000, true)] {
+            let size = head.len() + payload;
+            let mut bytes = format!("HMSG a.b 7 r {} {size}\r\n", head.len()).into_bytes();
+            bytes.extend_from_slice(head);
+            bytes.resize(bytes.len() + payload, b'\n');
+            bytes.extend_from_slice(b"\r\nPONG\r\n");
+            let (mut buffer, mut skip, mut frames) = (BytesMut::new(), 0, Vec::new());
+            for piece in bytes.chunks(1024 * 1024 - 7) {
+                buffer.extend_from_slice(piece);
+                while let Some(frame) = decode(&mut buffer, &mut skip).unwrap() {
+                    frames.push(frame);
+                }
+                assert!(!cut || buffer.len() < 2 * 1024 * 1024, "it is not kept");
+            }
+            let [Frame::Message(message), Frame::Pong] = frames.as_slice() else { panic!("{} frames", frames.len()) };
+            assert_eq!((message.is_cut(), message.headers()), (cut, &head[..]));
+            assert_eq!(message.payload().len(), if cut { 0 } else { payload });
+            assert_eq!(message.size(), "a.br".len() + size);
+        }
+        let block = format!("HMSG a 1 {MOST_HEADERS} {MOST_HEADERS}\r\n");
+        let Some(Frame::Message(message)) = all(block.as_bytes()).unwrap().pop() else { panic!("no message") };
+        assert!(message.is_cut() && message.headers().is_empty() && message.payload().is_empty());
     }
 
     #[test]
@@ -302,17 +351,13 @@ mod tests {
             b"MSG a 1 1\r\nabc",
             b"PINGS\r\n",
             b"PING\n",
+            b"MSG a 1 2147483648\r\n",
             b"MSG a 1 99999999999\r\n",
             b"INFORM {}\r\n",
         ];
         for bytes in refused {
             assert!(all(bytes).is_err(), "{:?}", String::from_utf8_lossy(bytes));
         }
-        assert_eq!(
-            all(format!("MSG a 1 {}\r\n", MOST_MESSAGE + 1).as_bytes()),
-            Err(FrameError::LargeMessage(MOST_MESSAGE + 1))
-        );
-        assert_eq!(all(format!("MSG a 1 {MOST_MESSAGE}\r\n").as_bytes()), Ok(vec![]), "the largest is waited for");
         assert_eq!(all(&vec![b'x'; MOST_LINE + 1]), Err(FrameError::LongLine));
         assert_eq!(all(&vec![b'x'; MOST_LINE]), Ok(vec![]), "the end may follow");
     }

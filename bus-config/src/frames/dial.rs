@@ -160,7 +160,8 @@ impl Dial {
 /// The next frame, read as it comes.
 async fn next(socket: &mut Box<dyn Socket>, buffer: &mut BytesMut) -> Result<Frame, String> {
     loop {
-        if let Some(frame) = codec::decode(buffer).map_err(|e| e.to_string())? {
+        // Before it knows us the server sends no message.
+        if let Some(frame) = codec::decode(buffer, &mut 0).map_err(|e| e.to_string())? {
             return Ok(frame);
         }
         match socket.read_buf(buffer).await {

@@ -123,7 +123,9 @@ mod tests {
     fn messages(count: usize, size: usize) -> Vec<Message> {
         let one = [format!("MSG a 1 {size}\r\n").as_bytes(), &vec![b'x'; size], b"\r\n"].concat();
         let mut buffer = BytesMut::from(one.as_slice());
-        let Ok(Some(codec::Frame::Message(message))) = codec::decode(&mut buffer) else { panic!("one message") };
+        let Ok(Some(codec::Frame::Message(message))) = codec::decode(&mut buffer, &mut 0) else {
+            panic!("one message")
+        };
         vec![message; count]
     }
 

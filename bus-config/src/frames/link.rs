@@ -37,7 +37,7 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 /// The longest wait between attempts to connect.
 const LONGEST: Duration = Duration::from_millis(500);
-/// From a connection to the next one at least.
+/// Least time between two attempts to connect.
 const SPACING: Duration = Duration::from_millis(200);
 
 enum Command {
@@ -67,7 +67,8 @@ struct Shared {
     /// Times that the connection was lost.
     losses: AtomicU64,
     troubles: Troubles,
-    of: &'static str,
+    /// Names the connection for tests that break it.
+    label: &'static str,
 }
 
 /// A connection. It ends when the last handle is dropped.
@@ -107,7 +108,7 @@ impl Link {
     /// Connects; losses are healed until the last handle is gone.
     ///
     /// `of`: by which tests tell it from the process's other connections.
-    pub(crate) async fn connect(dial: Arc<Dial>, troubles: Troubles, of: &'static str) -> Result<Self, String> {
+    pub(crate) async fn connect(dial: Arc<Dial>, troubles: Troubles, label: &'static str) -> Result<Self, String> {
         let dialled = dial.connect(0).await?;
         let shared = Arc::new(Shared {
             subscriptions: Mutex::default(),
@@ -118,7 +119,7 @@ impl Link {
             server: watch::Sender::new(dialled.info.clone()),
             losses: AtomicU64::new(0),
             troubles,
-            of,
+            label,
         });
         let (commands, waiting) = mpsc::channel(COMMANDS);
         let kept = keep_up(Arc::clone(&shared), dial, dialled, waiting);
@@ -231,7 +232,7 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, commands:
     let mut commands = commands;
     let mut dialled = first;
     loop {
-        fault("connection", shared.of);
+        fault("connection", shared.label);
         let began = Instant::now();
         shared.server.send_replace(dialled.info.clone());
         let why = serve(&shared, dialled, &mut commands).await;
@@ -243,7 +244,7 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, commands:
         for subscription in shared.subscriptions().values() {
             subscription.inbox.lose();
         }
-        // Who ends each connection at once is not asked without end.
+        // A server that closes every connection at once is not dialled without a pause.
         tokio::time::sleep_until((began + SPACING).into()).await;
         let mut retry = shared.troubles.retry("connecting to NATS for messages").within(LONGEST);
         let mut attempt = 0;
@@ -271,10 +272,11 @@ async fn serve(shared: &Shared, dialled: Dialled, commands: &mut mpsc::Receiver<
 async fn reading(shared: &Shared, mut socket: ReadHalf<Box<dyn Socket>>, mut buffer: BytesMut) -> String {
     // Messages for one subscription that came together.
     let mut together: Vec<Message> = Vec::new();
+    let mut skip = 0;
     loop {
-        fault("frames", shared.of);
+        fault("frames", shared.label);
         loop {
-            match codec::decode(&mut buffer) {
+            match codec::decode(&mut buffer, &mut skip) {
                 Ok(Some(Frame::Message(message))) => {
                     if together.last().is_some_and(|last| last.sid != message.sid) {
                         deliver(shared, &mut together);

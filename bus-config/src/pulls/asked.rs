@@ -13,8 +13,8 @@ const BATCH: u64 = 8_192;
 const BESIDES: u64 = 64 * 1024;
 /// Bytes that one pull asks for, of servers whose messages may not be larger.
 const BYTES: u64 = 1024 * 1024;
-/// And at most, for a stream that holds larger messages than the server takes now.
-const MOST_BYTES: u64 = 128 * 1024 * 1024;
+/// And at most, for a stream that holds larger messages than the server takes now: no message is larger.
+const MOST_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// Bytes that the pulls of all readers of a process ask for.
 const TOGETHER: u64 = 8 * 1024 * 1024;
 /// A reader's share of these is never less.

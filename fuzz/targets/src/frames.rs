@@ -32,11 +32,11 @@ pub fn frames(data: &[u8]) {
 
 /// The frames up to the first that is refused.
 fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Frame>, Option<FrameError>) {
-    let (mut buffer, mut frames) = (BytesMut::new(), Vec::new());
+    let (mut buffer, mut skip, mut frames) = (BytesMut::new(), 0, Vec::new());
     for piece in pieces {
         buffer.extend_from_slice(piece);
         loop {
-            match decode(&mut buffer) {
+            match decode(&mut buffer, &mut skip) {
                 Ok(Some(frame)) => frames.push(frame),
                 Ok(None) => break,
                 Err(error) => return (frames, Some(error)),

@@ -58,12 +58,12 @@ impl Jobs {
 
 /// Does one job after the other; each passes this place, where tests break it.
 async fn work(pass: fn(), incidents: Incidents, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
-    let mut untold: TaskSet<&'static str> = TaskSet::new(incidents.clone());
+    let mut notices: TaskSet<&'static str> = TaskSet::new(incidents.clone());
     loop {
         fault("jobs", "");
         let next = tokio::select! {
             next = async { waiting.lock().await.recv().await } => next,
-            Some((_, ending)) = untold.join_next() => match ending {
+            Some((_, ending)) = notices.join_next() => match ending {
                 // A worker waits in vain for what was to be told: the lane ends, and the service with it.
                 Ending::Panicked(_) => return,
                 Ending::Done(()) | Ending::Aborted => continue,
@@ -78,7 +78,7 @@ async fn work(pass: fn(), incidents: Incidents, waiting: Arc<Mutex<mpsc::Receive
         // A worker whose inbox is full must not hold up other workers' jobs, so a task of its own waits for room there; a slice has
         // one job of each kind at a time. A closed inbox is of a worker that ended.
         if let Err(TrySendError::Full(event)) = to.try_send(event) {
-            untold.spawn("telling a worker of its job's end", async move {
+            notices.spawn("telling a worker of its job's end", async move {
                 fault("errand", "telling a worker of its job's end");
                 // The worker may have ended.
                 let _ = to.send(event).await;

@@ -8,10 +8,10 @@
 //! So a contradiction of a replicated stream counts only when a *current* leader has repeated it. A leader is current when, since
 //! it contradicted first,
 //! - it has led without interruption and has heard from a majority of the replicas, so that no other leader was elected; and
-//! - it has stored a message that was written in this time, behind everything older; or the stream has not changed for
-//!   [`SETTLED`], so that no messages are left to apply.
+//! - the stream has not changed for [`SETTLED`], so that no messages are left to apply, or it has led for [`LONGEST`]: a server
+//!   applies in this time whatever its log held when it was elected.
 //!
-//! A stream that keeps changing is judged after [`LONGEST`] under one leader.
+//! The times of messages say nothing: those that are left to apply were stamped by the clock of the leader before.
 
 use highwater_bus::StreamState;
 use std::time::Duration;
@@ -19,8 +19,8 @@ use std::time::Duration;
 /// A leader of which the stream does not change for so long has taken in all that it has. A server that lost the others notices in
 /// this time that it does not hear them: they answer it every second.
 pub const SETTLED: Duration = Duration::from_secs(5);
-/// A stream that goes on changing, with messages older than the contradiction, is judged after this time.
-pub const LONGEST: Duration = Duration::from_secs(60);
+/// A stream that goes on changing is judged after this time.
+pub const LONGEST: Duration = Duration::from_secs(20);
 
 /// A contradiction that was found, perhaps not for the first time.
 #[derive(Debug, Default)]
@@ -52,15 +52,13 @@ impl Contradiction {
         };
         let before = first.current;
         let heard = state.majority_heard < now.saturating_sub(first.at);
-        // Both by the clock of the one server that leads.
-        let stored = first.state.now > 0 && state.last_time > first.state.now;
         let ends = |state: &StreamState| (state.first_seq, state.last_seq, state.messages);
         if ends(&first.state) != ends(state) {
             first.changed = now;
             (first.state.first_seq, first.state.last_seq, first.state.messages) = ends(state);
         }
         let settled = now.saturating_sub(first.changed) >= SETTLED || now.saturating_sub(first.at) >= LONGEST;
-        first.current |= heard && (stored || settled);
+        first.current |= heard && settled;
         before && heard
     }
 }
@@ -71,9 +69,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A stream that ends at `last`, whose last message is of `last_time` seconds, as `leader` says when its clock shows `now`
-    /// seconds; it heard of the others half a second ago.
-    fn state(leader: &str, last: u64, last_time: i64, now: i64) -> StreamState {
+    /// A stream that ends at `last`, as `leader` says, which heard of the others half a second ago.
+    fn state(leader: &str, last: u64) -> StreamState {
         StreamState {
             created: 1,
             leader: leader.into(),
@@ -81,8 +78,6 @@ mod tests {
             first_seq: 1,
             last_seq: last,
             messages: last,
-            last_time: last_time * 1_000_000_000,
-            now: now * 1_000_000_000,
             majority_heard: SECOND / 2,
             ..StreamState::default()
         }
@@ -90,28 +85,33 @@ mod tests {
 
     #[test]
     fn of_a_stream_that_one_server_keeps_it_counts_at_once() {
-        let state = StreamState { replicated: false, ..state("a", 5, 1, 100) };
+        let state = StreamState { replicated: false, ..state("a", 5) };
         assert!(Contradiction::default().counts(&state, Duration::ZERO));
     }
 
     #[test]
-    fn a_leader_that_stores_something_new_is_current_and_must_repeat_it() {
+    fn a_leader_that_changes_nothing_is_current_after_a_while_and_must_repeat_it() {
         let mut found = Contradiction::default();
-        assert!(!found.counts(&state("a", 5, 90, 100), Duration::ZERO));
-        assert!(!found.counts(&state("a", 6, 99, 101), SECOND), "that was stored before");
-        assert!(!found.counts(&state("a", 9, 101, 102), 2 * SECOND), "from now on it is current");
-        assert!(found.counts(&state("a", 9, 101, 102), 2 * SECOND));
+        let at = |s: u32| SECOND * s;
+        assert!(!found.counts(&state("a", 5), at(0)));
+        assert!(!found.counts(&state("a", 7), at(3)), "it takes in what it has");
+        assert!(!found.counts(&state("a", 7), at(7)));
+        assert!(!found.counts(&state("a", 7), at(8)), "from now on it is current");
+        assert!(found.counts(&state("a", 7), at(9)));
     }
 
     #[test]
-    fn a_leader_that_changes_nothing_is_current_after_a_while() {
+    fn the_clock_of_the_leader_before_makes_nobody_current() {
         let mut found = Contradiction::default();
-        let at = |s: u32| SECOND * s;
-        assert!(!found.counts(&state("a", 5, 90, 100), at(0)));
-        assert!(!found.counts(&state("a", 7, 91, 103), at(3)), "it takes in what it has");
-        assert!(!found.counts(&state("a", 7, 91, 107), at(7)));
-        assert!(!found.counts(&state("a", 7, 91, 108), at(8)));
-        assert!(found.counts(&state("a", 7, 91, 109), at(9)));
+        // The messages that are left to apply are from a leader whose clock is an hour ahead.
+        let applied = |last: u64| StreamState {
+            last_time: 3_600_000_000_000 + last as i64,
+            now: last as i64,
+            ..state("a", last)
+        };
+        for s in 0..10 {
+            assert!(!found.counts(&applied(5 + s), SECOND * s as u32), "{s}");
+        }
     }
 
     #[test]
@@ -119,26 +119,26 @@ mod tests {
         let mut found = Contradiction::default();
         for s in 0..100 {
             let leader = if s % 4 < 2 { "a" } else { "b" };
-            assert!(!found.counts(&state(leader, 5, 90, 100), SECOND * s), "{s}");
+            assert!(!found.counts(&state(leader, 5), SECOND * s), "{s}");
         }
     }
 
     #[test]
     fn who_hears_of_no_majority_is_believed_in_nothing() {
         let mut found = Contradiction::default();
-        for s in 0..20u32 {
-            let alone = StreamState { majority_heard: SECOND * (s + 1), ..state("a", 5, 90, 100 + i64::from(s)) };
+        for s in 0..30u32 {
+            let alone = StreamState { majority_heard: SECOND * (s + 1), ..state("a", 5) };
             assert!(!found.counts(&alone, SECOND * s), "{s}");
         }
         // The others are there again: nobody else was elected meanwhile.
-        assert!(!found.counts(&state("a", 5, 90, 121), SECOND * 21));
-        assert!(found.counts(&state("a", 5, 90, 122), SECOND * 22));
+        assert!(!found.counts(&state("a", 5), SECOND * 31));
+        assert!(found.counts(&state("a", 5), SECOND * 32));
     }
 
     #[test]
     fn a_stream_that_never_rests_is_judged_in_the_end() {
         let mut found = Contradiction::default();
-        let counted = (0..200u32).find(|s| found.counts(&state("a", 5 + u64::from(*s), 90, 100), SECOND * *s));
+        let counted = (0..200u32).find(|s| found.counts(&state("a", 5 + u64::from(*s)), SECOND * *s));
         assert_eq!(counted, Some(LONGEST.as_secs() as u32 + 1));
     }
 }

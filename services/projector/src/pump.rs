@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 const CAPACITY: usize = 4;
 /// Bytes of messages that may wait for it, but for one larger message.
 const ROOM: usize = 1024 * 1024;
-/// So many readers of a process have this room each; more share what these have together.
+/// Up to this many readers of a process have all of [`ROOM`] each; beyond that they share what these have together.
 const ROOMS: usize = 8;
 /// Messages of one chunk.
 const CHUNK: usize = 512;

@@ -5,7 +5,7 @@ use highwater_schemas::{
     state::SessionKind,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -91,7 +91,9 @@ impl Totals {
         if purpose == Purpose::Live {
             reads.passed_over += reading.passed_over.load(Ordering::Relaxed);
             reads.unknown_operations += reading.unknown_operations.load(Ordering::Relaxed);
-            unknown.extend(reading.newest_unknown());
+            // Another generation reads some of them again.
+            let known: BTreeSet<u64> = unknown.iter().map(|one| one.seqno).collect();
+            unknown.extend(reading.newest_unknown().into_iter().filter(|one| !known.contains(&one.seqno)));
             keep_newest(unknown);
         }
         reads.compared += reading.before.load(Ordering::Relaxed);
@@ -122,9 +124,13 @@ mod tests {
             totals.add(("orders", 3), Purpose::Live, &reading);
             totals.add(("orders", 3), Purpose::Catchup, &reading);
         }
+        // The one after them begins with messages that were counted before.
+        let again = Reading::default();
+        (13..=16).for_each(|n| again.unknown_operation(n, &long));
+        totals.add(("orders", 3), Purpose::Live, &again);
         let told = totals.of("orders", 3);
         let seqnos: Vec<u64> = told.unknown_operations.iter().map(|unknown| unknown.seqno).collect();
-        assert_eq!((seqnos, told.reads.unknown_operations), (vec![5, 6, 11, 12, 13, 14, 15, 16], 12));
+        assert_eq!((seqnos, told.reads.unknown_operations), (vec![5, 6, 11, 12, 13, 14, 15, 16], 16));
         assert!(told.unknown_operations.iter().all(|unknown| unknown.id.chars().count() == MOST_ID_SHOWN));
     }
 }

@@ -429,10 +429,18 @@ impl Task {
         }
         if is_delete(message, self.assignment.kv) {
             self.evaluator.delete(message.seq, &docid.text(), versions);
-        } else if let Docid::Text(text) = docid {
-            self.evaluator.evaluate(message.seq, text, message.payload(), versions);
         } else {
-            versions.push_doc(message.seq, &docid.text(), DocOp::Unindexable(Unindexable::IdNotText));
+            match docid {
+                Docid::Text(text) if !message.is_cut() => {
+                    self.evaluator.evaluate(message.seq, text, message.payload(), versions);
+                }
+                Docid::Text(text) => {
+                    versions.push_doc(message.seq, text, DocOp::Unindexable(Unindexable::TooLarge));
+                }
+                Docid::NotText(listed) => {
+                    versions.push_doc(message.seq, &listed, DocOp::Unindexable(Unindexable::IdNotText));
+                }
+            }
         }
     }
 
@@ -473,5 +481,5 @@ fn is_delete(message: &StreamMessage, kv: bool) -> bool {
     if message.marker {
         return true;
     }
-    if kv { message.operation == Operation::Delete } else { message.payload().is_empty() }
+    if kv { message.operation == Operation::Delete } else { message.payload().is_empty() && !message.is_cut() }
 }

@@ -34,7 +34,7 @@ struct Interval {
     failures: u32,
 }
 
-/// The lanes of a process: each that runs holds one.
+/// Counts the running lanes of a process: each holds a clone, and so does what starts them.
 pub type Lanes = Arc<()>;
 
 /// The intervals under way, oldest first.
@@ -103,7 +103,9 @@ impl Window {
     }
 
     pub fn full(&self) -> bool {
-        let share = (TOGETHER / Arc::strong_count(&self.lanes)).clamp(LEAST_BYTES, MOST_BYTES);
+        // The service that hands them out holds one too.
+        let lanes = Arc::strong_count(&self.lanes).saturating_sub(1).max(1);
+        let share = (TOGETHER / lanes).clamp(LEAST_BYTES, MOST_BYTES);
         self.open.len() >= WINDOW || self.bytes >= share
     }
 
@@ -215,7 +217,7 @@ mod tests {
     #[test]
     fn many_lanes_share_what_their_windows_hold() {
         let lanes = Lanes::default();
-        let others: Vec<Lanes> = (0..62).map(|_| Lanes::clone(&lanes)).collect();
+        let others: Vec<Lanes> = (0..63).map(|_| Lanes::clone(&lanes)).collect();
         let mut w = Window::sharing(Lanes::clone(&lanes));
         let mut large = packed(1, 1);
         large.messages[0].versions.push_doc(1, &"x".repeat(TOGETHER / 64), DocOp::Put);

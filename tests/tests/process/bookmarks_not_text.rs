@@ -80,9 +80,13 @@ async fn is_bookmark(client: &Client, sequence: u64) -> Result<()> {
 
 /// Documents that the bucket's projector has read for builds and catchups since it began.
 async fn caught_up(client: &Client) -> Result<u64> {
-    let members = client.members().await?;
-    let read = &members["buckets"][0]["vbuckets"][0]["reads"]["catchup"];
-    read.as_u64().with_context(|| format!("no number of reads: {}", members["buckets"]))
+    // After a restart of NATS nobody coordinates for a moment, and only a coordinator knows of buckets.
+    until("the number of reads", WITHIN, async || {
+        let members = client.members().await.map_err(|refused| refused.to_string())?;
+        let told = members["buckets"][0]["vbuckets"][0]["reads"]["catchup"].as_u64();
+        told.ok_or_else(|| members.to_string())
+    })
+    .await
 }
 
 async fn overwritten(away: Away) -> Result<()> {

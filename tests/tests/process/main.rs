@@ -32,6 +32,7 @@ mod hidden_revisions;
 mod inbox_panics;
 mod kills;
 mod large_documents;
+mod largest_messages;
 mod late_counts;
 mod list_sizes;
 mod lists;

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use highwater_schemas::{
     api::{
         self, BucketHistoryReply, BucketList, BucketListRequest, Describe, DescribeReply, IndexBuild, IndexDrop,
-        IndexReply, IndexStats, IndexesReply, ListReply, ListRequest, ReconcileReply,
+        IndexReply, IndexStats, IndexesReply, ListReply, ListRequest, ReconcileReply, ReconcileSummary,
     },
     definition::{BucketDefinition, IndexDefinition, Source, SourceStream},
     subjects,
@@ -90,10 +90,7 @@ async fn reconcile(session: &Session, name: String, within: Option<Duration>) ->
         let (reply, history): (_, BucketHistoryReply) =
             session.typed(&subjects::admin("bucket.history"), &request).await?;
         if let Some(done) = history.reconciled.filter(|done| done.id > begun.after) {
-            let took = show::thousands(done.ended.saturating_sub(done.began));
-            print(session.json, &reply, || {
-                format!("the indexes of bucket {name} were compared with its source in {took} ms")
-            });
+            print(session.json, &reply, || format!("the indexes of bucket {name} were {}", compared(&done)));
             return Ok(());
         }
         if Instant::now() > until {
@@ -105,6 +102,11 @@ async fn reconcile(session: &Session, name: String, within: Option<Duration>) ->
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// The times may be of two coordinators, whose clocks are not compared.
+fn compared(done: &ReconcileSummary) -> String {
+    format!("compared with the source from {} to {}", show::time(done.began), show::time(done.ended))
 }
 
 fn show_history(history: &BucketHistoryReply) -> String {
@@ -123,10 +125,7 @@ fn show_history(history: &BucketHistoryReply) -> String {
         })
     });
     let branches = show::table(&["STREAM", "BRANCH", "FROM", "", "FOUND", "WHY"], &[2], branches);
-    let last = history.reconciled.as_ref().map(|last| {
-        let took = show::thousands(last.ended.saturating_sub(last.began));
-        format!("compared with the source until {}, in {took} ms", show::time(last.ended))
-    });
+    let last = history.reconciled.as_ref().map(compared);
     let running = history.reconcile.as_ref();
     let running = running.map(|r| format!("being compared with the source since {}", show::time(r.began)));
     let branches = [Some(branches), last, running].into_iter().flatten().collect::<Vec<_>>().join("\n\n");
@@ -134,13 +133,13 @@ fn show_history(history: &BucketHistoryReply) -> String {
         return format!("{branches}\n\nnothing was ever rolled back");
     }
     let rollbacks = history.rollbacks.iter().map(|r| {
-        let took = match r.ended {
+        let ended = match r.ended {
             0 => format!("{:?}", r.phase).to_lowercase(),
-            ended => format!("{} ms", show::thousands(ended.saturating_sub(r.began))),
+            ended => show::time(ended),
         };
-        vec![show::time(r.began), took, r.streams.join(", "), kind(r.broken).into(), r.reason.clone()]
+        vec![show::time(r.began), ended, r.streams.join(", "), kind(r.broken).into(), r.reason.clone()]
     });
-    format!("{branches}\n\n{}", show::table(&["ROLLED BACK", "TOOK", "STREAMS", "", "WHY"], &[1], rollbacks))
+    format!("{branches}\n\n{}", show::table(&["ROLLED BACK", "UNTIL", "STREAMS", "", "WHY"], &[], rollbacks))
 }
 
 fn source_stream(text: &str) -> SourceStream {

@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Worker {
     pub(super) fn persist(&mut self, slice: SliceName, mark: SliceMark, topic: u64, why: Why) -> Vec<Action> {
         let name = self.open.get(&slice).map(|open| self.full_name(&open.stem));
-        // A new date would hide from the next opening for how long it was closed.
+        // A late slice keeps its old date, so that it still counts as late if it is opened again before it has caught up.
         let clock = self.clock.filter(|_| !self.core.is_late(slice));
         let (Some(open), Some(name)) = (self.open.get_mut(&slice), name) else {
             return self.core.persisted(slice, &mark, topic, false);

@@ -36,7 +36,7 @@ struct Collected {
     most: usize,
     bytes: usize,
     docs: BinaryHeap<(u64, String)>,
-    /// One with this seqno was left out: none from there on is taken.
+    /// The lowest seqno that was left out for lack of room: documents at or above it are ignored.
     end: u64,
 }
 

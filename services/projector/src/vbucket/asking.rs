@@ -11,7 +11,7 @@ use highwater_schemas::{
 };
 use std::time::{Duration, Instant};
 
-/// A leader may have less than was read for so long before the source is compared.
+/// How long a leader may lag behind what was read before the source is compared.
 const LAGS: Duration = Duration::from_millis(500);
 
 pub(super) struct Asking {
@@ -97,7 +97,7 @@ impl Task {
         self.asked_at = Some(Instant::now());
     }
 
-    /// The leader has less than was read or told of: another replica may be ahead of it for a moment, but not for long.
+    /// The leader has less than another replica has sent. It is asked again for up to [`LAGS`], then the source is compared.
     async fn lags(&mut self) -> Result<(), End> {
         let since = *self.lags_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= LAGS {
@@ -111,18 +111,20 @@ impl Task {
     /// The stream's state after a question was taken: what it shows, and whom it answers.
     pub(super) async fn answer(&mut self, (asking, answer): (Asking, Option<Answer>)) -> Result<(), End> {
         let Some(Answer { state: Ok(state), position, nothing_above }) = answer else {
-            // Asked again at the next occasion; the wants are kept.
+            // Asked again at the next occasion; the wants are kept. Another leader may answer then.
+            self.lags_since = None;
             asking.wants.into_iter().for_each(|want| self.want(want));
             tokio::time::sleep(SILENCE).await;
             return Ok(());
         };
         let source = verify::source(&self.bus, &state);
         self.clock = Some(ServerClock::of(&state));
-        let told = self.source_last.max(self.assignment.from.seqno);
-        let shorter = state.last_seq < told.max(position);
-        // A session has nothing that it could compare the source with: it gives another replica time.
-        let waits = state.replicated && (!self.live() || state.last_seq >= told);
-        let contradicts = state.created != self.created || state.first_seq < self.first_seq || shorter && !waits;
+        let known_last = self.source_last.max(self.assignment.from.seqno);
+        let begins_lower = state.first_seq < self.first_seq;
+        let shorter = state.last_seq < known_last.max(position) || begins_lower;
+        // A session has nothing that it could compare the source with: it gives a leader time to take in what others have.
+        let waits = state.replicated && (!self.live() || state.last_seq >= known_last && !begins_lower);
+        let contradicts = state.created != self.created || shorter && !waits;
         let another = source != self.source && self.source != 0;
         if contradicts || another || shorter {
             // What it says may be of a leader that has yet to take in what was read: it answers nobody, and is asked again.
@@ -132,6 +134,7 @@ impl Task {
                 return self.contradicted(&why).await;
             }
             if another {
+                self.lags_since = None;
                 self.restarted().await?;
                 // A live task has it from the comparison.
                 if !self.live() {

@@ -77,8 +77,8 @@ impl Task {
             asking.wants.into_iter().for_each(|want| self.want(want));
         }
         // The last comparison did not meet this.
-        self.compared = None;
-        self.restarted().await?;
+        let before = self.compared.take();
+        self.compare(before).await?;
         tokio::time::sleep(AGAIN).await;
         Ok(())
     }
@@ -112,10 +112,15 @@ impl Task {
 
     /// Compares the source with what was read from it, as long as it takes.
     pub(super) async fn verify(&mut self) -> Result<(), End> {
+        let (began, mut shortfall) = (Instant::now(), Contradiction::default());
         let (losses, Proven { source, overwritten }) = loop {
             let (known, losses) = (self.known(), self.bus.losses());
             let proven = verified(&self.bus, &self.assignment, &known, Some(&mut self.recent)).await;
             let proven = proven.map_err(End::Suspected)?;
+            if self.has_yet_to_take_in(&mut shortfall, began.elapsed()).await {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
             // Answers of two runs of the server prove nothing together.
             if self.bus.losses() == losses {
                 break (losses, proven);
@@ -137,6 +142,15 @@ impl Task {
             self.trust();
         }
         Ok(())
+    }
+
+    /// Whether the source's leader has less than an earlier one had, though nothing that was read is missing. It may have yet to apply
+    /// what its log holds: what it says counts once it is current. True also if it does not answer.
+    async fn has_yet_to_take_in(&self, shortfall: &mut Contradiction, elapsed: Duration) -> bool {
+        match self.bus.stream_state(&self.assignment.stream).await {
+            Ok(state) => state.last_seq < self.source_last && !shortfall.counts(&state, elapsed),
+            Err(_) => true,
+        }
     }
 
     /// What was read before this run of the server is proven in it from now on.
@@ -194,8 +208,18 @@ impl Task {
         if self.compared_here().await && !self.took_older {
             return Ok(());
         }
+        self.compare(self.compared).await
+    }
+
+    /// Compares the source, and takes into account that its server may have restarted since it was compared `before`.
+    async fn compare(&mut self, before: Option<(u64, u64)>) -> Result<(), End> {
+        let hidden = self.cover.covered() < self.cover.position();
         // What would have made up for a loss may be lost in its turn: all of that is accounted for again.
         self.verify().await?;
+        // A leader that was merely slow has lost nothing that it had acknowledged.
+        if self.doubt.is_none() && self.compared == before && self.compared_here().await {
+            return Ok(());
+        }
         // Below what is overwritten, what was removed without a message may be there again.
         if hidden || self.doubt.is_some() {
             self.freeze();
