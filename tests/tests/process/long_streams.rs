@@ -1,7 +1,11 @@
 //! A long stream is read in parts over several connections: in order, without a gap, and listed as a whole, whatever is overwritten or
 //! removed meanwhile, and whoever kills the server.
 
-use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::{
+    self,
+    context::{PublishError, PublishErrorKind},
+    stream::{Config, Stream},
+};
 use bytes::Bytes;
 use highwater_bus::{Bus, BusError, ConnectSettings, ReadFrom, StreamMessage, StreamReader};
 use highwater_tests::{backup, cluster::SERVICES, load::Writer, nats::NatsServer, prelude::*, stated};
@@ -68,8 +72,7 @@ async fn store(client: &Client, keys: impl IntoIterator<Item = String>) -> Resul
     let mut stored = Stored::new();
     let mut sending = JoinSet::new();
     for key in keys {
-        let ack = client.js.publish(format!("$KV.long.{key}"), Bytes::from_static(b"{\"a\":1}")).await?;
-        sending.spawn(async move { ack.await.map(|ack| (key, ack.sequence)) });
+        sending.spawn(store_one(client.js.clone(), key));
         if sending.len() >= WINDOW {
             note(&mut stored, sending.join_next().await)?;
         }
@@ -80,7 +83,22 @@ async fn store(client: &Client, keys: impl IntoIterator<Item = String>) -> Resul
     Ok(stored)
 }
 
-type Acked = Result<(String, u64), async_nats::jetstream::context::PublishError>;
+/// Stores one key, once its stream is led by a server: a replicated one that was just made may have no leader for a moment.
+async fn store_one(js: jetstream::Context, key: String) -> Acked {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        let sent = js.publish(format!("$KV.long.{key}"), Bytes::from_static(b"{\"a\":1}")).await?;
+        match sent.await {
+            Ok(ack) => return Ok((key, ack.sequence)),
+            Err(error) if error.kind() == PublishErrorKind::StreamNotFound && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+type Acked = Result<(String, u64), PublishError>;
 
 fn note(stored: &mut Stored, acked: Option<Result<Acked, tokio::task::JoinError>>) -> Result<()> {
     let (key, seq) = acked.context("nothing was sent")???;
