@@ -236,6 +236,10 @@ async fn keep_up(shared: Arc<Shared>, dial: Arc<Dial>, first: Dialled, commands:
         let began = Instant::now();
         shared.server.send_replace(dialled.info.clone());
         let why = serve(&shared, dialled, &mut commands).await;
+        // Nobody uses it any more: that is no loss.
+        if commands.is_closed() {
+            return;
+        }
         tracing::debug!(why, "the connection for messages was lost");
         shared.troubles.happened("connection to NATS for messages", &why, Instant::now());
         shared.pongs().clear();
