@@ -75,14 +75,14 @@ impl StreamMessage {
         text(self.subject())
     }
 
-    /// Empty if [`Self::is_cut`].
+    /// Empty if [`Self::is_oversized`].
     pub fn payload(&self) -> &[u8] {
         self.message.payload()
     }
 
-    /// Its payload has more than 64 MiB, and was not kept.
-    pub fn is_cut(&self) -> bool {
-        self.message.is_cut()
+    /// Its payload has 64 MiB or more, and was not kept.
+    pub fn is_oversized(&self) -> bool {
+        self.message.is_oversized()
     }
 
     /// Its size in bytes as nats-server counts it: subject, reply subject, headers and payload.

@@ -12,9 +12,9 @@ use std::ops::Range;
 /// The longest control line, bytes: an `INFO` that names a thousand servers has some ten thousand, a subject four thousand
 /// unless the server is told otherwise.
 pub const MOST_LINE: usize = 1024 * 1024;
-/// A larger payload is thrown away, bytes. A nats-server can be told to take up to 2 GiB.
+/// A payload of so many bytes or more is thrown away. A nats-server can be told to take up to 2 GiB.
 pub const MOST_PAYLOAD: usize = 64 * 1024 * 1024;
-/// A larger header block is thrown away, with the payload behind it, bytes.
+/// A header block of so many bytes or more is thrown away, with the payload behind it.
 const MOST_HEADERS: usize = 1024 * 1024;
 
 /// What a server sends.
@@ -74,8 +74,8 @@ impl Message {
         self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len() + self.cut
     }
 
-    /// Its payload has more than [`MOST_PAYLOAD`] bytes, and was thrown away.
-    pub fn is_cut(&self) -> bool {
+    /// It is too large, and its payload was thrown away.
+    pub fn is_oversized(&self) -> bool {
         self.cut > 0
     }
 
@@ -100,7 +100,7 @@ pub enum FrameError {
 /// `skip`: bytes to throw away before it, which is 0 at the beginning of a connection and kept from call to call.
 ///
 /// # Errors
-/// See [`FrameError`]; nothing of the buffer was taken.
+/// See [`FrameError`]; nothing of the buffer was taken but what was to be thrown away.
 pub fn decode(buffer: &mut BytesMut, skip: &mut usize) -> Result<Option<Frame>, FrameError> {
     let skipped = buffer.len().min(*skip);
     buffer.advance(skipped);
@@ -324,13 +324,13 @@ mod tests {
                 assert!(!cut || buffer.len() < 2 * 1024 * 1024, "it is not kept");
             }
             let [Frame::Message(message), Frame::Pong] = frames.as_slice() else { panic!("{} frames", frames.len()) };
-            assert_eq!((message.is_cut(), message.headers()), (cut, &head[..]));
+            assert_eq!((message.is_oversized(), message.headers()), (cut, &head[..]));
             assert_eq!(message.payload().len(), if cut { 0 } else { payload });
             assert_eq!(message.size(), "a.br".len() + size);
         }
         let block = format!("HMSG a 1 {MOST_HEADERS} {MOST_HEADERS}\r\n");
         let Some(Frame::Message(message)) = all(block.as_bytes()).unwrap().pop() else { panic!("no message") };
-        assert!(message.is_cut() && message.headers().is_empty() && message.payload().is_empty());
+        assert!(message.is_oversized() && message.headers().is_empty() && message.payload().is_empty());
     }
 
     #[test]

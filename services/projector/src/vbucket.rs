@@ -427,20 +427,12 @@ impl Task {
             self.unknown_operation |= self.live();
             self.assignment.reading.unknown_operation(message.seq, &docid.text());
         }
-        if is_delete(message, self.assignment.kv) {
-            self.evaluator.delete(message.seq, &docid.text(), versions);
-        } else {
-            match docid {
-                Docid::Text(text) if !message.is_cut() => {
-                    self.evaluator.evaluate(message.seq, text, message.payload(), versions);
-                }
-                Docid::Text(text) => {
-                    versions.push_doc(message.seq, text, DocOp::Unindexable(Unindexable::TooLarge));
-                }
-                Docid::NotText(listed) => {
-                    versions.push_doc(message.seq, &listed, DocOp::Unindexable(Unindexable::IdNotText));
-                }
-            }
+        let mut unindexable = |docid: &str, reason| versions.push_doc(message.seq, docid, DocOp::Unindexable(reason));
+        match docid {
+            _ if is_delete(message, self.assignment.kv) => self.evaluator.delete(message.seq, &docid.text(), versions),
+            Docid::NotText(listed) => unindexable(&listed, Unindexable::IdNotText),
+            Docid::Text(text) if message.is_oversized() => unindexable(text, Unindexable::TooLarge),
+            Docid::Text(text) => self.evaluator.evaluate(message.seq, text, message.payload(), versions),
         }
     }
 
@@ -481,5 +473,5 @@ fn is_delete(message: &StreamMessage, kv: bool) -> bool {
     if message.marker {
         return true;
     }
-    if kv { message.operation == Operation::Delete } else { message.payload().is_empty() && !message.is_cut() }
+    if kv { message.operation == Operation::Delete } else { message.payload().is_empty() && !message.is_oversized() }
 }

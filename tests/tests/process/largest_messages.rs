@@ -33,10 +33,9 @@ async fn messages_that_are_larger_than_is_read_are_counted_or_refused_and_end_no
             }
             source.write([small(2), Write::put(0, "behind", &json!({"n": 1_000}))]).await?;
             for subject in [&b"hw.query.scan"[..], b"hw.query.count", b"hw.admin.bucket.add"] {
-                if let Some(answer) = raw.request(subject, None, &padding, WITHIN).await? {
-                    let answer: Value = serde_json::from_slice(&answer)?;
-                    ensure!(answer["error"]["code"] == "malformed_request", "{answer}");
-                }
+                let answer = raw.request(subject, None, &padding, WITHIN).await?.context("no answer")?;
+                let answer: Value = serde_json::from_slice(&answer)?;
+                ensure!(answer["error"]["code"] == "malformed_request", "{answer}");
             }
             until("what is small is indexed", WITHIN, async || {
                 let request = json!({"bucket": BUCKET, "index": "by_n", "consistency": "request_plus"});

@@ -117,7 +117,7 @@ impl Task {
             let (known, losses) = (self.known(), self.bus.losses());
             let proven = verified(&self.bus, &self.assignment, &known, Some(&mut self.recent)).await;
             let proven = proven.map_err(End::Suspected)?;
-            if self.has_yet_to_take_in(&mut shortfall, began.elapsed()).await {
+            if self.leader_is_behind(&mut shortfall, began.elapsed()).await {
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
@@ -146,7 +146,7 @@ impl Task {
 
     /// Whether the source's leader has less than an earlier one had, though nothing that was read is missing. It may have yet to apply
     /// what its log holds: what it says counts once it is current. True also if it does not answer.
-    async fn has_yet_to_take_in(&self, shortfall: &mut Contradiction, elapsed: Duration) -> bool {
+    async fn leader_is_behind(&self, shortfall: &mut Contradiction, elapsed: Duration) -> bool {
         match self.bus.stream_state(&self.assignment.stream).await {
             Ok(state) => state.last_seq < self.source_last && !shortfall.counts(&state, elapsed),
             Err(_) => true,
