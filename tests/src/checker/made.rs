@@ -55,7 +55,9 @@ impl Made {
             "no_reply" | "no_responders" => phase == Phase::During,
             "internal" => false,
             "branch_lost" => coded && !refused.retry && phase != Phase::Before && self.names_what_is_lost(fault, all),
-            _ => refused.retry && coded,
+            // A machine may be slow at any time.
+            "timeout" | "cover_timeout" | "snapshot_expired" => refused.retry && coded,
+            _ => phase != Phase::Before && refused.retry && coded,
         }
     }
 
@@ -108,6 +110,8 @@ mod tests {
         let proper = |made: &Made, refused: &Refused, later: &[Made]| made.is_proper(refused, fault, later);
         let (before, during, after) = (made(second(1), None, vec![]), made(second(11), None, vec![]), second(21));
         assert!(proper(&before, &refused("timeout", true), &[]));
+        assert!(!proper(&before, &refused("in_rollback", true), &[]), "nothing was lost yet");
+        assert!(proper(&during, &refused("in_rollback", true), &[]));
         assert!(!proper(&during, &refused("timeout", false), &[]), "that does not help");
         assert!(!proper(&during, &refused("internal", true), &[]));
         assert!(!proper(&during, &Refused::without_reply("timeout", "", true), &[]), "without headers");

@@ -6,7 +6,8 @@
 //!
 //! A *fault* is what the test says it is ([`Checker::through`]). Whenever it is, a failure has a code and says that it may be tried
 //! again, but for `branch_lost` where a timestamp is named that is older than the end of the fault, and of branches that nobody
-//! answers any more. Only during a fault may there be no reply. Outside of it most requests succeed.
+//! answers any more. Only during a fault may there be no reply. Before it nothing fails but for want of time. Before it and after
+//! it requests of each consistency succeed.
 
 mod asking;
 mod made;

@@ -12,9 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// In percent, of the requests outside of faults.
-const MUST_SUCCEED: u64 = 70;
-
 /// What became of the requests.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -79,8 +76,6 @@ impl Report {
                 ensure!(good > 0 || phase == Phase::During, "{kind:?}: none succeeded {phase:?} the fault");
             }
         }
-        let (good, all) = self.sum(|_, phase| phase != Phase::During);
-        ensure!(good * 100 >= all * MUST_SUCCEED, "{good} of {all} succeeded outside of the fault");
         Ok(())
     }
 
