@@ -6,7 +6,7 @@ use crate::{
     order::compare,
     rng::Rng,
     source::{Documents, Source},
-    wait::until,
+    wait::{deadline, until},
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -191,7 +191,7 @@ pub fn read_rows(reply: &Value, source: &Source, index: &Index) -> Result<Vec<Ro
 
 /// Again while the refusal says that it may help.
 async fn insist<T, F: Future<Output = Result<T, crate::client::Refused>>>(mut ask: impl FnMut() -> F) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = deadline(PATIENCE);
     loop {
         match ask().await {
             Err(refused) if refused.retry && Instant::now() < deadline => tokio::time::sleep(RETRY_AFTER).await,

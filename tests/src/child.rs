@@ -1,6 +1,6 @@
 //! A child process with its output in files, killed by its id when dropped.
 
-use crate::wait::SLOWER;
+use crate::wait::deadline;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::{
@@ -65,7 +65,7 @@ impl Child {
 
     /// Waits until it has said that; fails with its log when it ends before, or takes several times as long as `within`.
     pub async fn wait_said(&mut self, start: &str, within: Duration) -> Result<String> {
-        let deadline = Instant::now() + within * SLOWER;
+        let deadline = deadline(within);
         loop {
             if let Some(line) = self.said(start) {
                 return Ok(line);
@@ -76,6 +76,18 @@ impl Child {
             if Instant::now() > deadline {
                 bail!("{} did not say {start:?} within {within:?}\n{}", self.name, self.log_tail());
             }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits for its end; fails with its log when that takes several times as long as `within`.
+    pub async fn ended(&mut self, within: Duration) -> Result<ExitStatus> {
+        let deadline = deadline(within);
+        loop {
+            if let Some(status) = self.exited() {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "{} does not end within {within:?}\n{}", self.name, self.log_tail());
             tokio::time::sleep(POLL).await;
         }
     }

@@ -1,6 +1,9 @@
 //! A plain NATS client of Highwater's public subjects.
 
-use crate::{oracle::Index, wait::until};
+use crate::{
+    oracle::Index,
+    wait::{deadline, until},
+};
 use anyhow::{Context, Result, ensure};
 use async_nats::{
     ConnectOptions, Request,
@@ -103,7 +106,7 @@ impl Client {
 
     /// As [`Self::request`], again while the refusal says that it may help.
     pub async fn insist(&self, subject: &str, request: &Value, within: Duration) -> Result<Value> {
-        let deadline = Instant::now() + within;
+        let deadline = deadline(within);
         loop {
             match self.request(subject, request).await {
                 Ok(reply) => return Ok(reply),
@@ -117,6 +120,14 @@ impl Client {
     pub async fn members(&self) -> Result<Value, Refused> {
         // Who was killed or sleeps may have been asked.
         self.request_within("hw.cluster.members", &json!({}), STATUS_WITHIN).await
+    }
+
+    /// A bucket as `hw.cluster.members` shows it.
+    pub async fn bucket(&self, name: &str) -> Result<Value, Refused> {
+        let mut members = self.members().await?;
+        let mut buckets = members["buckets"].as_array_mut().into_iter().flatten();
+        let found = buckets.find(|bucket| bucket["name"] == *name).map(Value::take);
+        found.ok_or_else(|| Refused::without_reply("not_listed", name, true))
     }
 
     /// Who holds the lease of the cluster managers, if it is there.

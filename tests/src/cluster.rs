@@ -12,7 +12,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tempfile::TempDir;
 
@@ -22,13 +22,17 @@ const MANAGER: &str = "cluster-manager-1";
 const CONFIGURATION: &str = "nats.conf";
 const READY: &str = "highwater ready";
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(5);
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 /// A test that takes longer than this hangs; where rounds are repeated more often, so many times as long.
 const OVER_WITHIN: Duration = Duration::from_secs(1_200);
 const LONGER: u64 = 10;
 /// Servers of a cluster: the fewest of which one can go.
 const SERVERS: usize = 3;
+
+/// The service that a node runs: the node's name without the number.
+pub fn service_of(node: &str) -> &str {
+    node.rsplit_once('-').map_or(node, |(service, _)| service)
+}
 
 /// The processes of one test.
 pub struct Cluster {
@@ -207,7 +211,7 @@ impl Cluster {
 
     /// The command that runs a node here: `highwater <service> --node-id … --data-dir … --nats-url …`.
     pub fn command(&self, node: &str) -> Result<Command> {
-        let service = node.rsplit_once('-').map_or(node, |(service, _)| service);
+        let service = service_of(node);
         let data = self.data_dir(node);
         fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut command = Command::new(binaries::highwater()?);
@@ -260,17 +264,15 @@ impl Cluster {
 
     /// SIGTERM, and waits for a good end; the node's data and log stay.
     pub async fn stop(&mut self, node: &str) -> Result<()> {
+        self.node(node)?.terminate()?;
+        self.ended(node, 0, ENDED_WITHIN).await
+    }
+
+    /// Waits until a node has ended with this code; its data and log stay.
+    pub async fn ended(&mut self, node: &str, code: i32, within: Duration) -> Result<()> {
         let child = self.node(node)?;
-        child.terminate()?;
-        let deadline = Instant::now() + ENDED_WITHIN;
-        let status = loop {
-            match child.exited() {
-                Some(status) => break status,
-                None if Instant::now() > deadline => bail!("{node} does not end\n{}", child.log_tail()),
-                None => tokio::time::sleep(POLL).await,
-            }
-        };
-        ensure!(status.success(), "{node} ended badly ({status})\n{}", child.log_tail());
+        let status = child.ended(within).await?;
+        ensure!(status.code() == Some(code), "{node} ended with {status}, not {code}\n{}", child.log_tail());
         self.services.retain(|service| service.name() != node);
         Ok(())
     }

@@ -62,7 +62,7 @@ mod tests {
     use anyhow::{bail, ensure};
     use std::{collections::BTreeSet, path::Path};
 
-    /// What no test calls by its name, and the place that breaks it.
+    /// Started things that tests break without naming them: file, name as the code writes it, and the fault's place.
     const BROKEN_AS: [(&str, &str, &str); 7] = [
         ("services/indexer/src/jobs.rs", "name", "jobs"),
         ("services/indexer/src/jobs.rs", "what", "persist"),
@@ -72,7 +72,7 @@ mod tests {
         ("services/router/src/lane.rs", "sending", "acknowledgement"),
         ("services/indexer/src/service.rs", "reading session ", "feed"),
     ];
-    /// What no test breaks, and why.
+    /// Started things that no test breaks: file, name as the code writes it, and the reason.
     const NOT_BROKEN: [(&str, &str, &str); 10] = [
         ("bus-config/src/connect.rs", "the keeper of the NATS client", "it hears how another ends, which is broken"),
         ("services/catalog/src/service.rs", "a request", "what it does to answer is caught in it, and broken there"),
@@ -96,7 +96,7 @@ mod tests {
         ("supervise::caught_now(", 1),
     ];
     const STARTER: &str = "bus-config/src/supervise.rs";
-    /// Lines between what a test breaks and the place that breaks it, at most: they are of one row, or of one step of the test.
+    /// A test names a started thing at most this many lines from the place that breaks it.
     const NEAR: usize = 4;
 
     fn root() -> Result<&'static Path> {

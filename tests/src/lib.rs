@@ -18,7 +18,7 @@
 //! - [`ask`]: random scans compared with the oracle
 //! - [`checker`]: scans in the background, each proven to keep its promises
 //! - [`documents`]: random documents and the indexes over them
-//! - [`load`]: writes and scans in the background
+//! - [`load`]: writes and scans in the background; [`busy`]: work that keeps the processor busy
 //! - [`branches`]: the history of a bucket's sources
 //! - [`memory`]: how much memory a process takes
 //! - [`stated`]: what nodes state to fail; [`beats`]: their heartbeats
@@ -33,6 +33,7 @@ pub mod backup;
 pub mod beats;
 pub mod binaries;
 pub mod branches;
+pub mod busy;
 pub mod checker;
 pub mod child;
 pub mod cli;

@@ -67,7 +67,21 @@ pub async fn write(source: &Source, count: u64, rng: &mut Rng) -> Result<()> {
     source.write(writes).await
 }
 
-/// A new key-value bucket after so many random writes, with indexes that equal it.
+/// So many random writes to a source, and then indexes that equal it.
+pub async fn index(
+    client: &Client,
+    source: &Source,
+    writes: u64,
+    indexes: &[Index],
+    rng: &mut Rng,
+    within: Duration,
+) -> Result<()> {
+    write(source, writes, rng).await?;
+    client.create_indexes(&source.bucket, indexes, within).await?;
+    ask::each(client, source, indexes).await
+}
+
+/// A new key-value bucket, written and indexed as by [`index`].
 pub async fn indexed(
     client: &Client,
     bucket: &str,
@@ -77,9 +91,7 @@ pub async fn indexed(
     within: Duration,
 ) -> Result<Source> {
     let source = Source::key_value(client, bucket).await?;
-    write(&source, writes, rng).await?;
-    client.create_indexes(bucket, indexes, within).await?;
-    ask::each(client, &source, indexes).await?;
+    index(client, &source, writes, indexes, rng, within).await?;
     Ok(source)
 }
 

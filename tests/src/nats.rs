@@ -1,6 +1,6 @@
 //! A nats-server of its own on a free port, or several as a cluster.
 
-use crate::{binaries, child::Child};
+use crate::{binaries, child::Child, wait::deadline};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
@@ -114,7 +114,7 @@ impl NatsServer {
     /// SIGTERM, and waits for its end.
     pub fn stop(&mut self) -> Result<()> {
         self.child.terminate()?;
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = deadline(READY_WITHIN);
         while self.child.exited().is_none() {
             ensure!(Instant::now() < deadline, "{} does not end\n{}", self.name, self.child.log_tail());
             std::thread::sleep(POLL);
@@ -146,7 +146,7 @@ impl NatsServer {
     }
 
     fn ready(&mut self) -> Result<String> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = deadline(READY_WITHIN);
         loop {
             if let Some(status) = self.child.exited() {
                 bail!("{} ended ({status})\n{}", self.name, self.child.log_tail());

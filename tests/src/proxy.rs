@@ -1,5 +1,5 @@
 //! A network between one component and its nats-server, which can be cut, can stall, can hold up some connections alone, and can
-//! meddle with what the server says.
+//! tamper with what the server says.
 
 use anyhow::{Context, Result};
 use std::{
@@ -33,32 +33,32 @@ enum State {
 /// New connections whose first bytes have this text get no further.
 type Held = Option<&'static str>;
 
-/// What is done to what the server says.
+/// How what the server says is tampered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meddling {
+enum Tampering {
     Nothing,
     /// A connection brings what comes before this text, and no more.
-    Halts(&'static str),
+    CutBefore(&'static str),
     /// Answers about this stream tell of a lower last sequence.
-    TellsLess(&'static str),
+    LowerLastSeq(&'static str),
 }
 
-/// What is told to every connection.
+/// What is told to every connection, and what happened there.
 #[derive(Clone)]
-struct Orders {
+struct Settings {
     state: Arc<watch::Sender<State>>,
     held: Arc<watch::Sender<Held>>,
-    meddling: Arc<watch::Sender<Meddling>>,
-    /// Answers that are still to be changed; below zero, those that came after them.
+    tampering: Arc<watch::Sender<Tampering>>,
+    /// Answers still to be changed. Goes on falling below zero with every further answer.
     left: Arc<AtomicI64>,
-    /// How often there was something to meddle with.
-    met: Arc<AtomicU64>,
+    /// How often a fault hit: a connection was held or cut short, or an answer was changed.
+    faults_hit: Arc<AtomicU64>,
 }
 
 /// Passes connections on until it is dropped.
 pub struct Proxy {
     url: String,
-    orders: Orders,
+    settings: Settings,
     task: JoinHandle<()>,
 }
 
@@ -68,20 +68,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let url = format!("nats://{}", listener.local_addr()?);
         let server = SocketAddr::from(([127, 0, 0, 1], port));
-        let orders = Orders {
+        let settings = Settings {
             state: Arc::new(watch::Sender::new(State::Passes)),
             held: Arc::new(watch::Sender::new(None)),
-            meddling: Arc::new(watch::Sender::new(Meddling::Nothing)),
+            tampering: Arc::new(watch::Sender::new(Tampering::Nothing)),
             left: Arc::default(),
-            met: Arc::default(),
+            faults_hit: Arc::default(),
         };
-        let told = orders.clone();
+        let told = settings.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(serve(client, server, told.clone()));
             }
         });
-        Ok(Self { url, orders, task })
+        Ok(Self { url, settings, task })
     }
 
     pub fn url(&self) -> &str {
@@ -90,56 +90,57 @@ impl Proxy {
 
     /// Ends every connection, and takes none.
     pub fn cut(&self) {
-        self.orders.state.send_replace(State::Cut);
+        self.settings.state.send_replace(State::Cut);
     }
 
     /// Nothing more gets through, in either direction.
     pub fn stall(&self) {
-        self.orders.state.send_replace(State::Stalls);
+        self.settings.state.send_replace(State::Stalls);
     }
 
     /// Connections that begin from now on and introduce themselves with this text wait.
     pub fn hold(&self, text: &'static str) {
-        self.orders.held.send_replace(Some(text));
+        self.settings.held.send_replace(Some(text));
     }
 
     /// What the server sends gets through up to this text, and nothing more on that connection. Bytes that may be the beginning
     /// of the text are held back until the next ones show whether they are: it should begin with a byte that is rarely sent.
-    pub fn halt_at(&self, text: &'static str) {
-        self.orders.meddling.send_replace(Meddling::Halts(text));
+    pub fn cut_before(&self, text: &'static str) {
+        self.settings.tampering.send_replace(Tampering::CutBefore(text));
     }
 
     /// In so many of the server's next answers about a stream the last sequence is 1, 10, 100 and so on, as long as the true one;
     /// those that follow are true again.
-    pub fn tell_less_of(&self, stream: &'static str, answers: u32) {
-        self.orders.left.store(i64::from(answers), Ordering::Release);
-        self.orders.meddling.send_replace(Meddling::TellsLess(stream));
+    pub fn lower_last_seq(&self, stream: &'static str, answers: u32) {
+        self.settings.left.store(i64::from(answers), Ordering::Release);
+        self.settings.tampering.send_replace(Tampering::LowerLastSeq(stream));
     }
 
-    /// How often a connection was halted so far, or an answer changed.
-    pub fn met(&self) -> u64 {
-        self.orders.met.load(Ordering::Acquire)
+    /// How often a fault hit so far: a connection was held or cut short, or an answer was changed.
+    pub fn faults_hit(&self) -> u64 {
+        self.settings.faults_hit.load(Ordering::Acquire)
     }
 
     /// All is well again.
     pub fn heal(&self) {
-        self.orders.state.send_replace(State::Passes);
-        self.orders.held.send_replace(None);
-        self.orders.meddling.send_replace(Meddling::Nothing);
+        self.settings.state.send_replace(State::Passes);
+        self.settings.held.send_replace(None);
+        self.settings.tampering.send_replace(Tampering::Nothing);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.orders.state.send_replace(State::Cut);
+        self.settings.state.send_replace(State::Cut);
     }
 }
 
-async fn serve(client: TcpStream, server: SocketAddr, orders: Orders) {
-    let (mut state, mut held) = (orders.state.subscribe(), orders.held.subscribe());
+async fn serve(client: TcpStream, server: SocketAddr, settings: Settings) {
+    let (mut state, mut held) = (settings.state.subscribe(), settings.held.subscribe());
     let (up, down) = (state.clone(), state.clone());
-    let (meddling, left, met) = (orders.meddling.subscribe(), orders.left, orders.met);
+    let (tampering, left, faults_hit) = (settings.tampering.subscribe(), settings.left, settings.faults_hit);
+    let held_hits = Arc::clone(&faults_hit);
     let passed = async move {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(CHUNK as u32)?;
@@ -150,13 +151,16 @@ async fn serve(client: TcpStream, server: SocketAddr, orders: Orders) {
             let mut first = vec![0; CHUNK];
             let read = from_client.read(&mut first).await?;
             let held_up = |text: &Held| text.is_some_and(|text| find(&first[..read], text.as_bytes()).is_some());
-            // Whoever tells has not gone before this.
+            if held_up(&held.borrow()) {
+                held_hits.fetch_add(1, Ordering::Release);
+            }
+            // The sender outlives this task, so this cannot fail.
             let _ = held.wait_for(|text| !held_up(text)).await;
             to_server.write_all(&first[..read]).await?;
             pass(from_client, to_server, up, None).await
         };
-        let meddler = Meddler { meddling, left, met, kept: Vec::new() };
-        tokio::try_join!(sent, pass(from_server, to_client, down, Some(meddler)))
+        let tamperer = Tamperer { tampering, left, faults_hit, kept: Vec::new() };
+        tokio::try_join!(sent, pass(from_server, to_client, down, Some(tamperer)))
     };
     tokio::select! {
         _ = passed => {}
@@ -169,55 +173,55 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<State>,
-    mut meddler: Option<Meddler>,
+    mut tamperer: Option<Tamperer>,
 ) -> std::io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
-        // Whoever tells has not gone before this.
+        // The sender outlives this task, so this cannot fail.
         let _ = state.wait_for(|state| *state == State::Passes).await;
         let read = from.read(&mut chunk).await?;
         if read == 0 {
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
         let _ = state.wait_for(|state| *state == State::Passes).await;
-        match &mut meddler {
-            Some(meddler) => meddler.pass(&chunk[..read], &mut to).await?,
+        match &mut tamperer {
+            Some(tamperer) => tamperer.pass(&chunk[..read], &mut to).await?,
             None => to.write_all(&chunk[..read]).await?,
         }
     }
 }
 
-/// Meddles with one connection.
-struct Meddler {
-    meddling: watch::Receiver<Meddling>,
+/// Tampers with one connection.
+struct Tamperer {
+    tampering: watch::Receiver<Tampering>,
     left: Arc<AtomicI64>,
-    met: Arc<AtomicU64>,
+    faults_hit: Arc<AtomicU64>,
     /// What could be the beginning of the text that nothing gets beyond.
     kept: Vec<u8>,
 }
 
-impl Meddler {
+impl Tamperer {
     async fn pass(&mut self, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
         let mut bytes = std::mem::take(&mut self.kept);
         bytes.extend_from_slice(read);
-        let meddling = *self.meddling.borrow();
-        match meddling {
-            Meddling::Nothing => {}
-            Meddling::TellsLess(stream) => {
+        let tampering = *self.tampering.borrow();
+        match tampering {
+            Tampering::Nothing => {}
+            Tampering::LowerLastSeq(stream) => {
                 if let Some(digits) = last_sequence(&bytes, stream)
                     && self.left.fetch_sub(1, Ordering::AcqRel) > 0
                 {
                     lower(&mut bytes[digits]);
-                    self.met.fetch_add(1, Ordering::Release);
+                    self.faults_hit.fetch_add(1, Ordering::Release);
                 }
             }
-            Meddling::Halts(text) => match find(&bytes, text.as_bytes()) {
+            Tampering::CutBefore(text) => match find(&bytes, text.as_bytes()) {
                 Some(at) => {
                     to.write_all(&bytes[..at]).await?;
                     bytes.drain(..at);
-                    self.met.fetch_add(1, Ordering::Release);
-                    // Whoever tells has not gone before this.
-                    let _ = self.meddling.wait_for(|now| *now != meddling).await;
+                    self.faults_hit.fetch_add(1, Ordering::Release);
+                    // The sender outlives this task, so this cannot fail.
+                    let _ = self.tampering.wait_for(|now| *now != tampering).await;
                 }
                 None => self.kept = bytes.split_off(bytes.len() - could_become(&bytes, text.as_bytes())),
             },
@@ -274,46 +278,47 @@ mod tests {
 
     #[tokio::test]
     async fn as_many_answers_are_changed_as_were_asked_for() -> Result<()> {
-        let orders = watch::Sender::new(Meddling::TellsLess("KV_a"));
-        let (left, met) = (Arc::new(AtomicI64::new(2)), Arc::<AtomicU64>::default());
+        let settings = watch::Sender::new(Tampering::LowerLastSeq("KV_a"));
+        let (left, faults_hit) = (Arc::new(AtomicI64::new(2)), Arc::<AtomicU64>::default());
         let mut heard: Vec<u8> = Vec::new();
         // Whichever connections they come over.
         for _ in 0..4 {
-            let (meddling, left, met) = (orders.subscribe(), Arc::clone(&left), Arc::clone(&met));
-            let mut meddler = Meddler { meddling, left, met, kept: Vec::new() };
-            meddler.pass(ANSWER.as_bytes(), &mut heard).await?;
+            let (tampering, left, faults_hit) = (settings.subscribe(), Arc::clone(&left), Arc::clone(&faults_hit));
+            let mut tamperer = Tamperer { tampering, left, faults_hit, kept: Vec::new() };
+            tamperer.pass(ANSWER.as_bytes(), &mut heard).await?;
         }
         let less = ANSWER.replace("3156", "1000");
         let heard = String::from_utf8(heard)?;
         anyhow::ensure!(heard == format!("{less}{less}{ANSWER}{ANSWER}"), "{heard}");
-        anyhow::ensure!(met.load(Ordering::Acquire) == 2);
+        anyhow::ensure!(faults_hit.load(Ordering::Acquire) == 2);
         Ok(())
     }
 
     #[tokio::test]
-    async fn a_connection_halts_at_the_text_however_it_is_cut_into_pieces() -> Result<()> {
-        let orders = watch::Sender::new(Meddling::Halts("~halt~"));
+    async fn a_connection_is_cut_before_the_text_however_it_is_cut_into_pieces() -> Result<()> {
+        let settings = watch::Sender::new(Tampering::CutBefore("~here~"));
         for at in 0..=16 {
-            orders.send_replace(Meddling::Halts("~halt~"));
-            let (meddling, met) = (orders.subscribe(), Arc::<AtomicU64>::default());
-            let mut meddler = Meddler { meddling, left: Arc::default(), met: Arc::clone(&met), kept: Vec::new() };
+            settings.send_replace(Tampering::CutBefore("~here~"));
+            let (tampering, faults_hit) = (settings.subscribe(), Arc::<AtomicU64>::default());
+            let mut tamperer =
+                Tamperer { tampering, left: Arc::default(), faults_hit: Arc::clone(&faults_hit), kept: Vec::new() };
             let (mut to, mut heard) = tokio::io::duplex(64);
-            let (one, two) = b"one~~halt~two~ha".split_at(at);
+            let (one, two) = b"one~~here~two~ha".split_at(at);
             let passed = tokio::spawn(async move {
-                meddler.pass(one, &mut to).await?;
-                meddler.pass(two, &mut to).await
+                tamperer.pass(one, &mut to).await?;
+                tamperer.pass(two, &mut to).await
             });
             let mut before = [0; 4];
             heard.read_exact(&mut before).await?;
             anyhow::ensure!(&before == b"one~", "{at}: {before:?}");
-            while met.load(Ordering::Acquire) == 0 {
+            while faults_hit.load(Ordering::Acquire) == 0 {
                 tokio::task::yield_now().await;
             }
-            orders.send_replace(Meddling::Nothing);
+            settings.send_replace(Tampering::Nothing);
             let mut after = Vec::new();
             heard.read_to_end(&mut after).await?;
             passed.await??;
-            anyhow::ensure!(after == b"~halt~two~ha", "{at}: {}", String::from_utf8_lossy(&after));
+            anyhow::ensure!(after == b"~here~two~ha", "{at}: {}", String::from_utf8_lossy(&after));
         }
         Ok(())
     }

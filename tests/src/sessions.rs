@@ -42,16 +42,16 @@ pub struct Compared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// Its node began anew after this reconcile did, and had not made that durable: what the slice had staged was gone.
-    BeganAnew { reconcile: u64 },
+    NodeRestarted { reconcile: u64 },
     /// It was out of step, in this session, while this reconcile was under way. A reconcile is done once every slice in step has
     /// taken part in it; one that is out of step does not.
     OutOfStep { reconcile: u64, session: u64 },
     /// It was being compared in this session when a projector began anew, or its node did or was given up.
-    CutShort { session: u64 },
+    ComparisonCutShort { session: u64 },
     /// It was being brought up in this session, which was closed though no projector and no node began anew, and the comparison
     /// was opened at once: a projector could not go on with that session, and what the slice missed may be gone from the source.
     /// The log does not say so itself; but a session that is over as it should be is not followed by a comparison at once.
-    Interrupted { session: u64 },
+    RecoveryCutShort { session: u64 },
 }
 
 impl Sessions {
@@ -146,9 +146,9 @@ struct Log {
     left: BTreeMap<String, BTreeMap<String, u64>>,
     /// By bucket and vbucket, the newest generation.
     generations: BTreeMap<(String, usize), u64>,
-    /// From this place on, all records that were read so far are of closed sessions.
+    /// Place after the newest record that is no `SessionClosed`.
     closings_from: usize,
-    /// From this place on, all records that were read so far are of opened or closed sessions.
+    /// Place after the newest record that neither opens nor closes a session.
     sessions_from: usize,
     /// By bucket, the newest reconcile that every indexer which was there has made durable.
     durable: BTreeMap<String, u64>,
@@ -218,12 +218,12 @@ impl Log {
         let before: Vec<&Session> = self.sessions.iter().filter(is_of).collect();
         let last = before.last();
         if let Some(last) = last.filter(|last| last.kind == SessionKind::Comparison && last.cut) {
-            return Some(Why::CutShort { session: last.id });
+            return Some(Why::ComparisonCutShort { session: last.id });
         }
         let closed_just_now = self.sessions_from..usize::MAX;
-        let interrupted = last.filter(|last| last.kind == SessionKind::Recovery && !last.cut);
-        let interrupted = interrupted.filter(|last| closed_just_now.contains(&last.closed));
-        let interrupted = interrupted.map(|last| Why::Interrupted { session: last.id });
+        let cut_short = last.filter(|last| last.kind == SessionKind::Recovery && !last.cut);
+        let cut_short = cut_short.filter(|last| closed_just_now.contains(&last.closed));
+        let cut_short = cut_short.map(|last| Why::RecoveryCutShort { session: last.id });
         let joined = self.joined.get(node);
         let is_unused = |id: u64| !self.explained.contains(&(bucket.to_owned(), slice, id));
         let unused = self.reconciles.iter().rev().filter(|r| r.bucket == bucket && is_unused(r.id));
@@ -231,7 +231,7 @@ impl Log {
         let missed = joined.and_then(|joined| {
             let durable = joined.durable.get(bucket).copied().unwrap_or(0);
             let reconcile = unused.iter().find(|r| r.began < joined.at && r.id > durable)?.id;
-            Some((reconcile, Why::BeganAnew { reconcile }))
+            Some((reconcile, Why::NodeRestarted { reconcile }))
         });
         let out_of_step = || {
             before.iter().rev().find_map(|session| {
@@ -239,7 +239,7 @@ impl Log {
                 Some((meanwhile.id, Why::OutOfStep { reconcile: meanwhile.id, session: session.id }))
             })
         };
-        let Some((reconcile, why)) = missed.or_else(out_of_step) else { return interrupted };
+        let Some((reconcile, why)) = missed.or_else(out_of_step) else { return cut_short };
         self.explained.insert((bucket.to_owned(), slice, reconcile));
         Some(why)
     }
@@ -320,13 +320,13 @@ mod tests {
     fn a_slice_whose_node_began_anew_misses_each_reconcile_once() {
         let compared = |id| opened(id, SessionKind::Comparison, 0);
         let anew = [joined(1), began(1), joined(2), compared(2), closed(2), compared(3)];
-        assert_eq!(reasons(&anew), [Some(Why::BeganAnew { reconcile: 1 }), None]);
+        assert_eq!(reasons(&anew), [Some(Why::NodeRestarted { reconcile: 1 }), None]);
         assert_eq!(reasons(&[joined(1), began(1), compared(2)]), [None], "it was there all the time");
         assert_eq!(reasons(&[joined(1), joined(2), began(1), compared(2)]), [None], "and here");
         let held = [joined(1), began(1), done(), durable(1), left(), joined(2), compared(2)];
         assert_eq!(reasons(&held), [None], "it had made that durable");
         let away = [joined(1), began(1), left(), done(), durable(1), joined(2), compared(2)];
-        assert_eq!(reasons(&away), [Some(Why::BeganAnew { reconcile: 1 })], "others made that durable");
+        assert_eq!(reasons(&away), [Some(Why::NodeRestarted { reconcile: 1 })], "others made that durable");
     }
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
             let changes = [&[joined(1), began(1), joined(2), compared(2)][..], meanwhile, &[compared(3)]].concat();
             reasons(&changes)[1]
         };
-        let cut = Some(Why::CutShort { session: 2 });
+        let cut = Some(Why::ComparisonCutShort { session: 2 });
         // The coordinator enters first that a projector has a vbucket, and then closes the sessions of the generation before.
         assert_eq!(after(&[assigned(2, 9), closed(2)]), cut);
         assert_eq!(after(&[closed(2), assigned(2, 9)]), None, "it was over before");
@@ -369,11 +369,11 @@ mod tests {
             let comparison = opened(9, SessionKind::Comparison, 0);
             reasons(&[&[assigned(1, 0), recovery.clone()][..], after, &[comparison]].concat())
         };
-        let interrupted = [Some(Why::Interrupted { session: 1 })];
+        let cut_short = [Some(Why::RecoveryCutShort { session: 1 })];
         // The coordinator closes the session, and opens the comparison in its next step.
-        assert_eq!(compared(&[closed(1)]), interrupted);
+        assert_eq!(compared(&[closed(1)]), cut_short);
         // Other sessions may end in the same step.
-        assert_eq!(compared(&[closed(7), closed(1), closed(8)]), interrupted);
+        assert_eq!(compared(&[closed(7), closed(1), closed(8)]), cut_short);
         assert_eq!(compared(&[closed(1), durable(0)]), [None], "it was over before");
         assert_eq!(compared(&[assigned(2, 9), closed(1)]), [None], "it would be brought up again");
         assert_eq!(compared(&[closed(1), joined(2)]), [None], "and here");

@@ -1,7 +1,7 @@
 //! Writes documents as any NATS client would, and remembers every acknowledged write.
 
-use crate::client::Client;
 pub use crate::log::{Documents, Gone, Log, Name};
+use crate::{client::Client, wait::deadline};
 use anyhow::{Context, Result, ensure};
 use async_nats::{
     HeaderMap, header,
@@ -197,7 +197,7 @@ impl Source {
     /// Sends a write until it is acknowledged; it is stored once, by its id.
     async fn write_surely(&self, write: Write) -> Result<()> {
         let id = self.sent.fetch_add(1, Ordering::Relaxed);
-        let deadline = Instant::now() + self.patience;
+        let deadline = deadline(self.patience);
         let above = self.log().acknowledged()[write.vb];
         let mut doubted = false;
         loop {

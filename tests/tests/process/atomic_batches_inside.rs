@@ -23,10 +23,11 @@ const BATCHES: u64 = 6;
 /// Revisions that the stream keeps: what is overwritten can still be read.
 const HISTORY: i64 = 5;
 const PAGE: u64 = 3;
-/// In the document that the projector gets no further than, and how many of the batch come before it.
+/// Text in the first document that the projector does not receive.
 const HALT: &str = "~halt~";
+/// Documents of a batch that come before it.
 const READ: u64 = 6;
-/// What can be answered is in this time; what cannot is waited for so long.
+/// Time limits of requests: of those that can be answered, and of those that must not be.
 const ANSWERED_MS: u64 = 15_000;
 const UNANSWERED_MS: u64 = 300;
 
@@ -160,9 +161,7 @@ impl Place {
     /// How many messages the projector has read, as it tells.
     async fn has_read(&self, wanted: u64) -> Result<()> {
         until(&format!("{wanted} messages are read"), ANSWERED_WITHIN, async || {
-            let members = self.client.members().await.map_err(|refused| refused.to_string())?;
-            let mut buckets = members["buckets"].as_array().into_iter().flatten();
-            let bucket = buckets.find(|bucket| bucket["name"] == BUCKET).ok_or("no such bucket")?;
+            let bucket = self.client.bucket(BUCKET).await.map_err(|refused| refused.to_string())?;
             if bucket["vbuckets"][0]["reads"]["live"] == wanted { Ok(()) } else { Err(bucket.to_string()) }
         })
         .await
@@ -240,11 +239,11 @@ async fn what_was_read_of_a_batch_is_shown_to_nobody_before_its_end() -> Result<
             for round in 2..=3 {
                 place.shows(&place.scan(&place.at_plus(before)).await?, round - 1, before)?;
                 place.has_read(before).await?;
-                let halted = proxy.met();
-                proxy.halt_at(HALT);
+                let before_fault = proxy.faults_hit();
+                proxy.cut_before(HALT);
                 let (first, last) = place.write(round, true).await?;
                 until("the projector gets no further", ANSWERED_WITHIN, async || {
-                    if proxy.met() > halted { Ok(()) } else { Err("it has all of the batch".to_owned()) }
+                    if proxy.faults_hit() > before_fault { Ok(()) } else { Err("it has all of the batch".to_owned()) }
                 })
                 .await?;
                 place.has_read(before + READ).await?;

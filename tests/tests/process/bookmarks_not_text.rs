@@ -82,9 +82,8 @@ async fn is_bookmark(client: &Client, sequence: u64) -> Result<()> {
 async fn caught_up(client: &Client) -> Result<u64> {
     // After a restart of NATS nobody coordinates for a moment, and only a coordinator knows of buckets.
     until("the number of reads", WITHIN, async || {
-        let members = client.members().await.map_err(|refused| refused.to_string())?;
-        let told = members["buckets"][0]["vbuckets"][0]["reads"]["catchup"].as_u64();
-        told.ok_or_else(|| members.to_string())
+        let bucket = client.bucket(BUCKET).await.map_err(|refused| refused.to_string())?;
+        bucket["vbuckets"][0]["reads"]["catchup"].as_u64().ok_or_else(|| bucket.to_string())
     })
     .await
 }

@@ -2,14 +2,14 @@
 //!
 //! The worker is stopped inside the opening of a slice: its file is a pipe that nobody writes to, until the test does.
 
-use futures_util::StreamExt;
-use highwater_schemas::{api::Join, subjects};
-use highwater_tests::{load, prelude::*};
+use highwater_schemas::subjects;
+use highwater_tests::{beats::Beats, load, prelude::*};
 use std::{fs, path::PathBuf, process::Command};
 
 const BUSY: &str = "busy";
 const QUICK: &str = "quick";
 const INDEXER: &str = "indexer-1";
+const DOCUMENTS: u64 = 200;
 const WITHIN: Duration = Duration::from_secs(30);
 /// Heartbeats come twice a second.
 const BEATS: usize = 4;
@@ -24,31 +24,15 @@ fn data_files(cluster: &Cluster, bucket: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-async fn indexed(client: &Client, bucket: &str, rng: &mut Rng) -> Result<(Source, Index)> {
-    let source = Source::key_value(client, bucket).await?;
-    load::write(&source, 200, rng).await?;
-    let index = documents::indexes(1).swap_remove(0);
-    client.create_index(&index.definition(bucket)).await?;
-    client.wait_active(bucket, &index.name, WITHIN).await?;
-    ask::whole(client, &source, &index).await?;
-    Ok((source, index))
-}
-
 /// The quick bucket is written and read, and heartbeats of the indexer come.
 async fn goes_on(client: &Client, source: &Source, index: &Index, rng: &mut Rng) -> Result<()> {
-    let mut beats = client.nats.subscribe(subjects::CLUSTER_JOIN).await?;
+    let mut beats = Beats::listen(client).await?;
     for _ in 0..5 {
         load::write(source, 20, rng).await?;
         ask::whole(client, source, index).await?;
         ask::random(client, source, index, rng).await?;
     }
-    let mut heard = 0;
-    while heard < BEATS {
-        let message = tokio::time::timeout(WITHIN, beats.next()).await.context("no heartbeat")?;
-        let join: Join = serde_json::from_slice(&message.context("the connection ended")?.payload)?;
-        heard += usize::from(join.node == INDEXER);
-    }
-    Ok(())
+    beats.of(INDEXER, BEATS, WITHIN).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,8 +42,10 @@ async fn a_slice_that_takes_long_to_open_holds_up_no_other_bucket() -> Result<()
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let (busy, of_busy) = indexed(&client, BUSY, &mut rng).await?;
-            let (quick, of_quick) = indexed(&client, QUICK, &mut rng).await?;
+            let indexes = &documents::indexes(1)[..1];
+            let busy = load::indexed(&client, BUSY, DOCUMENTS, indexes, &mut rng, WITHIN).await?;
+            let quick = load::indexed(&client, QUICK, DOCUMENTS, indexes, &mut rng, WITHIN).await?;
+            let index = &indexes[0];
             cluster.stop(INDEXER).await?;
             let mut pipes = Vec::new();
             for file in data_files(cluster, BUSY)? {
@@ -70,23 +56,23 @@ async fn a_slice_that_takes_long_to_open_holds_up_no_other_bucket() -> Result<()
             }
 
             cluster.start_node(INDEXER).await?;
-            client.wait_active(QUICK, &of_quick.name, WITHIN).await?;
-            goes_on(&client, &quick, &of_quick, &mut rng).await?;
+            client.wait_active(QUICK, &index.name, WITHIN).await?;
+            goes_on(&client, &quick, index, &mut rng).await?;
             // What is asked of the busy bucket waits for its slice, and no longer than it says.
-            let request = json!({"bucket": BUSY, "index": of_busy.name, "timeout_ms": 300});
+            let request = json!({"bucket": BUSY, "index": index.name, "timeout_ms": 300});
             for subject in ["hw.query.scan", "hw.query.count"] {
                 let Err(refused) = client.request(subject, &request).await else { bail!("{subject} was answered") };
                 ensure!(refused.retry, "{subject}: {refused}");
             }
             // What the log says of the busy bucket waits for its worker, and for nobody else.
             for number in 0..3 {
-                let further = Index { name: format!("further{number}"), ..of_busy.clone() };
+                let further = Index { name: format!("further{number}"), ..index.clone() };
                 client.create_index(&further.definition(BUSY)).await?;
                 client.drop_index(BUSY, &further.name).await?;
             }
             let status = client.request(&subjects::node(INDEXER, "status"), &json!({})).await?;
             ensure!(status["node"] == INDEXER, "{status}");
-            goes_on(&client, &quick, &of_quick, &mut rng).await?;
+            goes_on(&client, &quick, index, &mut rng).await?;
 
             for (file, aside) in &pipes {
                 let pipe = file.with_extension("pipe");
@@ -96,10 +82,10 @@ async fn a_slice_that_takes_long_to_open_holds_up_no_other_bucket() -> Result<()
                 let writer = tokio::task::spawn_blocking(move || fs::OpenOptions::new().write(true).open(&pipe));
                 tokio::time::timeout(WITHIN, writer).await.context("nobody waits for the pipe")???;
             }
-            client.wait_active(BUSY, &of_busy.name, WITHIN).await?;
+            client.wait_active(BUSY, &index.name, WITHIN).await?;
             load::write(&busy, 20, &mut rng).await?;
-            ask::whole(&client, &busy, &of_busy).await?;
-            goes_on(&client, &quick, &of_quick, &mut rng).await
+            ask::whole(&client, &busy, index).await?;
+            goes_on(&client, &quick, index, &mut rng).await
         })
         .await
 }

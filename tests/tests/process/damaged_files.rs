@@ -68,17 +68,13 @@ async fn a_damaged_slice_is_built_again_while_the_others_serve() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?;
-            load::write(&source, FIRST, &mut rng).await?;
             let indexes = documents::indexes(1);
-            client.create_indexes(BUCKET, &indexes, WITHIN).await?;
+            let source = load::indexed(&client, BUCKET, FIRST, &indexes, &mut rng, WITHIN).await?;
             let data = cluster.data_dir(INDEXER);
             let kinds =
                 [Damage::Meta, Damage::Middle, Damage::Truncated, Damage::Emptied, Damage::Deleted, Damage::Lost];
             for damage in kinds {
-                for index in &indexes {
-                    ask::whole(&client, &source, index).await?;
-                }
+                ask::each(&client, &source, &indexes).await?;
                 let hurt = &indexes[rng.below(indexes.len() as u64) as usize];
                 let listed = client.index(BUCKET, &hurt.name).await?;
                 cluster.stop(INDEXER).await?;
@@ -91,16 +87,9 @@ async fn a_damaged_slice_is_built_again_while_the_others_serve() -> Result<()> {
                 let held = Deleting::start(cluster.url(), CATCHUP).await?;
                 cluster.start_node(INDEXER).await?;
                 load::write(&source, 200, &mut rng).await?;
-                for index in indexes.iter().filter(|index| index.name != hurt.name) {
-                    until(&format!("{} is answered", index.name), WITHIN, async || {
-                        let request = json!({"bucket": BUCKET, "index": index.name, "consistency": "request_plus"});
-                        client.count(&request).await.map(|_| ()).map_err(|refused| refused.to_string())
-                    })
-                    .await?;
-                    ask::whole(&client, &source, index)
-                        .await
-                        .with_context(|| format!("{damage:?} of another slice"))?;
-                }
+                let unhurt: Vec<Index> = indexes.iter().filter(|index| index.name != hurt.name).cloned().collect();
+                let served = ask::each_again(&client, &source, &unhurt, WITHIN).await;
+                served.with_context(|| format!("{damage:?} of another slice"))?;
                 let built = until("it is built again", WITHIN, async || {
                     let builds = builds(&client).await.map_err(|error| format!("{error:#}"))?;
                     if builds.len() > before { Ok(builds) } else { Err("no session was opened".into()) }
@@ -109,14 +98,8 @@ async fn a_damaged_slice_is_built_again_while_the_others_serve() -> Result<()> {
                 let refused = client.count(&json!({"bucket": BUCKET, "index": hurt.name, "consistency": "any"})).await;
                 ensure!(refused.is_err_and(|refused| refused.retry), "{} was answered while it is built", hurt.name);
                 held.stop().await?;
-                until("it is answered again", WITHIN, async || {
-                    let request = json!({"bucket": BUCKET, "index": hurt.name, "consistency": "request_plus"});
-                    client.count(&request).await.map(|_| ()).map_err(|refused| refused.to_string())
-                })
-                .await?;
-                for index in &indexes {
-                    ask::whole(&client, &source, index).await.with_context(|| format!("{damage:?}"))?;
-                }
+                let served = ask::each_again(&client, &source, &indexes, WITHIN).await;
+                served.with_context(|| format!("{damage:?}"))?;
                 let number = built[before].clone();
                 for slices in &builds(&client).await?[before..] {
                     ensure!(slices.len() == 1 && *slices == number, "others were built again too: {slices:?}");

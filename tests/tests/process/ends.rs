@@ -1,32 +1,31 @@
 //! SIGTERM ends every service, whatever hangs. The exit code tells how: 0 says that it ended by itself within the time that it
 //! has, 1 that it was ended when that time was up.
 
-use highwater_tests::{binaries, child::Child, cluster::SERVICES, prelude::*};
+use highwater_tests::{
+    binaries,
+    child::Child,
+    cluster::{SERVICES, service_of},
+    load,
+    prelude::*,
+};
 use std::process::Command;
 use tokio::{net::TcpListener, time::timeout};
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// SIGTERM, and waits for the end; answers the code.
-async fn terminated(cluster: &mut Cluster, node: &str) -> Result<Option<i32>> {
+/// SIGTERM, and waits for the end with this code.
+async fn terminated(cluster: &mut Cluster, node: &str, code: i32) -> Result<()> {
     let began = Instant::now();
     cluster.node(node)?.terminate()?;
-    let status = until(&format!("{node} ends"), WITHIN, || {
-        let child = cluster.node(node).map_err(|error| error.to_string());
-        std::future::ready(child.and_then(|child| child.exited().ok_or_else(|| "it runs".to_owned())))
-    })
-    .await?;
-    println!("{node} ended after {:.1?} ({status})", began.elapsed());
-    cluster.kill(node)?;
-    Ok(status.code())
+    cluster.ended(node, code, WITHIN).await?;
+    println!("{node} ended after {:.1?}", began.elapsed());
+    Ok(())
 }
 
 async fn with_documents(cluster: &Cluster, rng: &mut Rng) -> Result<(Client, Source, Vec<Index>)> {
     let client = cluster.client().await?;
-    let source = Source::key_value(&client, "orders").await?;
-    source.write((0..500).map(|_| documents::write(rng, 1, 500))).await?;
     let indexes = documents::indexes(2);
-    client.create_indexes("orders", &indexes, WITHIN).await?;
+    let source = load::indexed(&client, "orders", 500, &indexes, rng, WITHIN).await?;
     Ok((client, source, indexes))
 }
 
@@ -51,8 +50,7 @@ async fn services_end_while(server: Server) -> Result<()> {
                 Server::IsGone => cluster.nats().kill(),
             }
             for node in SERVICES.into_iter().rev() {
-                let code = terminated(cluster, node).await?;
-                ensure!(code == Some(0), "{node} ended with {code:?}");
+                terminated(cluster, node, 0).await?;
             }
             match server {
                 Server::StandsStill => cluster.nats().child().thaw()?,
@@ -84,7 +82,7 @@ async fn processes_end_while_they_wait_for_a_server_to_answer() -> Result<()> {
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("nats://{}", silent.local_addr()?);
     for node in SERVICES.into_iter().chain(["dev"]) {
-        let kind = node.rsplit_once('-').map_or(node, |(kind, _)| kind);
+        let kind = service_of(node);
         let mut command = Command::new(binaries::highwater()?);
         command.args([kind, "--nats-url", &url, "--data-dir"]).arg(directory.path().join("data"));
         if kind != node {
@@ -94,10 +92,7 @@ async fn processes_end_while_they_wait_for_a_server_to_answer() -> Result<()> {
         let connected =
             timeout(WITHIN, silent.accept()).await.with_context(|| format!("{node} does not connect"))??;
         child.terminate()?;
-        let status = until(&format!("{node} ends"), WITHIN, || {
-            std::future::ready(child.exited().ok_or_else(|| "it runs".to_owned()))
-        })
-        .await?;
+        let status = child.ended(WITHIN).await?;
         ensure!(status.code() == Some(0), "{node} ended badly ({status})\n{}", child.log_tail());
         drop(connected);
     }
@@ -114,11 +109,11 @@ async fn services_end_while_work_of_theirs_hangs() -> Result<()> {
             let (client, source, indexes) = with_documents(cluster, &mut rng).await?;
             // A build, a worker, a disk, a task that blocks its thread, and the whole of a service.
             for (node, fault, code) in [
-                ("indexer-1", "build", Some(0)),
-                ("indexer-1", "worker.orders", Some(0)),
-                ("coordinator-1", "keep", Some(0)),
-                ("projector-1", "vbucket.orders", Some(0)),
-                ("coordinator-1", "ddl.index.create", Some(1)),
+                ("indexer-1", "build", 0),
+                ("indexer-1", "worker.orders", 0),
+                ("coordinator-1", "keep", 0),
+                ("projector-1", "vbucket.orders", 0),
+                ("coordinator-1", "ddl.index.create", 1),
             ] {
                 cluster.hang_at(node, fault)?;
                 let name = format!("{}-{}", node.replace("-1", ""), fault.replace('.', "-"));
@@ -127,13 +122,9 @@ async fn services_end_while_work_of_theirs_hangs() -> Result<()> {
                 let _ = client.request_within("hw.admin.index.create", &create, Duration::from_secs(1)).await;
                 source.write([documents::write(&mut rng, 1, 500)]).await?;
                 cluster.hit(node, fault).await?;
-                let ended = terminated(cluster, node).await?;
-                ensure!(ended == code, "{node}: {fault}: ended with {ended:?}");
+                terminated(cluster, node, code).await.context(fault)?;
                 cluster.start_node(node).await?;
-                until("everything goes on", WITHIN, async || {
-                    ask::newest(&client, &source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
-                })
-                .await?;
+                ask::each_again(&client, &source, &indexes, WITHIN).await?;
             }
             Ok(())
         })

@@ -1,6 +1,9 @@
 //! Documents that cannot be indexed are counted and listed, lose their old entries, and stop nothing.
 
-use highwater_tests::prelude::*;
+use highwater_tests::{
+    prelude::*,
+    stated::{self, Stated},
+};
 
 const ACTIVE_WITHIN: Duration = Duration::from_secs(60);
 /// As documented in `schemas`.
@@ -244,19 +247,16 @@ async fn messages_that_are_unusual_are_counted_by_stream() -> Result<()> {
             }
             let (rows, unindexed) = ids(&client, "by_n").await?;
             ensure!(rows == ["a", "b", "c", "d"] && unindexed == 0, "{rows:?} {unindexed}");
-            until("three unknown operations are counted, and the newest is stated", ACTIVE_WITHIN, async || {
-                let reads = reads(&client, "docs").await?;
-                let members = client.members().await.map_err(|refused| refused.to_string())?;
-                let troubles = members["members"].as_array().into_iter().flatten();
-                let mut troubles = troubles.flat_map(|m| m["troubles"].as_array().into_iter().flatten());
-                let stated = troubles.any(|trouble| {
-                    trouble["what"] == "an unknown KV-Operation in stream KV_docs"
-                        && trouble["error"] == "it counts as a put; the newest is that of docid \"d\", seqno 5"
-                });
-                let listed = &members["buckets"][0]["vbuckets"][0]["unknown_operations"];
+            let what = "an unknown KV-Operation in stream KV_docs";
+            let newest = "it counts as a put; the newest is that of docid \"d\", seqno 5";
+            let wanted = |stated: &Stated| stated.is("projector-1", what) && stated.error == newest;
+            stated::is_stated(&client, what, ACTIVE_WITHIN, wanted).await?;
+            until("three unknown operations are counted", ACTIVE_WITHIN, async || {
+                let vbucket = only_vbucket(&client, "docs").await?;
+                let (reads, listed) = (&vbucket["reads"], &vbucket["unknown_operations"]);
                 let all = [("a", 2), ("b", 3), ("d", 5)].map(|(id, seqno)| json!({"id": id, "seqno": seqno}));
-                let counted = reads["unknown_operations"] == 3 && reads["passed_over"] == 0 && *listed == json!(all);
-                if counted && stated { Ok(()) } else { Err(format!("{reads} {members}")) }
+                let counted = reads["unknown_operations"] == 3 && reads["passed_over"] == 0;
+                if counted && *listed == json!(all) { Ok(()) } else { Err(vbucket.to_string()) }
             })
             .await?;
 
@@ -277,7 +277,7 @@ async fn messages_that_are_unusual_are_counted_by_stream() -> Result<()> {
                 client.js.publish(subject, r#"{"n":2}"#.into()).await?.await?;
             }
             until("three messages are passed over", ACTIVE_WITHIN, async || {
-                let reads = reads(&client, "orders").await?;
+                let reads = &only_vbucket(&client, "orders").await?["reads"];
                 let passed_over = reads["passed_over"] == 3 && reads["live"] == 5;
                 if passed_over && reads["unknown_operations"] == 0 { Ok(()) } else { Err(reads.to_string()) }
             })
@@ -289,10 +289,8 @@ async fn messages_that_are_unusual_are_counted_by_stream() -> Result<()> {
         .await
 }
 
-/// What the projector of a bucket's only stream has read.
-async fn reads(client: &Client, bucket: &str) -> Result<Value, String> {
-    let status = client.members().await.map_err(|refused| refused.to_string())?;
-    let mut buckets = status["buckets"].as_array().into_iter().flatten();
-    let found = buckets.find(|b| b["name"] == bucket).ok_or_else(|| status.to_string())?;
-    Ok(found["vbuckets"][0]["reads"].clone())
+/// A bucket's only stream.
+async fn only_vbucket(client: &Client, bucket: &str) -> Result<Value, String> {
+    let bucket = client.bucket(bucket).await.map_err(|refused| refused.to_string())?;
+    Ok(bucket["vbuckets"][0].clone())
 }

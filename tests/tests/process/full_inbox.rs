@@ -2,12 +2,13 @@
 //! holds up its own bucket alone: another bucket's slices become durable and have their layers merged, and it is written and read.
 //! Where the worker would never be told, the indexer ends.
 
-use crate::panics::ended;
 use futures_util::future::join_all;
 use highwater_tests::{
     cluster::SERVICES,
+    load,
     prelude::*,
     stated::{self, Stated},
+    wait::deadline,
 };
 
 const BUSY: &str = "busy";
@@ -24,22 +25,13 @@ const EVENTS: usize = 400;
 /// Checks that a node takes at once.
 const AT_ONCE: usize = 4;
 
-async fn indexed(client: &Client, bucket: &str, rng: &mut Rng) -> Result<(Source, Index)> {
-    let source = Source::key_value(client, bucket).await?;
-    write(&source, rng).await?;
-    let index = documents::indexes(1).swap_remove(0);
-    client.create_indexes(bucket, std::slice::from_ref(&index), WITHIN).await?;
-    ask::whole(client, &source, &index).await?;
-    Ok((source, index))
-}
-
 async fn write(source: &Source, rng: &mut Rng) -> Result<()> {
     source.write((0..BURST).map(|_| documents::write(rng, 1, MANY))).await
 }
 
 /// Writes to a bucket until its node has met these faults.
 async fn write_until_hit(cluster: &Cluster, source: &Source, rng: &mut Rng, places: &[&str]) -> Result<()> {
-    let deadline = Instant::now() + 4 * WITHIN;
+    let deadline = deadline(4 * WITHIN);
     while !places.iter().all(|place| cluster.is_hit(INDEXER, place)) {
         ensure!(Instant::now() < deadline, "writes to {} do not lead to {places:?}", source.bucket);
         write(source, rng).await?;
@@ -78,14 +70,18 @@ async fn a_full_inbox_holds_up_no_other_bucket() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let (quick, of_quick) = indexed(&client, QUICK, &mut rng).await?;
-            let (busy, of_busy) = indexed(&client, BUSY, &mut rng).await?;
+            let indexes = &documents::indexes(1)[..1];
+            let quick = load::indexed(&client, QUICK, BURST, indexes, &mut rng, WITHIN).await?;
+            let busy = load::indexed(&client, BUSY, BURST, indexes, &mut rng, WITHIN).await?;
             // At rest, so that what comes next is of the busy bucket.
             until("all is durable", WITHIN, async || {
-                let members = client.members().await.map_err(|refused| refused.to_string())?;
-                let mut all = members["buckets"].as_array().into_iter().flatten();
-                let durable = all.all(|bucket| bucket["st"].as_u64() > Some(0) && bucket["durable"] == bucket["st"]);
-                durable.then_some(()).ok_or_else(|| members["buckets"].to_string())
+                for name in [QUICK, BUSY] {
+                    let bucket = client.bucket(name).await.map_err(|refused| refused.to_string())?;
+                    if bucket["st"].as_u64() <= Some(0) || bucket["durable"] != bucket["st"] {
+                        return Err(bucket.to_string());
+                    }
+                }
+                Ok(())
             })
             .await?;
             cluster.hang_at(INDEXER, "persist")?;
@@ -109,18 +105,18 @@ async fn a_full_inbox_holds_up_no_other_bucket() -> Result<()> {
             let panicked =
                 |s: &Stated| s.node == INDEXER && made_durable.contains(&s.what.as_str()) && s.says("panicked");
             stated::is_stated(&client, "a persist panicked", WITHIN, panicked).await?;
-            ask::whole(&client, &quick, &of_quick).await?;
+            ask::each(&client, &quick, indexes).await?;
             let request =
-                json!({"bucket": BUSY, "index": of_busy.name, "consistency": "request_plus", "timeout_ms": 300});
+                json!({"bucket": BUSY, "index": indexes[0].name, "consistency": "request_plus", "timeout_ms": 300});
             let refused = client.count(&request).await.err().context("a worker that stands still has answered")?;
             ensure!(refused.retry, "{refused}");
 
             cluster.release(INDEXER, "worker.busy")?;
-            ask::whole(&client, &busy, &of_busy).await?;
+            ask::each(&client, &busy, indexes).await?;
             write(&busy, &mut rng).await?;
-            for (source, index) in [(&busy, &of_busy), (&quick, &of_quick)] {
-                ask::whole(&client, source, index).await?;
-                ask::random(&client, source, index, &mut rng).await?;
+            for source in [&busy, &quick] {
+                ask::each(&client, source, indexes).await?;
+                ask::random(&client, source, &indexes[0], &mut rng).await?;
             }
             Ok(())
         })
@@ -135,7 +131,8 @@ async fn an_indexer_whose_worker_is_not_told_of_a_job_ends_with_code_1() -> Resu
     cluster
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let (busy, of_busy) = indexed(&client, BUSY, &mut rng).await?;
+            let indexes = &documents::indexes(1)[..1];
+            let busy = load::indexed(&client, BUSY, BURST, indexes, &mut rng, WITHIN).await?;
             cluster.hang_at(INDEXER, "persist")?;
             write_until_hit(cluster, &busy, &mut rng, &["persist"]).await?;
             cluster.hang_at(INDEXER, "worker.busy")?;
@@ -144,13 +141,9 @@ async fn an_indexer_whose_worker_is_not_told_of_a_job_ends_with_code_1() -> Resu
             cluster.panic_at(INDEXER, place)?;
             cluster.release(INDEXER, "persist")?;
             cluster.hit(INDEXER, place).await?;
-            ended(cluster, INDEXER, 1, WITHIN).await.context(what)?;
+            cluster.ended(INDEXER, 1, WITHIN).await.context(what)?;
             cluster.start_node(INDEXER).await?;
-            until("what was written is found", WITHIN, async || {
-                ask::newest(&client, &busy, &of_busy).await.map_err(|error| format!("{error:#}"))
-            })
-            .await?;
-            ask::whole(&client, &busy, &of_busy).await
+            ask::each_again(&client, &busy, indexes, WITHIN).await
         })
         .await
 }

@@ -1,14 +1,11 @@
 //! Data messages that are damaged, foreign or of unknown versions are refused and counted, and stop nothing.
 
-use futures_util::StreamExt;
 use highwater_schemas::{
-    Position,
-    api::Join,
-    subjects,
+    Position, subjects,
     timestamp::{Asked, StVb, StabilityTimestamp},
     wire::{self, Batch, HighWatermark, KeyVersions, ScanMode, ScanRequest, StChoice, Stability, Sync, SyncVb, Want},
 };
-use highwater_tests::{cluster::SERVICES, prelude::*};
+use highwater_tests::{beats::Beats, cluster::SERVICES, prelude::*};
 use std::collections::BTreeSet;
 
 const BUCKET: &str = "people";
@@ -150,13 +147,10 @@ async fn on_people(test: impl AsyncFnOnce(&mut Cluster, &Client, &Source) -> Res
 
 /// Waits until every node has reported since now: none of them states that something of it panicked, as it does for ten minutes.
 async fn nobody_panicked(client: &Client) -> Result<()> {
-    let mut beats = client.nats.subscribe(subjects::CLUSTER_JOIN).await?;
-    client.nats.flush().await?;
+    let mut beats = Beats::listen(client).await?;
     let mut unheard = BTreeSet::from(SERVICES);
     while !unheard.is_empty() {
-        let beat = tokio::time::timeout(COUNTED_WITHIN, beats.next()).await;
-        let beat = beat.with_context(|| format!("nothing is heard of {unheard:?}"))?.context("no heartbeats")?;
-        let beat: Join = serde_json::from_slice(&beat.payload)?;
+        let beat = beats.next(COUNTED_WITHIN).await.with_context(|| format!("nothing is heard of {unheard:?}"))?;
         let panicked = beat.troubles.iter().find(|trouble| trouble.error.contains("panicked"));
         ensure!(panicked.is_none(), "{} states {panicked:?}", beat.node);
         unheard.remove(&*beat.node);

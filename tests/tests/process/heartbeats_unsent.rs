@@ -1,13 +1,8 @@
 //! A heartbeat that cannot be sent is an error of the node, which is stated until one can be sent again.
 
-use async_nats::Subscriber;
-use futures_util::StreamExt;
 use highwater_bus::{Bus, ConnectSettings, Heart};
-use highwater_schemas::{
-    api::{Join, ManagerReport, NodeKind, Trouble},
-    subjects,
-};
-use highwater_tests::{nats::NatsServer, prelude::*};
+use highwater_schemas::api::{Join, ManagerReport, NodeKind, Trouble};
+use highwater_tests::{beats::Beats, nats::NatsServer, prelude::*};
 use std::{fs, path::Path};
 use tokio::time::timeout;
 
@@ -30,14 +25,6 @@ async fn started(directory: &Path, configuration: &str) -> Result<(NatsServer, B
     Ok((server, bus, heart))
 }
 
-/// The heartbeats from now on: the server knows of the subscription when it answers what follows it.
-async fn heard(client: &Client) -> Result<Subscriber> {
-    let heard = client.nats.subscribe(subjects::CLUSTER_JOIN).await?;
-    let nobody = client.nats.request("nobody.listens", Vec::new().into()).await;
-    ensure!(nobody.is_err(), "somebody answers");
-    Ok(heard)
-}
-
 /// Beats until the node states that it cannot send heartbeats, or states it no more; answers what it states.
 async fn beats(bus: &Bus, heart: &mut Heart, join: &Join, fails: bool) -> Result<Option<Trouble>> {
     let beating = async {
@@ -58,7 +45,7 @@ async fn a_heartbeat_that_the_server_would_not_take_is_stated_until_one_is_small
     let directory = tempfile::tempdir()?;
     let (server, bus, mut heart) = started(directory.path(), &format!("max_payload: {MOST}\n")).await?;
     let client = Client::connect(server.url()).await?;
-    let mut heard = heard(&client).await?;
+    let mut heard = Beats::listen(&client).await?;
     let small = Join::new(NodeKind::Coordinator, "m", 1);
     let report = ManagerReport { hash: "h".repeat(64), ..ManagerReport::default() };
     let large = Join { manager: Some(report), ..small.clone() };
@@ -71,10 +58,9 @@ async fn a_heartbeat_that_the_server_would_not_take_is_stated_until_one_is_small
     ensure!(stated.error.contains(&MOST.to_string()), "the limit is not named: {stated:?}");
     ensure!(beats(&bus, &mut heart, &small, false).await?.is_none(), "it is over");
 
-    // Nothing was cut to make it fit: those that came are whole, and what one says of troubles fits beside it or is left out.
+    // The heartbeats that arrive are complete. Only their troubles may be left out, where they do not fit.
     for _ in 0..2 {
-        let message = timeout(WITHIN, heard.next()).await.context("no heartbeat comes")?.context("it has ended")?;
-        let join: Join = serde_json::from_slice(&message.payload)?;
+        let join = heard.next(WITHIN).await?;
         let but_for_troubles = Join { troubles: Vec::new(), ..join.clone() };
         ensure!(but_for_troubles == small, "{join:?}");
     }
@@ -93,8 +79,8 @@ async fn a_heartbeat_for_which_a_lost_connection_has_no_room_is_stated_until_it_
     server.start_again()?;
     ensure!(beats(&bus, &mut heart, &join, false).await?.is_none(), "it is over");
     let client = Client::connect(server.url()).await?;
-    let mut heard = heard(&client).await?;
+    let mut heard = Beats::listen(&client).await?;
     heart.beat(&join).await;
-    timeout(WITHIN, heard.next()).await.context("no heartbeat comes")?.context("it has ended")?;
+    heard.next(WITHIN).await?;
     Ok(())
 }

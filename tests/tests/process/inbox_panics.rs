@@ -2,12 +2,13 @@
 //! service has a new connection and goes on serving. No process ends, and every scan keeps its promise. One that panics where it
 //! opens the new connection ends with code 1.
 
-use crate::panics::ended;
 use highwater_tests::{
     cluster::SERVICES,
     load::{self, Writer},
     prelude::*,
     raw::Raw,
+    stated,
+    wait::deadline,
 };
 use std::collections::BTreeMap;
 
@@ -16,6 +17,9 @@ const BUCKET: &str = "people";
 const FIRST: u64 = 1_000;
 const WITHIN: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// A node states that the library's connection was lost.
+const LOST: &str = "connection to NATS";
 
 /// A header block, and whether the library panics when it reads that; else it connects again by itself.
 struct Block(&'static [u8], bool);
@@ -52,7 +56,7 @@ fn of_library(cluster: &mut Cluster, node: &str) -> Result<Option<(u64, String)>
 
 /// Waits until the library's connection of a node has an inbox.
 async fn inbox(cluster: &mut Cluster, node: &str) -> Result<(u64, String)> {
-    let deadline = Instant::now() + WITHIN;
+    let deadline = deadline(WITHIN);
     loop {
         if let Some(found) = of_library(cluster, node)? {
             return Ok(found);
@@ -67,7 +71,7 @@ async fn broken(cluster: &mut Cluster, raw: &mut Raw, node: &str, Block(block, p
     let (cid, inbox) = inbox(cluster, node).await?;
     raw.publish(inbox.replace('*', "broken").as_bytes(), b"", Some(block), b"{}").await?;
     raw.flush().await?;
-    let deadline = Instant::now() + WITHIN;
+    let deadline = deadline(WITHIN);
     while connections(cluster, node)?.contains_key(&cid) {
         ensure!(Instant::now() < deadline, "{node} keeps connection {cid}: nothing broke it");
         tokio::time::sleep(PAUSE).await;
@@ -78,20 +82,6 @@ async fn broken(cluster: &mut Cluster, raw: &mut Raw, node: &str, Block(block, p
     Ok(())
 }
 
-/// A node states that its connection was lost.
-async fn is_stated(client: &Client, node: &str) -> Result<()> {
-    until(&format!("{node} states what happened"), WITHIN, async || {
-        let members = client.members().await.map_err(|refused| refused.to_string())?;
-        let mut all = members["members"].as_array().into_iter().flatten().filter(|member| member["node"] == node);
-        let stated = all.any(|member| {
-            let mut troubles = member["troubles"].as_array().into_iter().flatten();
-            member["alive"] == true && troubles.any(|trouble| trouble["what"] == "connection to NATS")
-        });
-        stated.then_some(()).ok_or_else(|| members.to_string())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_whose_inbox_for_answers_is_sent_anything_goes_on_serving() -> Result<()> {
     let mut rng = Rng::seeded("inboxes");
@@ -100,17 +90,18 @@ async fn a_service_whose_inbox_for_answers_is_sent_anything_goes_on_serving() ->
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?;
-            load::write(&source, FIRST, &mut rng).await?;
             let mut indexes = documents::indexes(2);
-            client.create_indexes(BUCKET, &indexes, WITHIN).await?;
+            let source = load::indexed(&client, BUCKET, FIRST, &indexes, &mut rng, WITHIN).await?;
             let mut raw = Raw::connect(cluster.nats().port()).await?;
             for node in SERVICES {
                 for block in &BLOCKS {
                     let writer = Writer::paced(&source, &mut rng, PAUSE);
                     let checker = Checker::start(&client, &source, &indexes, &mut rng).with_writer(writer);
                     let through = async |checker: &Checker| {
+                        // What one block leads to is stated for 30 seconds, and so still while the next one is sent.
+                        let before = stated::so_far(&client, node, LOST).await?;
                         broken(cluster, &mut raw, node, block).await?;
+                        stated::is_stated_anew(&client, node, LOST, before.as_ref(), WITHIN).await?;
                         load::written(&source, 200).await?;
                         checker.answered(2, WITHIN).await
                     };
@@ -118,7 +109,6 @@ async fn a_service_whose_inbox_for_answers_is_sent_anything_goes_on_serving() ->
                         .through(WITHIN, through)
                         .await
                         .with_context(|| format!("{node}: {}", block.0.escape_ascii()))?;
-                    is_stated(&client, node).await?;
                     cluster.check()?;
                 }
                 // Everybody has a part in this.
@@ -143,10 +133,8 @@ async fn a_service_that_cannot_open_another_connection_ends_with_code_1() -> Res
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?;
-            load::write(&source, FIRST, &mut rng).await?;
             let indexes = documents::indexes(1);
-            client.create_indexes(BUCKET, &indexes, WITHIN).await?;
+            let source = load::indexed(&client, BUCKET, FIRST, &indexes, &mut rng, WITHIN).await?;
             let mut raw = Raw::connect(cluster.nats().port()).await?;
             for node in SERVICES {
                 let context = || format!("{node}: {what}");
@@ -155,15 +143,12 @@ async fn a_service_that_cannot_open_another_connection_ends_with_code_1() -> Res
                 raw.publish(inbox.replace('*', "broken").as_bytes(), b"", Some(BLOCKS[0].0), b"{}").await?;
                 raw.flush().await?;
                 cluster.hit(node, place).await.with_context(context)?;
-                ended(cluster, node, 1, WITHIN).await.with_context(context)?;
+                cluster.ended(node, 1, WITHIN).await.with_context(context)?;
                 cluster.start_node(node).await?;
                 load::write(&source, 20, &mut rng).await?;
-                until("everything goes on", WITHIN, async || {
-                    ask::newest(&client, &source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
-                })
-                .await?;
+                ask::each_again(&client, &source, &indexes, WITHIN).await?;
             }
-            ask::each(&client, &source, &indexes).await
+            Ok(())
         })
         .await
 }

@@ -92,9 +92,7 @@ async fn built_and_compared(documents: Large) -> Result<()> {
 
 /// Messages read so far to compare the index with its source.
 async fn compared(client: &Client) -> Result<u64> {
-    let status = client.members().await?;
-    let bucket = status["buckets"].as_array().and_then(|all| all.iter().find(|b| b["name"] == BUCKET));
-    let bucket: BucketStatus = serde_json::from_value(bucket.cloned().unwrap_or_default())?;
+    let bucket: BucketStatus = serde_json::from_value(client.bucket(BUCKET).await?)?;
     Ok(bucket.vbuckets.iter().map(|vb| vb.reads.compared).sum())
 }
 

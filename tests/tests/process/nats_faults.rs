@@ -9,7 +9,9 @@ use highwater_tests::{
     load::{self, Writer},
     prelude::*,
     proxy::Proxy,
+    stated::{self, Stated, stated},
 };
+
 const BUCKET: &str = "people";
 const STREAM: &str = "KV_people";
 const CATCHUP: &str = "HW_CATCHUP_people";
@@ -40,30 +42,10 @@ fn configuration(room: &str) -> String {
 const ROOM: &str = "4G";
 const NO_ROOM: &str = "1K";
 
-/// What is stated, as (node, what, error).
-async fn stated(client: &Client) -> Result<Vec<(String, String, String)>, String> {
-    let status = client.members().await.map_err(|refused| refused.to_string())?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let mut all = Vec::new();
-    for member in status["members"].as_array().into_iter().flatten() {
-        for trouble in member["troubles"].as_array().into_iter().flatten() {
-            if trouble["since"].as_u64().is_none_or(|since| since == 0) || trouble["times"].as_u64().unwrap_or(0) == 0 {
-                return Err(format!("since when, and how often? {trouble}"));
-            }
-            all.push((text(&member["node"]), text(&trouble["what"]), text(&trouble["error"])));
-        }
-    }
-    Ok(all)
-}
-
 /// Waits until a node states something of which `what` and the words are parts.
 async fn is_stated(client: &Client, node: &str, what: &str, words: &str) -> Result<()> {
-    until(&format!("{node} states {what:?}: {words:?}"), STATED_WITHIN, async || {
-        let stated = stated(client).await?;
-        let found = stated.iter().any(|(n, w, e)| n == node && w.contains(what) && e.contains(words));
-        if found { Ok(()) } else { Err(format!("{stated:?}")) }
-    })
-    .await
+    let wanted = |stated: &Stated| stated.node == node && stated.what.contains(what) && stated.says(words);
+    stated::is_stated(client, &format!("{what:?} of {node}: {words:?}"), STATED_WITHIN, wanted).await
 }
 
 /// Waits until nothing is stated any more, by any node.
@@ -77,9 +59,8 @@ async fn all_is_well(client: &Client) -> Result<()> {
 
 /// Indexes over the first documents of a bucket.
 async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
-    load::write(source, FIRST, rng).await?;
     let indexes = documents::indexes(2);
-    client.create_indexes(BUCKET, &indexes, BUILT_WITHIN).await?;
+    load::index(client, source, FIRST, &indexes, rng, BUILT_WITHIN).await?;
     Ok(indexes)
 }
 
@@ -87,14 +68,8 @@ async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<
 async fn equal(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
     for index in indexes {
         client.wait_active(BUCKET, &index.name, WELL_WITHIN).await?;
-        until(&format!("{} is answered", index.name), WELL_WITHIN, async || {
-            let request = json!({"bucket": BUCKET, "index": index.name, "consistency": "request_plus"});
-            client.count(&request).await.map(|_| ()).map_err(|refused| refused.to_string())
-        })
-        .await?;
-        ask::whole(client, source, index).await?;
     }
-    Ok(())
+    ask::each_again(client, source, indexes, WELL_WITHIN).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,10 +108,9 @@ async fn a_catchup_topic_that_is_deleted_during_a_build_holds_it_up_and_no_more(
 /// Waits until the session of a build is shown, and that its topic is not there.
 async fn build_is_stated(client: &Client, built: &Index) -> Result<()> {
     let session = until("the session of the build is shown", STATED_WITHIN, async || {
-        let status = client.members().await.map_err(|refused| refused.to_string())?;
-        let bucket = status["buckets"].as_array().into_iter().flatten().find(|b| b["name"] == BUCKET);
-        let session = bucket.and_then(|b| b["sessions"].get(0)).cloned();
-        session.filter(|s| s["documents"].as_u64() > Some(0)).ok_or_else(|| status.to_string())
+        let bucket = client.bucket(BUCKET).await.map_err(|refused| refused.to_string())?;
+        let session = &bucket["sessions"][0];
+        if session["documents"].as_u64() > Some(0) { Ok(session.clone()) } else { Err(bucket.to_string()) }
     })
     .await?;
     println!("{session}");
@@ -294,7 +268,7 @@ async fn cut_off(node: &str) -> Result<()> {
                     }
                     proxy.heal();
                     is_alive(&client, node, true).await?;
-                    // It is stated for 30 seconds: not for as long as what follows may take.
+                    // Asked for now: it is stated for 30 seconds, and what follows may take longer.
                     is_stated(&client, node, "connection to NATS", "lost").await?;
                     load::written(&source, 200).await?;
                     checker.answered(2, WELL_WITHIN).await.context("with NATS again")

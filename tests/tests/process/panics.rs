@@ -4,9 +4,10 @@
 use highwater_tests::{
     cli,
     cluster::SERVICES,
-    load::Scans,
+    load::{self, Scans},
     prelude::*,
     stated::{self, Stated},
+    wait::deadline,
 };
 
 const BROKEN: &str = "orders";
@@ -28,9 +29,7 @@ impl Place {
         let client = cluster.client().await?;
         let indexes = documents::indexes(2);
         for bucket in [OTHER, BROKEN] {
-            let source = Source::key_value(&client, bucket).await?;
-            source.write((0..FIRST).map(|_| documents::write(rng, 1, FIRST))).await?;
-            client.create_indexes(bucket, &indexes, WITHIN).await?;
+            let source = load::indexed(&client, bucket, FIRST, &indexes, rng, WITHIN).await?;
             if bucket == BROKEN {
                 let scans = Scans::start(&client, json!({"bucket": OTHER, "index": indexes[0].name, "limit": 3}));
                 return Ok(Self { client, source, indexes, scans });
@@ -67,11 +66,7 @@ impl Place {
 /// Documents that are written now are found.
 pub(crate) async fn goes_on(client: &Client, source: &Source, indexes: &[Index], rng: &mut Rng) -> Result<()> {
     source.write((0..50).map(|_| documents::write(rng, 1, FIRST))).await?;
-    until("what is written is found", WITHIN, async || {
-        ask::newest(client, source, &indexes[0]).await.map_err(|error| format!("{error:#}"))
-    })
-    .await?;
-    ask::each(client, source, indexes).await
+    ask::each_again(client, source, indexes, WITHIN).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,17 +219,20 @@ async fn layers_whose_merge_panics_stay_and_are_merged_later() -> Result<()> {
             // The only slice: what hits the second time is a merge of the same layers, or of more.
             let indexes = [documents::indexes(1).swap_remove(0)];
             client.create_indexes(BROKEN, &indexes, WITHIN).await?;
+            let what = "merging layers of bucket orders";
             for _ in 0..2 {
+                let before = stated::panics(&client, "indexer-1", what).await?;
                 cluster.panic_at("indexer-1", "merge")?;
-                let deadline = Instant::now() + 4 * WITHIN;
+                let deadline = deadline(4 * WITHIN);
                 while !cluster.is_hit("indexer-1", "merge") {
                     ensure!(Instant::now() < deadline, "nothing is merged");
                     source.write((0..2_000).map(|_| documents::write(&mut rng, 1, MANY))).await?;
                     tokio::time::sleep(PAUSE).await;
                 }
+                stated::panicked_after(&client, "indexer-1", what, before, WITHIN).await?;
                 goes_on(&client, &source, &indexes, &mut rng).await?;
             }
-            stated::panicked(&client, "indexer-1", "merging layers of bucket orders", WITHIN).await
+            Ok(())
         })
         .await
 }
@@ -289,7 +287,7 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
             // Who waits for a timestamp hears of it too.
             cluster.panic_at("indexer-1", "wait.orders")?;
             let newest = json!({"bucket": BROKEN, "index": index, "consistency": "request_plus"});
-            let deadline = Instant::now() + WITHIN;
+            let deadline = deadline(WITHIN);
             loop {
                 place.source.write([documents::write(&mut rng, 1, FIRST)]).await?;
                 match place.client.request("hw.query.count", &newest).await {
@@ -318,7 +316,8 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
             let checked = place.client.request("hw.node.indexer-1.verify", &json!({"bucket": BROKEN})).await?;
             let mut slices = checked["slices"].as_array().context("no slices")?.iter();
             ensure!(slices.len() > 0 && slices.all(|s| s["error"].is_null()), "{checked}");
-            // Either passes a request on.
+            // Catalogs and index managers share this subject: it is asked until the catalog gets it.
+            let what = "an administrative request";
             cluster.panic_at("catalog-1", "admin.state.get")?;
             until("a catalog is asked", WITHIN, async || {
                 match place.client.request("hw.admin.state.get", &json!({})).await {
@@ -327,6 +326,8 @@ async fn who_asks_for_what_panics_hears_of_it() -> Result<()> {
                 }
             })
             .await?;
+            cluster.hit("catalog-1", "admin.state.get").await?;
+            place.panicked("catalog-1", what).await?;
             place.goes_on(&mut rng).await?;
             place.end().await
         })
@@ -435,13 +436,9 @@ async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
                 let _ = place.client.create_index(&documents::passing(&name).definition(BROKEN)).await;
                 source.write([documents::write(&mut rng, 1, FIRST)]).await?;
                 cluster.hit(node, fault).await.with_context(|| format!("{node}: {what}"))?;
-                ended(cluster, node, 1, WITHIN).await.context(what)?;
+                cluster.ended(node, 1, WITHIN).await.context(what)?;
                 cluster.start_node(node).await?;
-                let index = &place.indexes[0];
-                until("everything goes on", WITHIN, async || {
-                    ask::newest(&place.client, &source, index).await.map_err(|error| format!("{error:#}"))
-                })
-                .await?;
+                ask::each_again(&place.client, &source, &place.indexes, WITHIN).await?;
             }
             // Who asked hears of it.
             cluster.panic_at("coordinator-1", "ddl.index.create")?;
@@ -450,27 +447,12 @@ async fn a_service_that_cannot_go_on_ends_with_code_1() -> Result<()> {
                 Err(refused) if refused.code == "internal" => {}
                 other => bail!("{other:?}"),
             }
-            ended(cluster, "coordinator-1", 1, WITHIN).await.context("the index manager")?;
+            cluster.ended("coordinator-1", 1, WITHIN).await.context("the index manager")?;
             cluster.start_node("coordinator-1").await?;
             // The thread that is to tell the service of SIGTERM panics instead: the service ends all the same.
             cluster.panic_at("catalog-1", "signals")?;
             cluster.node("catalog-1")?.terminate()?;
-            ended(cluster, "catalog-1", 1, WITHIN).await
+            cluster.ended("catalog-1", 1, WITHIN).await
         })
         .await
-}
-
-/// Waits until a node has ended by itself with this code.
-pub(crate) async fn ended(cluster: &mut Cluster, node: &str, code: i32, within: Duration) -> Result<()> {
-    let child = cluster.node(node)?;
-    let deadline = Instant::now() + within;
-    let status = loop {
-        match child.exited() {
-            Some(status) => break status,
-            None if Instant::now() > deadline => bail!("{node} does not end\n{}", child.log_tail()),
-            None => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
-    };
-    ensure!(status.code() == Some(code), "{node} ended with {status}\n{}", child.log_tail());
-    cluster.kill(node)
 }

@@ -10,10 +10,8 @@ const WITHIN: Duration = Duration::from_secs(40);
 
 /// Indexes are made, and follow their source.
 async fn works(client: &Client, rng: &mut Rng) -> Result<()> {
-    let source = Source::key_value(client, BUCKET).await?;
-    load::write(&source, 200, rng).await?;
     let indexes = documents::indexes(1);
-    client.create_indexes(BUCKET, &indexes, WITHIN).await?;
+    let source = load::indexed(client, BUCKET, 200, &indexes, rng, WITHIN).await?;
     load::write(&source, 200, rng).await?;
     ask::each(client, &source, &indexes).await
 }
@@ -44,7 +42,7 @@ async fn a_cluster_forms_though_everything_that_it_takes_panics_once() -> Result
                 let what = place.strip_prefix("errand.").context("no errand")?;
                 panicked(&client, node, what, WITHIN).await?;
             }
-            // Looked at now and then.
+            // The index manager reads this record from time to time, without a request.
             cluster.panic_at("coordinator-1", "errand.reading a record")?;
             cluster.hit("coordinator-1", "errand.reading a record").await?;
             panicked(&client, "coordinator-1", "reading a record", WITHIN).await?;

@@ -1,11 +1,12 @@
 //! A panic in what every service stands on ends it with code 1: in its loop, its connection for messages, what answers discovery.
 //! What an indexer does once after its start may panic, and so may what it does at its end.
 
-use crate::panics::{ended, goes_on};
+use crate::panics::goes_on;
 use highwater_tests::{cluster::SERVICES, load, prelude::*, stated, trial::QUICK};
 use std::fs;
 
 const BUCKET: &str = "orders";
+const DOCUMENTS: u64 = 500;
 const WITHIN: Duration = Duration::from_secs(40);
 
 /// In each round something of one name panics in several nodes: the name, and for each node the place where it panics. The
@@ -53,16 +54,8 @@ const ROUNDS: [(&str, &[(&str, &str)]); 5] = [
     ("service discovery", &[("catalog-1", "discovery.highwater-admin")]),
 ];
 
-async fn indexed(client: &Client, rng: &mut Rng) -> Result<(Source, Vec<Index>)> {
-    let source = Source::key_value(client, BUCKET).await?;
-    load::write(&source, 500, rng).await?;
-    let indexes = documents::indexes(2);
-    client.create_indexes(BUCKET, &indexes, WITHIN).await?;
-    Ok((source, indexes))
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_every_service_stands_on_ends_it_with_code_1() -> Result<()> {
+async fn a_panic_in_a_services_loop_connection_or_discovery_ends_it_with_code_1() -> Result<()> {
     let mut rng = Rng::seeded("panics of what services stand on");
     let cluster = Cluster::without_services()?.with_arguments("cluster-manager", &QUICK);
     cluster
@@ -71,7 +64,8 @@ async fn what_every_service_stands_on_ends_it_with_code_1() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let (source, indexes) = indexed(&client, &mut rng).await?;
+            let indexes = documents::indexes(2);
+            let source = load::indexed(&client, BUCKET, DOCUMENTS, &indexes, &mut rng, WITHIN).await?;
             for (what, places) in ROUNDS {
                 for (node, place) in places {
                     cluster.panic_at(node, place)?;
@@ -81,7 +75,7 @@ async fn what_every_service_stands_on_ends_it_with_code_1() -> Result<()> {
                 client.nats.flush().await?;
                 for (node, place) in places {
                     cluster.hit(node, place).await.context(what)?;
-                    ended(cluster, node, 1, WITHIN).await.with_context(|| format!("{what}: {place}"))?;
+                    cluster.ended(node, 1, WITHIN).await.with_context(|| format!("{what}: {place}"))?;
                 }
                 for (node, _) in places {
                     cluster.start_node(node).await?;
@@ -110,7 +104,8 @@ async fn what_an_indexer_does_beside_its_buckets_may_panic() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let (source, indexes) = indexed(&client, &mut rng).await?;
+            let indexes = documents::indexes(2);
+            let source = load::indexed(&client, BUCKET, DOCUMENTS, &indexes, &mut rng, WITHIN).await?;
             for (node, what) in errands {
                 cluster.hit(node, &format!("errand.{what}")).await?;
                 stated::panicked(&client, node, what, WITHIN).await?;

@@ -271,9 +271,8 @@ async fn more_than_a_round_may_remove_goes_from_every_index() -> Result<()> {
 
 /// Documents, and indexes over them.
 async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
-    load::write(source, FIRST, rng).await?;
     let indexes = documents::indexes(2);
-    client.create_indexes(&source.bucket, &indexes, BUILT_WITHIN).await?;
+    load::index(client, source, FIRST, &indexes, rng, BUILT_WITHIN).await?;
     Ok(indexes)
 }
 

@@ -41,26 +41,13 @@ async fn a_source_that_was_made_anew_is_indexed_anew() -> Result<()> {
     taken_back(Fate::Recreated, &mut Rng::seeded("made anew")).await
 }
 
-/// Documents, and indexes over them.
-async fn indexed(client: &Client, source: &Source, rng: &mut Rng) -> Result<Vec<Index>> {
-    load::write(source, FIRST, rng).await?;
-    let indexes = documents::indexes(2);
-    for index in &indexes {
-        client.create_index(&index.definition(BUCKET)).await?;
-    }
-    for index in &indexes {
-        client.wait_active(BUCKET, &index.name, BUILT_WITHIN).await?;
-    }
-    Ok(indexes)
-}
-
 async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
     Cluster::start()
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let source = Source::key_value(&client, BUCKET).await?;
-            let indexes = indexed(&client, &source, rng).await?;
+            let indexes = documents::indexes(2);
+            let source = load::indexed(&client, BUCKET, FIRST, &indexes, rng, BUILT_WITHIN).await?;
             let kept = cluster.path().join("kept");
             for round in 0..2 {
                 cluster.nats().kill();

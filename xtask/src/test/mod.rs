@@ -4,10 +4,8 @@
 //! # Layout
 //! - [`programs`]: builds the test programs and what they start, and lists their tests
 //! - [`run`]: runs them, some at a time
-//! - [`busy`]: keeps the processor busy beside them
 //! - [`seeds`]: what the tests draw their random numbers from
 
-mod busy;
 mod programs;
 mod run;
 mod seeds;
@@ -20,7 +18,7 @@ use crate::{
     workspace::{BINARY, cargo, root, target_dir},
 };
 use anyhow::{Context, Result, bail};
-use busy::Busy;
+use highwater_tests::busy::Busy;
 use programs::Built;
 use run::Job;
 use seeds::Seeds;
