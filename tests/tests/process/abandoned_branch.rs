@@ -6,7 +6,7 @@ use highwater_schemas::{
     ErrorCode, StabilityTimestamp, subjects,
     wire::{self, HighWatermark, Rows, ScanPage, ScanReply, ScanRequest, StChoice, Stability},
 };
-use highwater_tests::{branches::Branches, files, load, prelude::*};
+use highwater_tests::{branches::Branches, files, load, prelude::*, wait::deadline};
 
 const BUCKET: &str = "people";
 const STREAM: &str = "KV_people";
@@ -158,7 +158,7 @@ async fn nothing_of_an_abandoned_branch_is_passed_on() -> Result<()> {
             Branches::at_rest(&client, BUCKET, WITHIN).await?;
             let names = ["one", "several"];
             // Both tokens are of the timestamp that the stand-in has, so that it could answer for them.
-            let deadline = Instant::now() + WITHIN;
+            let deadline = deadline(WITHIN);
             let (st, tokens) = loop {
                 let st = next_timestamp(&client, &source, &mut rng).await?;
                 match tokens_at(&client, names, st.number).await {

@@ -2,7 +2,7 @@
 //! happens meanwhile. Also with several streams, and on a replicated stream whose leader changes.
 
 use async_nats::{HeaderMap, Request};
-use highwater_tests::{cluster::SERVICES, leaders::another_leads, prelude::*};
+use highwater_tests::{cluster::SERVICES, leaders::another_leads, prelude::*, wait::deadline};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -257,7 +257,7 @@ impl Teller {
                 if let Err(error) = self.transfer().await {
                     ensure!(self.bank.replicated, "a batch was not taken: {error:#}");
                     // It may be stored or not: either way this is what all of it comes to.
-                    let deadline = Instant::now() + ANSWERED_WITHIN;
+                    let deadline = deadline(ANSWERED_WITHIN);
                     while let Err(again) = self.all().await {
                         ensure!(Instant::now() < deadline, "no batch is taken any more: {error:#}, {again:#}");
                     }

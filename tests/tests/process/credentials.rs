@@ -3,8 +3,14 @@
 
 mod made;
 
-use async_nats::{ConnectOptions, jetstream::kv};
-use highwater_tests::{binaries, child::Child, cluster::SERVICES, prelude::*};
+use async_nats::ConnectOptions;
+use highwater_tests::{
+    binaries,
+    child::Child,
+    cluster::{SERVICES, service_of},
+    load,
+    prelude::*,
+};
 use made::{Authority, Operator, key};
 use nkeys::KeyPairType;
 use std::{
@@ -15,6 +21,8 @@ use std::{
 
 const BUCKET: &str = "people";
 const DOCUMENTS: u64 = 200;
+/// Written later.
+const FURTHER: u64 = 20;
 const WITHIN: Duration = Duration::from_secs(60);
 /// Of each connection, while it is refused.
 const ATTEMPTS: u64 = 20;
@@ -54,6 +62,19 @@ const WITH_PASSWORD: &str = "authorization { user: ada, password: \"p@ss:w/rd\",
 const WITH_ANOTHER: &str = "authorization { user: ada, password: \"another\", timeout: 30 }\n";
 const WITH_TOKEN: &str = "authorization { token: \"s3cret\", timeout: 30 }\n";
 
+/// The keys of a user that the server knows, and of one that it does not.
+const USER: u8 = 4;
+const STRANGER: u8 = 5;
+
+/// What only the server may learn: the passwords as they are and as a URL has them, the tokens, the keys.
+fn secrets() -> Result<Vec<String>> {
+    let mut all = ["p@ss", "p%40ss", "guess", "s3cret"].map(str::to_owned).to_vec();
+    for number in [USER, STRANGER] {
+        all.push(key(KeyPairType::User, number)?.seed()?);
+    }
+    Ok(all)
+}
+
 fn access(before: &'static str, arguments: &[&str]) -> Access {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Access { before, arguments, trusts: None }
@@ -77,7 +98,7 @@ fn password() -> Row {
 /// Every way that there is; what needs files has them in this directory.
 fn rows(directory: &Path) -> Result<Vec<Row>> {
     let by_token = || ConnectOptions::with_token("s3cret".into());
-    let (user, stranger) = (key(KeyPairType::User, 4)?, key(KeyPairType::User, 5)?);
+    let (user, stranger) = (key(KeyPairType::User, USER)?, key(KeyPairType::User, STRANGER)?);
     let (seed, other_seed) = (user.seed()?, stranger.seed()?);
     let operator = Operator::new(directory)?;
     let (good, bad) = (operator.credentials(&user, &seed)?, operator.credentials(&user, &other_seed)?);
@@ -158,17 +179,13 @@ fn url(cluster: &Cluster, access: &Access) -> Result<String> {
     Ok(format!("{}{address}", access.before))
 }
 
-fn kind(node: &str) -> &str {
-    node.rsplit_once('-').map_or(node, |(kind, _)| kind)
-}
-
 /// The server of a row and one of each service, with the right credentials.
 async fn served(row: &Row) -> Result<Cluster> {
     let mut cluster = server(row)?;
     let url = url(&cluster, &row.right)?;
     let arguments: Vec<&str> = row.right.arguments.iter().map(String::as_str).collect();
     for node in SERVICES {
-        cluster = cluster.with_detour(node, &url).with_arguments(kind(node), &arguments);
+        cluster = cluster.with_detour(node, &url).with_arguments(service_of(node), &arguments);
     }
     if let Some(authority) = &row.right.trusts {
         cluster = cluster.trusting(authority);
@@ -191,35 +208,27 @@ fn connected(cluster: &mut Cluster) -> Result<(), String> {
     Ok(())
 }
 
-async fn count(client: &Client) -> Result<u64, String> {
-    let newest = json!({"bucket": BUCKET, "index": "by_n", "consistency": "request_plus"});
-    client.count(&newest).await.map_err(|refused| refused.to_string())
+/// A bucket with documents, and an index that equals it.
+async fn indexed(client: &Client) -> Result<(Source, Vec<Index>)> {
+    let indexes = documents::indexes(1)[..1].to_vec();
+    let mut rng = Rng::seeded("credentials");
+    let source = load::indexed(client, BUCKET, DOCUMENTS, &indexes, &mut rng, WITHIN).await?;
+    Ok((source, indexes))
 }
 
-/// Waits until so many documents are indexed.
-async fn counted(client: &Client, wanted: u64) -> Result<()> {
-    until(&format!("{wanted} documents are indexed"), WITHIN, async || {
-        let found = count(client).await?;
-        if found == wanted { Ok(()) } else { Err(format!("{found} are")) }
-    })
-    .await
+/// Further documents are taken and found, over another connection of the test.
+async fn goes_on(client: &Client, source: &Source, indexes: &[Index]) -> Result<()> {
+    let source = source.over(client);
+    load::write(&source, FURTHER, &mut Rng::seeded("further")).await?;
+    ask::each_again(client, &source, indexes, WITHIN).await
 }
 
-/// A bucket with documents, and an index over them.
-async fn indexed(client: &Client) -> Result<()> {
-    let config = kv::Config { bucket: BUCKET.into(), history: 1, ..kv::Config::default() };
-    client.js.create_key_value(config).await?;
-    for n in 0..DOCUMENTS {
-        write(client, n).await?;
+/// What a process has written tells no secret that it was given.
+fn keeps_secrets(child: &Child) -> Result<()> {
+    let written = child.stdout() + &child.log();
+    for secret in secrets()? {
+        ensure!(!written.contains(&secret), "{} has written {secret}\n{}", child.name(), child.log_tail());
     }
-    client.create_index(&json!({"bucket": BUCKET, "name": "by_n", "keys": ["n"]})).await?;
-    client.wait_active(BUCKET, "by_n", WITHIN).await?;
-    counted(client, DOCUMENTS).await
-}
-
-async fn write(client: &Client, n: u64) -> Result<()> {
-    let document = json!({"n": n}).to_string();
-    client.js.publish(format!("$KV.{BUCKET}.d{n}"), document.into()).await?.await?;
     Ok(())
 }
 
@@ -228,15 +237,17 @@ async fn with_every_kind_of_credentials_documents_come_and_requests_are_answered
     let directory = tempfile::tempdir()?;
     for row in rows(directory.path())? {
         let serves = async |cluster: &mut Cluster| {
-            indexed(&cluster.client().await?).await?;
+            let (source, indexes) = indexed(&cluster.client().await?).await?;
             connected(cluster).map_err(anyhow::Error::msg)?;
             // Both prove themselves anew, where there is a nonce with another one.
             cluster.nats().kill();
             cluster.nats().start_again()?;
             until("both connections are back", WITHIN, || std::future::ready(connected(cluster))).await?;
-            let client = cluster.client().await?;
-            write(&client, DOCUMENTS).await?;
-            counted(&client, DOCUMENTS + 1).await
+            goes_on(&cluster.client().await?, &source, &indexes).await?;
+            for node in SERVICES {
+                keeps_secrets(cluster.node(node)?)?;
+            }
+            anyhow::Ok(())
         };
         let cluster = served(&row).await.with_context(|| row.name)?;
         cluster.run(serves).await.with_context(|| row.name)?;
@@ -255,10 +266,8 @@ async fn refused(cluster: &mut Cluster, kind: &str, access: &Access) -> Result<(
         command.env("SSL_CERT_FILE", authority);
     }
     let mut child = Child::start(kind, command, cluster.path())?;
-    let status = until(&format!("{kind} ends"), WITHIN, || {
-        std::future::ready(child.exited().ok_or_else(|| "it runs".to_owned()))
-    })
-    .await?;
+    let status = child.ended(WITHIN).await?;
+    keeps_secrets(&child)?;
     let log = child.log();
     let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("highwater: ")).collect();
     ensure!(status.code() == Some(1) && !log.contains("panicked"), "{kind}: {status}\n{log}");
@@ -280,13 +289,14 @@ async fn wrong_credentials_are_said_at_once_by_every_service() -> Result<()> {
         right: Access::default(),
         wrong: nobody,
         client: ConnectOptions::new(),
-        said: "cannot reach",
+        said: "CertificateRequired",
     });
     for row in all {
         let mut cluster = server(&row)?;
         for node in SERVICES {
-            let (error, attempts) =
-                refused(&mut cluster, kind(node), &row.wrong).await.with_context(|| format!("{}: {node}", row.name))?;
+            let (error, attempts) = refused(&mut cluster, service_of(node), &row.wrong)
+                .await
+                .with_context(|| format!("{}: {node}", row.name))?;
             ensure!(error.contains(row.said), "{}: {node} says {error}", row.name);
             ensure!((1..=2).contains(&attempts), "{}: {node} has connected {attempts} times", row.name);
             println!("{}: {error}", row.name);
@@ -300,7 +310,7 @@ async fn who_is_not_known_any_more_tries_now_and_then_and_goes_on_once_known_aga
     served(&password())
         .await?
         .run(async |cluster| {
-            indexed(&cluster.client().await?).await?;
+            let (source, indexes) = indexed(&cluster.client().await?).await?;
             connected(cluster).map_err(anyhow::Error::msg)?;
             let open = cluster.nats().monitored("connz")?["num_connections"].as_u64().context("no number")?;
             let before = cluster.nats().counted("total_connections")?;
@@ -327,8 +337,11 @@ async fn who_is_not_known_any_more_tries_now_and_then_and_goes_on_once_known_aga
             .await?;
             until("both connections are back", WITHIN, || std::future::ready(connected(cluster))).await?;
             client.wait_formed(&SERVICES).await?;
-            write(&client, DOCUMENTS).await?;
-            counted(&client, DOCUMENTS + 1).await
+            goes_on(&client, &source, &indexes).await?;
+            for node in SERVICES {
+                keeps_secrets(cluster.node(node)?)?;
+            }
+            Ok(())
         })
         .await
 }
@@ -342,5 +355,8 @@ async fn all_in_one_process_takes_credentials_for_a_server_of_others() -> Result
     command.args(&row.right.arguments);
     let mut dev = Child::start("dev", command, cluster.path())?;
     dev.wait_said("highwater ready", WITHIN).await?;
-    indexed(&cluster.client().await?).await
+    let client = cluster.client().await?;
+    let (source, indexes) = indexed(&client).await.with_context(|| dev.log_tail())?;
+    goes_on(&client, &source, &indexes).await.with_context(|| dev.log_tail())?;
+    keeps_secrets(&dev)
 }

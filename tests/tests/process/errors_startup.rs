@@ -31,17 +31,10 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Runs it to its end: it must fail in time, with exactly one line that is its error and has all of `words`.
+/// Runs it to its end: it must fail, with exactly one line that is its error and has all of `words`.
 async fn fails(name: &str, command: Command, at: &Path, words: &[&str]) -> Result<()> {
     let mut child = Child::start(name, command, at)?;
-    let since = Instant::now();
-    let status = loop {
-        if let Some(status) = child.exited() {
-            break status;
-        }
-        ensure!(since.elapsed() < ENDS_WITHIN, "{name} does not end; {}", child.log_tail());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
+    let status = child.ended(ENDS_WITHIN).await?;
     let log = child.log();
     ensure!(status.code() == Some(1), "{name}: {status}\n{log}");
     ensure!(!log.contains("panicked"), "{name} panicked:\n{log}");

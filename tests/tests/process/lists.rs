@@ -6,7 +6,7 @@
 use async_nats::jetstream::{Context as JetStream, kv};
 use highwater_bus::{Bus, ConnectSettings, ReadFrom};
 use highwater_projector::pump::{self, Pumped};
-use highwater_tests::{branches::reconcile, cluster::SERVICES, load::Writer, prelude::*, rounds};
+use highwater_tests::{branches::reconcile, cluster::SERVICES, load::Writer, prelude::*, rounds, wait::deadline};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -64,7 +64,7 @@ async fn write(js: &JetStream, id: &str) -> Option<u64> {
 
 /// Writes a document until it is acknowledged.
 async fn write_surely(js: &JetStream, id: &str) -> Result<u64> {
-    let deadline = Instant::now() + WITHIN;
+    let deadline = deadline(WITHIN);
     loop {
         match write(js, id).await {
             Some(seqno) => return Ok(seqno),
@@ -216,7 +216,7 @@ async fn lists_on_three_servers_are_complete() -> Result<()> {
                 }
                 let before = acknowledged.now();
                 let bus = rng.pick(&buses);
-                let deadline = Instant::now() + WITHIN;
+                let deadline = deadline(WITHIN);
                 loop {
                     let why = match Read::list(bus).await? {
                         Ok(mut read) => {
@@ -241,7 +241,9 @@ async fn lists_on_three_servers_are_complete() -> Result<()> {
                 drop(rest);
             }
             writers.abort_all();
-            println!("{again} lists were begun again, another server led {led} times; {beside} were written beside");
+            println!(
+                "{again} lists were begun again, another server led {led} times; writes came during {beside} lists"
+            );
             ensure!(led > 0, "the stream was always led by one server");
             ensure!(beside > 0, "nothing was written while a list was read");
             Ok(())

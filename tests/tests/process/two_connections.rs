@@ -87,6 +87,14 @@ async fn is_told_first(late: &'static str) -> Result<()> {
         }
         ensure!(!reading.is_finished(), "it was opened again without an answer");
     }
+    until(
+        "a connection is held",
+        WITHIN,
+        async || {
+            if proxy.faults_hit() > 0 { Ok(()) } else { Err("none is".to_owned()) }
+        },
+    )
+    .await?;
     proxy.heal();
     let (messages, mut reader) = reading.await??;
     ensure!(messages.is_empty(), "{} messages came before that the server restarted", messages.len());
