@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 pub const PATIENCE: u64 = 5_000;
 /// How long an operator's word to go on without missing index managers holds, milliseconds.
 pub const FORCED: u64 = 30_000;
+/// What the bucket holds is read again after so long, milliseconds: it may have been made anew by another instance, or restored.
+pub const LIST_AGAIN: u64 = 10_000;
 /// Index managers that are remembered. Beyond it new ones are only heard.
 pub const MOST_REGISTERED: usize = 256;
 
@@ -39,6 +41,8 @@ pub(super) struct Election {
     registered: BTreeSet<String>,
     /// What the bucket holds was read since we became active.
     listed: bool,
+    /// When it is read again.
+    list_at: u64,
     /// The bucket was empty then, and no index manager knew another.
     fresh: bool,
     active_since: u64,
@@ -77,6 +81,7 @@ impl Election {
             written: BTreeSet::new(),
             registered: BTreeSet::new(),
             listed: false,
+            list_at: 0,
             fresh: true,
             active_since: 0,
             first_heard: None,
@@ -112,8 +117,9 @@ impl Election {
     }
 
     pub(super) fn list(&mut self, nodes: Vec<String>) {
-        self.fresh &= nodes.is_empty();
-        self.listed = true;
+        if !std::mem::replace(&mut self.listed, true) {
+            self.fresh &= nodes.is_empty();
+        }
         self.written = nodes.iter().take(MOST_REGISTERED).cloned().collect();
         for node in nodes {
             self.remember(node);
@@ -127,7 +133,7 @@ impl Election {
     }
 
     /// What was written is gone.
-    pub(super) fn bucket_made(&mut self) {
+    pub(super) fn bucket_lost(&mut self) {
         self.written.clear();
     }
 
@@ -215,9 +221,12 @@ impl Election {
     }
 
     /// Has the index managers remembered that are not; with every heartbeat.
-    pub(super) fn register(&mut self, out: &mut Vec<Action>) {
-        if !self.listed {
+    pub(super) fn register(&mut self, now: u64, out: &mut Vec<Action>) {
+        if !self.listed || now >= self.list_at {
+            self.list_at = now + LIST_AGAIN;
             out.push(Action::ListRegistered);
+        }
+        if !self.listed {
             return;
         }
         out.extend(self.registered.difference(&self.written).map(|node| Action::Register { node: node.clone() }));

@@ -138,11 +138,14 @@ impl Core {
             Event::Heard(event) => self.heard(now, event, &mut out),
             Event::LeaseSeen(seen) => self.lease.seen(now, seen, &mut out),
             Event::LeaseWritten { sent_at, outcome } => {
+                if outcome == LeaseWritten::NoBucket {
+                    self.election.bucket_lost();
+                }
                 self.lease.written(sent_at, outcome, &mut out);
                 self.lease.expire(now);
             }
             Event::BucketMade => {
-                self.election.bucket_made();
+                self.election.bucket_lost();
                 self.lease.look(&mut out);
             }
             Event::Registered(nodes) => self.election.list(nodes),
@@ -211,7 +214,7 @@ impl Core {
         out.push(Action::Beat(Box::new(own)));
         if self.active {
             self.say = true;
-            self.election.register(out);
+            self.election.register(now, out);
         } else {
             self.lease.look(out);
         }
@@ -227,7 +230,7 @@ impl Core {
                 self.say = true;
                 self.members.listen();
                 self.election.begin(now, &self.members);
-                self.election.register(out);
+                self.election.register(now, out);
             }
             (true, None) => {
                 self.active = false;

@@ -1,6 +1,7 @@
 //! Who coordinates.
 
 use super::*;
+use crate::core::election::LIST_AGAIN;
 
 #[test]
 fn the_highest_version_is_elected_in_a_higher_term_and_all_are_told_it_first() {
@@ -94,6 +95,28 @@ fn a_nomination_without_effect_is_given_up() {
     assert!(world.nominated.len() > first, "told again while it is not acknowledged");
     world.run(PATIENCE);
     assert_eq!(world.chosen(), ("a", 5));
+}
+
+#[test]
+fn what_a_bucket_that_another_instance_made_lacks_is_written_again() {
+    let mut world = settled();
+    // Nobody tells this one, and the lease is as it was.
+    world.registered.clear();
+    world.run(LIST_AGAIN + 2 * HEARTBEAT);
+    assert!(world.active());
+    assert_eq!(world.registered, ["a", "b"]);
+    world.run(2 * LIST_AGAIN);
+    assert_eq!(world.registered, ["a", "b"], "what is there is not written again");
+}
+
+#[test]
+fn whoever_cannot_renew_the_lease_in_a_lost_bucket_writes_everything_again() {
+    let mut world = settled();
+    (world.lease, world.registered) = (None, Vec::new());
+    let sent_at = world.now;
+    world.core.handle(sent_at, Event::LeaseWritten { sent_at, outcome: LeaseWritten::NoBucket });
+    world.run(2 * HEARTBEAT);
+    assert_eq!(world.registered, ["a", "b"]);
 }
 
 #[test]
