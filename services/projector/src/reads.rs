@@ -5,7 +5,7 @@ use highwater_schemas::{
     state::SessionKind,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -92,8 +92,9 @@ impl Totals {
             reads.passed_over += reading.passed_over.load(Ordering::Relaxed);
             reads.unknown_operations += reading.unknown_operations.load(Ordering::Relaxed);
             // Another generation reads some of them again.
-            let known: BTreeSet<u64> = unknown.iter().map(|one| one.seqno).collect();
-            unknown.extend(reading.newest_unknown().into_iter().filter(|one| !known.contains(&one.seqno)));
+            let again = reading.newest_unknown();
+            unknown.retain(|one| !again.contains(one));
+            unknown.extend(again);
             keep_newest(unknown);
         }
         reads.compared += reading.before.load(Ordering::Relaxed);

@@ -7,7 +7,7 @@
 //! accounted for document by document ([`crate::recent`]).
 
 use crate::recent::{Recent, Walk};
-use highwater_bus::{Bus, BusError, Looked, StreamState, frames::codec::MOST_PAYLOAD, is_literal};
+use highwater_bus::{Bus, BusError, Looked, StreamState, is_literal};
 use highwater_schemas::timestamp::Bookmark;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -227,9 +227,8 @@ pub(crate) fn source(bus: &Bus, state: &StreamState) -> u64 {
     hash.digest().max(1)
 }
 
-/// Tells a message from another one at the same sequence. Of a payload that readers throw away, nothing counts.
+/// Tells a message from another one at the same sequence. Of one that is oversized, only the subject counts.
 pub(crate) fn fingerprint(subject: &str, payload: &[u8]) -> u64 {
-    let payload = if payload.len() < MOST_PAYLOAD { payload } else { &[] };
     let mut hash = Xxh3::new();
     hash.update(subject.as_bytes());
     hash.update(&[0]);

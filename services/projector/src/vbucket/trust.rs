@@ -110,20 +110,20 @@ impl Task {
         }
     }
 
-    /// Compares the source with what was read from it, as long as it takes.
-    pub(super) async fn verify(&mut self) -> Result<(), End> {
+    /// Compares the source with what was read from it, as long as it takes. True: an end that an earlier leader told of is lost.
+    pub(super) async fn verify(&mut self) -> Result<bool, End> {
         let (began, mut shortfall) = (Instant::now(), Contradiction::default());
-        let (losses, Proven { source, overwritten }) = loop {
+        let (losses, ended_earlier, Proven { source, overwritten }) = loop {
             let (known, losses) = (self.known(), self.bus.losses());
             let proven = verified(&self.bus, &self.assignment, &known, Some(&mut self.recent)).await;
             let proven = proven.map_err(End::Suspected)?;
-            if self.leader_is_behind(&mut shortfall, began.elapsed()).await {
+            let Some(ended_earlier) = self.ends_earlier(&mut shortfall, began.elapsed()).await else {
                 tokio::time::sleep(AGAIN).await;
                 continue;
-            }
+            };
             // Answers of two runs of the server prove nothing together.
             if self.bus.losses() == losses {
-                break (losses, proven);
+                break (losses, ended_earlier, proven);
             }
         };
         self.source = source;
@@ -141,16 +141,15 @@ impl Task {
         } else if self.doubt.is_none() {
             self.trust();
         }
-        Ok(())
+        Ok(ended_earlier)
     }
 
-    /// Whether the source's leader has less than an earlier one had, though nothing that was read is missing. It may have yet to apply
-    /// what its log holds: what it says counts once it is current. True also if it does not answer.
-    async fn leader_is_behind(&self, shortfall: &mut Contradiction, elapsed: Duration) -> bool {
-        match self.bus.stream_state(&self.assignment.stream).await {
-            Ok(state) => state.last_seq < self.source_last && !shortfall.counts(&state, elapsed),
-            Err(_) => true,
-        }
+    /// Whether the source ends before an end that an earlier leader told of, though nothing that was read is missing. Its leader may
+    /// have yet to apply what its log holds: what it says counts once it is current. None: that is not so yet, or it does not answer.
+    async fn ends_earlier(&self, shortfall: &mut Contradiction, elapsed: Duration) -> Option<bool> {
+        let state = self.bus.stream_state(&self.assignment.stream).await.ok()?;
+        let less = state.last_seq < self.source_last;
+        (!less || shortfall.counts(&state, elapsed)).then_some(less)
     }
 
     /// What was read before this run of the server is proven in it from now on.
@@ -214,10 +213,11 @@ impl Task {
     /// Compares the source, and takes into account that its server may have restarted since it was compared `before`.
     async fn compare(&mut self, before: Option<(u64, u64)>) -> Result<(), End> {
         let hidden = self.cover.covered() < self.cover.position();
+        let older = self.took_older;
         // What would have made up for a loss may be lost in its turn: all of that is accounted for again.
-        self.verify().await?;
+        let lost = self.verify().await? || older;
         // A leader that was merely slow has lost nothing that it had acknowledged.
-        if self.doubt.is_none() && self.compared == before && self.compared_here().await {
+        if !lost && self.doubt.is_none() && self.compared == before && self.compared_here().await {
             return Ok(());
         }
         // Below what is overwritten, what was removed without a message may be there again.
