@@ -6,6 +6,7 @@
 use crate::{
     connect::{Bus, sendable},
     error::BusError,
+    frames::codec::is_oversized,
 };
 use async_nats::{Request, client::RequestErrorKind};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -72,6 +73,7 @@ pub struct Looked {
     pub subject: String,
     /// Server time, nanoseconds since the epoch.
     pub time: i64,
+    /// Empty also where readers throw it away.
     pub payload: Bytes,
 }
 
@@ -169,6 +171,8 @@ struct StoredAnswer {
     subject: String,
     seq: u64,
     #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
     data: String,
     time: String,
 }
@@ -253,7 +257,11 @@ impl Bus {
             Err(error) if error.err_code == NO_STREAM => return Err(BusError::NoStream(stream.into())),
             Err(error) => return Err(BusError::other("message", format!("{stream}: {}", error.description))),
         };
-        let payload = STANDARD.decode(&message.data).map_err(|_| damaged(stream))?;
+        let decode = |text: &str| STANDARD.decode(text).map_err(|_| damaged(stream));
+        let (headers, mut payload) = (decode(&message.hdrs)?, decode(&message.data)?);
+        if is_oversized(headers.len(), payload.len()) {
+            payload = Vec::new();
+        }
         let time = nanos(&message.time).ok_or_else(|| damaged(stream))?;
         Ok(Some(Looked { seq: message.seq, subject: message.subject, time, payload: payload.into() }))
     }

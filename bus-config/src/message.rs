@@ -80,7 +80,7 @@ impl StreamMessage {
         self.message.payload()
     }
 
-    /// Its payload has 64 MiB or more, and was not kept.
+    /// Its payload has 64 MiB or more, or its headers 1 MiB: the payload was not kept, and such headers neither.
     pub fn is_oversized(&self) -> bool {
         self.message.is_oversized()
     }

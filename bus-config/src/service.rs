@@ -136,9 +136,12 @@ impl Endpoints {
                 message = subscription::next(&self.interest, &mut self.losses) => message?,
                 () = self.discovery.ended() => return None,
             };
-            if let Some(request) = self.request(&message) {
+            let Some(request) = self.request(&message) else { continue };
+            if !message.is_oversized() {
                 return Some(request);
             }
+            // What is left of it is no request.
+            request.respond(Err(api::too_long(message.size()))).await;
         }
     }
 

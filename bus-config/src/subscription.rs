@@ -26,7 +26,14 @@ pub struct Subscription {
 impl Subscription {
     /// The next message; None when the connection is closed for good. Cancel safe.
     pub async fn next(&mut self) -> Option<Incoming> {
-        let message = next(&self.interest, &mut self.losses).await?;
+        let message = loop {
+            let message = next(&self.interest, &mut self.losses).await?;
+            if !message.is_oversized() {
+                break message;
+            }
+            let subject = String::from_utf8_lossy(message.subject());
+            tracing::debug!(%subject, bytes = message.size(), "a message is too large to be one of ours");
+        };
         Some(Incoming {
             // Our subjects are text; one that is not differs in what a wildcard stands for, and names nothing that we know.
             subject: String::from_utf8_lossy(message.subject()).into_owned(),

@@ -88,8 +88,9 @@ impl Troubles {
         if open.happened.len() >= MOST_HAPPENED && !open.happened.contains_key(what) {
             // A panic is not pushed out by what happens all the time.
             let least = open.happened.iter().min_by_key(|(_, (met, stated))| (*stated == INCIDENT, met.last));
-            let least = least.map(|(what, _)| what.clone());
-            least.and_then(|least| open.happened.remove(&least));
+            let pushed_out = least.filter(|(_, (_, least))| *least != INCIDENT || stated == INCIDENT);
+            let Some(pushed_out) = pushed_out.map(|(what, _)| what.clone()) else { return };
+            open.happened.remove(&pushed_out);
         }
         let (met, until) = open.happened.entry(what.to_owned()).or_insert_with(|| (Met::new(what, now), stated));
         *until = stated;

@@ -69,6 +69,11 @@ impl Message {
         self.bytes.slice(self.payload.start as usize..self.payload.end as usize)
     }
 
+    /// Bytes that it holds.
+    pub(crate) fn held(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// What nats-server counts when a pull is limited in bytes: subject, reply subject, headers and payload.
     pub fn size(&self) -> usize {
         self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len() + self.cut
@@ -82,6 +87,11 @@ impl Message {
     fn part(&self, range: &Range<u32>) -> &[u8] {
         &self.bytes[range.start as usize..range.end as usize]
     }
+}
+
+/// Whether readers throw away the payload of a message with so many bytes of headers and of payload.
+pub fn is_oversized(headers: usize, payload: usize) -> bool {
+    headers >= MOST_HEADERS || payload >= MOST_PAYLOAD
 }
 
 /// What no nats-server sends: the connection is of no use any more.
@@ -190,7 +200,7 @@ fn message(buffer: &mut BytesMut, line: usize, skip: &mut usize) -> Result<Optio
     let begin = line + 2;
     let (head, kept) = match (head, size - head) {
         (MOST_HEADERS.., _) => (0, 0),
-        (head, MOST_PAYLOAD..) => (head, head),
+        (head, payload) if is_oversized(head, payload) => (head, head),
         (head, _) => (head, size),
     };
     let (end, cut) = (begin + kept, size - kept);

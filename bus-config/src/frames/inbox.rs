@@ -59,7 +59,7 @@ impl Inbox {
                 dropped += usize::from(full);
                 continue;
             }
-            waiting.bytes += message.size();
+            waiting.bytes += message.held();
             waiting.messages.push_back(message);
         }
         drop(waiting);
@@ -78,7 +78,7 @@ impl Inbox {
     pub(crate) fn take_one(&self) -> Option<Message> {
         let mut waiting = self.waiting();
         let message = waiting.messages.pop_front()?;
-        waiting.bytes -= message.size();
+        waiting.bytes -= message.held();
         Some(message)
     }
 

@@ -29,7 +29,7 @@ use tokio::{
 pub(super) const COMMANDS: usize = 4_096;
 /// Commands that are written together.
 const BURST: usize = 256;
-/// The server is asked for a sign of life this often; two unanswered ones end the connection.
+/// The server is asked for a sign of life this often; two unanswered questions end a connection that brings nothing else.
 const PING: Duration = Duration::from_secs(5);
 /// A server that takes nothing for so long is given up.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 /// The longest wait between attempts to connect.
 const LONGEST: Duration = Duration::from_millis(500);
-/// Least time between two attempts to connect.
+/// Least time from the beginning of a connection to the next attempt to connect.
 const SPACING: Duration = Duration::from_millis(200);
 
 enum Command {
@@ -59,6 +59,8 @@ struct Shared {
     next: AtomicU64,
     /// Who waits for which of the pongs that are due, oldest first.
     pongs: Mutex<VecDeque<Option<oneshot::Sender<()>>>>,
+    /// Times that something was read.
+    reads: AtomicU64,
     /// Pings of the server that are not answered.
     due: AtomicU32,
     /// The server wants an answer.
@@ -107,13 +109,14 @@ impl Shared {
 impl Link {
     /// Connects; losses are healed until the last handle is gone.
     ///
-    /// `of`: by which tests tell it from the process's other connections.
+    /// `label`: by which tests tell it from the process's other connections.
     pub(crate) async fn connect(dial: Arc<Dial>, troubles: Troubles, label: &'static str) -> Result<Self, String> {
         let dialled = dial.connect(0).await?;
         let shared = Arc::new(Shared {
             subscriptions: Mutex::default(),
             next: AtomicU64::new(1),
             pongs: Mutex::default(),
+            reads: AtomicU64::new(0),
             due: AtomicU32::new(0),
             asked: Notify::new(),
             server: watch::Sender::new(dialled.info.clone()),
@@ -299,7 +302,7 @@ async fn reading(shared: &Shared, mut socket: ReadHalf<Box<dyn Socket>>, mut buf
         buffer.reserve(READ / 4);
         match socket.read_buf(&mut buffer).await {
             Ok(0) => return "the server ended the connection".into(),
-            Ok(_) => {}
+            Ok(_) => _ = shared.reads.fetch_add(1, Ordering::Relaxed),
             Err(error) => return error.to_string(),
         }
     }
@@ -355,6 +358,7 @@ async fn writing(
     alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     alive.reset();
     let mut waiting = Vec::new();
+    let mut reads = shared.reads.load(Ordering::Relaxed);
     loop {
         if !out.is_empty() {
             let written = async {
@@ -374,7 +378,9 @@ async fn writing(
             },
             _ = alive.tick() => {
                 let mut pongs = shared.pongs();
-                if pongs.iter().filter(|waiting| waiting.is_none()).count() >= 2 {
+                let before = std::mem::replace(&mut reads, shared.reads.load(Ordering::Relaxed));
+                // An answer may wait behind a message that is long on its way.
+                if reads == before && pongs.iter().filter(|waiting| waiting.is_none()).count() >= 2 {
                     return "the server says nothing".into();
                 }
                 pongs.push_back(None);

@@ -48,10 +48,7 @@ pub const MAX_REQUEST: usize = 256 * 1024;
 /// Reads a request; an empty payload counts as `{}`.
 pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
     if payload.len() > MAX_REQUEST {
-        return Err(ApiError::new(
-            ErrorCode::MalformedRequest,
-            format!("the request has {} bytes; at most {MAX_REQUEST} are taken", payload.len()),
-        ));
+        return Err(too_long(payload.len()));
     }
     let text: &[u8] = if payload.is_empty() { b"{}" } else { payload };
     if text.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
@@ -62,6 +59,14 @@ pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| refusal(&e))?;
     json.end().map_err(|e| ApiError::new(ErrorCode::MalformedRequest, format!("the request is not JSON: {e}")))?;
     Ok(value)
+}
+
+/// The refusal of a request that has so many bytes.
+pub fn too_long(bytes: usize) -> ApiError {
+    ApiError::new(
+        ErrorCode::MalformedRequest,
+        format!("the request has {bytes} bytes; at most {MAX_REQUEST} are taken"),
+    )
 }
 
 /// Reads a part of a request that is called `name`; a refusal names the field below it.

@@ -2,7 +2,7 @@
 
 use super::ending;
 use crate::{args::Service, limits::Limits};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use highwater_bus::{Bus, ConnectSettings};
 use highwater_schemas::{lane, names};
 use std::{
@@ -108,12 +108,15 @@ pub(crate) async fn start(
             let config = highwater_projector::Config::new(node, incarnation);
             let (lanes, open) = mpsc::channel(lane::OPEN_CAPACITY);
             kept(lock, async move {
-                let router = highwater_router::run(bus.clone(), open, stop.clone());
+                let (router, asked) = (highwater_router::run(bus.clone(), open, stop.clone()), stop.clone());
                 let mut projector = std::pin::pin!(highwater_projector::run(config, bus, lanes, ready, stop));
                 tokio::select! {
                     ended = &mut projector => Ok(ended?),
-                    // The projector has a goodbye to say.
-                    () = router => Ok(projector.await?),
+                    () = router => {
+                        ensure!(*asked.borrow(), "the router ended");
+                        // The projector has a goodbye to say.
+                        Ok(projector.await?)
+                    }
                 }
             })
         }
