@@ -56,7 +56,9 @@ impl Made {
             "internal" => false,
             "branch_lost" => coded && !refused.retry && phase != Phase::Before && self.names_what_is_lost(fault, all),
             // A machine may be slow at any time.
-            "timeout" | "cover_timeout" | "snapshot_expired" => refused.retry && coded,
+            "timeout" | "cover_timeout" | "snapshot_expired" | "node_unavailable" | "too_many_requests" => {
+                refused.retry && coded
+            }
             _ => phase != Phase::Before && refused.retry && coded,
         }
     }

@@ -4,7 +4,9 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use flate2::{Compression, write::ZlibEncoder};
 use highwater_schemas::subjects;
 use highwater_tests::{
+    foreign::{headers, lines},
     prelude::*,
+    raw::Raw,
     trial::{self, Trial},
 };
 
@@ -12,6 +14,7 @@ use std::io::Write as _;
 
 const DOCUMENTS: u64 = 300;
 const GONE_WITHIN: Duration = Duration::from_secs(60);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What is no record of the log.
 fn no_records() -> Vec<Vec<u8>> {
@@ -39,6 +42,16 @@ async fn what_is_no_record_of_the_log_stops_nobody() -> Result<()> {
                 trial.create(&format!("behind{at}")).await?;
             }
         }
+        let mut raw = Raw::connect(cluster.nats().port()).await?;
+        let mut stored = 0;
+        for line in lines("bad_headers.txt", 3)?.iter().filter(|line| line[1].is_empty()) {
+            let subject = subjects::STATE_SUBJECT.as_bytes();
+            let answer = raw.request(subject, headers(&line[2])?.as_deref(), b"{}", ANSWERED_WITHIN).await?;
+            let answer: Value = serde_json::from_slice(&answer.with_context(|| format!("{}: no answer", line[0]))?)?;
+            stored += u32::from(answer["seq"].is_u64());
+        }
+        ensure!(stored > 5, "{stored} header blocks are stored");
+        trial.create("behind_headers").await?;
         trial.settle(cluster).await?;
         let (master, term) = trial.master().await?;
         ensure!(term == before, "a message that is no record ended term {before}; now it is {term}");

@@ -31,7 +31,7 @@ async fn write(source: &Source, rng: &mut Rng) -> Result<()> {
 
 /// Writes to a bucket until its node has met these faults.
 async fn write_until_hit(cluster: &Cluster, source: &Source, rng: &mut Rng, places: &[&str]) -> Result<()> {
-    let deadline = deadline(4 * WITHIN);
+    let deadline = deadline(WITHIN);
     while !places.iter().all(|place| cluster.is_hit(INDEXER, place)) {
         ensure!(Instant::now() < deadline, "writes to {} do not lead to {places:?}", source.bucket);
         write(source, rng).await?;

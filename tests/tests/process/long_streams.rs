@@ -8,7 +8,7 @@ use async_nats::jetstream::{
 };
 use bytes::Bytes;
 use highwater_bus::{Bus, BusError, ConnectSettings, ReadFrom, StreamMessage, StreamReader};
-use highwater_tests::{backup, cluster::SERVICES, load::Writer, nats::NatsServer, prelude::*, stated};
+use highwater_tests::{backup, cluster::SERVICES, load::Writer, nats::NatsServer, prelude::*, stated, wait::deadline};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -85,7 +85,7 @@ async fn store(client: &Client, keys: impl IntoIterator<Item = String>) -> Resul
 
 /// Stores one key, once its stream is led by a server: a replicated one that was just made may have no leader for a moment.
 async fn store_one(js: jetstream::Context, key: String) -> Acked {
-    let deadline = Instant::now() + WITHIN;
+    let deadline = deadline(WITHIN);
     loop {
         let sent = js.publish(format!("$KV.long.{key}"), Bytes::from_static(b"{\"a\":1}")).await?;
         match sent.await {

@@ -223,7 +223,7 @@ async fn layers_whose_merge_panics_stay_and_are_merged_later() -> Result<()> {
             for _ in 0..2 {
                 let before = stated::panics(&client, "indexer-1", what).await?;
                 cluster.panic_at("indexer-1", "merge")?;
-                let deadline = deadline(4 * WITHIN);
+                let deadline = deadline(WITHIN);
                 while !cluster.is_hit("indexer-1", "merge") {
                     ensure!(Instant::now() < deadline, "nothing is merged");
                     source.write((0..2_000).map(|_| documents::write(&mut rng, 1, MANY))).await?;
