@@ -6,7 +6,11 @@
 use crate::{
     connect::{Bus, sendable},
     error::BusError,
-    frames::codec::is_oversized,
+    frames::{
+        codec::{MOST_HEADERS, is_oversized},
+        headers::Headers,
+    },
+    message::Meaning,
 };
 use async_nats::{Request, client::RequestErrorKind};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -63,6 +67,8 @@ pub struct StreamState {
     pub expires: bool,
     /// How long a delete marker that the server writes stays; None: it writes none.
     pub marker_life: Option<Duration>,
+    /// Messages may say how long they live.
+    pub message_ttl: bool,
 }
 
 /// A message that was looked up by its sequence or its subject.
@@ -73,7 +79,9 @@ pub struct Looked {
     pub subject: String,
     /// Server time, nanoseconds since the epoch.
     pub time: i64,
-    /// Empty also where readers throw it away.
+    pub meaning: Meaning,
+    /// Readers throw its payload away, so it is not here either.
+    pub oversized: bool,
     pub payload: Bytes,
 }
 
@@ -95,6 +103,7 @@ struct ConfigAnswer {
     max_bytes: i64,
     max_age: i64,
     subject_delete_marker_ttl: i64,
+    allow_msg_ttl: bool,
 }
 
 impl Default for ConfigAnswer {
@@ -106,6 +115,7 @@ impl Default for ConfigAnswer {
             max_bytes: -1,
             max_age: 0,
             subject_delete_marker_ttl: 0,
+            allow_msg_ttl: false,
         }
     }
 }
@@ -207,6 +217,7 @@ impl InfoAnswer {
             majority_heard: cluster.majority_heard(),
             leader: cluster.leader,
             marker_life: (marker > 0).then(|| Duration::from_nanos(marker)),
+            message_ttl: self.config.allow_msg_ttl,
         })
     }
 }
@@ -258,12 +269,18 @@ impl Bus {
             Err(error) => return Err(BusError::other("message", format!("{stream}: {}", error.description))),
         };
         let decode = |text: &str| STANDARD.decode(text).map_err(|_| damaged(stream));
-        let (headers, mut payload) = (decode(&message.hdrs)?, decode(&message.data)?);
-        if is_oversized(headers.len(), payload.len()) {
-            payload = Vec::new();
+        let (mut headers, mut payload) = (decode(&message.hdrs)?, decode(&message.data)?);
+        let oversized = is_oversized(headers.len(), payload.len());
+        if oversized {
+            payload.clear();
         }
+        if headers.len() >= MOST_HEADERS {
+            headers.clear();
+        }
+        let meaning = Meaning::of(Headers::new(&headers));
         let time = nanos(&message.time).ok_or_else(|| damaged(stream))?;
-        Ok(Some(Looked { seq: message.seq, subject: message.subject, time, payload: payload.into() }))
+        let StoredAnswer { seq, subject, .. } = message;
+        Ok(Some(Looked { seq, subject, time, meaning, oversized, payload: payload.into() }))
     }
 
     /// The first message at or above a sequence, asked of the store itself: unlike a consumer's count of pending messages it

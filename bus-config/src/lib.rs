@@ -46,7 +46,7 @@ pub use heart::{Heart, bounded as bounded_heartbeat, leave};
 pub use jetstream::{Looked, StreamState};
 pub use lease::ClusterBucket;
 pub use listing::is_literal;
-pub use message::{AtomicBatch, Operation, StreamMessage};
+pub use message::{AtomicBatch, Meaning, Operation, StreamMessage};
 pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{List, ReadFrom, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};

@@ -30,6 +30,36 @@ pub struct AtomicBatch {
     pub commit: bool,
 }
 
+/// What a message's headers say of its document.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Meaning {
+    pub operation: Operation,
+    /// `Nats-Marker-Reason` is set: the server says that it removed what was there.
+    pub marker: bool,
+    /// `Nats-Schedule` is set (ADR-51): it asks the server to publish something later, and is no document itself.
+    pub schedule: bool,
+    /// `Nats-Rollup` is set: it took the place of older messages.
+    pub rollup: bool,
+    /// `Nats-TTL`: the server removes it so many seconds after it was written, rounded up; 0: it does not say.
+    pub lives: u32,
+}
+
+impl Meaning {
+    pub(crate) fn of(headers: Headers<'_>) -> Self {
+        Self {
+            operation: match headers.get("KV-Operation") {
+                None | Some(b"PUT" | b"") => Operation::Put,
+                Some(b"DEL" | b"PURGE") => Operation::Delete,
+                Some(_) => Operation::Other,
+            },
+            marker: headers.get("Nats-Marker-Reason").is_some(),
+            schedule: headers.get("Nats-Schedule").is_some(),
+            rollup: headers.get("Nats-Rollup").is_some(),
+            lives: headers.get("Nats-TTL").and_then(seconds).unwrap_or(0),
+        }
+    }
+}
+
 /// A message of a stream.
 #[derive(Debug, Clone)]
 pub struct StreamMessage {
@@ -38,31 +68,24 @@ pub struct StreamMessage {
     pub time: i64,
     /// Messages that the server still held for this reader when it sent this one; a hint.
     pub pending: u64,
-    pub operation: Operation,
-    /// `Nats-Marker-Reason` is set.
-    pub marker: bool,
+    pub meaning: Meaning,
     pub batch: Option<Box<AtomicBatch>>,
     message: Message,
 }
 
 impl StreamMessage {
     pub(crate) fn new(told: Told, message: Message) -> Self {
-        let (mut operation, mut marker, mut batch) = (Operation::Put, false, None);
+        let (mut meaning, mut batch) = (Meaning::default(), None);
         let headers = Headers::new(message.headers());
         // Most messages have none.
         if !headers.is_empty() {
-            operation = match headers.get("KV-Operation") {
-                None | Some(b"PUT" | b"") => Operation::Put,
-                Some(b"DEL" | b"PURGE") => Operation::Delete,
-                Some(_) => Operation::Other,
-            };
-            marker = headers.get("Nats-Marker-Reason").is_some();
+            meaning = Meaning::of(headers);
             batch = headers.get("Nats-Batch-Id").map(|id| {
                 let sequence = headers.number("Nats-Batch-Sequence").unwrap_or(0);
                 Box::new(AtomicBatch { id: id.into(), sequence, commit: headers.get("Nats-Batch-Commit").is_some() })
             });
         }
-        Self { seq: told.stream_seq, time: told.time, pending: told.pending, operation, marker, batch, message }
+        Self { seq: told.stream_seq, time: told.time, pending: told.pending, meaning, batch, message }
     }
 
     /// Any bytes but blanks, tabs and line ends.
@@ -97,6 +120,33 @@ impl StreamMessage {
         let payload = self.payload();
         if payload.len() < SHARED { Bytes::copy_from_slice(payload) } else { self.message.payload_bytes() }
     }
+}
+
+/// A time to live as the server reads it: seconds, or a duration such as `1h30m` or `1.5s`; None: for ever, or it is neither.
+fn seconds(text: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(text).ok()?;
+    if let Ok(seconds) = text.parse() {
+        return Some(seconds);
+    }
+    let (mut rest, mut total) = (text, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, unit) = rest.split_at(digits);
+        let ends = unit.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit.len());
+        let (unit, left) = unit.split_at(ends);
+        let unit = match unit {
+            "h" => 3_600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" | "μs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total += number.parse::<f64>().ok()? * unit;
+        rest = left;
+    }
+    (total > 0.0 && total < f64::from(u32::MAX)).then_some(total.ceil() as u32)
 }
 
 /// Bytes as text, with one U+FFFD for each byte that is not UTF-8.
@@ -137,9 +187,28 @@ mod tests {
             ("KV-Operation: del", Operation::Other),
             ("KV-Operation", Operation::Put),
         ] {
-            assert_eq!((of(lines).operation, of(lines).payload()), (operation, &b"{}"[..]), "{lines:?}");
+            assert_eq!((of(lines).meaning.operation, of(lines).payload()), (operation, &b"{}"[..]), "{lines:?}");
         }
-        assert!(of("Nats-Marker-Reason: MaxAge").marker && !of("nats-marker-reason: MaxAge").marker);
+        let meaning = |lines: &str| of(lines).meaning;
+        assert!(meaning("Nats-Marker-Reason: MaxAge").marker && !meaning("nats-marker-reason: MaxAge").marker);
+        assert!(meaning("Nats-Schedule: @at 2030-01-01T00:00:00Z").schedule && !meaning("X: Nats-Schedule").schedule);
+        for (ttl, lives) in [
+            ("5", 5),
+            ("1h30m", 5_400),
+            ("1.5s", 2),
+            ("10ms", 1),
+            ("2m0.5s", 121),
+            ("never", 0),
+            ("-1", 0),
+            ("5 s", 0),
+            ("", 0),
+            ("s", 0),
+            ("1e9h", 0),
+            ("99999999999h", 0),
+            ("\u{b5}s", 0),
+        ] {
+            assert_eq!(meaning(&format!("Nats-TTL: {ttl}")).lives, lives, "{ttl:?}");
+        }
         let batch = of("Nats-Batch-Id: b\r\nNats-Batch-Sequence: 3\r\nNats-Batch-Commit: eob").batch.unwrap();
         assert_eq!((&*batch.id, batch.sequence, batch.commit), (&b"b"[..], 3, true));
         assert_eq!(of("Nats-Batch-Id: b\r\nNats-Batch-Sequence: x").batch.unwrap().sequence, 0);

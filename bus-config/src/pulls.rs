@@ -15,6 +15,9 @@
 //! for so few messages that they have room, going by their average size, and one that ends early, or a lost connection, ends
 //! the list. It is begun again with more room, and in the end without a limit of bytes, for no more messages than have room if
 //! all were as large as may be.
+//!
+//! Where a message of the list was removed after the list was begun, the server sleeps until something wakes it, and a pull does.
+//! So a list of which nothing comes is *nudged*, again and again, by a pull for one message that is soon over.
 
 mod asked;
 
@@ -36,6 +39,14 @@ const LIST_EXPIRES: Duration = Duration::from_secs(300);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A server that says nothing for so long has lost the pulls.
 const SILENCE: Duration = Duration::from_millis(4_500);
+/// A list of which nothing comes is nudged this often.
+const NUDGED_EVERY: Duration = Duration::from_millis(2);
+/// A pull that nudges waits so long at the server.
+const NUDGE_EXPIRES: Duration = Duration::from_millis(20);
+/// The end of the subject for answers to those pulls.
+const NUDGE: &str = ".nudge";
+/// A list that is nudged in vain so often is begun again: too much of this one was removed.
+const MOST_NUDGES: u32 = 1_000;
 
 /// Pulls from a consumer.
 pub(crate) struct Pulls {
@@ -50,6 +61,8 @@ pub(crate) struct Pulls {
     ready: VecDeque<Message>,
     /// When the server last said something.
     heard: Instant,
+    /// How often a list was nudged since a message came.
+    nudges: u32,
     counted: Counted,
 }
 
@@ -68,6 +81,9 @@ impl Pulls {
         let losses = link.losses();
         let mut interest = link.interest();
         interest.add(&inbox, None).await;
+        if list.is_some() {
+            interest.add(&format!("{inbox}{NUDGE}"), None).await;
+        }
         let mut pulls = Self {
             interest,
             next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
@@ -76,6 +92,7 @@ impl Pulls {
             losses,
             ready: VecDeque::new(),
             heard: Instant::now(),
+            nudges: 0,
             counted: Counted::new(bus.pulling()),
         };
         pulls.ask()?;
@@ -83,20 +100,23 @@ impl Pulls {
     }
 
     fn ask(&mut self) -> Result<(), String> {
-        let expires = if self.asked.list.is_some() { LIST_EXPIRES } else { EXPIRES };
         while let Some(batch) = self.asked.next_pull(self.counted.share()) {
-            let mut request = serde_json::json!({
-                "batch": batch,
-                "expires": expires.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
-            });
-            if let Some(bytes) = self.asked.max_bytes() {
-                request["max_bytes"] = bytes.into();
-            }
-            if !self.interest.link().publish(&self.next, &self.inbox, request.to_string().as_bytes()) {
-                return Err("too much waits to be sent".into());
-            }
+            self.pull(batch)?;
         }
         Ok(())
+    }
+
+    fn pull(&self, batch: u64) -> Result<(), String> {
+        let expires = if self.asked.list.is_some() { LIST_EXPIRES } else { EXPIRES };
+        let mut request = serde_json::json!({
+            "batch": batch,
+            "expires": expires.as_nanos() as u64, "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+        });
+        if let Some(bytes) = self.asked.max_bytes() {
+            request["max_bytes"] = bytes.into();
+        }
+        let sent = self.interest.link().publish(&self.next, &self.inbox, request.to_string().as_bytes());
+        sent.then_some(()).ok_or_else(|| "too much waits to be sent".into())
     }
 
     /// A list ended because a message had no room or time.
@@ -136,13 +156,13 @@ impl Pulls {
                     taken += 1;
                     bytes += message.size();
                     take(message)?;
-                } else {
+                } else if !message.subject().ends_with(NUDGE.as_bytes()) {
                     self.asked.status(Headers::new(message.headers()))?;
                 }
             }
             self.ask()?;
             if taken > 0 {
-                self.heard = Instant::now();
+                (self.heard, self.nudges) = (Instant::now(), 0);
                 return Ok(());
             }
             if self.ready.is_empty() {
@@ -151,9 +171,23 @@ impl Pulls {
         }
     }
 
+    /// Wakes a server that sleeps in the middle of a list. Whatever message it sends for that comes as any other.
+    fn nudge(&mut self) -> Result<(), String> {
+        self.nudges += 1;
+        if self.nudges > MOST_NUDGES {
+            return Err("nothing comes of a list that is not complete".into());
+        }
+        let request = serde_json::json!({"batch": 1, "expires": NUDGE_EXPIRES.as_nanos() as u64}).to_string();
+        let inbox = format!("{}{NUDGE}", self.inbox);
+        let sent = self.interest.link().publish(&self.next, &inbox, request.as_bytes());
+        sent.then_some(()).ok_or_else(|| "too much waits to be sent".into())
+    }
+
     async fn wait(&mut self) -> Result<(), String> {
-        match tokio::time::timeout(SILENCE.saturating_sub(self.heard.elapsed()), self.interest.inbox().arrived(0)).await
-        {
+        let silence = SILENCE.saturating_sub(self.heard.elapsed());
+        let patience = if self.asked.list.is_some() { silence.min(NUDGED_EVERY) } else { silence };
+        match tokio::time::timeout(patience, self.interest.inbox().arrived(0)).await {
+            Err(_) if patience < silence => self.nudge(),
             Ok(Arrived::Messages) => {
                 self.heard = Instant::now();
                 Ok(())

@@ -256,7 +256,8 @@ impl StreamReader {
     async fn subscribe(&mut self) -> Result<Pulls, BusError> {
         let listing = self.is_listing();
         let mut config = starting_at(self.place.after + 1);
-        if listing {
+        // Where each message is the last of its subject, all are asked for: the server need not look which are.
+        if listing && self.average.is_some() {
             config.deliver_policy = DeliverPolicy::LastPerSubject;
             // The server wants to be told of which subjects.
             config.filter_subject = ">".into();

@@ -91,8 +91,8 @@ pub enum Chunk {
     },
     /// The list of present documents, up to this seqno, is complete. Sessions only.
     Listed { to: Position },
-    /// Documents vanished without a message: the next round. Never in a session.
-    Removed { round: u64, removal: Removal, offer: Option<Offer> },
+    /// Documents vanished without a message: the next round. Never in a session. `versions`: those that it names.
+    Removed { round: u64, removal: Removal, versions: KeyVersions, offer: Option<Offer> },
     /// `covered` rose, or a want was answered, without new messages.
     Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64, offer: Option<Offer> },
 }
@@ -101,7 +101,9 @@ impl Chunk {
     /// Places that it takes in a lane.
     fn places(&self, most: usize) -> usize {
         match self {
-            Self::Versions { versions, .. } => versions.size().div_ceil(PLACE).clamp(1, most),
+            Self::Versions { versions, .. } | Self::Removed { versions, .. } => {
+                versions.size().div_ceil(PLACE).clamp(1, most)
+            }
             _ => 1,
         }
     }

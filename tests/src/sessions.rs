@@ -169,10 +169,10 @@ impl Log {
                     });
                 }
             }
-            Change::ReconcileStarted { bucket, id } => {
+            Change::ReconcileStarted { bucket, id, named: false } => {
                 self.reconciles.push(Reconcile { id: *id, bucket: bucket.clone(), began: at, ended: usize::MAX });
             }
-            Change::ReconcileDone { bucket } => {
+            Change::ReconcileDone { bucket, named: false } => {
                 if let Some(newest) = self.reconciles.iter_mut().rev().find(|reconcile| reconcile.bucket == *bucket) {
                     newest.ended = at;
                 }
@@ -267,11 +267,11 @@ mod tests {
     }
 
     fn began(id: u64) -> Change {
-        Change::ReconcileStarted { bucket: "b".into(), id }
+        Change::ReconcileStarted { bucket: "b".into(), id, named: false }
     }
 
     fn done() -> Change {
-        Change::ReconcileDone { bucket: "b".into() }
+        Change::ReconcileDone { bucket: "b".into(), named: false }
     }
 
     fn joined(incarnation: u64) -> Change {

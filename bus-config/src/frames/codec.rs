@@ -15,7 +15,7 @@ pub const MOST_LINE: usize = 1024 * 1024;
 /// A payload of so many bytes or more is thrown away. A nats-server can be told to take up to 2 GiB.
 pub const MOST_PAYLOAD: usize = 64 * 1024 * 1024;
 /// A header block of so many bytes or more is thrown away, with the payload behind it.
-const MOST_HEADERS: usize = 1024 * 1024;
+pub(crate) const MOST_HEADERS: usize = 1024 * 1024;
 
 /// What a server sends.
 #[derive(Debug, Clone, PartialEq, Eq)]

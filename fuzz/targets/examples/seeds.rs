@@ -232,6 +232,7 @@ fn messages() -> Vec<Vec<u8>> {
         Batch { versions: empty.clone(), from: Position::new(14, 1), ..batch() },
         Batch { removal: Some(Removal::Below(9)), session: 4, ..batch() },
         Batch { removal: Some(Removal::Listed { session: 1, upto: 9 }), versions: empty, ..batch() },
+        Batch { removal: Some(Removal::Named { session: 1 }), from: batch().to, ..batch() },
         Batch { bucket: "a bucket with quite a long name".into(), ..batch() },
         Batch { from: Position::new(11, 0), ..batch() },
         Batch { covered: 15, ..batch() },

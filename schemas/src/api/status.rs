@@ -51,9 +51,14 @@ pub struct Reads {
     pub catchup: u64,
     /// For comparisons: of what indexes hold with the present documents, and of the source with what was read of it before.
     pub compared: u64,
-    /// Messages of the live chain whose subject does not have the bucket's prefix: they are no documents.
+    /// Messages of the live chain that are no documents: their subject does not have the bucket's prefix, or they ask the server
+    /// to publish another one later (`Nats-Schedule`).
     #[serde(default)]
     pub passed_over: u64,
+    /// Documents that vanished from the source without a message, and that the projector knew to have: they were removed without a
+    /// comparison of all.
+    #[serde(default)]
+    pub named: u64,
     /// Messages of the live chain with a `KV-Operation` that is neither `PUT`, `DEL` nor `PURGE`: each counts as a
     /// put. The node's troubles name the newest for 30 seconds, and the vbucket's `unknown_operations` list the newest few.
     #[serde(default)]

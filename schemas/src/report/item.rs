@@ -25,6 +25,8 @@ pub enum Item {
     BrokenSession { bucket: String, session: u64 },
     /// A projector asks for a reconcile with a higher number.
     Reconcile { bucket: String, after: u64 },
+    /// A projector has documents to name in a reconcile with a higher number.
+    Named { bucket: String, after: u64 },
     /// What a projector covers stands still until a reconcile.
     Urgent { bucket: String },
     /// A projector cannot go on with the chain of a vbucket in this generation.
@@ -44,6 +46,7 @@ pub enum Key {
     Suspicion { vb: u16 },
     BrokenSession { session: u64 },
     Reconcile,
+    Named,
     Urgent,
     LostChain { vb: u16, generation: u64 },
     Reading { session: u64, vb: u16 },
@@ -137,6 +140,7 @@ impl Item {
             Self::Applied { bucket, .. }
             | Self::BrokenSession { bucket, .. }
             | Self::Reconcile { bucket, .. }
+            | Self::Named { bucket, .. }
             | Self::Urgent { bucket }
             | Self::LostChain { bucket, .. } => bucket,
         }
@@ -149,6 +153,7 @@ impl Item {
             Self::Suspicion(suspicion) => Key::Suspicion { vb: suspicion.vb },
             Self::BrokenSession { session, .. } => Key::BrokenSession { session: *session },
             Self::Reconcile { .. } => Key::Reconcile,
+            Self::Named { .. } => Key::Named,
             Self::Urgent { .. } => Key::Urgent,
             Self::LostChain { vb, generation, .. } => Key::LostChain { vb: *vb, generation: *generation },
             Self::Reading(reading) => Key::Reading { session: reading.session, vb: reading.vb },

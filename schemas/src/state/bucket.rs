@@ -163,6 +163,9 @@ pub struct Reconcile {
     pub staged: bool,
 }
 
+/// Numbers below that of a reconcile of all documents that are kept for those of named documents that begin while it is under way.
+pub const NAMED_BESIDE: u64 = 4_096;
+
 /// A declared bucket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bucket {
@@ -188,12 +191,18 @@ pub struct Bucket {
     /// Past ones, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rollbacks: Vec<Rollback>,
-    /// The reconcile under way.
+    /// The reconcile of all documents under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconcile: Option<Reconcile>,
-    /// The last one that ended.
+    /// The last one of all documents that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconciled: Option<Reconcile>,
+    /// The one of named documents under way, also beside one of all: its number is the lower one then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub naming: Option<u64>,
+    /// The newest one of named documents; 0: there was none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub newest_named: u64,
     /// The version of the record that declared it: tells a bucket from a later one of the same name.
     pub declared: u64,
 }
@@ -214,6 +223,8 @@ impl Bucket {
             rollbacks: Vec::new(),
             reconcile: None,
             reconciled: None,
+            naming: None,
+            newest_named: 0,
             declared,
         }
     }
@@ -230,7 +241,34 @@ impl Bucket {
         }
         self.sessions.retain(|_, s| s.kind != SessionKind::Reconcile);
     }
-    /// The newest reconcile that was begun.
+    pub(super) fn begin_reconcile(&mut self, id: u64, began: u64, named: bool) {
+        if named {
+            (self.naming, self.newest_named) = (Some(id), id);
+        } else {
+            self.reconcile = Some(Reconcile { id, began, ended: 0, staged: false });
+        }
+    }
+    pub(super) fn end_reconcile(&mut self, ended: u64, named: bool) {
+        if named {
+            self.naming = None;
+        } else if let Some(done) = self.reconcile.take() {
+            self.reconciled = Some(Reconcile { ended, ..done });
+        }
+    }
+    /// The reconcile that the projectors put into the chains now, and whether it is of named documents.
+    pub fn in_chains(&self) -> Option<(u64, bool)> {
+        let staged = || self.reconcile.as_ref().filter(|r| r.staged).map(|r| (r.id, false));
+        self.naming.map(|id| (id, true)).or_else(staged)
+    }
+    /// A number for a reconcile of named documents, given that of the newest session: above those of all that may be in the chains,
+    /// and below that of the one under way. None: all that were kept for it are taken.
+    pub fn next_named(&self, newest_session: u64) -> Option<u64> {
+        let Some(under_way) = &self.reconcile else { return Some(newest_session + 1) };
+        let done = self.reconciled.as_ref().map_or(0, |done| done.id);
+        let id = 1 + self.newest_named.max(done).max(under_way.id.saturating_sub(1 + NAMED_BESIDE));
+        (id < under_way.id).then_some(id)
+    }
+    /// The newest reconcile of all documents that was begun.
     pub fn newest_reconcile(&self) -> u64 {
         self.reconcile.as_ref().or(self.reconciled.as_ref()).map_or(0, |r| r.id)
     }
@@ -238,6 +276,11 @@ impl Bucket {
     pub fn live_indexes(&self) -> impl Iterator<Item = (u32, &Index)> {
         self.indexes.iter().filter(|(_, i)| i.topology > 0).map(|(n, i)| (*n, i))
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One number for the branches of all vbuckets.

@@ -2,7 +2,7 @@
 
 use super::{
     FORMAT,
-    bucket::{Bucket, Failover, Index, IndexState, RangeStart, Reconcile, Session, Vbucket},
+    bucket::{Bucket, Failover, Index, IndexState, RangeStart, Session, Vbucket},
     image,
     limits::{in_short, most_history, most_reasons, most_starts, thin},
     offered::{Offered, StateError},
@@ -223,17 +223,12 @@ impl StateContext {
                 }
             }
             Change::RollbackDone { bucket } => self.bucket(version, bucket)?.end_rollback(record.at),
-            Change::ReconcileStarted { bucket, id } => {
-                self.bucket(version, bucket)?.reconcile =
-                    Some(Reconcile { id: *id, began: record.at, ended: 0, staged: false });
+            Change::ReconcileStarted { bucket, id, named } => {
+                self.bucket(version, bucket)?.begin_reconcile(*id, record.at, *named);
                 self.next_session = self.next_session.max(*id);
             }
             Change::ReconcileStaged { bucket } => self.bucket(version, bucket)?.reconcile_staged(),
-            Change::ReconcileDone { bucket } => {
-                let entry = self.bucket(version, bucket)?;
-                let done = entry.reconcile.take().map(|r| Reconcile { ended: record.at, ..r });
-                entry.reconciled = done.or(entry.reconciled.take());
-            }
+            Change::ReconcileDone { bucket, named } => self.bucket(version, bucket)?.end_reconcile(record.at, *named),
             Change::IndexCreated { index } => {
                 let compiled = index.compile().map_err(|e| StateError::Garbage {
                     version,

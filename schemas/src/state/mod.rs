@@ -25,7 +25,9 @@ mod rollback;
 mod tests;
 mod topic;
 
-pub use bucket::{Bucket, Failover, Index, IndexState, RangeStart, Reconcile, Session, Vbucket, branch_of};
+pub use bucket::{
+    Bucket, Failover, Index, IndexState, NAMED_BESIDE, RangeStart, Reconcile, Session, Vbucket, branch_of,
+};
 pub use context::{NodeEntry, StateContext};
 pub use following::Following;
 pub use limits::{in_short, thin};

@@ -166,6 +166,9 @@ pub enum Change {
         bucket: String,
         /// Of the numbers of the sessions.
         id: u64,
+        /// Only of the documents that the projectors name in the chain: nothing is staged.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        named: bool,
     },
     /// Every slice in step on a live indexer has staged what differs: the projectors put it into the chain.
     ReconcileStaged {
@@ -174,6 +177,9 @@ pub enum Change {
     /// It is in an issued ST in every vbucket.
     ReconcileDone {
         bucket: String,
+        /// The one of named documents.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        named: bool,
     },
     IndexCreated {
         index: PlacedIndex,
@@ -336,7 +342,7 @@ impl Change {
             | Self::RollbackDone { bucket }
             | Self::ReconcileStarted { bucket, .. }
             | Self::ReconcileStaged { bucket }
-            | Self::ReconcileDone { bucket }
+            | Self::ReconcileDone { bucket, .. }
             | Self::IndexPrepared { bucket, .. }
             | Self::IndexBuilding { bucket, .. }
             | Self::IndexActive { bucket, .. }

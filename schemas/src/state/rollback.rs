@@ -77,7 +77,7 @@ impl Bucket {
         });
         self.sessions.clear();
         // Every slice is compared, or is of the branch that goes on: then whoever asked asks again.
-        self.reconcile = None;
+        (self.reconcile, self.naming) = (None, None);
         let fresh = Rollback {
             version,
             phase: RollbackPhase::Started,

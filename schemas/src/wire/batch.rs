@@ -12,6 +12,9 @@ pub enum Removal {
     /// In a mutation topic: apply what was staged for reconcile `session`. In a session: its list of the present documents,
     /// which goes up to seqno `upto`, is complete.
     Listed { session: u64, upto: u64 },
+    /// In a mutation topic: reconcile `session` is of the documents that the batch names. Each is what the batch says, whatever the
+    /// seqno of its last message, and has nothing where that is a delete; of other documents it says nothing.
+    Named { session: u64 },
 }
 
 /// One interval of a vbucket's chain, for one subscriber.
@@ -93,18 +96,21 @@ impl<B: AsRef<[u8]>> BatchView<B> {
             return Err(WireError::Content("covered is above to"));
         }
         a.versions.check()?;
-        // They rise, so the ends decide.
-        if let Some((first, last)) = a.versions.seqnos()
-            && (first <= from.seqno || last > to.seqno)
-        {
-            return Err(WireError::Content("seqno outside the interval"));
-        }
         let removal = a.removal.as_ref().map(|r| match r {
             ArchivedRemoval::Below(first) => Removal::Below(first.to_native()),
             ArchivedRemoval::Listed { session, upto } => {
                 Removal::Listed { session: session.to_native(), upto: upto.to_native() }
             }
+            ArchivedRemoval::Named { session } => Removal::Named { session: session.to_native() },
         });
+        // Documents that are named were written before.
+        let named = matches!(removal, Some(Removal::Named { .. }));
+        // They rise, so the ends decide.
+        if let Some((first, last)) = a.versions.seqnos()
+            && (first <= from.seqno && !named || last > to.seqno)
+        {
+            return Err(WireError::Content("seqno outside the interval"));
+        }
         let (vb, vbuuid, generation, topology) =
             (a.vb.to_native(), a.vbuuid.to_native(), a.generation.to_native(), a.topology.to_native());
         let (session, server_time, hash) = (a.session.to_native(), a.server_time.to_native(), a.hash.to_native());

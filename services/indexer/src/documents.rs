@@ -78,7 +78,7 @@ pub(crate) fn replace(
     range: RangeInclusive<u64>,
     bulk: bool,
 ) -> Result<(), StoreError> {
-    each(info, slice, batch, range, |doc| {
+    each(info, slice, batch, inside(range), |doc| {
         if bulk {
             store.bulk(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
         } else {
@@ -96,7 +96,7 @@ pub(crate) fn replace_beside(
     range: RangeInclusive<u64>,
     staged: &mut Staged,
 ) -> Result<(), StoreError> {
-    each(info, slice, batch, range, |doc| {
+    each(info, slice, batch, inside(range), |doc| {
         if doc.entries.is_empty() && doc.reason.is_none() {
             staged.removed(doc.docid, doc.seqno);
         } else {
@@ -116,7 +116,7 @@ pub(crate) fn stage(
     range: RangeInclusive<u64>,
     staged: &mut Staged,
 ) -> Result<(), StoreError> {
-    each(info, slice, batch, range, |doc| {
+    each(info, slice, batch, inside(range), |doc| {
         let found = store.seqno(batch.vb, doc.docid)?;
         staged.present((doc.docid, doc.seqno), doc.entries, doc.reason, found);
         Ok(())
@@ -134,12 +134,67 @@ pub(crate) fn compare(
     range: RangeInclusive<u64>,
     named: &mut Named,
 ) -> Result<(), StoreError> {
-    each(info, slice, batch, range, |doc| {
+    each(info, slice, batch, inside(range), |doc| {
         named.insert(doc.docid, doc.seqno);
         store.compare(batch.vb, doc.docid, doc.seqno, doc.entries, doc.reason)
     })?;
     named.bytes = named.seqnos.serialized_size();
     Ok(())
+}
+
+/// What a round of named documents has done to a slice.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// An older revision of one may be what is present now.
+    pub(crate) came_back: bool,
+    /// Of one the session that the slice was filled by may have read less, or more: it must be compared.
+    pub(crate) unclear: bool,
+}
+
+/// Brings the documents that a round names to what it says of them.
+///
+/// `read`: a session has read the source up to there, before the slice joined the chain below. `staged`: what the slice has found
+/// to differ from a list so far, which comes after the round and may be of before it.
+pub(crate) fn name(
+    store: &mut LmdbStore,
+    info: &SliceInfo,
+    slice: SliceName,
+    batch: &Batch,
+    read: u64,
+    mut staged: Option<&mut Staged>,
+) -> Result<Outcome, StoreError> {
+    let (at, mut outcome) = (batch.to.seqno, Outcome::default());
+    each(
+        info,
+        slice,
+        batch,
+        |_| true,
+        |doc| {
+            // What is below the floor has gone since it was looked up.
+            let gone = doc.seqno < batch.floor || doc.entries.is_empty() && doc.reason.is_none();
+            match store.seqno(batch.vb, doc.docid)? {
+                Some(seqno) if seqno > at => return Ok(()),
+                // The session may have read that it was deleted, or a revision that expired and has nothing in this index.
+                None if read > at => {
+                    outcome.unclear |= !gone;
+                    return Ok(());
+                }
+                _ => {}
+            }
+            let (entries, reason) = if gone { (&[][..], None) } else { (doc.entries, doc.reason) };
+            if let Some(staged) = &mut staged {
+                staged.overrule(doc.docid, at);
+            }
+            outcome.came_back |= !gone;
+            store.compare(batch.vb, doc.docid, doc.seqno, entries, reason)
+        },
+    )?;
+    Ok(outcome)
+}
+
+/// Above the start of a range, and up to its end.
+fn inside(range: RangeInclusive<u64>) -> impl Fn(u64) -> bool {
+    move |seqno| seqno > *range.start() && seqno <= *range.end()
 }
 
 /// A document as a slice takes it.
@@ -154,16 +209,13 @@ fn each(
     info: &SliceInfo,
     slice: SliceName,
     batch: &Batch,
-    range: RangeInclusive<u64>,
+    within: impl Fn(u64) -> bool,
     mut take: impl FnMut(Taken<'_>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let Some(view) = batch.versions() else { return Ok(()) };
     let mut entries: Vec<Entry<'_>> = Vec::new();
     for doc in view.docs() {
-        if doc.seqno <= *range.start()
-            || doc.seqno > *range.end()
-            || partition_of(doc.docid, info.partitions) != slice.partition
-        {
+        if !within(doc.seqno) || partition_of(doc.docid, info.partitions) != slice.partition {
             continue;
         }
         let mut reason = match doc.op {

@@ -27,6 +27,8 @@ pub(crate) struct Reading {
     newest_unknown: Mutex<Vec<UnknownOperation>>,
     /// Leaders that contradicted what was read, and were asked again.
     pub(crate) contradicted: AtomicU64,
+    /// Documents that vanished without a message, and were named in the chain.
+    pub(crate) named: AtomicU64,
 }
 
 impl Reading {
@@ -99,6 +101,7 @@ impl Totals {
         }
         reads.compared += reading.before.load(Ordering::Relaxed);
         reads.contradicted += reading.contradicted.load(Ordering::Relaxed);
+        reads.named += reading.named.load(Ordering::Relaxed);
     }
 
     pub(crate) fn of(&self, bucket: &str, vb: u16) -> VbReads {

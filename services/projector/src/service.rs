@@ -1,19 +1,22 @@
 //! Follows the replicated log; starts and stops vbucket tasks; reports to the coordinator.
 
+mod report;
+
 use crate::{
     config::Config,
     panics::Panics,
     reads::{Purpose, Reading, Totals},
     recent::Recent,
-    vbucket::{self, Assignment, Durable, End, KnownToAll, Plan, WANTS},
+    removals::Staged,
+    vbucket::{self, Assignment, Durable, End, HINTS, Hint, Inbox, KnownToAll, Plan, WANTS, purge},
     verify::{Known, Suspected},
 };
-use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, ServiceSpec, StateView, TaskSet, fault};
+use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, Incoming, ServiceSpec, StateView, TaskSet, fault};
 use highwater_schemas::{
     Position,
-    api::{self, Join, NodeKind, SessionReading, Suspicion},
+    api::{self, Suspicion},
     lane::{LEAST_PAYLOAD, LaneTarget, OpenLane, Routes},
-    report::{Item, Reporter},
+    report::Reporter,
     state::{Bucket, Concerns, Session, SessionKind, StateContext},
     subjects,
     timestamp::Asked,
@@ -34,6 +37,11 @@ use tokio::{
 
 /// Everything is reported anew this often at most when somebody asks.
 const ANEW: Duration = Duration::from_millis(250);
+/// Bytes that a process remembers of when documents expire.
+const EXPIRIES: usize = 16 * 1024 * 1024;
+/// Whoever asks JetStream to remove messages asks by these subjects, and everybody may listen.
+const PURGES: &str = "$JS.API.STREAM.PURGE.";
+const DELETES: &str = "$JS.API.STREAM.MSG.DELETE.";
 
 /// Why the projector ended.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +76,9 @@ impl fmt::Display for Key {
 struct Running {
     abort: AbortHandle,
     purpose: Purpose,
+    stream: String,
     wants: mpsc::Sender<Asked>,
+    hints: mpsc::Sender<Hint>,
     plan: watch::Sender<Arc<Plan>>,
     vbuuid: u64,
     known_to_all: Arc<KnownToAll>,
@@ -123,6 +133,8 @@ pub async fn run(
         return Err(ProjectorError::SmallPayload(bus.max_payload()));
     }
     let mut wants = bus.subscribe("hw.want.*").await?;
+    let mut purges = bus.subscribe(&format!("{PURGES}*")).await?;
+    let mut deletes = bus.subscribe(&format!("{DELETES}*")).await?;
     let mut requests = endpoints(&bus, &config).await?;
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut shell = Shell {
@@ -155,6 +167,18 @@ pub async fn run(
             }
             want = wants.next() => match want {
                 Some(message) => shell.want(&message.payload),
+                None => return Err(ProjectorError::Disconnected),
+            },
+            asked = purges.next() => match asked {
+                Some(Incoming { subject, payload, .. }) => {
+                    shell.hint(subject.strip_prefix(PURGES).unwrap_or_default(), || purge(&payload));
+                }
+                None => return Err(ProjectorError::Disconnected),
+            },
+            asked = deletes.next() => match asked {
+                Some(Incoming { subject, .. }) => {
+                    shell.hint(subject.strip_prefix(DELETES).unwrap_or_default(), || Hint::Message);
+                }
                 None => return Err(ProjectorError::Disconnected),
             },
             Some((key, ending)) = shell.tasks.join_next() => {
@@ -211,6 +235,15 @@ impl Shell {
         for (_, running) in self.running.iter().filter(|(k, _)| k.bucket == want.bucket && k.session == 0) {
             // A full inbox answers the wants in it; catalogs repeat theirs.
             let _ = running.wants.try_send(Asked { catalog: want.catalog, seq: want.seq });
+        }
+    }
+
+    /// Somebody asks JetStream to remove messages of a stream.
+    fn hint(&self, stream: &str, hint: impl Fn() -> Hint) {
+        for (_, running) in self.running.iter().filter(|(k, running)| k.session == 0 && running.stream == stream) {
+            if running.hints.try_send(hint()).is_err() {
+                running.known_to_all.missed_hints.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -287,11 +320,19 @@ impl Shell {
         let lists = session.is_some_and(|session| session.kind.lists());
         let vbuuid = vbucket.vbuuid();
         let live = Key { session: 0, ..key.clone() };
-        let known_to_all = self.running.get(&live).map_or_else(Arc::default, |r| Arc::clone(&r.known_to_all));
+        let vbuckets: usize = self.state.context().buckets.values().map(|b| b.vbuckets.len()).sum();
+        // A live task that begins again finds what sessions know.
+        let mut others = self.running.range(live.clone()..);
+        let other = others.next().filter(|(other, _)| Key { session: 0, ..(*other).clone() } == live);
+        let known_to_all = match other {
+            Some((_, running)) => Arc::clone(&running.known_to_all),
+            None => Arc::new(KnownToAll::new(EXPIRIES / vbuckets.max(1))),
+        };
+        let source = stream.name;
         let (reading, durable) = (Arc::<Reading>::default(), Durable::default());
         let assignment = Assignment {
             bucket: key.bucket.clone(),
-            stream: stream.name,
+            stream: source.clone(),
             prefix: stream.strip_prefix,
             kv: bucket.definition.is_kv(),
             vb: key.vb,
@@ -308,7 +349,7 @@ impl Shell {
             durable: Arc::clone(&durable),
             reading: Arc::clone(&reading),
             max_document: self.config.max_document,
-            remembers: Recent::share(self.state.context().buckets.values().map(|b| b.vbuckets.len()).sum()),
+            remembers: Recent::share(vbuckets),
         };
         tracing::info!(
             bucket = key.bucket,
@@ -319,12 +360,24 @@ impl Shell {
             "reading"
         );
         let (plan_in, plan_out) = watch::channel(plan);
-        let (wants_in, wants_out) = mpsc::channel(WANTS);
-        let task = vbucket::run(self.bus.clone(), assignment, plan_out, wants_out, self.lanes.clone());
+        let (wants, wants_out) = mpsc::channel(WANTS);
+        let (hints, hints_out) = mpsc::channel(HINTS);
+        let inbox = Inbox { plan: plan_out, wants: wants_out, hints: hints_out };
+        let task = vbucket::run(self.bus.clone(), assignment, inbox, self.lanes.clone());
         let abort = self.tasks.spawn(key.clone(), task);
         let purpose = Purpose::of(session_kind);
-        let running =
-            Running { abort, purpose, wants: wants_in, plan: plan_in, vbuuid, known_to_all, reading, durable };
+        let running = Running {
+            abort,
+            purpose,
+            stream: source,
+            wants,
+            hints,
+            plan: plan_in,
+            vbuuid,
+            known_to_all,
+            reading,
+            durable,
+        };
         self.running.insert(key, running);
     }
 
@@ -367,96 +420,6 @@ impl Shell {
             }
         }
     }
-
-    /// Buckets with a vbucket of which nothing more is covered before a reconcile.
-    fn frozen(&self) -> Vec<String> {
-        let live = self.running.iter().filter(|(key, _)| key.session == 0);
-        let frozen = live.filter(|(_, running)| running.known_to_all.frozen.load(Ordering::Relaxed));
-        frozen.map(|(key, _)| key.bucket.clone()).collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
-    /// Buckets of which a reconcile is asked for that the log does not show yet, with the newest that does not count.
-    fn reconciles(&self) -> Vec<(String, u64)> {
-        let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
-        for (key, running) in self.running.iter().filter(|(key, _)| key.session == 0) {
-            let wanted = running.known_to_all.reconcile_after.load(Ordering::Relaxed);
-            let bucket = self.state.context().buckets.get(&key.bucket);
-            if wanted > bucket.map_or(0, Bucket::newest_reconcile) {
-                let after = asked.entry(&key.bucket).or_default();
-                *after = (*after).max(wanted - 1);
-            }
-        }
-        asked.into_iter().map(|(bucket, after)| (bucket.to_owned(), after)).collect()
-    }
-
-    /// What has changed is to be told; in a new term, and when it was asked for, everything.
-    fn report(&mut self) {
-        // A suspicion is repeated until the log shows another branch.
-        let context = self.state.context();
-        self.suspicions.retain(|s| {
-            context
-                .buckets
-                .get(&s.bucket)
-                .and_then(|b| b.vbuckets.get(usize::from(s.vb)))
-                .is_some_and(|v| v.vbuuid() == s.vbuuid)
-        });
-        self.broken.retain(|(bucket, id), _| context.buckets.get(bucket).is_some_and(|b| b.sessions.contains_key(id)));
-        self.lost.retain(|(bucket, vb, generation), _| {
-            let vbucket = context.buckets.get(bucket).and_then(|b| b.vbuckets.get(usize::from(*vb)));
-            vbucket.is_some_and(|v| v.generation == *generation)
-        });
-        let sessions = self.running.iter().filter(|(key, _)| key.session != 0);
-        let reading = sessions.map(|(key, running)| {
-            Item::Reading(SessionReading {
-                bucket: key.bucket.clone(),
-                session: key.session,
-                vb: key.vb,
-                read: running.reading.messages.load(Ordering::Relaxed),
-                pending: running.reading.pending.load(Ordering::Relaxed),
-            })
-        });
-        self.reads.retain(|bucket| context.buckets.contains_key(bucket));
-        let live = self.running.keys().filter(|key| key.session == 0);
-        let mut reads = self.reads.clone();
-        for (key, running) in &self.running {
-            reads.add((&key.bucket, key.vb), running.purpose, &running.reading);
-        }
-        let now = Instant::now();
-        let broken = self.broken.iter().filter(|(_, due)| **due <= now).map(|(of, _)| of.clone());
-        let broken = broken.map(|(bucket, session)| Item::BrokenSession { bucket, session });
-        let lost = self.lost.iter().filter(|(_, due)| **due <= now).map(|(of, _)| of.clone());
-        let lost = lost.map(|(bucket, vb, generation)| Item::LostChain { bucket, vb, generation });
-        let items = reading
-            .chain(live.map(|key| Item::Reads(reads.of(&key.bucket, key.vb))))
-            .chain(self.reconciles().into_iter().map(|(bucket, after)| Item::Reconcile { bucket, after }))
-            .chain(self.frozen().into_iter().map(|bucket| Item::Urgent { bucket }))
-            .chain(self.suspicions.iter().map(Item::suspicion))
-            .chain(broken)
-            .chain(lost);
-        let mut buckets: BTreeMap<String, Vec<Item>> = BTreeMap::new();
-        for item in items {
-            match buckets.get_mut(item.bucket()) {
-                Some(items) => items.push(item),
-                None => _ = buckets.insert(item.bucket().to_owned(), vec![item]),
-            }
-        }
-        let term = context.term;
-        let asked = std::mem::take(&mut self.asked) && self.begun.is_none_or(|begun| begun.elapsed() >= ANEW);
-        if asked || self.reporter.told().edition == 0 || self.reporter.term() != term {
-            self.reporter.begin(term);
-            self.begun = Some(Instant::now());
-        }
-        self.reporter.keep(|bucket| buckets.contains_key(bucket));
-        for (bucket, items) in buckets {
-            self.reporter.set(&bucket, items);
-        }
-    }
-
-    /// A heartbeat.
-    fn heartbeat(&self) -> Join {
-        let (term, report) = (self.state.context().term, self.reporter.told());
-        Join { term, report, ..Join::new(NodeKind::Projector, &self.config.node, self.config.incarnation) }
-    }
 }
 
 /// What the source of a vbucket is compared with.
@@ -481,7 +444,8 @@ fn live_plan(bucket: &Bucket, vb: usize) -> Arc<Plan> {
         // Every session needs a place in the live chain to merge at.
         anchor: bucket.sessions.values().filter(|s| s.kind != SessionKind::Reconcile).map(|s| s.id).max().unwrap_or(0),
         newest_reconcile: bucket.newest_reconcile(),
-        staged: bucket.reconcile.as_ref().filter(|r| r.staged).map(|r| r.id),
+        newest_named: bucket.newest_named,
+        staged: bucket.in_chains().map(|(id, named)| Staged { id, named }),
     })
 }
 

@@ -7,42 +7,44 @@
 //! acknowledged write: it proves nothing.)
 
 mod asking;
+mod assignment;
 mod listing;
 mod offering;
 mod removed;
 mod trust;
+mod vanished;
 
 use crate::{
     cover::Cover,
     docid::{Docid, docid},
     evaluate::Evaluator,
     pump::{self, Pumped},
-    reads::Reading,
     recent::{self, Recent},
     removals::Removals,
-    verify::{self, Known, Suspected},
+    vanished::Vanished,
+    verify,
 };
 use asking::{Asking, answered};
-use highwater_bus::{Bus, Operation, ReadFrom, StreamMessage, fault};
+pub(crate) use assignment::{Assignment, Durable, End, Inbox, Plan, WANTS};
+use highwater_bus::{Bus, Meaning, Operation, ReadFrom, StreamMessage, fault};
 use highwater_schemas::{
     Position,
     api::UnknownOperation,
-    definition::CompiledIndex,
     lane::{self, Chunk, LaneTarget, OpenLane, Routes},
-    timestamp::{Asked, Bookmark, Dropped, Wants},
+    timestamp::{Asked, Bookmark, Wants},
     wire::{DocOp, KeyVersions, Unindexable},
 };
 use offering::Offering;
 pub(crate) use removed::KnownToAll;
 use removed::{Frozen, ServerClock};
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
+pub(crate) use vanished::{HINTS, Hint, purge};
+use vanished::{Looking, looked_up};
 
-/// Wants that may wait for a vbucket task.
-pub(crate) const WANTS: usize = 256;
 /// While reading far behind the source's end, holes are asked about this often at most.
 const ASK_FAR: Duration = Duration::from_millis(20);
 /// This close to the end, messages, holes are asked about at once.
@@ -58,73 +60,9 @@ const LIST_AFTER: Duration = Duration::from_millis(250);
 /// How soon another server is noticed.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What to evaluate and for whom; changes with the topology.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Plan {
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) indexes: Vec<(u32, CompiledIndex)>,
-    /// Rises when a chain must get a place to start from though nothing changed.
-    pub(crate) anchor: u64,
-    /// The newest reconcile that was begun, and the one that is to be put into the chain.
-    pub(crate) newest_reconcile: u64,
-    pub(crate) staged: Option<u64>,
-}
-
-/// What the task is told when it starts.
-pub(crate) struct Assignment {
-    pub(crate) bucket: String,
-    pub(crate) stream: String,
-    pub(crate) prefix: String,
-    pub(crate) kv: bool,
-    pub(crate) vb: u16,
-    pub(crate) vbuuid: u64,
-    pub(crate) generation: u64,
-    pub(crate) target: LaneTarget,
-    /// Read from here on; the round is that of X.
-    pub(crate) from: Position,
-    /// What the rounds up to there have dropped.
-    pub(crate) dropped: Dropped,
-    /// Begin with a list of the present documents, or read nothing else. Sessions only.
-    pub(crate) lists: bool,
-    pub(crate) ends_listed: bool,
-    /// It brings what was missed: messages that may be gone must not be.
-    pub(crate) recovers: bool,
-    /// What the source is compared with.
-    pub(crate) known: Known,
-    pub(crate) known_to_all: Arc<KnownToAll>,
-    pub(crate) durable: Durable,
-    pub(crate) reading: Arc<Reading>,
-    pub(crate) max_document: usize,
-    /// Number of the stream's newest messages that the task remembers.
-    pub(crate) remembers: usize,
-}
-
-/// The bookmarks that the log has now: those of what indexers can go back to.
-pub(crate) type Durable = Arc<Mutex<Vec<Bookmark>>>;
-
-/// How a task ends by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The source is not, or not certainly, what was read.
-    Suspected(Suspected),
-    /// What the session has read does not join on: it is over.
-    Broken(String),
-    /// It could not begin: it is tried again.
-    Again,
-    /// Its lane or its reader is gone: the chain goes on under another generation.
-    Lost,
-    /// Its lane or its reader panicked: what it has sent is lost, or broken.
-    Crashed,
-}
-
 /// Runs until aborted, or until the source or its lane ends it.
-pub(crate) async fn run(
-    bus: Bus,
-    assignment: Assignment,
-    plan: watch::Receiver<Arc<Plan>>,
-    wants: mpsc::Receiver<Asked>,
-    lanes: mpsc::Sender<OpenLane>,
-) -> End {
+pub(crate) async fn run(bus: Bus, assignment: Assignment, inbox: Inbox, lanes: mpsc::Sender<OpenLane>) -> End {
+    let Inbox { plan, wants, hints } = inbox;
     let live = assignment.target == LaneTarget::Mutation;
     let proven = if live { Some(trust::verified(&bus, &assignment, &assignment.known, None).await) } else { None };
     let proven = match proven.transpose() {
@@ -154,7 +92,8 @@ pub(crate) async fn run(
     }
     if assignment.recovers {
         let Some(state) = &state else { return End::Again };
-        match removed::has_markers_above(&bus, &assignment.stream, assignment.from.seqno, state).await {
+        let shortest = assignment.known_to_all.shortest_marker();
+        match removed::has_markers_above(&bus, &assignment.stream, assignment.from.seqno, state, shortest).await {
             Ok(true) => {}
             Ok(false) => return End::Broken(removed::UNREAD_MARKERS.into()),
             Err(_) => return End::Again,
@@ -195,17 +134,28 @@ pub(crate) async fn run(
     // Where documents vanish by themselves, what is left of what was read before says little.
     let expires = state.as_ref().is_none_or(|state| state.expires || state.marker_life.is_some());
     let remembered = if expires { assignment.from.seqno } else { after };
+    let expires_silently = state.as_ref().is_some_and(vanished::expires_silently);
+    // What vanished while nobody read, or was known to the task before, nothing tells this one.
+    let missed = live && assignment.generation > 1;
     let routes = Arc::clone(&plan.borrow().routes);
     let evaluator = Evaluator::with_max_document(&plan.borrow().indexes, assignment.max_document);
-    let task = Task {
+    let mut task = Task {
         cover,
         offering: Offering::new(assignment.from.seqno),
         removals: Removals::new(assignment.dropped, assignment.generation == 1),
+        vanished: Vanished::default(),
+        looking: None,
+        compare_at: None,
+        compare_again: None,
+        missing_since: None,
+        explained_at: None,
+        expires_silently,
+        max_per_subject: state.as_ref().map_or(0, |state| state.max_messages_per_subject),
         plan,
         frozen: None,
         asked_for: 0,
         late: false,
-        marker_life: removed::marker_life(state.as_ref()),
+        marker_life: removed::marker_life(state.as_ref(), assignment.known_to_all.shortest_marker()),
         clock: state.as_ref().map(ServerClock::of),
         round: assignment.from.round,
         created,
@@ -239,7 +189,10 @@ pub(crate) async fn run(
         began: Instant::now(),
         assignment,
     };
-    let (end, pump) = task.run(pump, wants).await;
+    if missed {
+        task.ask_to_reconcile("another projector, or another start of it, has read the source before");
+    }
+    let (end, pump) = task.run(pump, wants, hints).await;
     if end != End::Again {
         return end;
     }
@@ -262,6 +215,18 @@ struct Task {
     offering: Offering,
     plan: watch::Receiver<Arc<Plan>>,
     removals: Removals,
+    vanished: Vanished,
+    looking: Option<Looking>,
+    /// All documents are to be compared then, and once more then: what is asked for may not be done yet.
+    compare_at: Option<Instant>,
+    compare_again: Option<Instant>,
+    /// Since when messages are missing that nothing explains.
+    missing_since: Option<Instant>,
+    /// When something was known last that explains what is missing.
+    explained_at: Option<Instant>,
+    /// The stream removes what has lived long enough, and leaves nothing in its place.
+    expires_silently: bool,
+    max_per_subject: i64,
     frozen: Option<Frozen>,
     /// The run of the server for which a reconcile was asked last.
     asked_for: u64,
@@ -316,7 +281,12 @@ struct Task {
 
 impl Task {
     /// Answers the pump that it ended with.
-    async fn run(mut self, mut pump: pump::Running, mut wants: mpsc::Receiver<Asked>) -> (End, pump::Running) {
+    async fn run(
+        mut self,
+        mut pump: pump::Running,
+        mut wants: mpsc::Receiver<Asked>,
+        mut hints: mpsc::Receiver<Hint>,
+    ) -> (End, pump::Running) {
         let staged = self.plan.borrow().staged;
         self.removals.staged(staged);
         // A new chain begins with an anchor.
@@ -352,6 +322,14 @@ impl Task {
                     self.want(want);
                     Ok(())
                 }
+                looked = looked_up(&mut self.looking) => {
+                    self.looked_up(looked);
+                    Ok(())
+                }
+                Some(hint) = hints.recv() => {
+                    self.hint(hint);
+                    Ok(())
+                }
                 next = pump.pumped.recv() => match next {
                     Some(Pumped::Messages { messages, restarts, losses, room }) => {
                         drop(room);
@@ -365,7 +343,10 @@ impl Task {
                     None => Err(End::Again),
                 },
                 // A session has nothing to look at.
-                _ = look.tick(), if live => self.reconnected().await,
+                _ = look.tick(), if live => {
+                    self.look_for_vanished();
+                    self.reconnected().await
+                }
                 _ = poll.tick() => {
                     self.ask();
                     self.say_where_it_is().await
@@ -423,13 +404,28 @@ impl Task {
             self.assignment.reading.passed_over.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        if self.assignment.kv && message.operation == Operation::Other {
+        let Meaning { operation, schedule, .. } = message.meaning;
+        if schedule {
+            self.assignment.reading.passed_over.fetch_add(1, Ordering::Relaxed);
+        } else if self.assignment.kv && operation == Operation::Other {
             self.unknown_operation |= self.live();
             self.assignment.reading.unknown_operation(message.seq, &docid.text());
         }
+        if let Docid::Text(text) = &docid {
+            self.vanished.read(text, message.seq);
+            self.note_expiry(text, message.seq, message.time, message.meaning);
+        }
+        if message.meaning.rollup {
+            self.explain(1);
+        }
+        let empty = message.payload().is_empty() && !message.is_oversized();
+        let no_document = is_no_document(message.meaning, empty, self.assignment.kv);
+        if no_document && !schedule {
+            self.assignment.known_to_all.marker_lives(message.meaning.lives);
+        }
         let mut unindexable = |docid: &str, reason| versions.push_doc(message.seq, docid, DocOp::Unindexable(reason));
         match docid {
-            _ if is_delete(message, self.assignment.kv) => self.evaluator.delete(message.seq, &docid.text(), versions),
+            _ if no_document => self.evaluator.delete(message.seq, &docid.text(), versions),
             Docid::NotText(listed) => unindexable(&listed, Unindexable::IdNotText),
             Docid::Text(text) if message.is_oversized() => unindexable(text, Unindexable::TooLarge),
             Docid::Text(text) => self.evaluator.evaluate(message.seq, text, message.payload(), versions),
@@ -469,9 +465,10 @@ impl Task {
     }
 }
 
-fn is_delete(message: &StreamMessage, kv: bool) -> bool {
-    if message.marker {
+/// Whether a message says that there is no document, or is none.
+fn is_no_document(meaning: Meaning, empty: bool, kv: bool) -> bool {
+    if meaning.marker || meaning.schedule {
         return true;
     }
-    if kv { message.operation == Operation::Delete } else { message.payload().is_empty() && !message.is_oversized() }
+    if kv { meaning.operation == Operation::Delete } else { empty }
 }

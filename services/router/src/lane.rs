@@ -172,9 +172,9 @@ impl Lane {
                 }
             }
             Chunk::Listed { to } => self.listed(to).await,
-            Chunk::Removed { round, removal, offer } => {
+            Chunk::Removed { round, removal, versions, offer } => {
                 self.flush().await;
-                self.alone(self.packer.removal(round, removal, offer)).await;
+                self.alone(self.packer.removal(round, removal, versions, offer)).await;
             }
             Chunk::Covered { to, covered, asked, source_last, offer } => {
                 self.flush().await;

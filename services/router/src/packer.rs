@@ -139,12 +139,12 @@ impl Packer {
         closed
     }
 
-    /// The step that puts a removal behind everything so far, as a round of its own.
-    pub fn removal(&self, round: u64, removal: Removal, offer: Option<Offer>) -> Step {
+    /// The step that puts a removal behind everything so far, as a round of its own, with the documents that it names.
+    pub fn removal(&self, round: u64, removal: Removal, versions: KeyVersions, offer: Option<Offer>) -> Step {
         let (at, covered, server_time, hash) = self.last.unwrap_or((self.from, self.from.seqno, 0, 0));
         Step {
             routes: self.routes(),
-            versions: KeyVersions::default(),
+            versions,
             to: Position::new(at.seqno, round),
             covered,
             server_time,
@@ -185,7 +185,7 @@ impl Packer {
         let dropped_before = self.dropped;
         match removal {
             Some(Removal::Below(floor)) => self.dropped.floor = self.dropped.floor.max(floor),
-            Some(Removal::Listed { session, .. }) => self.dropped.reconciled = session,
+            Some(Removal::Listed { session, .. } | Removal::Named { session }) => self.dropped.reconciled = session,
             None => {}
         }
         let packed = Packed {
@@ -378,7 +378,7 @@ mod tests {
         let r = routes(1, &[("a", &[(1, 0, 1)])]);
         let mut p = Packer::new(Position::ZERO, Dropped::default(), Limits::new(1 << 20));
         p.add(step(&r, versions(1..=2), 2));
-        let before = p.add(p.removal(1, Removal::Below(2), None)).unwrap();
+        let before = p.add(p.removal(1, Removal::Below(2), KeyVersions::default(), None)).unwrap();
         assert_eq!((before.to, before.removal), (Position::new(2, 0), None));
         let round = p.flush().unwrap();
         assert_eq!((round.from, round.to), (Position::new(2, 0), Position::new(2, 1)));

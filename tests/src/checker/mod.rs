@@ -78,9 +78,22 @@ impl Checker {
         self.answered(BEFORE, within).await.context("before")?;
         let from = Instant::now();
         let outcome = fault(&self).await?;
+        // One that was over at once has to meet requests all the same.
+        self.asked_since(from, within).await?;
         let to = Instant::now();
         self.answered(AFTER, within).await.context("afterwards")?;
         Ok((outcome, self.prove((from, to)).await?))
+    }
+
+    /// Waits until a request of each consistency has ended since then, however it ended.
+    async fn asked_since(&self, from: Instant, within: Duration) -> Result<()> {
+        until("scans are asked for", within, async || {
+            let made = self.shared.made();
+            let asked = |kind: &Kind| made.iter().any(|m| m.kind == *kind && m.ended >= from);
+            let missing: Vec<Kind> = KINDS.into_iter().filter(|kind| !asked(kind)).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
+        })
+        .await
     }
 
     /// Waits until so many further requests of each consistency have succeeded that began from now on.

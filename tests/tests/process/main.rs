@@ -62,3 +62,4 @@ mod topics_lost;
 mod two_connections;
 mod values;
 mod values_where;
+mod vanished;

@@ -38,7 +38,7 @@ enum Removal {
 const REMOVALS: [Removal; 7] =
     [Removal::UpTo, Removal::Subject, Removal::Message, Removal::Keep, Removal::Limits, Removal::RollUp, Removal::All];
 
-fn kept(revisions: i64) -> stream::Config {
+pub(crate) fn kept(revisions: i64) -> stream::Config {
     stream::Config { max_messages_per_subject: revisions, allow_rollup: true, ..stream::Config::default() }
 }
 
@@ -381,7 +381,13 @@ async fn followed(client: &Client, source: &Source, indexes: &[Index]) -> Result
 }
 
 /// Waits until the indexes are what the source is now; what is gone went not before `from`.
-async fn follow(client: &Client, source: &Source, indexes: &[Index], from: Instant, what: &str) -> Result<()> {
+pub(crate) async fn follow(
+    client: &Client,
+    source: &Source,
+    indexes: &[Index],
+    from: Instant,
+    what: &str,
+) -> Result<()> {
     let began = Instant::now();
     until(what, GONE_WITHIN, async || {
         source.compare(from).await.map_err(|e| format!("{e:#}"))?;
@@ -395,7 +401,7 @@ async fn follow(client: &Client, source: &Source, indexes: &[Index], from: Insta
     followed(client, source, indexes).await
 }
 
-async fn ensure_no_rollback(client: &Client, bucket: &str) -> Result<()> {
+pub(crate) async fn ensure_no_rollback(client: &Client, bucket: &str) -> Result<()> {
     let history = client.insist("hw.admin.bucket.history", &json!({"name": bucket}), GONE_WITHIN).await?;
     ensure!(history["rollbacks"] == json!([]), "{history}");
     Ok(())

@@ -263,6 +263,11 @@ impl Members {
         self.seen.values().filter_map(|m| m.report.reconciles.get(bucket)).max().copied()
     }
 
+    /// The newest reconcile of a bucket that is not enough for a projector that has documents to name in one.
+    pub(super) fn named_after(&self, bucket: &str) -> Option<u64> {
+        self.seen.values().filter_map(|m| m.report.named.get(bucket)).max().copied()
+    }
+
     /// Whether a projector waits for a reconcile of a bucket.
     pub(super) fn is_urgent(&self, bucket: &str) -> bool {
         self.seen.values().any(|m| m.report.urgent.contains(bucket))

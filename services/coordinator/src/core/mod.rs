@@ -47,7 +47,7 @@ const HOUSEKEEPING: u64 = 50;
 /// Topics and sessions that nobody needs are looked for this often, milliseconds.
 const SWEEP: u64 = 60_000;
 /// No coordinator opens so many sessions that another one has not heard of.
-const MOST_UNHEARD: u64 = 1 << 16;
+const MOST_UNHEARD: u64 = 1 << 24;
 
 /// Identifies a request whose reply is owed.
 pub type Token = u64;
@@ -299,13 +299,19 @@ impl Core {
             if self.topics_checked {
                 self.assign_vbuckets(out);
             }
-            let mut next = self.context.next_session;
+            let mut next = self.newest_session();
             self.check_reconciles(now, &mut next, out);
             self.check_sessions(&mut next, out);
             self.check_indexes(out);
             self.resume_jobs(out);
         }
         self.step_bootstrap(now);
+    }
+
+    /// The newest number of a session or a reconcile. A log that lost its end may know less than the chains.
+    fn newest_session(&self) -> u64 {
+        let issued = self.stability.values().filter_map(BucketStability::last).flat_map(|st| &st.vbs);
+        issued.map(|vb| vb.reconciled).max().unwrap_or(0).max(self.context.next_session)
     }
 
     /// Every live indexer follows this term, and has said what it has applied.

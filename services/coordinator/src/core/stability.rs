@@ -230,9 +230,12 @@ impl Core {
             entry.last = None;
             entry.unconfirmed = None;
         }
-        // A round in the chain is made durable at once: who has it need not be compared again.
+        // A round in the chain is made durable at once: who has it need not be compared again. Those of named documents come often,
+        // and whoever goes back meets them again in the chain.
+        let listed = bucket.naming.is_none();
         let reconciled = |st: &StVb, sync: &Option<StVb>| sync.as_ref().is_some_and(|s| s.reconciled > st.reconciled);
-        let round = entry.last.as_ref().is_some_and(|l| l.vbs.iter().zip(&entry.sync).any(|(l, s)| reconciled(l, s)));
+        let round =
+            listed && entry.last.as_ref().is_some_and(|l| l.vbs.iter().zip(&entry.sync).any(|(l, s)| reconciled(l, s)));
         let persist_due = round
             || now >= entry.marked_at + self.config.persistence_interval.as_millis() as u64
                 && entry.last.as_ref().is_some_and(|l| l.number != entry.marked);

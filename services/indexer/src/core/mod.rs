@@ -349,7 +349,7 @@ impl BucketCore {
             let read = slice.read.get(vb).copied().unwrap_or(0);
             // What was staged for a reconcile that it has, and not applied in its time, is out of date.
             let due = |s: &Step| match s.batch.removal {
-                Some(Removal::Listed { session, .. }) => session > at.reconciled,
+                Some(Removal::Listed { session, .. } | Removal::Named { session }) => session > at.reconciled,
                 _ => true,
             };
             let steps = steps.into_iter().filter(due).map(|s| Step { after: s.after.max(read), ..s });

@@ -5,7 +5,10 @@
 //! having staged falls out, and is compared in a session.
 
 use super::{Action, Batch, BucketCore, Slice, Steps, walks::Walk};
-use highwater_schemas::{state::SliceName, wire::Removal};
+use highwater_schemas::{
+    state::{NAMED_BESIDE, SliceName},
+    wire::Removal,
+};
 use std::sync::Arc;
 
 /// Messages of the session's topic that are given back together.
@@ -73,6 +76,14 @@ impl BucketCore {
                 (slice.unstaged < *id && session.slices.contains(&slice.name)).then_some((*id, reconcile))
             });
             if let Some((session, reconcile)) = open {
+                // A round beside this reconcile that it has applied since the session was opened may know better than the list.
+                let known = self.view.sessions.get(&session).map(|open| open.reconciled.as_slice()).unwrap_or_default();
+                let before = reconcile.saturating_sub(1 + NAMED_BESIDE);
+                if slice.vbs.iter().zip(known).any(|(vb, known)| vb.reconciled > before.max(*known)) {
+                    slice.unstaged = session;
+                    out.push(Action::Report);
+                    continue;
+                }
                 let vb = |vb: &crate::store::SliceVb| StagingVb { position: vb.position.seqno, read: 0, done: false };
                 let vbs: Vec<StagingVb> = slice.vbs.iter().map(vb).collect();
                 out.push(Action::BeginStage { slice: slice.name, reconcile, vbs: vbs.len() as u16 });

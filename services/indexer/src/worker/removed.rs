@@ -1,8 +1,8 @@
 //! Documents that vanished from a source without a message: what a reconcile staged, and what lies below the source's first seqno.
 
-use super::{Worker, stores::Open, walks::Purpose};
+use super::{SliceInfo, Worker, stores::Open, walks::Purpose};
 use crate::{
-    core::{Action, Batch},
+    core::{Action, Batch, Step},
     documents::{self, Staged},
     store::{Place, SliceStore, StoreError},
 };
@@ -176,25 +176,35 @@ impl Worker {
     }
 }
 
-/// Carries out a removal of the chain; false: it takes away too much at once.
+/// Carries out a removal of the chain; false: the slice must be compared, as it takes away too much at once, or is not clear.
 ///
-/// `floor`: the rounds before it have dropped what is below. `room`: bytes that the slice's oldest documents may take.
+/// `room`: bytes that the slice's oldest documents may take.
 pub(super) fn carry_out(
     open: &mut Open,
+    (info, slice): (&SliceInfo, SliceName),
     vb: u16,
-    removal: &Removal,
-    floor: u64,
+    (removal, step): (&Removal, &Step),
     room: usize,
 ) -> Result<bool, StoreError> {
+    let batch = &step.batch;
     match *removal {
         Removal::Below(floor) => return below(open, vb, floor, room),
+        Removal::Named { .. } => {
+            let staged = open.stage.as_mut().and_then(|stage| stage.vb(vb));
+            let outcome = documents::name(&mut open.store, info, slice, batch, step.after, staged)?;
+            if outcome.came_back {
+                open.oldest.remove(&vb);
+            }
+            return Ok(!outcome.unclear);
+        }
         Removal::Listed { session, .. } => {
             let Some(stage) = open.stage.as_mut().filter(|stage| stage.reconcile == session) else { return Ok(true) };
             let Some(staged) = stage.vbs.as_mut().and_then(|vbs| vbs.remove(&vb)) else { return Ok(true) };
             if stage.vbs.as_ref().is_none_or(BTreeMap::is_empty) {
                 open.stage = None;
             }
-            if staged.apply(&mut open.store, vb, floor)? {
+            // What is below the floor is dropped.
+            if staged.apply(&mut open.store, vb, batch.floor)? {
                 // An older revision may be what is present now.
                 open.oldest.remove(&vb);
             }

@@ -217,7 +217,7 @@ impl Worker {
         for (vb, step) in steps {
             let range = step.after..=step.upto;
             if let Some(removal) = &step.batch.removal {
-                if !removed::carry_out(open, *vb, removal, step.batch.floor, room)? {
+                if !removed::carry_out(open, (info, slice), *vb, (removal, step), room)? {
                     tracing::info!(
                         bucket = self.outside.bucket,
                         ?slice,

@@ -1,13 +1,17 @@
 //! Removals without a message: what the task puts into its chain, and when it asks for a reconcile.
 
-use super::{End, Task};
+use super::{End, Task, vanished::expires_silently};
+use crate::expiries::Expiries;
 use highwater_bus::{Bus, BusError, StreamState};
 use highwater_schemas::{
     lane::{Chunk, LaneTarget},
     wire::{KeyVersions, Removal},
 };
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -23,9 +27,9 @@ pub(super) struct Frozen {
     after: u64,
 }
 
-/// How long a delete marker is there to be read at least.
-pub(super) fn marker_life(state: Option<&StreamState>) -> Duration {
-    state.and_then(|state| state.marker_life).map_or(MARKER_LIFE, |life| life.min(MARKER_LIFE))
+/// How long a delete marker is there to be read at least; `shortest`: of those that say so themselves.
+pub(super) fn marker_life(state: Option<&StreamState>, shortest: Duration) -> Duration {
+    state.and_then(|state| state.marker_life).unwrap_or(MARKER_LIFE).min(shortest).min(MARKER_LIFE)
 }
 
 /// The reason for which a session that brings what was missed is replaced by one that compares.
@@ -39,17 +43,19 @@ pub(super) async fn has_markers_above(
     stream: &str,
     seqno: u64,
     state: &StreamState,
+    shortest: Duration,
 ) -> Result<bool, BusError> {
-    if keeps_markers_above(seqno, state) {
+    let life = marker_life(Some(state), shortest);
+    if keeps_markers_above(seqno, state, life) {
         return Ok(true);
     }
     let written = bus.message_at(stream, seqno).await?.map(|message| message.time);
-    Ok(written.is_some_and(|written| !ServerClock::of(state).is_past(written, marker_life(Some(state)))))
+    Ok(written.is_some_and(|written| !ServerClock::of(state).is_past(written, life)))
 }
 
 /// Whether no marker above can be gone, whenever it was written: they live long, or there are none.
-fn keeps_markers_above(seqno: u64, state: &StreamState) -> bool {
-    marker_life(Some(state)) >= MARKER_LIFE || seqno == 0 || state.last_seq <= seqno
+fn keeps_markers_above(seqno: u64, state: &StreamState, life: Duration) -> bool {
+    life >= MARKER_LIFE || seqno == 0 || state.last_seq <= seqno
 }
 
 /// The server's clock: our own may differ from it.
@@ -65,7 +71,7 @@ impl ServerClock {
         Self { at: (state.now.max(state.last_time), Instant::now()) }
     }
 
-    fn now(self) -> i64 {
+    pub(super) fn now(self) -> i64 {
         self.at.0.saturating_add(nanos(self.at.1.elapsed()))
     }
 
@@ -88,6 +94,57 @@ pub(crate) struct KnownToAll {
     pub(crate) reconcile_after: AtomicU64,
     /// What is covered stands still until then.
     pub(crate) frozen: AtomicBool,
+    /// Documents wait to be named in a reconcile with this number, or a higher one; 0: none do.
+    names_after: AtomicU64,
+    /// Requests to remove messages came faster than they were looked into.
+    pub(crate) missed_hints: AtomicBool,
+    expiries: Mutex<Expiries>,
+    /// Seconds that the delete marker lives which lives shortest, of those that were read and say so; 0: none did.
+    marker_seconds: AtomicU32,
+}
+
+impl KnownToAll {
+    /// Remembers so many bytes of when documents expire.
+    pub(crate) fn new(expiries: usize) -> Self {
+        Self { expiries: Mutex::new(Expiries::new(expiries)), ..Self::default() }
+    }
+
+    pub(super) fn expiries(&self) -> MutexGuard<'_, Expiries> {
+        self.expiries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A delete marker was read that lives so many seconds; 0: it does not say.
+    pub(super) fn marker_lives(&self, seconds: u32) {
+        if seconds > 0 {
+            let less = |known| (known == 0 || seconds < known).then_some(seconds);
+            // It stays where it lives as long, or longer.
+            let _ = self.marker_seconds.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+
+    /// How long the delete markers live at least that say so themselves.
+    pub(super) fn shortest_marker(&self) -> Duration {
+        match self.marker_seconds.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            seconds => Duration::from_secs(seconds.into()),
+        }
+    }
+
+    /// The newest reconcile that is not enough for the documents that wait to be named, if any do.
+    pub(crate) fn named_after(&self) -> Option<u64> {
+        self.names_after.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// Documents wait to be named in a reconcile above this one, or none do. While one is `under_way`, those that waited before it are
+    /// named in it.
+    pub(super) fn names_wait(&self, after: Option<u64>, under_way: bool) {
+        match after {
+            None => self.names_after.store(0, Ordering::Relaxed),
+            Some(_) if under_way && self.named_after().is_some() => {}
+            // One more than the number: 0 says that none waits.
+            Some(after) => self.names_after.store(after + 1, Ordering::Relaxed),
+        }
+    }
 }
 
 impl Task {
@@ -101,10 +158,10 @@ impl Task {
             return;
         }
         self.removals.answer(question, state.last_seq);
-        self.marker_life = marker_life(Some(state));
-        if self.removals.state(state) {
-            self.ask_to_reconcile("messages vanished");
-        }
+        self.marker_life = marker_life(Some(state), self.assignment.known_to_all.shortest_marker());
+        self.expires_silently = expires_silently(state);
+        self.max_per_subject = state.max_messages_per_subject;
+        self.removals.state(state);
     }
 
     /// A message was read, written at that time by the server's clock: by now the delete markers of its time may be gone.
@@ -155,8 +212,12 @@ impl Task {
             let (bucket, vb, round) = (&self.assignment.bucket, self.assignment.vb, self.round);
             tracing::debug!(bucket, vb, round, ?removal, "documents vanished without a message");
             self.round_begins();
+            let versions = match removal {
+                Removal::Named { .. } => self.name_vanished(),
+                _ => KeyVersions::default(),
+            };
             let offer = self.offer();
-            self.put(Chunk::Removed { round, removal, offer }).await?;
+            self.put(Chunk::Removed { round, removal, versions, offer }).await?;
         }
         Ok(())
     }
@@ -193,9 +254,19 @@ mod tests {
             (Some(MARKER_LIFE + NANO), MARKER_LIFE),
             (Some(Duration::MAX), MARKER_LIFE),
         ] {
-            assert_eq!(marker_life(Some(&state(9, set))), life, "{set:?}");
+            assert_eq!(marker_life(Some(&state(9, set)), Duration::MAX), life, "{set:?}");
+            assert_eq!(marker_life(Some(&state(9, set)), SECOND), life.min(SECOND), "{set:?}");
         }
-        assert_eq!(marker_life(None), MARKER_LIFE, "the stream's state is not known");
+        assert_eq!(marker_life(None, Duration::MAX), MARKER_LIFE, "the stream's state is not known");
+    }
+
+    #[test]
+    fn a_marker_that_says_how_long_it_lives_counts_for_all_that_were_not_read() {
+        let known = KnownToAll::default();
+        for (read, shortest) in [(0, Duration::MAX), (9, SECOND * 9), (20, SECOND * 9), (0, SECOND * 9), (1, SECOND)] {
+            known.marker_lives(read);
+            assert_eq!(known.shortest_marker(), shortest, "{read}");
+        }
     }
 
     #[test]
@@ -216,7 +287,7 @@ mod tests {
     fn the_lifetime_of_this_bucket_decides_and_not_that_of_others() {
         let (written, age) = (55 * YEAR, nanos(SECOND * 60));
         for (set, gone) in [(Some(SECOND), true), (Some(SECOND * 61), false), (None, false)] {
-            let life = marker_life(Some(&state(9, set)));
+            let life = marker_life(Some(&state(9, set)), Duration::MAX);
             assert_eq!(standing(written + age).is_past(written, life), gone, "{set:?}");
         }
     }
@@ -257,7 +328,12 @@ mod tests {
             (9, 9, Some(SECOND), true),
             (8, 9, Some(SECOND), false),
         ] {
-            assert_eq!(keeps_markers_above(seqno, &state(last_seq, set)), keeps, "{seqno} of {last_seq}, {set:?}");
+            let life = marker_life(Some(&state(last_seq, set)), Duration::MAX);
+            assert_eq!(
+                keeps_markers_above(seqno, &state(last_seq, set), life),
+                keeps,
+                "{seqno} of {last_seq}, {set:?}"
+            );
         }
     }
 }

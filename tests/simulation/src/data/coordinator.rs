@@ -148,8 +148,12 @@ impl Coordinator {
                 env.began.insert(*vbuuid, env.step);
                 env.count(if *broken { "branches, broken" } else { "branches, unproven" });
             }
-            Change::ReconcileStarted { id, .. } => {
-                env.began.insert(*id, env.step);
+            Change::ReconcileStarted { id, named, .. } => {
+                // Of what was not named, one of named documents says no more than the one of all before it.
+                let before = self.core.context().buckets.get(BUCKET).and_then(|bucket| bucket.reconciled.as_ref());
+                let listed = before.and_then(|before| env.began.get(&before.id).copied()).unwrap_or(0);
+                env.began.insert(*id, if *named { listed } else { env.step });
+                env.count(if *named { "reconciles of named documents" } else { "reconciles of all documents" });
             }
             Change::ReconcileDone { .. } => env.count("reconciles done"),
             Change::VbucketAssigned { .. } => env.count("generations"),

@@ -70,6 +70,8 @@ pub struct Env {
     /// How many of a thousand chunks are remembered by their last message.
     pub marked: u64,
     pub sources: Vec<Source>,
+    /// By vbucket: documents of which a message went without another one, and its seqno.
+    pub hints: Vec<Vec<(usize, u64)>>,
     pub topic: Topic,
     pub catchups: BTreeMap<u64, Topic>,
     pub log: Vec<Rc<Vec<u8>>>,
@@ -97,6 +99,7 @@ impl Env {
             verbose,
             marked,
             sources,
+            hints: vec![Vec::new(); vbuckets],
             topic: Topic { created: 1, ..Topic::default() },
             catchups: BTreeMap::new(),
             log: Vec::new(),

@@ -270,7 +270,7 @@ impl Indexer {
                     let Some(store) = self.open.get_mut(&slice) else { continue };
                     for (vb, step) in &steps {
                         match &step.batch.removal {
-                            Some(removal) => store.carry_out(*vb, removal, step.batch.floor),
+                            Some(removal) => store.carry_out(*vb, removal, step),
                             None => store.replace(&step.batch, &(step.after..=step.upto)),
                         }
                     }

@@ -107,9 +107,9 @@ impl Lane {
                 let step = self.anchor(to, 0, removal);
                 self.alone(env, step);
             }
-            Chunk::Removed { round, removal, offer } => {
+            Chunk::Removed { round, removal, versions, offer } => {
                 self.flush(env);
-                let step = self.packer.removal(round, removal, offer);
+                let step = self.packer.removal(round, removal, versions, offer);
                 self.alone(env, step);
             }
             Chunk::Covered { to, covered, asked, source_last, offer } => {

@@ -15,7 +15,7 @@
 //! As in the protocol model: of every timestamp that a readable slice applies,
 //! 1. I1: if it serves a request, it is as new as the source was before that;
 //! 2. I2: if nothing can be hidden at it, it equals the source there, but for what vanished without a message since the last
-//!    reconcile in its round began; and nothing is below its floor;
+//!    reconcile of all documents in its round began; and nothing is below its floor;
 //! 3. I3: all slices that show it agree;
 //! 4. I4: when the source rests, every slice equals a fresh build;
 //! 5. I5: and then every slice is readable, sessions, rollbacks and reconciles end, the timestamps reach the source's end.

@@ -1,5 +1,6 @@
 //! What a task is to evaluate, and for whom, as the log says.
 
+use highwater_projector::removals::Staged;
 use highwater_schemas::{
     lane::Routes,
     state::{Bucket, Session, SessionKind},
@@ -13,7 +14,8 @@ pub struct Plan {
     pub indexes: Vec<u32>,
     pub anchor: u64,
     pub newest_reconcile: u64,
-    pub staged: Option<u64>,
+    pub newest_named: u64,
+    pub staged: Option<Staged>,
 }
 
 impl Plan {
@@ -24,7 +26,8 @@ impl Plan {
             indexes: bucket.live_indexes().map(|(n, _)| n).collect(),
             anchor: sessions.map(|s| s.id).max().unwrap_or(0),
             newest_reconcile: bucket.newest_reconcile(),
-            staged: bucket.reconcile.as_ref().filter(|r| r.staged).map(|r| r.id),
+            newest_named: bucket.newest_named,
+            staged: bucket.in_chains().map(|(id, named)| Staged { id, named }),
         }
     }
 

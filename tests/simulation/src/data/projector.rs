@@ -178,10 +178,22 @@ impl Projector {
         let asked = asked.filter(|after| *after > newest).max();
         let bucket = || BUCKET.to_owned();
         let reconcile = asked.map(|after| Item::Reconcile { bucket: bucket(), after: after - 1 });
+        let live = self.tasks.keys().filter(|(_, _, session)| *session == 0);
+        let waiting = live.filter_map(|(vb, g, _)| self.known_to_all.get(&(*vb, *g)).map(|all| all.names_after));
+        let named = waiting.filter(|after| *after > 0).max();
+        let named = named.map(|after| Item::Named { bucket: bucket(), after: after - 1 });
         let lost = self.lost.iter();
         let lost = lost.map(|(vb, generation)| Item::LostChain { bucket: bucket(), vb: *vb, generation: *generation });
         let broken = self.broken.iter().map(|session| Item::BrokenSession { bucket: bucket(), session: *session });
-        let items = self.suspicions.iter().map(Item::suspicion).chain(reconcile).chain(lost).chain(broken).collect();
+        let items = self
+            .suspicions
+            .iter()
+            .map(Item::suspicion)
+            .chain(reconcile)
+            .chain(named)
+            .chain(lost)
+            .chain(broken)
+            .collect();
         let term = self.context.term;
         let anew = self.reporter.told().edition == 0 || self.reporter.term() != term;
         if std::mem::take(&mut self.asked) || anew {

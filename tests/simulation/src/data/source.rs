@@ -172,48 +172,42 @@ impl Source {
         self.first_seq = self.first_seq.max(self.messages.keys().next().copied().unwrap_or(self.last_seq + 1));
     }
 
-    fn vanish(&mut self, seq: u64, step: u64) {
-        if let Some(message) = self.messages.remove(&seq) {
-            self.lines.last_mut().expect("there is one").gone.insert(message.uid);
-            self.touched[message.key] = step;
+    fn vanish(&mut self, seqs: impl IntoIterator<Item = u64>, step: u64) -> Vec<(usize, u64)> {
+        let mut vanished = Vec::new();
+        for seq in seqs {
+            if let Some(message) = self.messages.remove(&seq) {
+                self.lines.last_mut().expect("there is one").gone.insert(message.uid);
+                self.touched[message.key] = step;
+                vanished.push((message.key, seq));
+            }
+            self.rise();
         }
-        self.rise();
+        vanished
     }
 
-    /// Something is removed, and no message says so.
-    pub fn remove(&mut self, rng: &mut Rng, now: u64, step: u64) {
+    /// Something is removed, and no message says so: documents and the seqnos of what went.
+    pub fn remove(&mut self, rng: &mut Rng, now: u64, step: u64) -> Vec<(usize, u64)> {
         let seqs: Vec<u64> = self.messages.keys().copied().collect();
-        match rng.below(6) {
+        let gone: Vec<u64> = match rng.below(6) {
             // Delete markers expire.
             0 | 1 => {
                 let old = |m: &Message| !m.put && m.time / 1_000_000 + MARKER_LIFE as i64 <= now as i64;
-                let old: Vec<u64> = self.messages.iter().filter(|(_, m)| old(m)).map(|(seq, _)| *seq).collect();
-                for seq in old {
-                    self.vanish(seq, step);
-                }
+                self.messages.iter().filter(|(_, m)| old(m)).map(|(seq, _)| *seq).collect()
             }
             // A message.
-            2 | 3 => {
-                if let Some(seq) = rng.pick(&seqs) {
-                    self.vanish(seq, step);
-                }
-            }
+            2 | 3 => rng.pick(&seqs).into_iter().collect(),
             // A document.
             4 => {
                 let key = rng.below(KEYS as u64) as usize;
-                let of_key: Vec<u64> = self.messages.iter().filter(|(_, m)| m.key == key).map(|(s, _)| *s).collect();
-                for seq in of_key {
-                    self.vanish(seq, step);
-                }
+                self.messages.iter().filter(|(_, m)| m.key == key).map(|(s, _)| *s).collect()
             }
             // The oldest, maybe all.
             _ => {
                 let keep = rng.below(4) as usize;
-                for seq in &seqs[..seqs.len().saturating_sub(keep)] {
-                    self.vanish(*seq, step);
-                }
+                seqs[..seqs.len().saturating_sub(keep)].to_vec()
             }
-        }
+        };
+        self.vanish(gone, step)
     }
 
     pub fn save(&mut self) {

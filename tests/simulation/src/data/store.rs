@@ -2,7 +2,7 @@
 
 use super::source::Value;
 use highwater_indexer::{
-    core::{Batch, Why},
+    core::{Batch, Step, Why},
     store::SliceMark,
 };
 use highwater_schemas::{
@@ -68,6 +68,8 @@ struct Staged {
     differing: Vec<(String, u64, Option<u64>)>,
     gone: Vec<(String, u64)>,
     absent: BTreeMap<String, u64>,
+    /// What rounds have named since knows better, up to a seqno.
+    overruled: BTreeMap<String, u64>,
 }
 
 /// Up to where a seqno names one message; seqnos up to there and documents above.
@@ -86,6 +88,11 @@ pub struct Store {
     /// Of a session: what its list has named, and up to where a seqno names one message.
     listed: Option<(u64, BTreeMap<u16, Named>)>,
     stage: Option<(u64, BTreeMap<u16, Staged>)>,
+}
+
+/// Above the start of a range, and up to its end.
+fn inside(range: &RangeInclusive<u64>) -> impl Fn(u64) -> bool + '_ {
+    |seqno| seqno > *range.start() && seqno <= *range.end()
 }
 
 impl Store {
@@ -116,11 +123,11 @@ impl Store {
     }
 
     /// Documents of a batch as the slice takes them.
-    fn each(&self, batch: &Batch, range: &RangeInclusive<u64>) -> Vec<(String, u64, Option<u64>)> {
+    fn each(&self, batch: &Batch, within: impl Fn(u64) -> bool) -> Vec<(String, u64, Option<u64>)> {
         let Some(view) = batch.versions() else { return Vec::new() };
         let mut out = Vec::new();
         for doc in view.docs() {
-            if doc.seqno <= *range.start() || doc.seqno > *range.end() || !self.hosts(doc.docid) {
+            if !within(doc.seqno) || !self.hosts(doc.docid) {
                 continue;
             }
             let key = doc.keys().find(|k| k.index == self.name.index);
@@ -149,7 +156,7 @@ impl Store {
 
     /// A batch of the live chain.
     pub fn replace(&mut self, batch: &Batch, range: &RangeInclusive<u64>) {
-        for (docid, seqno, uid) in self.each(batch, range) {
+        for (docid, seqno, uid) in self.each(batch, inside(range)) {
             if let Some(staged) = self.stage.as_mut().and_then(|(_, vbs)| vbs.get_mut(&batch.vb)) {
                 if uid.is_none() {
                     staged.absent.insert(docid.clone(), seqno);
@@ -167,7 +174,7 @@ impl Store {
             self.replace(batch, &range);
             return;
         }
-        let docs = self.each(batch, &range);
+        let docs = self.each(batch, inside(&range));
         assert!(!self.ending, "nothing is collected during the last step of a build");
         let Some(collected) = &mut self.bulk else { panic!("bulk into a slice that is not empty") };
         for (docid, seqno, uid) in docs {
@@ -182,7 +189,7 @@ impl Store {
         if self.listed.as_ref().is_none_or(|(of, _)| *of != session) {
             self.listed = Some((session, BTreeMap::new()));
         }
-        for (docid, seqno, uid) in self.each(batch, &(after..=batch.to.seqno)) {
+        for (docid, seqno, uid) in self.each(batch, inside(&(after..=batch.to.seqno))) {
             let (_, vbs) = self.listed.as_mut().expect("it was just made");
             let (proven, named) = vbs.entry(batch.vb).or_insert((proven, BTreeSet::new()));
             let proven = *proven;
@@ -211,7 +218,7 @@ impl Store {
     }
 
     pub fn stage(&mut self, batch: &Batch, after: u64) {
-        for (docid, seqno, uid) in self.each(batch, &(after..=batch.to.seqno)) {
+        for (docid, seqno, uid) in self.each(batch, inside(&(after..=batch.to.seqno))) {
             let found = self.value(batch.vb, &docid).map(|(seqno, _)| seqno);
             let Some(staged) = self.stage.as_mut().and_then(|(_, vbs)| vbs.get_mut(&batch.vb)) else { return };
             staged.named.insert(seqno);
@@ -240,23 +247,45 @@ impl Store {
         self.rows.retain(|(of, _), (seqno, _)| *of != vb || *seqno >= floor);
     }
 
+    /// Documents that a round names.
+    fn name(&mut self, vb: u16, batch: &Batch, read: u64) {
+        let at = batch.to.seqno;
+        for (docid, seqno, uid) in self.each(batch, |_| true) {
+            let newer = self.value(vb, &docid).map_or(read > at, |(held, _)| held > at);
+            if newer {
+                continue;
+            }
+            let uid = uid.filter(|_| seqno >= batch.floor);
+            if let Some(staged) = self.stage.as_mut().and_then(|(_, vbs)| vbs.get_mut(&vb)) {
+                staged.overruled.insert(docid.clone(), at);
+            }
+            self.put_if((vb, docid), seqno, uid, |_| true);
+        }
+    }
+
     /// A round of the chain.
-    pub fn carry_out(&mut self, vb: u16, removal: &Removal, floor: u64) {
+    pub fn carry_out(&mut self, vb: u16, removal: &Removal, step: &Step) {
+        let floor = step.batch.floor;
         match *removal {
             Removal::Below(floor) => self.floor(vb, floor),
+            Removal::Named { .. } => self.name(vb, &step.batch, step.after),
             Removal::Listed { session, .. } => {
                 let Some((_, vbs)) = self.stage.as_mut().filter(|(of, _)| *of == session) else { return };
                 let Some(staged) = vbs.remove(&vb) else { return };
                 if vbs.is_empty() {
                     self.stage = None;
                 }
-                for (docid, seqno) in &staged.gone {
+                let Staged { upto, differing, gone, absent, overruled, .. } = staged;
+                let counts = |docid: &str, seqno: u64| overruled.get(docid).is_none_or(|at| seqno > *at);
+                for (docid, seqno) in gone.iter().filter(|(docid, seqno)| counts(docid, *seqno)) {
                     self.remove(vb, docid, *seqno);
                 }
-                for (docid, seqno, uid) in staged.differing.into_iter().filter(|(_, seqno, _)| *seqno >= floor) {
+                let differing =
+                    differing.into_iter().filter(|(docid, seqno, _)| *seqno >= floor && counts(docid, *seqno));
+                for (docid, seqno, uid) in differing {
                     let newer = match self.value(vb, &docid) {
-                        Some((found, _)) => found == seqno || found > staged.upto,
-                        None => staged.absent.get(&docid).is_some_and(|seqno| *seqno > staged.upto),
+                        Some((found, _)) => found == seqno || found > upto,
+                        None => absent.get(&docid).is_some_and(|seqno| *seqno > upto),
                     };
                     if !newer {
                         self.put_if((vb, docid), seqno, uid, |old| seqno != old);

@@ -5,6 +5,7 @@
 mod asking;
 mod offering;
 mod trust;
+mod vanished;
 
 use super::{
     env::{BUCKET, Env},
@@ -20,6 +21,7 @@ use highwater_projector::{
     cover::Cover,
     recent::Recent,
     removals::Removals,
+    vanished::Vanished,
     verify::{Known, Suspected},
 };
 use highwater_router::packer::Step;
@@ -31,7 +33,8 @@ use highwater_schemas::{
     wire::{DocOp, KeyVersions, Removal},
 };
 use offering::Offering;
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
+use vanished::Looking;
 
 const POLL: u64 = 1_000;
 const LOOK: u64 = 50;
@@ -45,7 +48,7 @@ const LIST_AFTER: u64 = 60;
 pub enum Chunk {
     Versions { step: Step, idle: bool },
     Listed { to: Position },
-    Removed { round: u64, removal: Removal, offer: Option<Offer> },
+    Removed { round: u64, removal: Removal, versions: KeyVersions, offer: Option<Offer> },
     Covered { to: Position, covered: u64, asked: Vec<Asked>, source_last: u64, offer: Option<Offer> },
 }
 
@@ -63,6 +66,8 @@ pub struct Assignment {
 pub struct KnownToAll {
     pub held: u64,
     pub reconcile_after: u64,
+    /// One more than the reconcile that is not enough for what waits to be named; 0: nothing waits.
+    pub names_after: u64,
 }
 
 /// How a task ends by itself.
@@ -93,6 +98,10 @@ pub struct Task {
     cover: Cover,
     offering: Offering,
     removals: Removals,
+    vanished: Vanished,
+    looking: Option<Looking>,
+    /// What the clock showed when the simulated one showed nothing.
+    epoch: Instant,
     pub plan: Plan,
     frozen: Option<Frozen>,
     hint: bool,
@@ -136,6 +145,9 @@ impl Task {
             cover: Cover::new(lane.from.seqno),
             offering: Offering::new(lane.from.seqno),
             removals: Removals::new(lane.dropped, lane.generation == 1),
+            vanished: Vanished::default(),
+            looking: None,
+            epoch: Instant::now(),
             round: lane.from.round,
             lane: Lane::new(lane),
             plan,
@@ -228,6 +240,7 @@ impl Task {
                 self.send(env, KeyVersions::default(), true, true);
             }
         }
+        self.look_for_vanished(env, all);
         match env.rng.below(3) {
             0 => self.look(env, all),
             _ => self.read(env, all),
@@ -362,6 +375,7 @@ impl Task {
                 self.cover.message(*seq, begins, self.offering.batches.is_open());
             }
             let op = if message.put { DocOp::Put } else { DocOp::Delete };
+            self.vanished.read(&Source::docid(message.key), *seq);
             if self.live() {
                 self.recent.push(*seq, &Source::docid(message.key), message.time, message.uid);
             }
@@ -388,7 +402,7 @@ impl Task {
         } else if !late {
             self.late = false;
         }
-        self.put_removals(env);
+        self.put_removals(env, all);
         Ok(())
     }
 
@@ -416,7 +430,7 @@ impl Task {
         self.lane.chunk(env, Chunk::Versions { step, idle });
     }
 
-    fn put_removals(&mut self, env: &mut Env) {
+    fn put_removals(&mut self, env: &mut Env, all: &mut KnownToAll) {
         while let Some(removal) = self.removals.due(self.cover.covered()) {
             self.send(env, KeyVersions::default(), true, true);
             self.round += 1;
@@ -428,8 +442,13 @@ impl Task {
             self.at(env);
             self.round_begins();
             let offer = self.offer(env);
-            env.count(if matches!(removal, Removal::Below(_)) { "floors" } else { "reconciles in a chain" });
-            self.lane.chunk(env, Chunk::Removed { round: self.round, removal, offer });
+            let (what, versions) = match removal {
+                Removal::Below(_) => ("floors", KeyVersions::default()),
+                Removal::Listed { .. } => ("reconciles in a chain", KeyVersions::default()),
+                Removal::Named { .. } => ("reconciles of named documents in a chain", self.name_vanished(env, all)),
+            };
+            env.count(what);
+            self.lane.chunk(env, Chunk::Removed { round: self.round, removal, versions, offer });
         }
     }
 
@@ -438,7 +457,11 @@ impl Task {
             return;
         }
         self.removals.answer(question, state.last_seq);
-        self.hint |= self.removals.state(state);
+        self.removals.state(state);
+        if self.removals.is_missing() && self.vanished.is_settled() {
+            self.removals.settle();
+            self.hint = true;
+        }
         if self.hint && self.hinted_at.is_none_or(|at| env.now >= at + HINT_EVERY) {
             (self.hint, self.hinted_at) = (false, Some(env.now));
             self.ask_to_reconcile(all);

@@ -201,7 +201,10 @@ impl DataWorld {
                 weights.write_one(source, rng, now);
             }
             if rng.chance(weights.remove) && !source.is_taking_a_batch() {
-                source.remove(rng, now, step);
+                let gone = source.remove(rng, now, step);
+                // Somebody may hear what is removed.
+                let heard: Vec<_> = gone.into_iter().filter(|_| rng.chance(700)).collect();
+                env.hints[vb].extend(heard);
                 env.count("removals without a message");
             }
             let (source, rng) = (&mut env.sources[vb], &mut env.rng);
@@ -396,7 +399,8 @@ impl DataWorld {
             let at = st.position.seqno;
             st.vbuuid == vbucket.vbuuid() && at == st.covered && at == source.last_seq
         });
-        let quiet = bucket.rollback.is_none() && bucket.reconcile.is_none() && bucket.sessions.is_empty();
+        let reconciles = bucket.reconcile.is_some() || bucket.naming.is_some();
+        let quiet = bucket.rollback.is_none() && !reconciles && bucket.sessions.is_empty();
         let slices: usize = bucket.live_indexes().map(|(_, index)| index.placed.hosts.len()).sum();
         let shown: Option<usize> = self.indexers.iter().map(|i| i.shows(st.number)).sum();
         newest && quiet && slices > 0 && shown == Some(slices)

@@ -21,6 +21,8 @@ pub(super) struct Reported {
     pub(super) broken: BTreeSet<(String, u64)>,
     /// Buckets of which a reconcile with a higher number is asked for.
     pub(super) reconciles: BTreeMap<String, u64>,
+    /// The same of a reconcile of documents that it names.
+    pub(super) named: BTreeMap<String, u64>,
     /// Buckets of which one cannot wait.
     pub(super) urgent: BTreeSet<String>,
     /// Chains, by bucket, vbucket and generation, that it cannot go on with.
@@ -72,6 +74,7 @@ impl Reported {
             Item::Suspicion(found) => self.suspicions.insert((found.bucket.clone(), found.vb), found).is_some(),
             Item::BrokenSession { bucket, session } => !self.broken.insert((bucket, session)),
             Item::Reconcile { bucket, after } => self.reconciles.insert(bucket, after).is_some(),
+            Item::Named { bucket, after } => self.named.insert(bucket, after).is_some(),
             Item::Urgent { bucket } => !self.urgent.insert(bucket),
             Item::LostChain { bucket, vb, generation } => !self.lost.insert((bucket, vb, generation)),
             Item::Reading(read) => self.reading.insert((read.bucket.clone(), read.session, read.vb), read).is_some(),
@@ -94,6 +97,7 @@ impl Reported {
             Key::Suspicion { vb } => self.suspicions.remove(&(bucket, vb)).is_some(),
             Key::BrokenSession { session } => self.broken.remove(&(bucket, session)),
             Key::Reconcile => self.reconciles.remove(&bucket).is_some(),
+            Key::Named => self.named.remove(&bucket).is_some(),
             Key::Urgent => self.urgent.remove(&bucket),
             Key::LostChain { vb, generation } => self.lost.remove(&(bucket, vb, generation)),
             Key::Reading { session, vb } => self.reading.remove(&(bucket, session, vb)).is_some(),

@@ -1,6 +1,7 @@
 //! What vanished without a message.
 
 use super::*;
+use crate::core::reconcile::{AT_ONCE, NAMED_WAITS};
 use highwater_schemas::{
     api::BucketReconcile,
     state::{Reconcile, Session, SessionKind},
@@ -38,6 +39,10 @@ fn ask(d: &mut Driver) -> u64 {
 
 fn reconcile(d: &Driver) -> Option<Reconcile> {
     d.core.context().buckets["b"].reconcile.clone()
+}
+
+fn naming(d: &Driver) -> Option<u64> {
+    d.core.context().buckets["b"].naming
 }
 
 fn sessions(d: &Driver) -> Vec<Session> {
@@ -97,17 +102,70 @@ fn what_is_not_in_step_is_not_waited_for() {
 fn a_projector_asks_until_one_has_begun_after_it_asked() {
     let mut d = in_step();
     let asks = |after| vec![Item::Reconcile { bucket: "b".into(), after }];
-    d.report(NodeKind::Projector, "p", 1, asks(0));
+    let mut newest = 0;
+    for _ in 0..AT_ONCE {
+        d.report(NodeKind::Projector, "p", 1, asks(newest));
+        d.tick(1);
+        let id = reconcile(&d).unwrap().id;
+        assert!(id > newest);
+        tell(&mut d, SliceReport { staged: id, ..active() });
+        in_the_chain(&mut d, id);
+        assert_eq!(reconcile(&d), None, "that one is enough");
+        newest = id;
+    }
+    d.report(NodeKind::Projector, "p", 1, asks(newest));
     d.tick(1);
-    let id = reconcile(&d).unwrap().id;
-    tell(&mut d, SliceReport { staged: id, ..active() });
-    in_the_chain(&mut d, id);
-    assert_eq!(reconcile(&d), None, "that one is enough");
-    d.report(NodeKind::Projector, "p", 1, asks(id));
-    d.tick(1);
-    assert_eq!(reconcile(&d), None, "not at once");
+    assert_eq!(reconcile(&d), None, "not without end");
     d.tick(6_000);
-    assert!(reconcile(&d).unwrap().id > id);
+    assert!(reconcile(&d).unwrap().id > newest);
+}
+
+#[test]
+fn documents_that_a_projector_names_are_a_round_without_a_session() {
+    let mut d = in_step();
+    names(&mut d, Some(0));
+    let first = naming(&d).unwrap();
+    assert!(reconcile(&d).is_none() && sessions(&d).is_empty(), "slices have nothing to stage");
+    in_the_chain(&mut d, first);
+    d.tick(10_000);
+    assert_eq!(naming(&d), None, "that one was enough");
+    assert_eq!(d.core.context().buckets["b"].reconciled, None, "what was named was not all");
+    names(&mut d, Some(first));
+    assert!(naming(&d).unwrap() > first);
+}
+
+#[test]
+fn documents_are_named_while_slices_stage_a_reconcile() {
+    let mut d = in_step();
+    ask(&mut d);
+    d.tick(1);
+    let all = reconcile(&d).unwrap().id;
+    assert_eq!(sessions(&d).len(), 1);
+    names(&mut d, Some(0));
+    let first = naming(&d).unwrap();
+    assert!(first < all, "{first} comes before {all} in the chain");
+    tell(&mut d, SliceReport { staged: all, ..active() });
+    assert!(!reconcile(&d).unwrap().staged, "one round after the other");
+    in_the_chain(&mut d, first);
+    assert!(naming(&d).is_none() && reconcile(&d).unwrap().staged);
+    names(&mut d, Some(first));
+    d.tick(10_000);
+    assert_eq!(naming(&d), None, "the other one goes into the chain");
+    in_the_chain(&mut d, all);
+    assert_eq!(reconcile(&d), None);
+    d.tick(1);
+    assert!(naming(&d).unwrap() > all);
+}
+
+#[test]
+fn documents_are_named_though_slices_are_not_in_step_but_not_at_once() {
+    let mut d = in_step();
+    tell(&mut d, report(SliceState::Catchup, 0));
+    names(&mut d, Some(0));
+    assert_eq!(naming(&d), None);
+    d.tick(NAMED_WAITS);
+    d.tick(1);
+    assert!(naming(&d).is_some());
 }
 
 #[test]
@@ -122,4 +180,11 @@ fn a_session_that_broke_is_followed_by_a_comparison() {
     d.tick(1);
     d.tick(1);
     assert_eq!(sessions(&d).iter().map(|s| s.kind).collect::<Vec<_>>(), [SessionKind::Comparison]);
+}
+
+/// A projector has documents to name, in a reconcile above this one.
+fn names(d: &mut Driver, after: Option<u64>) {
+    let items = after.map(|after| Item::Named { bucket: "b".into(), after }).into_iter().collect();
+    d.report(NodeKind::Projector, "p", 1, items);
+    d.tick(1);
 }

@@ -115,7 +115,7 @@ impl Task {
         let (to, covered, source_last) = (self.at(env), self.covered(), self.source_last);
         let offer = self.offer(env);
         self.lane.chunk(env, Chunk::Covered { to, covered, asked, source_last, offer });
-        self.put_removals(env);
+        self.put_removals(env, all);
         Ok(())
     }
 }
