@@ -51,7 +51,7 @@ pub struct Options {
     /// The seed of every random choice
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Tests of processes that run at a time; by default as many as the machine has cores
+    /// Tests of processes that run at a time, which mostly wait; by default twice as many as the machine has cores
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// Run the tests so many times
@@ -124,7 +124,7 @@ pub fn run(options: &Options) -> Result<()> {
         let named = |name: &str| if options.times > 1 { format!("{name}, time {number}") } else { name.to_owned() };
         steps.step(&named("units and simulation"), |steps| steps.tests(&built.units, cores, &seeds, &|_| ()));
         if let Some(needs) = &needs {
-            let at_a_time = options.jobs.unwrap_or(cores);
+            let at_a_time = options.jobs.unwrap_or(2 * cores);
             steps.step(&named("processes"), |steps| {
                 steps.tests(&built.processes, at_a_time, &seeds, &|command| {
                     needs.give(command);
