@@ -30,7 +30,7 @@ pub struct AtomicBatch {
     pub commit: bool,
 }
 
-/// What a message's headers say of its document.
+/// The headers of a message, as far as they concern its document.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Meaning {
     pub operation: Operation,
@@ -103,7 +103,7 @@ impl StreamMessage {
         self.message.payload()
     }
 
-    /// Its payload has 64 MiB or more, or its headers 1 MiB: the payload was not kept, and such headers neither.
+    /// True if the payload has 64 MiB or more, or the headers 1 MiB. The payload is not kept then, and headers of this size neither.
     pub fn is_oversized(&self) -> bool {
         self.message.is_oversized()
     }

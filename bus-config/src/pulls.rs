@@ -16,8 +16,8 @@
 //! the list. It is begun again with more room, and in the end without a limit of bytes, for no more messages than have room if
 //! all were as large as may be.
 //!
-//! Where a message of the list was removed after the list was begun, the server sleeps until something wakes it, and a pull does.
-//! So a list of which nothing comes is *nudged*, again and again, by a pull for one message that is soon over.
+//! The server sleeps at each message that was removed after the list was begun, until a new message or a pull wakes it. So a list
+//! of which nothing comes is *nudged*, again and again, by a pull for one message that soon expires.
 
 mod asked;
 
@@ -43,7 +43,7 @@ const SILENCE: Duration = Duration::from_millis(4_500);
 const NUDGED_EVERY: Duration = Duration::from_millis(2);
 /// A pull that nudges waits so long at the server.
 const NUDGE_EXPIRES: Duration = Duration::from_millis(20);
-/// The end of the subject for answers to those pulls.
+/// Suffix of the subject on which those pulls are answered.
 const NUDGE: &str = ".nudge";
 /// A list that is nudged in vain so often is begun again: too much of this one was removed.
 const MOST_NUDGES: u32 = 1_000;

@@ -79,7 +79,7 @@ impl Message {
         self.subject.len() + self.reply.len() + self.headers.len() + self.payload.len() + self.cut
     }
 
-    /// It is too large, and its payload was thrown away.
+    /// True if the message is so large that its payload was thrown away.
     pub fn is_oversized(&self) -> bool {
         self.cut > 0
     }

@@ -43,6 +43,22 @@ async fn named(client: &Client, before: Reads, documents: u64) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the stream holds so many messages, and has this last sequence if one is given; then until the index is what is stored.
+async fn follows(client: &Client, source: &Source, (messages, last): (u64, Option<u64>)) -> Result<()> {
+    until("the stream is as it is to be", WITHIN, async || {
+        let mut stream = client.js.get_stream(&source.streams[0].0).await.map_err(|error| error.to_string())?;
+        let state = stream.info().await.map_err(|error| error.to_string())?.state.clone();
+        let right = state.messages == messages && last.is_none_or(|last| state.last_sequence == last);
+        right.then_some(()).ok_or_else(|| format!("{state:?}"))
+    })
+    .await?;
+    source.reread().await?;
+    until("the index is what is stored", WITHIN, async || {
+        ask::whole(client, source, &by_n()[0]).await.map_err(|error| format!("{error:#}"))
+    })
+    .await
+}
+
 /// An index over these documents, and no reconcile to come.
 async fn indexed(client: &Client, source: &Source) -> Result<Reads> {
     client.create_indexes(&source.bucket, &by_n(), WITHIN).await?;
@@ -122,17 +138,7 @@ async fn a_delete_whose_message_is_purged_at_once_is_one() -> Result<()> {
                 client.nats.publish(format!("$JS.API.STREAM.PURGE.{name}"), purge.into()).await?;
             }
             client.nats.flush().await?;
-            until("all is stored", WITHIN, async || {
-                let mut stream = client.js.get_stream(name).await.map_err(|error| error.to_string())?;
-                let state = stream.info().await.map_err(|error| error.to_string())?.state.clone();
-                (state.messages == 50 && state.last_sequence == 70).then_some(()).ok_or_else(|| format!("{state:?}"))
-            })
-            .await?;
-            source.reread().await?;
-            until("the index is what is stored", WITHIN, async || {
-                ask::whole(&client, &source, &by_n()[0]).await.map_err(|error| format!("{error:#}"))
-            })
-            .await?;
+            follows(&client, &source, (50, Some(70))).await?;
             println!("followed after {:?}", from.elapsed());
             named(&client, before, 10).await?;
             ensure_no_rollback(&client, BUCKET).await
@@ -166,17 +172,7 @@ async fn what_has_lived_long_enough_goes_and_an_older_revision_comes_back() -> R
             for id in 50..150 {
                 write(id, 2).await?;
             }
-            until("what is left is what stays", WITHIN, async || {
-                let mut stream = client.js.get_stream(&source.streams[0].0).await.map_err(|error| error.to_string())?;
-                let messages = stream.info().await.map_err(|error| error.to_string())?.state.messages;
-                (messages == 100).then_some(()).ok_or_else(|| format!("{messages} messages"))
-            })
-            .await?;
-            source.reread().await?;
-            until("the index is what is stored", WITHIN, async || {
-                ask::whole(&client, &source, &by_n()[0]).await.map_err(|error| format!("{error:#}"))
-            })
-            .await?;
+            follows(&client, &source, (100, None)).await?;
             named(&client, before, 100).await?;
             // Another projector learns from the bucket what is to expire.
             for id in 200..220 {
@@ -187,17 +183,7 @@ async fn what_has_lived_long_enough_goes_and_an_older_revision_comes_back() -> R
             ensure!(client.count(&taken).await? == 20, "they are indexed");
             cluster.kill("projector-1")?;
             cluster.start_node("projector-1").await?;
-            until("they have expired", WITHIN, async || {
-                let mut stream = client.js.get_stream(&source.streams[0].0).await.map_err(|error| error.to_string())?;
-                let messages = stream.info().await.map_err(|error| error.to_string())?.state.messages;
-                (messages == 100).then_some(()).ok_or_else(|| format!("{messages} messages"))
-            })
-            .await?;
-            source.reread().await?;
-            until("the index is what is stored", WITHIN, async || {
-                ask::whole(&client, &source, &by_n()[0]).await.map_err(|error| format!("{error:#}"))
-            })
-            .await?;
+            follows(&client, &source, (100, None)).await?;
             ensure_no_rollback(&client, BUCKET).await
         })
         .await

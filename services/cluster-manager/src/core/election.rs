@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 pub const PATIENCE: u64 = 5_000;
 /// How long an operator's word to go on without missing index managers holds, milliseconds.
 pub const FORCED: u64 = 30_000;
-/// What the bucket holds is read again after so long, milliseconds: it may have been made anew by another instance, or restored.
+/// Milliseconds after which the bucket is read again: another instance may have made it anew, or somebody restored it.
 pub const LIST_AGAIN: u64 = 10_000;
 /// Index managers that are remembered. Beyond it new ones are only heard.
 pub const MOST_REGISTERED: usize = 256;

@@ -3,9 +3,9 @@
 //! Sessions bring every slice in step the present documents; the slices stage what differs and say so; then the projectors put
 //! it into the chain as a round. A slice that has not staged when it meets that round is compared in a session of its own.
 //!
-//! Where a projector knows which documents vanished, the reconcile is of these alone: the round itself says what they are, and no
-//! slice reads or stages anything. It may begin while slices stage one of all documents, which comes after it in the chain, and has
-//! the higher number.
+//! A reconcile of *named* documents covers only those that a projector knows to have vanished: the round itself says what they are,
+//! and no slice reads or stages anything. It may begin while slices stage one of all documents, which has the higher number and
+//! comes after it in the chain.
 
 use super::{Action, Core, ddl::json, sessions::serving, stability::BucketStability};
 use highwater_schemas::{
