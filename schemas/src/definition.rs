@@ -164,6 +164,10 @@ impl CompiledIndex {
     pub fn primary(&self) -> bool {
         self.keys.is_empty()
     }
+    /// The field of each key, named as included fields are.
+    pub fn key_names(&self) -> Vec<String> {
+        self.keys.iter().map(|k| k.path.label()).collect()
+    }
     /// For each key whether it is descending.
     pub fn directions(&self) -> Vec<bool> {
         self.keys.iter().map(|k| k.descending).collect()

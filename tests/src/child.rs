@@ -32,9 +32,10 @@ impl Child {
         let stderr = File::options().create(true).append(true).open(&log);
         let stderr = stderr.with_context(|| format!("cannot write {}", log.display()))?;
         // A developer's own settings are not meant for what is tested.
-        for (variable, _) in std::env::vars_os() {
+        let given: Vec<_> = command.get_envs().map(|(variable, _)| variable.to_owned()).collect();
+        for (variable, _) in std::env::vars_os().filter(|(variable, _)| !given.contains(variable)) {
             let text = variable.to_string_lossy();
-            if text.starts_with("NATS_") || text == "HIGHWATER_DATA_DIR" {
+            if text.starts_with("NATS_") || text == "HIGHWATER_DATA_DIR" || text == "NOTIFY_SOCKET" {
                 command.env_remove(&variable);
             }
         }

@@ -230,15 +230,20 @@ impl Cluster {
 
     /// Starts a node without waiting until it serves.
     pub fn spawn(&mut self, node: &str) -> Result<()> {
-        let child = Child::start(node, self.command(node)?, self.directory.path())?;
-        self.services.push(child);
-        Ok(())
+        self.spawn_prepared(node, |_| ())
     }
 
     /// The same, with further arguments.
     pub fn spawn_with(&mut self, node: &str, arguments: &[&str]) -> Result<()> {
+        self.spawn_prepared(node, |command| {
+            command.args(arguments);
+        })
+    }
+
+    /// The same, with whatever else is to be set.
+    pub fn spawn_prepared(&mut self, node: &str, prepare: impl FnOnce(&mut Command)) -> Result<()> {
         let mut command = self.command(node)?;
-        command.args(arguments);
+        prepare(&mut command);
         self.services.push(Child::start(node, command, self.directory.path())?);
         Ok(())
     }

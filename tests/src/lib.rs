@@ -33,7 +33,6 @@ pub mod backup;
 pub mod beats;
 pub mod binaries;
 pub mod branches;
-pub mod busy;
 pub mod checker;
 pub mod child;
 pub mod cli;

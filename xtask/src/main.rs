@@ -1,72 +1,30 @@
-//! Developer commands: `cargo xtask demo | test | compose-test | compose-images | simulate | bench | tidy | schemas | nats`.
+//! Developer commands: `cargo xtask demo | test | compose-test | compose-images | simulate | bench | dist | tidy | schemas | nats`.
+//!
+//! This program is built before the first line is printed, so it is small. What needs a NATS client or Highwater's own crates is
+//! done by [tools](../tools/src/main.rs), which it builds when they are asked for.
+//!
+//! # Layout
+//! - `tools`: builds the tools and becomes them; `simulate`: the same for the simulation
+//! - `test`, `tidy`, and [`xtask::dist`]: done here
 
-mod bench;
-mod child;
-mod client;
-mod compose;
-mod demo;
-mod fleet;
-mod nats_server;
-mod python;
-mod schemas;
 mod simulate;
-mod term;
 mod test;
 mod tidy;
-mod workspace;
-mod writer;
+mod tools;
 
-use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
-use std::{ffi::OsString, future::Future, process::ExitCode};
+use anyhow::Result;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use std::{ffi::OsString, process::ExitCode};
+use xtask::{
+    commands::{TOOLS, Tool},
+    dist, nats_server, workspace,
+};
 
-/// Developer commands of Highwater.
-#[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Shows Highwater at work: 34,006 cities in a NATS bucket, three indexes, some questions
-    Demo {
-        /// Leave nats-server and the services running, and say how to reach them
-        #[arg(long)]
-        keep: bool,
-    },
-    /// Formatting, lints, house rules and every test, with all they need
-    Test(test::Options),
-    /// Brings the stacks of compose/ up for real, disturbs them, and compares what they answer with the documents
-    ComposeTest(compose::Options),
-    /// Builds images for the stacks of compose/ without pulling any
-    ComposeImages,
-    /// Runs simulated deployments: `--seeds N`, `--from S`; `--help` says what else
-    #[command(disable_help_flag = true)]
-    Simulate {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
-    /// Measures Highwater beside the limits of this machine
-    Bench(bench::Options),
-    /// Checks the house rules
-    Tidy,
-    /// Writes the JSON Schemas and docs/errors.md from the types
-    Schemas {
-        /// Only say whether they are up to date
-        #[arg(long)]
-        check: bool,
-    },
-    /// Echoes requests; `bench` starts it
-    #[command(hide = true)]
-    Echo { url: String },
-    /// Prints the path of a nats-server that is new enough, fetching it when there is none
-    Nats,
-}
+/// What a command is given that hands all of it on.
+const ARGUMENTS: &str = "arguments";
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match run(&command().get_matches()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -75,41 +33,65 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
-        Command::Demo { keep } => until_interrupted(demo::run(keep)),
-        Command::Test(options) => test::run(&options),
-        Command::ComposeTest(options) => until_interrupted(compose::test(options)),
-        Command::ComposeImages => until_interrupted(compose::images()),
-        Command::Simulate { arguments } => simulate::run(&arguments),
-        Command::Bench(options) if bench::is_measurable() => until_interrupted(bench::run(options)),
-        Command::Bench(_) => bench::rerun_in_release(),
-        Command::Echo { url } => until_interrupted(bench::echo(&url)),
-        Command::Tidy => tidy::run(),
-        Command::Schemas { check: true } => schemas::check(),
-        Command::Schemas { check: false } => schemas::write(),
-        Command::Nats => {
+fn command() -> Command {
+    let tools = TOOLS.map(|Tool { name, about }| handing_on(name, about));
+    Command::new("cargo xtask")
+        .bin_name("cargo xtask")
+        .about("Developer commands of Highwater")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands(tools)
+        .subcommand(handing_on(
+            "simulate",
+            "Runs simulated deployments: `--seeds N`, `--from S`; `--help` says what else",
+        ))
+        .subcommand(test::command())
+        .subcommand(dist::command())
+        .subcommand(Command::new("tidy").about("Checks the house rules"))
+        .subcommand(
+            Command::new("nats")
+                .about("Prints the path of a nats-server that is new enough, fetching it when there is none"),
+        )
+}
+
+/// A command that another program carries out, whose options are that program's to know.
+fn handing_on(name: &'static str, about: &'static str) -> Command {
+    let arguments = Arg::new(ARGUMENTS).num_args(0..).trailing_var_arg(true).allow_hyphen_values(true).hide(true);
+    Command::new(name).about(about).disable_help_flag(true).arg(arguments.value_parser(value_parser!(OsString)))
+}
+
+fn run(matches: &ArgMatches) -> Result<()> {
+    let Some((name, given)) = matches.subcommand() else { return Ok(()) };
+    match name {
+        "test" => test::run(&test::Options::read(given)),
+        "dist" => dist::run(&dist::Options::read(given)),
+        "tidy" => tidy::run(),
+        "nats" => {
             println!("{}", nats_server::find(&workspace::target_dir()?)?.path.display());
             Ok(())
         }
+        "simulate" => simulate::run(&handed_on(given)),
+        tool => tools::run(tool, &handed_on(given)),
     }
 }
 
-/// Runs `work` to its end, or drops it, and with it every process it started, when a signal comes.
-fn until_interrupted(work: impl Future<Output = Result<()>>) -> Result<()> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        // Before the work begins: from here on no signal ends this process without its children.
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let name = tokio::select! {
-            outcome = work => return outcome,
-            _ = interrupt.recv() => "interrupted",
-            _ = terminate.recv() => "terminated",
-            _ = hangup.recv() => "the terminal is gone",
-        };
-        bail!("{name}; everything that was started is stopped")
-    })
+fn handed_on(given: &ArgMatches) -> Vec<OsString> {
+    given.get_many(ARGUMENTS).into_iter().flatten().cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_other_programs_are_handed_on() {
+        let matches = command().get_matches_from(["cargo xtask", "demo", "--keep", "-x", "--help", "7"]);
+        let (name, given) = matches.subcommand().unwrap();
+        assert_eq!((name, handed_on(given)), ("demo", ["--keep", "-x", "--help", "7"].map(OsString::from).to_vec()));
+    }
 }

@@ -4,8 +4,6 @@ use crate::workspace::last_line;
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
-    io,
-    os::fd::AsRawFd,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -19,18 +17,11 @@ pub struct Turn {
 
 impl Turn {
     /// Waits until no other process prepares anything under `directory`.
-    #[allow(unsafe_code)]
     pub fn wait(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let path = directory.join(".lock");
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        // SAFETY: flock(2) touches no memory, and the descriptor is open as long as `file` lives.
-        while unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-            }
-        }
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(Self { _file: file })
     }
 }

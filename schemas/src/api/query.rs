@@ -81,6 +81,10 @@ pub struct ScanResult {
     pub exact: bool,
     pub unindexed: u64,
     pub timestamp: BTreeMap<String, VbPosition>,
+    /// The fields that the index's keys are of, in the order of each row's `key`, named as included fields are. None of a primary
+    /// index, nor from a catalog of an earlier version.
+    #[serde(default)]
+    pub key_names: Vec<String>,
     pub rows: Vec<ResultRow>,
     pub page_token: Option<String>,
 }

@@ -7,7 +7,7 @@ use crate::{
     token::PageToken,
 };
 use highwater_schemas::{
-    ApiError, ErrorCode,
+    ApiError, ErrorCode, StabilityTimestamp,
     wire::{ScanMode, ScanPage, ScanRequest, StChoice},
 };
 
@@ -38,6 +38,18 @@ pub enum Outcome {
 }
 
 impl Plan {
+    /// What stands before the rows of a reply.
+    pub fn head<'a>(&'a self, st: &'a StabilityTimestamp, unindexed: u64) -> Head<'a> {
+        Head {
+            st,
+            unindexed,
+            streams: &self.streams,
+            key_names: &self.key_names,
+            directions: &self.directions,
+            language: self.language,
+        }
+    }
+
     /// The most rows in this reply.
     fn rows_wanted(&self) -> Option<u64> {
         match (self.left, self.page_size) {
@@ -111,8 +123,7 @@ impl Plan {
             return internal("the partitions answered at different stability timestamps");
         }
         let unindexed = pages.iter().map(|page| page.unindexed).sum();
-        let head =
-            Head { st, unindexed, streams: &self.streams, directions: &self.directions, language: self.language };
+        let head = self.head(st, unindexed);
         let sources: Vec<Page> = pages.iter().map(|page| Page { rows: &page.rows, more: page.more }).collect();
         let mut rows = Merge::new(&sources, self.reverse);
         let mut renderer = Renderer::new(&head, budget).first_row(message);

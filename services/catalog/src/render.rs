@@ -24,6 +24,8 @@ pub struct Head<'a> {
     pub unindexed: u64,
     /// The source streams, in the order of the vbuckets.
     pub streams: &'a [String],
+    /// The field of each key of the index.
+    pub key_names: &'a [String],
     /// For each key of the index whether it is descending.
     pub directions: &'a [bool],
     /// What the index was made with.
@@ -67,6 +69,8 @@ impl<'a> Renderer<'a> {
             head.unindexed
         );
         let _ = serde_json::to_writer(&mut out, &head.timestamp());
+        out.extend_from_slice(br#","key_names":"#);
+        let _ = serde_json::to_writer(&mut out, head.key_names);
         out.extend_from_slice(br#","rows":["#);
         let rows_begin = out.len();
         Self { head, out, limit, most: limit, key: Vec::new(), rows: 0, rows_begin, encoded: 0 }
@@ -188,9 +192,8 @@ mod tests {
 
     fn render(streams: &[&str], rows: &[(Vec<u8>, &[u8])], token: Option<&str>) -> String {
         let streams: Vec<String> = streams.iter().map(ToString::to_string).collect();
-        let st = st(streams.len());
-        let head =
-            Head { st: &st, unindexed: 0, streams: &streams, directions: &[true, false], language: Language::NEWEST };
+        let (st, names) = (st(streams.len()), names());
+        let head = head(&st, &streams, &names);
         let mut renderer = Renderer::new(&head, 1 << 20);
         for (key, include) in rows {
             assert!(renderer.push(Row { key, include }).unwrap());
@@ -200,12 +203,20 @@ mod tests {
 
     const DIRECTIONS: &[bool] = &[true, false];
 
+    fn names() -> [String; 2] {
+        ["age", "city"].map(str::to_owned)
+    }
+
+    fn head<'a>(st: &'a StabilityTimestamp, streams: &'a [String], key_names: &'a [String]) -> Head<'a> {
+        Head { st, unindexed: 0, streams, key_names, directions: DIRECTIONS, language: Language::NEWEST }
+    }
+
     #[test]
     fn the_documented_reply() {
         let rows = [(key(&[json!(40), json!("Oslo")], DIRECTIONS, "u17", 0), &br#"{"name":"Ada"}"#[..])];
         assert_eq!(
             render(&["KV_users"], &rows, None),
-            r#"{"ok":true,"st":812,"exact":true,"unindexed":0,"timestamp":{"KV_users":{"vbuuid":"0000000000000abc","seqno":34006}},"rows":[{"id":"u17","key":[40,"Oslo"],"include":{"name":"Ada"}}],"page_token":null}"#
+            r#"{"ok":true,"st":812,"exact":true,"unindexed":0,"timestamp":{"KV_users":{"vbuuid":"0000000000000abc","seqno":34006}},"key_names":["age","city"],"rows":[{"id":"u17","key":[40,"Oslo"],"include":{"name":"Ada"}}],"page_token":null}"#
         );
     }
 
@@ -228,8 +239,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_version_copied_is_made_readable() {
-        let st = st(1);
-        let streams = ["KV_users".to_string()];
+        let (st, streams, names) = (st(1), ["KV_users".to_string()], names());
         for (include, shown) in [
             (r#"{"a":1,"b":1e400,"c":"\ud800","d":{"x":1,"x":[1e999],"y":"\udc00"}}"#, r#"{"a":1}"#),
             (r#"{"a":{"x":1,"x":2},"a":{"x":3}}"#, r#"{"a":{"x":3}}"#),
@@ -237,7 +247,7 @@ mod tests {
         ] {
             let key = key(&[json!(1), json!("x")], DIRECTIONS, "id", 0);
             let render = |language| {
-                let head = Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language };
+                let head = Head { language, ..head(&st, &streams, &names) };
                 let mut renderer = Renderer::new(&head, 1 << 20);
                 assert!(renderer.push(Row { key: &key, include: include.as_bytes() }).unwrap());
                 String::from_utf8(renderer.finish(None)).unwrap()
@@ -250,9 +260,8 @@ mod tests {
 
     #[test]
     fn a_finished_reply_never_passes_its_limit() {
-        let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head =
-            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
+        let (st, streams, names) = (st(1), ["KV_users".to_string()], names());
+        let head = head(&st, &streams, &names);
         let mut rows = Rows::default();
         (0..200u32)
             .for_each(|i| rows.push(&key(&[json!(i), json!("city")], DIRECTIONS, &format!("u{i}"), 0), br#"{"a":1}"#));
@@ -273,9 +282,8 @@ mod tests {
 
     #[test]
     fn a_row_that_cannot_fit_is_named() {
-        let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head =
-            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
+        let (st, streams, names) = (st(1), ["KV_users".to_string()], names());
+        let head = head(&st, &streams, &names);
         let mut renderer = Renderer::new(&head, 2000);
         let include = format!(r#"{{"a":"{}"}}"#, "x".repeat(2000));
         let key = key(&[json!(1), json!(2)], DIRECTIONS, "big", 0);
@@ -286,9 +294,8 @@ mod tests {
 
     #[test]
     fn a_single_row_may_have_more_than_a_page() {
-        let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head =
-            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
+        let (st, streams, names) = (st(1), ["KV_users".to_string()], names());
+        let head = head(&st, &streams, &names);
         let include = format!(r#"{{"a":"{}"}}"#, "x".repeat(2000));
         let key = key(&[json!(1), json!(2)], DIRECTIONS, "big", 0);
         let row = Row { key: &key, include: include.as_bytes() };
@@ -301,9 +308,8 @@ mod tests {
 
     #[test]
     fn damaged_keys_are_an_error() {
-        let (st, streams) = (st(1), ["KV_users".to_string()]);
-        let head =
-            Head { st: &st, unindexed: 0, streams: &streams, directions: DIRECTIONS, language: Language::NEWEST };
+        let (st, streams, names) = (st(1), ["KV_users".to_string()], names());
+        let head = head(&st, &streams, &names);
         let good = key(&[json!(1), json!("x")], DIRECTIONS, "id", 0);
         for cut in 0..good.len() {
             let error = Renderer::new(&head, 2000).push(Row { key: &good[..cut], include: b"" }).unwrap_err();

@@ -68,6 +68,8 @@ pub struct Plan {
     pub index: u32,
     /// Partition → host.
     pub hosts: Vec<String>,
+    /// The field of each key of the index.
+    pub key_names: Vec<String>,
     /// For each key of the index whether it is descending.
     pub directions: Vec<bool>,
     /// What the index was made with.
@@ -186,6 +188,7 @@ impl Query {
             bucket: self.bucket.clone(),
             index: index.placed.number,
             hosts: index.placed.hosts.clone(),
+            key_names: index.compiled.key_names(),
             directions,
             language,
             ranges,

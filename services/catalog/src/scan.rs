@@ -5,7 +5,6 @@ use crate::{
     freshness::{Need, Outlook, SourceNow, Standing},
     list,
     page::{Outcome, Place},
-    render::Head,
     request::{Consistency, Mode, Plan, Query},
     service::{EXPECTED_KIB, Shared},
 };
@@ -62,18 +61,11 @@ pub async fn count(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError>
     let pages = run.first(&place, 0, ScanMode::Count).await?;
     let st = &pages[0].st;
     let unindexed = pages.iter().map(|page| page.unindexed).sum();
-    let head = Head {
-        st,
-        unindexed,
-        streams: &run.plan.streams,
-        directions: &run.plan.directions,
-        language: run.plan.language,
-    };
     Ok(api::ok(&api::CountReply {
         st: st.number,
         exact: st.exact(),
         unindexed,
-        timestamp: head.timestamp(),
+        timestamp: run.plan.head(st, unindexed).timestamp(),
         count: pages.iter().map(|page| page.count).sum(),
     }))
 }

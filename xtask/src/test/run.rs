@@ -1,14 +1,13 @@
 //! Runs test programs and tests, some at a time.
 
-use crate::term::{green, red, time};
 use std::{
-    fs::File,
-    io::{Read, Seek, Write},
+    io::{Read, Write},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use xtask::term::{green, red, time};
 
 /// A program, or one test of it, run in a process of its own.
 pub struct Job {
@@ -44,7 +43,7 @@ impl Job {
         let mut command = Command::new(&self.program);
         command.current_dir(&self.directory).args(&self.arguments).stdin(Stdio::null());
         prepare(&mut command);
-        let outcome = captured(&mut command);
+        let outcome = captured(command);
         let took = since.elapsed();
         match outcome {
             Ok((success, output)) => {
@@ -97,14 +96,14 @@ fn show(job: &Job, outcome: &Outcome, number: usize, total: usize) {
 }
 
 /// Runs a command to its end; whether it ended well, and all that it printed, in the order in which it did.
-fn captured(command: &mut Command) -> std::io::Result<(bool, String)> {
-    let mut file = tempfile::tempfile()?;
-    let (out, err): (File, File) = (file.try_clone()?, file.try_clone()?);
-    let status = command.stdout(out).stderr(err).status()?;
+fn captured(mut command: Command) -> std::io::Result<(bool, String)> {
+    let (mut out, into) = std::io::pipe()?;
+    let mut child = command.stdout(into.try_clone()?).stderr(into).spawn()?;
+    // Or the pipe would never end: the command holds its own two ends of it.
+    drop(command);
     let mut bytes = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut bytes)?;
-    Ok((status.success(), String::from_utf8_lossy(&bytes).into_owned()))
+    out.read_to_end(&mut bytes)?;
+    Ok((child.wait()?.success(), String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// How many tests a program says have passed.

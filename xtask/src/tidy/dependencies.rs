@@ -1,8 +1,8 @@
 //! Rules of what the workspace depends on: from the registry only, under licences that fit, without what is banned.
 
-use crate::workspace::{cargo, host, last_line};
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde_json::Value;
+use xtask::workspace::{cargo, host, last_line};
 
 /// Licences that a dependency may ask for (SPDX).
 const LICENCES: [&str; 13] = [
@@ -27,61 +27,42 @@ const BANNED: [(&str, &str); 3] = [
     ("bincode", "the wire and disk formats are rkyv and JSON"),
 ];
 
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
-}
-
-#[derive(Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    license: Option<String>,
-    /// None: a crate of the workspace.
-    source: Option<String>,
-}
-
 /// Checks every crate that is built on this platform.
 pub fn check(offences: &mut Vec<String>) -> Result<()> {
-    let Metadata { packages, resolve } = metadata()?;
-    for package in packages.iter().filter(|package| resolve.nodes.iter().any(|node| node.id == package.id)) {
+    let metadata = metadata()?;
+    let built: Vec<&Value> = list(&metadata["resolve"]["nodes"])?.iter().map(|node| &node["id"]).collect();
+    for package in list(&metadata["packages"])?.iter().filter(|package| built.contains(&&package["id"])) {
         check_package(package, offences);
     }
     Ok(())
 }
 
-fn metadata() -> Result<Metadata> {
+fn metadata() -> Result<Value> {
     let host = host()?;
     let arguments = ["metadata", "--format-version", "1", "--filter-platform", &host];
     let output = cargo().args(arguments).output().context("cargo does not start")?;
     if !output.status.success() {
         bail!("cargo metadata failed: {}", last_line(&output.stderr));
     }
-    serde_json::from_slice(&output.stdout).context("cargo metadata is not as expected")
+    serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
 }
 
-fn check_package(package: &Package, offences: &mut Vec<String>) {
-    let Some(source) = &package.source else { return };
-    let name = format!("{} {}", package.name, package.version);
+fn list(value: &Value) -> Result<&Vec<Value>> {
+    value.as_array().context("cargo metadata is not as expected")
+}
+
+fn check_package(package: &Value, offences: &mut Vec<String>) {
+    // A crate of the workspace has no source.
+    let Some(source) = package["source"].as_str() else { return };
+    let text = |field: &str| package[field].as_str().unwrap_or_default();
+    let name = format!("{} {}", text("name"), text("version"));
     if !source.starts_with("registry+") {
         offences.push(format!("dependency {name}: not from the registry"));
     }
-    if let Some((_, why)) = BANNED.iter().find(|(banned, _)| package.name == *banned) {
+    if let Some((_, why)) = BANNED.iter().find(|(banned, _)| text("name") == *banned) {
         offences.push(format!("dependency {name}: banned: {why}"));
     }
-    match &package.license {
+    match package["license"].as_str() {
         Some(licence) if allowed(licence) => {}
         Some(licence) => offences.push(format!("dependency {name}: the licence {licence} is not on the list")),
         None => offences.push(format!("dependency {name}: it names no licence")),

@@ -8,6 +8,8 @@ const STARTER: &str = "services/highwater/";
 const ROOTS: [&str; 2] = ["Cargo.toml", "fuzz/Cargo.toml"];
 /// Crates that services share.
 const SHARED: [&str; 2] = ["highwater-schemas", "highwater-bus"];
+/// What is compiled before a newcomer sees the first line, and all that it may depend on.
+const FIRST: (&str, [&str; 3]) = ("xtask/Cargo.toml", ["anyhow", "clap", "serde_json"]);
 
 /// Checks one manifest.
 pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
@@ -29,10 +31,13 @@ pub fn check(file: &SourceFile, offences: &mut Vec<String>) {
         if member && !line.contains("workspace = true") {
             offences.push(format!("{}:{}: versions live in the workspace's Cargo.toml: {line}", file.path, number + 1));
         }
+        let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
+        if file.path == FIRST.0 && section == "dependencies" && (!FIRST.1.contains(&name) || line.contains("derive")) {
+            offences.push(format!("{}:{}: {line}: whoever has just cloned waits for it", file.path, number + 1));
+        }
         if !service {
             continue;
         }
-        let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
         if name.starts_with("highwater") && !SHARED.contains(&name) {
             offences.push(format!("{}:{}: {name}: services meet only on the bus", file.path, number + 1));
         }
@@ -55,6 +60,21 @@ mod tests {
         offences.clear();
         check(&SourceFile { path: "services/highwater/Cargo.toml".into(), text: text.into() }, &mut offences);
         assert!(offences.is_empty(), "{offences:?}");
+    }
+
+    #[test]
+    fn what_is_compiled_first_is_small() {
+        let head = "[lints]\nworkspace = true\n[dependencies]\nanyhow.workspace = true\n";
+        for (line, offending) in [
+            ("serde_json.workspace = true", 0),
+            ("tokio.workspace = true", 1),
+            ("clap = { workspace = true, features = [\"derive\"] }", 1),
+            ("[dev-dependencies]\ntempfile.workspace = true", 0),
+        ] {
+            let mut offences = Vec::new();
+            check(&SourceFile { path: FIRST.0.into(), text: format!("{head}{line}\n") }, &mut offences);
+            assert_eq!(offences.len(), offending, "{line}: {offences:?}");
+        }
     }
 
     #[test]

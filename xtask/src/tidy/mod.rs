@@ -5,12 +5,13 @@ mod links;
 mod manifests;
 mod sources;
 
-use crate::{schemas, workspace::root};
+use crate::tools;
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
+use xtask::workspace::root;
 
 /// Directories that hold nothing of ours.
 const SKIPPED: [&str; 4] = ["target", ".git", "__pycache__", "node_modules"];
@@ -34,7 +35,7 @@ pub fn run() -> Result<()> {
         }
     }
     dependencies::check(&mut offences)?;
-    if let Err(error) = schemas::check() {
+    if let Err(error) = tools::check_schemas() {
         offences.push(format!("{error:#}"));
     }
     for offence in &offences {

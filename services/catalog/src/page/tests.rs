@@ -17,6 +17,7 @@ fn plan(partitions: usize) -> Plan {
         bucket: "users".into(),
         index: 7,
         hosts: (0..partitions).map(|p| format!("n{p}")).collect(),
+        key_names: vec!["n".into()],
         directions: vec![false],
         language: Language::NEWEST,
         ranges: vec![ByteRange { low: vec![], high: None }],

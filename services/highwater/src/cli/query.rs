@@ -92,7 +92,7 @@ fn consistency(text: &str) -> Result<Consistency> {
 }
 
 fn rows(page: &ScanResult) -> String {
-    let keys = page.rows.iter().map(|r| r.key.len()).max().unwrap_or(0);
+    let keys = page.rows.iter().map(|r| r.key.len()).max().unwrap_or(0).max(page.key_names.len());
     let mut fields: Vec<String> = Vec::new();
     for name in page.rows.iter().filter_map(|r| r.include.as_ref()).flat_map(Map::keys) {
         if !fields.contains(name) {
@@ -100,7 +100,9 @@ fn rows(page: &ScanResult) -> String {
         }
     }
     let vb = page.rows.iter().any(|r| r.vb.is_some());
-    let mut header: Vec<String> = (1..=keys).map(|n| format!("KEY {n}")).collect();
+    // A catalog of an earlier version names no keys.
+    let name = |k: usize| page.key_names.get(k).map_or_else(|| format!("KEY {}", k + 1), |name| name.to_uppercase());
+    let mut header: Vec<String> = (0..keys).map(name).collect();
     header.push("ID".into());
     if vb {
         header.push("STREAM".into());

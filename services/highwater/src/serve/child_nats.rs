@@ -40,6 +40,8 @@ impl ChildNats {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)
+            // What it tells a service manager would be taken for ours.
+            .env_remove("NOTIFY_SOCKET")
             // The terminal's Ctrl-C is for us: the services drain before their server goes.
             .process_group(0)
             .kill_on_drop(true)

@@ -2,8 +2,8 @@
 
 use super::{
     child_nats::ChildNats,
-    ending,
-    services::{Kind, Place, Running, lock, say, start},
+    ending, notify,
+    services::{Kind, Place, Running, lock, start},
 };
 use crate::args::Dev;
 use anyhow::{Result, anyhow, bail};
@@ -102,7 +102,7 @@ async fn serve(
         ended = running.join_next() => return Err(ended_early(ended)),
         up = up => up?,
     }
-    say(&format!("highwater ready {}", without_credentials(&url)));
+    notify::ready(&format!("highwater ready {}", without_credentials(&url)));
     tokio::select! {
         ended = running.join_next() => Err(ended_early(ended)),
         why = child_ended(nats) => Err(anyhow!(why)),

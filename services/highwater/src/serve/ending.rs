@@ -3,6 +3,7 @@
 //! A thread of its own waits for the signal and then for the time, so that neither a task that blocks nor a full runtime can hold
 //! it up.
 
+use super::notify;
 use anyhow::{Context, Result};
 use highwater_bus::{Incidents, fault, supervise};
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub(crate) fn on_signal(within: Duration, last: impl FnOnce() + Send + 'static) 
             }
         });
         fault("signals", "");
+        notify::stopping();
         stopper.send_replace(true);
         std::thread::sleep(within);
         last();

@@ -3,6 +3,7 @@
 mod child_nats;
 mod dev;
 mod ending;
+mod notify;
 mod services;
 
 pub(crate) use dev::dev;

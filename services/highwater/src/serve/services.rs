@@ -1,6 +1,6 @@
 //! One service, from its arguments to its end.
 
-use super::ending;
+use super::{ending, notify};
 use crate::{args::Service, limits::Limits};
 use anyhow::{Context, Result, bail, ensure};
 use highwater_bus::{Bus, ConnectSettings};
@@ -58,7 +58,7 @@ pub(crate) async fn one(kind: Kind, args: Service, limits: Limits) -> Result<()>
     let ended = tokio::select! {
         ended = &mut running => ended,
         Ok(()) = serving => {
-            say(&format!("highwater ready {} {node}", kind.as_str()));
+            notify::ready(&format!("highwater ready {} {node}", kind.as_str()));
             running.await
         }
     };

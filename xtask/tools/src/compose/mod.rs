@@ -11,7 +11,6 @@ mod engine;
 mod images;
 mod oracle;
 mod scenario;
-mod shell;
 mod stack;
 
 use crate::term::{bold, step, time};

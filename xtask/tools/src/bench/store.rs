@@ -14,7 +14,6 @@ use std::{
 };
 
 /// The measuring program: an example of the crate that has the store.
-const PACKAGE: &str = "highwater-indexer";
 const EXAMPLE: &str = "store_speed";
 /// What many entries are set beside.
 const FEW: u64 = 500_000;
@@ -75,7 +74,7 @@ pub fn measure(entries: u64, slices: u64, directory: &Path, report: &mut Report)
 
 fn build() -> Result<PathBuf> {
     let status = workspace::cargo()
-        .args(["build", "--release", "--package", PACKAGE, "--example", EXAMPLE])
+        .args(["build", "--release", "--workspace", "--example", EXAMPLE])
         .status()
         .context("cargo does not start")?;
     if !status.success() {

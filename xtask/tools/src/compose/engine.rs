@@ -3,8 +3,8 @@
 //! Our own dockerd keeps its socket, its data and its state in a temporary directory: it touches no image, container or volume
 //! of another, and it ends with the test.
 
-use super::{NotRun, shell};
-use crate::child::Child;
+use super::NotRun;
+use crate::{child::Child, shell};
 use anyhow::{Context, Result, bail};
 use std::{
     ffi::OsString,

@@ -1,12 +1,13 @@
 //! The images of the stacks: from static binaries and nothing else, or from `compose/Dockerfile`.
 
-use super::{NotRun, engine::Engine, shell};
+use super::{NotRun, engine::Engine};
 use crate::{
-    nats_server,
+    dist::{build, target::Target},
+    nats_server, shell,
     term::step,
-    workspace::{cargo, host, root, target_dir},
+    workspace::{root, target_dir},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -30,7 +31,7 @@ impl<'a> Images<'a> {
     pub async fn from_scratch(engine: &'a Engine, tag: &str) -> Result<Self> {
         let since = Instant::now();
         let target = target_dir()?;
-        let binaries = static_binaries(&target).await?;
+        let binaries = static_binaries().await?;
         step("static binaries", since.elapsed());
 
         let since = Instant::now();
@@ -101,25 +102,17 @@ impl Drop for Images<'_> {
     }
 }
 
-/// Builds binaries without an interpreter or a library beside them; glibc's resolver works in them, also in an empty image.
-async fn static_binaries(target: &Path) -> Result<PathBuf> {
-    let host = host()?;
-    if !host.ends_with("-linux-gnu") {
-        bail!(NotRun(format!("images from scratch need binaries for Linux, and this is {host}; try --official")));
-    }
-    // A directory of its own: other flags would build everything anew each time.
-    let directory = target.join("static");
-    let mut command = cargo();
-    // With --target the flags are not those of build scripts and macros, which cannot be static.
-    command.args(["build", "--release", "--target", &host, "--target-dir"]).arg(&directory);
-    for package in PACKAGES {
-        command.args(["--package", package]);
-    }
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    command.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("CARGO_PROFILE_RELEASE_DEBUG", "none");
-    println!("  building static binaries (the first build takes some minutes) …");
+/// Those that are shipped; glibc's resolver works in them, also in an empty image.
+async fn static_binaries() -> Result<PathBuf> {
+    let target = Target::choose(None).and_then(|target| target.check().map(|()| target));
+    let target = target.map_err(|error| {
+        NotRun(format!(
+            "images from scratch need static binaries for Linux, and there are none here ({error:#}); try --official"
+        ))
+    })?;
+    let (command, directory) = build::static_binaries(&PACKAGES, &target)?;
     shell::show(command).await?;
-    Ok(directory.join(host).join("release"))
+    Ok(directory)
 }
 
 /// Without a copy of the bytes where the file system can.

@@ -17,11 +17,11 @@ mod store;
 use crate::{
     client::{self, Highwater},
     fleet::{Fleet, SMALLEST},
-    nats_server,
+    highwater, nats_server,
     term::{bold, group, step},
     workspace,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use async_nats::Client;
 use coordination::Sources;
 use limits::Limits;
@@ -29,9 +29,7 @@ pub use limits::echo;
 use process::Watch;
 use report::Report;
 use std::{
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -101,25 +99,17 @@ struct Bench {
     limits: Limits,
 }
 
-/// Whether this build of xtask is fit to measure with: the client's work counts too.
-pub fn is_measurable() -> bool {
-    !cfg!(debug_assertions)
-}
-
-/// Builds xtask in release and becomes it, with the same arguments.
-pub fn rerun_in_release() -> Result<()> {
-    let binary = workspace::build(&["xtask"], true)?.join("xtask");
-    let error = Command::new(&binary).args(std::env::args_os().skip(1)).exec();
-    Err(error).with_context(|| format!("{} does not start", binary.display()))
-}
-
 /// Measures, prints the table, and writes the file when one is named.
 pub async fn run(options: Options) -> Result<()> {
     let target = workspace::target_dir()?;
+    // The client's work counts too.
+    if cfg!(debug_assertions) {
+        bail!("a build with debug assertions measures nothing: use cargo xtask bench");
+    }
     if options.store_only {
         return store_only(&options, &target);
     }
-    let binary = if options.limits_only { None } else { Some(workspace::highwater()?) };
+    let binary = if options.limits_only { None } else { Some(highwater()?) };
     let server = nats_server::find(&target)?;
     let directory = target.join("bench");
     if let (true, Some(binary)) = (options.coordination_only, &binary) {
@@ -146,10 +136,10 @@ pub async fn run(options: Options) -> Result<()> {
     if let Some(binary) = &binary {
         let since = Instant::now();
         fleet.start_services(binary, &SMALLEST).await?;
-        let highwater = Highwater::new(nats.clone());
-        highwater.formed(&SMALLEST, JOINED_WITHIN).await?;
+        let asked = Highwater::new(nats.clone());
+        asked.formed(&SMALLEST, JOINED_WITHIN).await?;
         step("services, each a process of its own", since.elapsed());
-        let bench = Bench { options: options.clone(), nats, highwater, documents: options.docs, limits };
+        let bench = Bench { options: options.clone(), nats, highwater: asked, documents: options.docs, limits };
         let outcome = measure_highwater(&bench, &fleet, &mut report).await;
         if outcome.is_err() {
             fleet.check()?;

@@ -8,23 +8,39 @@ mod queries;
 use crate::{
     client::{self, Highwater},
     fleet::{Fleet, REDUNDANT},
-    nats_server,
+    highwater, nats_server,
     term::{bold, dim, step, time},
     workspace,
 };
 use anyhow::Result;
 use std::{path::Path, time::Instant};
 
+/// How to show it.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Leave nats-server and the services running, and say how to reach them
+    #[arg(long)]
+    keep: bool,
+    /// Build and show it optimised, which takes longer to compile
+    #[arg(long)]
+    #[allow(dead_code, reason = "cargo xtask has looked at it")]
+    release: bool,
+}
+
 /// The key-value bucket of the demo.
 pub const BUCKET: &str = "cities";
 
-/// Runs the demo; with `keep` everything goes on running afterwards.
-pub async fn run(keep: bool) -> Result<()> {
-    println!("{}", bold("Highwater: secondary indexes for JSON documents that live in NATS"));
-    println!("Building highwater in release (the first build takes some minutes) …");
-    let started = Instant::now();
-    let binary = workspace::highwater()?;
-    step("highwater is built", started.elapsed());
+/// Runs the demo to its end; everything goes on running afterwards when it is to be kept.
+pub async fn run(options: &Options) -> Result<()> {
+    let binary = highwater()?;
+    println!("\n{}", bold("Highwater: secondary indexes for JSON documents that live in NATS"));
+    if cfg!(debug_assertions) {
+        println!(
+            "{}",
+            dim("The times below are of a build that compiles quickly and checks itself. How fast Highwater is:")
+        );
+        println!("{}", dim("cargo xtask bench, or cargo xtask demo --release"));
+    }
 
     let demo = Instant::now();
     heading("Starting");
@@ -45,14 +61,14 @@ pub async fn run(keep: bool) -> Result<()> {
 
     println!();
     println!("  All of it took {} after the build.", bold(&time(demo.elapsed())));
-    if keep {
+    if options.keep {
         print_kept(&fleet, &binary);
         fleet.keep();
     } else {
         let since = Instant::now();
         drop(fleet);
         println!("  Everything is stopped and the temporary directory is gone ({}).", time(since.elapsed()));
-        print_next();
+        print_next(&binary);
     }
     Ok(())
 }
@@ -115,18 +131,19 @@ fn print_kept(fleet: &Fleet, binary: &Path) {
     println!("    kill {}; sleep 1; rm -r {}", ids.join(" "), fleet.path().display());
 }
 
-fn print_next() {
+fn print_next(binary: &Path) {
     println!("\n{}", bold("What to try next"));
     for (command, what) in [
         ("cargo xtask demo --keep", "the same, left running, with commands to ask it yourself"),
         (
-            "HIGHWATER_NATS_SERVER=$(cargo xtask nats) cargo run --release -p highwater -- dev",
+            "HIGHWATER_NATS_SERVER=$(cargo xtask nats) {highwater} dev",
             "all services in one process, beside a nats-server on the usual port, for your own documents",
         ),
-        ("cargo run --release -p highwater -- --help", "the command line"),
+        ("{highwater} --help", "the command line"),
         ("cargo xtask test", "the tests"),
+        ("cargo xtask dist", "an archive to install: a static binary, completions, manual pages, systemd units"),
         ("cargo xtask bench", "how fast it is beside the limits of this machine"),
     ] {
-        println!("  {command}\n      {}", dim(what));
+        println!("  {}\n      {}", command.replace("{highwater}", &binary.display().to_string()), dim(what));
     }
 }

@@ -1,9 +1,6 @@
 //! A nats-server and the Highwater services as separate processes in one directory; nothing is left when it is dropped.
 
-use crate::{
-    child::Child,
-    nats_server::{NatsProcess, NatsServer},
-};
+use crate::{child::Child, nats_process::NatsProcess, nats_server::NatsServer};
 use anyhow::{Context, Result, bail};
 use std::{
     path::{Path, PathBuf},
@@ -119,7 +116,7 @@ impl Fleet {
         std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut command = Command::new(binary);
         // A developer's own NATS settings are not meant for this server.
-        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NATS_")) {
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
             command.env_remove(variable);
         }
         command
@@ -218,6 +215,11 @@ impl Drop for Fleet {
         }
         self.nats.stop();
     }
+}
+
+/// Whether a variable is of whoever started us, and not meant for the services.
+fn is_foreign(variable: &str) -> bool {
+    variable.starts_with("NATS_") || variable == "NOTIFY_SOCKET"
 }
 
 async fn wait_ready(service: &mut Service, deadline: Instant) -> Result<()> {

@@ -1,7 +1,7 @@
 //! One stack under a project name of its own, on free ports; all of it is gone when it is dropped.
 
-use super::{engine::Engine, images::Images, shell};
-use crate::workspace::root;
+use super::{engine::Engine, images::Images};
+use crate::{shell, workspace::root};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use std::{
