@@ -4,27 +4,13 @@ use async_nats::{
     error::Error as ClientError,
     jetstream::{
         self, ErrorCode,
-        context::{GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind},
+        context::{PublishError, PublishErrorKind},
     },
 };
 use std::{
     error::Error,
     fmt::{Debug, Display},
 };
-
-/// An error of the client that may carry the server's code.
-pub(crate) trait Coded {
-    fn code(&self) -> Option<ErrorCode>;
-}
-
-impl Coded for GetStreamError {
-    fn code(&self) -> Option<ErrorCode> {
-        match self.kind() {
-            GetStreamErrorKind::JetStream(error) => Some(error.error_code()),
-            _ => source(self),
-        }
-    }
-}
 
 fn source<Kind>(error: &ClientError<Kind>) -> Option<ErrorCode>
 where
@@ -37,11 +23,6 @@ where
 pub(crate) fn wrong_sequence(error: &PublishError) -> bool {
     error.kind() == PublishErrorKind::WrongLastSequence
         || source(error) == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
-}
-
-/// There is no such stream.
-pub(crate) fn no_stream(error: &impl Coded) -> bool {
-    error.code() == Some(ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// JetStream is there, and the servers have no leader among them now.
@@ -66,9 +47,6 @@ mod tests {
         assert!(wrong_sequence(&refused(10_164)));
         assert!(wrong_sequence(&PublishError::with_source(PublishErrorKind::WrongLastSequence, told(10_071))));
         assert!(!wrong_sequence(&refused(10_077)));
-        assert!(no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_059)))));
-        assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::Request)));
-        assert!(!no_stream(&GetStreamError::new(GetStreamErrorKind::JetStream(told(10_008)))));
         assert!(unavailable(&told(10_008)) && !unavailable(&told(10_039)));
     }
 }

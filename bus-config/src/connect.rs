@@ -35,8 +35,11 @@ const PING: Duration = Duration::from_secs(5);
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server takes lines of 4,096 bytes if nothing else is configured: with the command, a subject for the answer and two numbers.
 const LONGEST_SUBJECT: usize = 3_900;
+/// A connection that was lost is opened again after this, and then at least this often.
+const SOON: Duration = Duration::from_millis(20);
+const LATER: Duration = Duration::from_millis(500);
 /// After a connection could not be opened, it is tried again after this.
-const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN: Duration = Duration::from_millis(200);
 /// JetStream is given this long to say that it is there.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -124,7 +127,9 @@ impl Opener {
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING)
-            .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 20).min(500)))
+            .reconnect_delay_callback(
+                |attempts| if attempts < 2 { SOON } else { LATER.min(AGAIN * attempts as u32 / 2) },
+            )
             .event_callback(move |event| {
                 let _lives_as_long = &ending;
                 note(&troubles, &event);
@@ -281,18 +286,23 @@ impl Bus {
     /// # Errors
     /// There is none for this account.
     pub async fn jetstream_answers(&self) -> Result<bool, BusError> {
+        Ok(self.jetstream_info().await?.is_some())
+    }
+
+    /// What JetStream says of the account; None: it does not answer now.
+    pub(crate) async fn jetstream_info(&self) -> Result<Option<serde_json::Value>, BusError> {
         let request = async_nats::Request::new().timeout(Some(CHECKED_WITHIN));
         match self.client().send_request("$JS.API.INFO", request).await {
             Ok(reply) => match serde_json::from_slice::<Response<serde_json::Value>>(&reply.payload) {
-                Ok(Response::Ok(_)) => Ok(true),
-                Ok(Response::Err { error }) if unavailable(&error) => Ok(false),
+                Ok(Response::Ok(info)) => Ok(Some(info)),
+                Ok(Response::Err { error }) if unavailable(&error) => Ok(None),
                 Ok(Response::Err { error }) => Err(BusError::other("JetStream", error)),
                 Err(error) => Err(BusError::other("JetStream", error)),
             },
             Err(e) if e.kind() == RequestErrorKind::NoResponders => {
                 Err(BusError::NoJetStream { url: self.inner.url.clone() })
             }
-            Err(e) if e.kind() == RequestErrorKind::TimedOut => Ok(false),
+            Err(e) if e.kind() == RequestErrorKind::TimedOut => Ok(None),
             Err(e) => Err(BusError::other("JetStream", e)),
         }
     }

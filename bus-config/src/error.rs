@@ -19,7 +19,7 @@ pub enum BusError {
     Timeout { subject: String },
     #[error("there is no stream {0}")]
     NoStream(String),
-    #[error("stream {stream} exists but differs: {why}")]
+    #[error("stream {stream} was made beforehand and cannot serve: {why}")]
     StreamDiffers { stream: String, why: String },
     #[error("stream {stream} is not what it was: {why}")]
     StreamChanged { stream: String, why: String },

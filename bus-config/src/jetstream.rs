@@ -11,6 +11,7 @@ use crate::{
         headers::Headers,
     },
     message::Meaning,
+    stream_config::StreamConfig,
 };
 use async_nats::{Request, client::RequestErrorKind};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -22,7 +23,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 const NO_MESSAGE: u64 = 10_037;
-const NO_STREAM: u64 = 10_059;
+pub(crate) const NO_STREAM: u64 = 10_059;
 
 #[derive(Deserialize)]
 struct Answer<T> {
@@ -31,12 +32,13 @@ struct Answer<T> {
     answer: Option<T>,
 }
 
-#[derive(Deserialize)]
-struct ServerError {
+/// What the server said instead of an answer.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ServerError {
     #[serde(default)]
-    err_code: u64,
+    pub(crate) err_code: u64,
     #[serde(default)]
-    description: String,
+    pub(crate) description: String,
 }
 
 /// What a stream holds and how it is set up, as its leader says.
@@ -55,7 +57,6 @@ pub struct StreamState {
     pub bytes: u64,
     /// The number of subjects that have messages.
     pub subject_count: u64,
-    pub subjects: Vec<String>,
     pub max_messages_per_subject: i64,
     /// Which server leads it; empty where there is no cluster.
     pub leader: String,
@@ -69,6 +70,7 @@ pub struct StreamState {
     pub marker_life: Option<Duration>,
     /// Messages may say how long they live.
     pub message_ttl: bool,
+    pub config: StreamConfig,
 }
 
 /// A message that was looked up by its sequence or its subject.
@@ -87,37 +89,11 @@ pub struct Looked {
 
 #[derive(Deserialize)]
 struct InfoAnswer {
-    config: ConfigAnswer,
+    config: StreamConfig,
     created: String,
     state: StateAnswer,
     cluster: Option<ClusterAnswer>,
     ts: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct ConfigAnswer {
-    subjects: Option<Vec<String>>,
-    max_msgs_per_subject: i64,
-    max_msgs: i64,
-    max_bytes: i64,
-    max_age: i64,
-    subject_delete_marker_ttl: i64,
-    allow_msg_ttl: bool,
-}
-
-impl Default for ConfigAnswer {
-    fn default() -> Self {
-        Self {
-            subjects: None,
-            max_msgs_per_subject: -1,
-            max_msgs: -1,
-            max_bytes: -1,
-            max_age: 0,
-            subject_delete_marker_ttl: 0,
-            allow_msg_ttl: false,
-        }
-    }
 }
 
 #[derive(Deserialize, Default)]
@@ -197,7 +173,6 @@ fn damaged(stream: &str) -> BusError {
 
 impl InfoAnswer {
     fn state(self) -> Option<StreamState> {
-        let set = |limit: i64| limit > 0;
         let last_time = if self.state.last_seq == 0 { 0 } else { nanos(&self.state.last_ts).unwrap_or(0).max(0) };
         let cluster = self.cluster.unwrap_or_default();
         let marker = u64::try_from(self.config.subject_delete_marker_ttl).unwrap_or(0);
@@ -210,21 +185,21 @@ impl InfoAnswer {
             messages: self.state.messages,
             bytes: self.state.bytes,
             subject_count: self.state.num_subjects,
-            expires: set(self.config.max_age) || set(self.config.max_bytes) || set(self.config.max_msgs),
+            expires: self.config.expires(),
             max_messages_per_subject: self.config.max_msgs_per_subject,
-            subjects: self.config.subjects.unwrap_or_default(),
             replicated: !cluster.replicas.is_empty(),
             majority_heard: cluster.majority_heard(),
             leader: cluster.leader,
             marker_life: (marker > 0).then(|| Duration::from_nanos(marker)),
             message_ttl: self.config.allow_msg_ttl,
+            config: self.config,
         })
     }
 }
 
 impl Bus {
     /// Asks JetStream; the error of a server that answered has its code.
-    async fn ask<T: DeserializeOwned>(
+    pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         stream: &str,
         what: &'static str,

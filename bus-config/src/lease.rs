@@ -3,7 +3,13 @@
 //! A key-value bucket by its layout, but made as a stream: the client's own helper ties the lifetime of messages to delete
 //! markers, and cannot renew a message that has one.
 
-use crate::{codes::wrong_sequence, connect::Bus, error::BusError, streams::StreamSpec, troubles::Retry};
+use crate::{
+    codes::wrong_sequence,
+    connect::Bus,
+    error::BusError,
+    stream_spec::{StreamSettings, StreamSpec},
+    troubles::Retry,
+};
 use async_nats::{
     HeaderMap, header,
     jetstream::{context::PublishErrorKind, stream::Stream},
@@ -29,20 +35,20 @@ const MOST_REGISTERED: usize = 1_024;
 #[derive(Debug, Clone)]
 pub struct ClusterBucket {
     bus: Bus,
-    replicas: usize,
+    settings: StreamSettings,
     /// Writes of the lease, which the holder repeats.
     retry: Arc<Mutex<Retry>>,
 }
 
 impl ClusterBucket {
-    pub fn new(bus: Bus, replicas: usize) -> Self {
+    pub fn new(bus: Bus, settings: StreamSettings) -> Self {
         let retry = Arc::new(Mutex::new(bus.retry("lease of the cluster managers")));
-        Self { bus, replicas, retry }
+        Self { bus, settings, retry }
     }
 
-    /// Makes the bucket, or brings it to its definition. True when it was made.
+    /// Makes the bucket where it is missing. True when it was made.
     pub async fn ensure(&self) -> Result<bool, BusError> {
-        self.bus.ensure_stream(&StreamSpec::cluster(self.replicas)).await
+        Ok(self.bus.ensure_stream(&StreamSpec::cluster(&self.settings)).await?.made)
     }
 
     async fn stream(&self) -> Result<Stream<()>, BusError> {

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - [`Bus`], [`ConnectSettings`]: a connection, checked for JetStream and its version; core publish, request, subscribe
-//! - [`StreamSpec`]: stream definitions as data, applied idempotently; stream state
+//! - [`StreamSpec`]: our streams as data, made or taken as they are; [`StreamConfig`]: what is read of a stream's configuration
 //! - [`StreamReader`]: gap-checked, re-opening reader of one stream, `AckPolicy::None`
 //! - [`Publisher`]: acknowledged publishing
 //! - [`StateLog`], [`StateFollower`]: the replicated log `HW_STATE`; [`StateTail`]: reads it again when it cannot be followed;
@@ -15,9 +15,11 @@
 //!
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
 
+mod account;
 mod attempts;
 mod codes;
 mod connect;
+mod consumers;
 mod error;
 mod faults;
 mod forward;
@@ -34,6 +36,8 @@ mod reader;
 mod service;
 mod state_log;
 mod state_view;
+mod stream_config;
+mod stream_spec;
 mod streams;
 mod subscription;
 pub mod supervise;
@@ -52,7 +56,9 @@ pub use reader::{List, ReadFrom, StreamReader};
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
 pub use state_view::{StateTail, StateView};
-pub use streams::StreamSpec;
+pub use stream_config::{StreamConfig, Transform, Upstream};
+pub use stream_spec::{StreamSettings, StreamSpec, allowed};
+pub use streams::Ensured;
 pub use subscription::{Incoming, Subscription};
 pub use supervise::{Ending, Incidents, TaskSet};
 pub use troubles::Retry;

@@ -12,12 +12,13 @@
 
 use crate::{
     connect::Bus,
+    consumers,
     faults::fault,
     frames::Link,
     jetstream::StreamState,
     message::StreamMessage,
     pulls::Pulls,
-    reader::{self, Place},
+    reader::Place,
     supervise::{self, Task},
 };
 use std::{
@@ -118,6 +119,7 @@ impl Parts {
                 stream: stream.to_owned(),
                 leader: state.leader.clone(),
                 created: state.created,
+                inactive: consumers::kept_for(state),
                 room: Arc::new(Semaphore::new(MOST_WAITING)),
                 out,
             };
@@ -161,6 +163,8 @@ struct Reader {
     stream: String,
     leader: String,
     created: i64,
+    /// How long the server keeps a consumer that nobody uses.
+    inactive: Duration,
     room: Arc<Semaphore>,
     out: mpsc::Sender<Brought>,
 }
@@ -184,11 +188,11 @@ impl Reader {
     async fn share(&self, mut share: Range<u64>) -> Result<(), String> {
         while share.start < share.end {
             fault("part", &self.stream);
-            let from = reader::starting_at(share.start + 1);
-            let made = reader::consumer(&self.bus, &self.stream, &from, Some(&self.leader)).await;
+            let from = consumers::starting_at(share.start + 1, self.inactive);
+            let made = consumers::consumer(&self.bus, &self.stream, &from, Some(&self.leader)).await;
             let consumer = made.map_err(|error| error.to_string())?.name;
             let read = self.read(&consumer, share.clone()).await;
-            reader::remove_consumer(&self.bus, &self.stream, &consumer).await;
+            consumers::remove_consumer(&self.bus, &self.stream, &consumer).await;
             share.start = read?;
         }
         Ok(())
@@ -218,7 +222,7 @@ impl Reader {
             }
             let since = Instant::now();
             self.hand_on(messages).await?;
-            if since.elapsed() >= IDLE {
+            if since.elapsed() >= IDLE.min(self.inactive / 2) {
                 break;
             }
         }

@@ -7,6 +7,7 @@
 
 use crate::{
     connect::Bus,
+    consumers::{consumer, kept_for, remove_consumer, starting_at},
     error::BusError,
     frames::{Link, codec::Message},
     jetstream::StreamState,
@@ -14,13 +15,12 @@ use crate::{
     message::StreamMessage,
     parts::{Parts, Stretch},
     pulls::{Pulls, told},
+    troubles::Retry,
 };
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, Info, pull};
-use std::time::Duration;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use std::time::{Duration, Instant};
+use tokio::time::sleep_until;
 
-const INACTIVE: Duration = Duration::from_secs(30);
-/// A consumer that lists is made again so often to have it placed on the stream's leader: of five servers nearly always.
-const MOST_PLACED: usize = 64;
 /// Bytes of messages that are handed out together, but for a single larger one.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Bytes that a delivery adds to a stored message: the reply subject, without the stream's name.
@@ -28,6 +28,8 @@ const BESIDES: u64 = 128;
 const LOST: &str = "the connection on which answers come was lost";
 /// A stream that cannot be opened again is tried at least this often.
 const LONGEST: Duration = Duration::from_secs(1);
+/// A reading that lasts so long does not fail, though nothing comes.
+const LASTS: Duration = Duration::from_secs(1);
 
 /// Where to begin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,6 +87,15 @@ pub struct StreamReader {
     leader: String,
     /// Who led it when it was opened last.
     led_by: String,
+    /// How long the server keeps a consumer that nobody uses.
+    inactive: Duration,
+    /// Readings that end before anything has come, and openings that fail.
+    retry: Retry,
+    /// When it was opened last, and when it may be opened again.
+    opened_at: Instant,
+    due: Instant,
+    /// Something has come since.
+    brought: bool,
 }
 
 /// How far a reader is.
@@ -121,6 +132,11 @@ impl StreamReader {
             list: from.lists.then_some(List { upto: state.last_seq, messages: 0 }),
             leader: state.leader.clone(),
             led_by: state.leader.clone(),
+            inactive: kept_for(&state),
+            retry: bus.retry(format!("reading stream {stream}")).within(LONGEST),
+            opened_at: Instant::now(),
+            due: Instant::now(),
+            brought: false,
         };
         reader.check(&state)?;
         if !reader.begin_in_parts(&state).await {
@@ -255,7 +271,7 @@ impl StreamReader {
     /// The pulls count as open once the stream was checked after it.
     async fn subscribe(&mut self) -> Result<Pulls, BusError> {
         let listing = self.is_listing();
-        let mut config = starting_at(self.place.after + 1);
+        let mut config = starting_at(self.place.after + 1, self.inactive);
         // Where each message is the last of its subject, all are asked for: the server need not look which are.
         if listing && self.average.is_some() {
             config.deliver_policy = DeliverPolicy::LastPerSubject;
@@ -289,15 +305,19 @@ impl StreamReader {
         self.pulls = None;
         let old = std::mem::take(&mut self.consumer);
         if !old.is_empty() {
+            // What the server ends at once, each time, is not asked for without end.
+            if !self.brought && self.opened_at.elapsed() < LASTS {
+                self.due = Instant::now() + self.retry.failed(&why);
+            }
             remove_consumer(&self.bus, &self.stream, &old).await;
         }
-        let mut retry = self.bus.retry(format!("reading stream {}", self.stream)).within(LONGEST);
         loop {
+            sleep_until(self.due.into()).await;
             if self.apart && self.link.is_over() {
                 match self.bus.another_link().await {
                     Ok(link) => self.link = link,
                     Err(error) => {
-                        retry.wait(&error).await;
+                        self.due = Instant::now() + self.retry.failed(&error);
                         continue;
                     }
                 }
@@ -306,6 +326,7 @@ impl StreamReader {
             let error = match self.bus.stream_state(&self.stream).await {
                 Ok(state) => {
                     self.check(&state)?;
+                    self.inactive = kept_for(&state);
                     match self.subscribe().await {
                         Ok(pulls) => match self.bus.stream_state(&self.stream).await {
                             Ok(state) => {
@@ -313,7 +334,7 @@ impl StreamReader {
                                 // Another server than ours may have restarted unseen.
                                 if self.opened(losses, &state, !self.bus.leads(&state)) {
                                     self.pulls = Some(pulls);
-                                    retry.over();
+                                    (self.opened_at, self.brought) = (Instant::now(), false);
                                     return Ok(());
                                 }
                                 BusError::other("connection", LOST)
@@ -328,7 +349,7 @@ impl StreamReader {
                 }
                 Err(error) => error,
             };
-            retry.wait(&error).await;
+            self.due = Instant::now() + self.retry.failed(&error);
         }
     }
 
@@ -372,8 +393,19 @@ impl StreamReader {
             };
             let place = &mut self.place;
             let taken = pulls.next_ready(most, CHUNK_BYTES, |message| place.take(message, out));
-            // None: the connection for answers was lost while no message was there to take.
-            let taken = self.bus.unless_lost_since(losses, taken).await;
+            let taken = tokio::select! {
+                biased;
+                // None: the connection for answers was lost while no message was there to take.
+                taken = self.bus.unless_lost_since(losses, taken) => taken,
+                () = sleep_until((self.opened_at + LASTS).into()), if self.retry.is_failing() => {
+                    self.retry.over();
+                    continue;
+                }
+            };
+            if !out.is_empty() {
+                self.brought = true;
+                self.retry.over();
+            }
             if let Some(list) = self.list {
                 self.listed += out.iter().filter(|message| message.seq <= list.upto).count() as u64;
             }
@@ -392,6 +424,12 @@ impl StreamReader {
         Ok(())
     }
 
+    /// Ends it, so that the server need not find out that nobody reads any more.
+    pub async fn close(mut self) {
+        self.pulls = None;
+        remove_consumer(&self.bus, &self.stream, &self.consumer).await;
+    }
+
     /// How often the connection on which answers come had been lost, at least, when the server sent what was handed out last.
     pub fn losses(&self) -> u64 {
         self.losses
@@ -401,50 +439,6 @@ impl StreamReader {
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
-}
-
-/// The configuration of a consumer of all messages from here on.
-pub(crate) fn starting_at(start_sequence: u64) -> pull::Config {
-    pull::Config {
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
-        ack_policy: AckPolicy::None,
-        inactive_threshold: INACTIVE,
-        memory_storage: true,
-        num_replicas: 1,
-        ..pull::Config::default()
-    }
-}
-
-/// Makes a consumer, on the server `leader` if one is named.
-pub(crate) async fn consumer(
-    bus: &Bus,
-    stream: &str,
-    config: &pull::Config,
-    leader: Option<&str>,
-) -> Result<Info, BusError> {
-    let refused = |why: &dyn std::fmt::Display| BusError::other("consumer", format!("{stream}: {why}"));
-    let js = bus.js();
-    for _ in 0..MOST_PLACED {
-        let made = js.create_consumer_on_stream(config.clone(), stream);
-        let consumer = match bus.unless_lost(made).await {
-            Some(made) => made.map_err(|e| refused(&e))?,
-            None => return Err(refused(&"the connection was lost")),
-        };
-        let info = consumer.cached_info().clone();
-        let server = info.cluster.as_ref().and_then(|cluster| cluster.leader.as_deref());
-        // A server without a cluster does not say where a consumer is.
-        if leader.is_none() || server.is_none_or(|server| Some(server) == leader) {
-            return Ok(info);
-        }
-        remove_consumer(bus, stream, &info.name).await;
-    }
-    Err(refused(&"no consumer was placed on the stream's leader"))
-}
-
-/// Best effort: the server also removes one that is inactive.
-pub(crate) async fn remove_consumer(bus: &Bus, stream: &str, name: &str) {
-    let js = bus.js();
-    let _ = bus.unless_lost(js.delete_consumer_from_stream(name, stream)).await;
 }
 
 impl Place {

@@ -9,7 +9,7 @@ use crate::{
     faults::fault,
     message::StreamMessage,
     reader::{ReadFrom, StreamReader},
-    streams::StreamSpec,
+    stream_spec::{StreamSettings, StreamSpec},
     supervise::{self, Task},
 };
 use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
@@ -20,6 +20,8 @@ use tokio::{sync::mpsc, time::timeout};
 
 /// A log that cannot be opened is tried at least this often.
 const LONGEST: Duration = Duration::from_millis(500);
+/// A log that is not what it was is read from its beginning after this.
+const AGAIN: Duration = Duration::from_millis(200);
 /// An append or a question that is not answered by then is asked about, or asked again: while a leader of the log is elected what
 /// was sent to the one before stays without an answer, and nothing is coordinated until the append is settled.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
@@ -52,18 +54,18 @@ pub enum Appended {
 #[derive(Debug, Clone)]
 pub struct StateLog {
     bus: Bus,
-    replicas: usize,
+    settings: StreamSettings,
 }
 
 impl StateLog {
-    /// `replicas`: of the stream, when this end makes it.
-    pub fn new(bus: &Bus, replicas: usize) -> Self {
-        Self { bus: bus.clone(), replicas }
+    /// `settings`: of the stream, when this end makes it.
+    pub fn new(bus: &Bus, settings: StreamSettings) -> Self {
+        Self { bus: bus.clone(), settings }
     }
 
     /// Makes the stream where it is missing, and reads all of it.
     pub async fn read(&self) -> Result<LogContents, BusError> {
-        self.bus.ensure_stream(&StreamSpec::state(self.replicas)).await?;
+        self.bus.ensure_stream(&StreamSpec::state(&self.settings)).await?;
         let state = self.bus.stream_state(STATE_STREAM).await?;
         let mut contents = LogContents { last_seq: state.last_seq, records: Vec::new() };
         let end = last_record(&self.bus).await?;
@@ -203,6 +205,7 @@ async fn follow(bus: Bus, items: mpsc::Sender<Followed>) {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the state log is not what it was: reading it from its beginning");
+                    tokio::time::sleep(AGAIN).await;
                     break;
                 }
             }

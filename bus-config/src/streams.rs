@@ -1,161 +1,227 @@
-//! Stream definitions as data, applied idempotently, and the state of a stream.
+//! Highwater's streams on the server: made where they are missing, taken as they are where they can serve; and what is asked of
+//! any stream.
 
-use crate::{codes::no_stream, connect::Bus, error::BusError};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use crate::{
+    connect::Bus,
+    error::BusError,
+    jetstream::{NO_STREAM, ServerError},
+    stream_config::StreamConfig,
+    stream_spec::{StreamSpec, is_ours, made},
+};
 use futures_util::{StreamExt, stream::FuturesOrdered};
-use highwater_schemas::subjects;
-use std::time::Duration;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
-const MIB: i64 = 1024 * 1024;
-/// A mutation topic holds this much for indexers that are behind; what is older is caught up from the source.
-const MUTATION_MAX_BYTES: i64 = 1024 * MIB;
-const MUTATION_MAX_AGE: Duration = Duration::from_secs(15 * 60);
-/// A catchup topic is full at this size: the router waits until the indexer has made room.
-const CATCHUP_MAX_BYTES: i64 = 256 * MIB;
 /// Requests for messages that are under way together.
 const LOOKED_UP_AT_ONCE: usize = 64;
 /// Bytes of messages that their answers bring together, about.
 const LOOKED_UP_BYTES: usize = 8 * 1024 * 1024;
-/// Longer than any retry of a publish.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+/// The server takes no such configuration; what it says is the reason.
+const INVALID: u64 = 10_052;
+/// There is a stream of this name, with another configuration.
+const EXISTS: u64 = 10_058;
+/// The account demands a limit of bytes.
+const BYTES_REQUIRED: u64 = 10_113;
+/// Neither the account nor the server has room for what a stream reserves, or the stream is larger than the account allows.
+const NO_ROOM: [u64; 4] = [10_002, 10_023, 10_047, 10_122];
+/// No servers of the cluster are suitable; what it says is why.
+const NO_PEERS: u64 = 10_005;
+const TOO_MANY: u64 = 10_027;
 
-/// One of Highwater's own streams.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamSpec {
-    pub name: String,
-    pub subject: String,
-    pub max_bytes: i64,
-    pub max_age: Duration,
-    pub discard_new: bool,
-    pub rollup: bool,
-    /// Of each subject; -1: no limit.
-    pub max_messages_per_subject: i64,
-    /// Messages may say how long they live.
-    pub message_ttl: bool,
-    pub duplicate_window: Duration,
-    pub replicas: usize,
+/// A stream of Highwater's that is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ensured {
+    pub made: bool,
+    /// Bytes that its messages take.
+    pub bytes: u64,
+    /// Bytes that it holds at most; 0: no limit.
+    pub max_bytes: u64,
 }
 
-impl StreamSpec {
-    /// Live key versions: bounded in age and bytes, the oldest go first.
-    pub fn mutation(bucket: &str, replicas: usize) -> Self {
-        Self {
-            name: subjects::mutation_stream(bucket),
-            subject: format!("hw.mutation.{bucket}.*"),
-            max_bytes: MUTATION_MAX_BYTES,
-            max_age: MUTATION_MAX_AGE,
-            discard_new: false,
-            rollup: false,
-            max_messages_per_subject: -1,
-            message_ttl: false,
-            duplicate_window: DUPLICATE_WINDOW,
-            replicas,
-        }
-    }
-    /// A topic that people made: as the mutation topic.
-    pub fn topic(bucket: &str, topic: &str, replicas: usize) -> Self {
-        Self {
-            name: subjects::topic_stream(bucket, topic),
-            subject: format!("hw.topic.{bucket}.{topic}.*"),
-            ..Self::mutation(bucket, replicas)
-        }
-    }
-    /// Catchup sessions: bounded in bytes, refuses when full.
-    pub fn catchup(bucket: &str, replicas: usize) -> Self {
-        Self {
-            name: subjects::catchup_stream(bucket),
-            subject: format!("hw.catchup.{bucket}.*"),
-            max_bytes: CATCHUP_MAX_BYTES,
-            max_age: Duration::ZERO,
-            discard_new: true,
-            ..Self::mutation(bucket, replicas)
-        }
-    }
-    /// The replicated log: no limits, rollup allowed.
-    pub fn state(replicas: usize) -> Self {
-        Self {
-            name: subjects::STATE_STREAM.into(),
-            subject: subjects::STATE_SUBJECT.into(),
-            max_bytes: -1,
-            max_age: Duration::ZERO,
-            discard_new: false,
-            rollup: true,
-            max_messages_per_subject: -1,
-            message_ttl: false,
-            duplicate_window: Duration::from_secs(120),
-            replicas,
-        }
-    }
-    /// The cluster managers' bucket, a key-value bucket by its layout: the newest value of each key, and keys that end.
-    pub fn cluster(replicas: usize) -> Self {
-        Self {
-            name: subjects::CLUSTER_STREAM.into(),
-            subject: subjects::kv_prefix("hw_cluster") + ">",
-            discard_new: true,
-            max_messages_per_subject: 1,
-            message_ttl: true,
-            ..Self::state(replicas)
-        }
+#[derive(Deserialize)]
+struct RawInfo {
+    config: Map<String, Value>,
+    #[serde(default)]
+    state: RawState,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawState {
+    bytes: u64,
+}
+
+/// A stream as it was found, with all that its configuration says.
+struct Found {
+    raw: Map<String, Value>,
+    config: StreamConfig,
+    bytes: u64,
+}
+
+impl Found {
+    fn of(name: &str, info: RawInfo) -> Result<Self, BusError> {
+        let config = serde_json::from_value(Value::Object(info.config.clone()))
+            .map_err(|e| BusError::other("stream info", format!("{name}: {e}")))?;
+        Ok(Self { raw: info.config, config, bytes: info.state.bytes })
     }
 
-    fn config(&self) -> Config {
-        Config {
-            name: self.name.clone(),
-            subjects: vec![self.subject.clone()],
-            max_messages: -1,
-            max_bytes: self.max_bytes,
-            max_age: self.max_age,
-            retention: RetentionPolicy::Limits,
-            discard: if self.discard_new { DiscardPolicy::New } else { DiscardPolicy::Old },
-            storage: StorageType::File,
-            allow_rollup: self.rollup,
-            allow_direct: true,
-            max_messages_per_subject: self.max_messages_per_subject,
-            allow_message_ttl: self.message_ttl,
-            num_replicas: self.replicas,
-            duplicate_window: self.duplicate_window,
-            ..Config::default()
-        }
+    fn ensured(&self, made: bool) -> Ensured {
+        Ensured { made, bytes: self.bytes, max_bytes: u64::try_from(self.config.max_bytes).unwrap_or(0) }
     }
+}
+
+/// What the server said, and what to do about it.
+fn refused(what: &'static str, spec: &StreamSpec, bytes: Option<u64>, error: &ServerError) -> BusError {
+    let StreamSpec { name, setting, .. } = spec;
+    let ServerError { err_code, description } = error;
+    // A cluster says so of the servers that it looked at.
+    let no_room = NO_ROOM.contains(err_code) || *err_code == NO_PEERS && description.contains("storage");
+    let hint = match (*err_code, bytes) {
+        (_, Some(bytes)) if no_room => {
+            format!(": it reserves {bytes} bytes; set {setting} lower, or give JetStream more room")
+        }
+        (BYTES_REQUIRED, _) => format!(": set {setting}"),
+        (TOO_MANY, _) => ": Highwater needs HW_STATE, KV_hw_cluster, two for each bucket and one for each topic".into(),
+        _ => String::new(),
+    };
+    BusError::other(what, format!("{name}: {description} ({err_code}){hint}"))
 }
 
 impl Bus {
-    /// Creates the stream, or brings it to the definition; true when it was created. A difference that cannot be updated is an
-    /// error, and so is a stream of which nothing can be learned: it may be there.
-    pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<bool, BusError> {
-        let wanted = spec.config();
-        match self.js().get_stream(&spec.name).await {
-            Ok(stream) => {
-                let found = &stream.cached_info().config;
-                let same = found.subjects == wanted.subjects
-                    && found.max_messages == wanted.max_messages
-                    && found.max_bytes == wanted.max_bytes
-                    && found.max_age == wanted.max_age
-                    && found.max_messages_per_subject == wanted.max_messages_per_subject
-                    && found.discard == wanted.discard
-                    && found.allow_rollup == wanted.allow_rollup
-                    && found.allow_message_ttl == wanted.allow_message_ttl
-                    && found.num_replicas == wanted.num_replicas;
-                if !same {
-                    let differs = |why: String| BusError::StreamDiffers { stream: spec.name.clone(), why };
-                    self.js().update_stream(wanted).await.map_err(|e| differs(e.to_string()))?;
-                }
-                Ok(false)
-            }
-            Err(e) if no_stream(&e) => {
-                let made = self.js().create_stream(wanted).await;
-                made.map(|_| true).map_err(|e| BusError::other("create stream", format!("{}: {e}", spec.name)))
-            }
-            Err(e) => Err(BusError::other("stream info", format!("{}: {e}", spec.name))),
+    /// Makes the stream where it is missing. One that is there is taken as it is if it can serve; only what the operator has set is
+    /// changed.
+    ///
+    /// # Errors
+    /// [`BusError::StreamDiffers`] names the settings with which it cannot serve. Also a stream of which nothing can be learned
+    /// is an error: it may be there.
+    pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<Ensured, BusError> {
+        match self.found(&spec.name).await? {
+            Some(found) => self.taken(spec, found).await,
+            None => self.make(spec).await,
         }
     }
 
-    /// Deletes a stream; one that does not exist is fine.
+    async fn found(&self, name: &str) -> Result<Option<Found>, BusError> {
+        match self.ask::<RawInfo>(name, "STREAM.INFO", &Value::Null).await? {
+            Ok(info) => Found::of(name, info).map(Some),
+            Err(error) if error.err_code == NO_STREAM => Ok(None),
+            Err(error) => {
+                Err(BusError::other("stream info", format!("{name}: {} ({})", error.description, error.err_code)))
+            }
+        }
+    }
+
+    async fn taken(&self, spec: &StreamSpec, found: Found) -> Result<Ensured, BusError> {
+        let unfit = spec.unfit(&found.config);
+        let mut changes = spec.changes(&found.config);
+        let noted = is_ours(&found.config);
+        let ours = noted || spec.is_of_an_earlier_version(&found.config);
+        if unfit.is_empty() && ours && !noted {
+            return self.adopt(spec, found).await;
+        }
+        if !unfit.is_empty() {
+            // One that an earlier version made may be its operator's own as well.
+            if !noted {
+                return Err(BusError::StreamDiffers { stream: spec.name.clone(), why: unfit.join("; ") });
+            }
+            // Somebody has changed what we made.
+            tracing::warn!(stream = spec.name, ?unfit, "the stream cannot serve as it is");
+            changes.extend(spec.needed());
+        }
+        if changes.is_empty() {
+            return Ok(found.ensured(false));
+        }
+        self.update(spec, found, changes).await
+    }
+
+    /// Notes of a stream that an earlier version made that it is ours. It serves also where that is refused.
+    async fn adopt(&self, spec: &StreamSpec, found: Found) -> Result<Ensured, BusError> {
+        let (mut changes, there) = (spec.changes(&found.config), found.ensured(false));
+        let explicit = !changes.is_empty();
+        changes.push(("metadata", made(&found.config)));
+        match self.update(spec, found, changes).await {
+            Err(error) if !explicit => {
+                tracing::debug!(stream = spec.name, %error, "it cannot be noted that the stream is ours");
+                Ok(there)
+            }
+            updated => updated,
+        }
+    }
+
+    /// Changes these fields of a stream's configuration and no others, also not those that we do not know.
+    async fn update(
+        &self,
+        spec: &StreamSpec,
+        found: Found,
+        changes: Vec<(&'static str, Value)>,
+    ) -> Result<Ensured, BusError> {
+        let Found { mut raw, .. } = found;
+        tracing::info!(stream = spec.name, ?changes, "changing the stream");
+        let bytes = changes.iter().find(|(field, _)| *field == "max_bytes").and_then(|(_, bytes)| bytes.as_u64());
+        raw.extend(changes.into_iter().map(|(field, value)| (field.to_owned(), value)));
+        match self.ask::<RawInfo>(&spec.name, "STREAM.UPDATE", &Value::Object(raw)).await? {
+            Ok(info) => {
+                let found = Found::of(&spec.name, info)?;
+                let left = spec.unfit(&found.config);
+                if left.is_empty() {
+                    Ok(found.ensured(false))
+                } else {
+                    Err(BusError::StreamDiffers { stream: spec.name.clone(), why: left.join("; ") })
+                }
+            }
+            Err(error) => Err(refused("update stream", spec, bytes, &error)),
+        }
+    }
+
+    async fn make(&self, spec: &StreamSpec) -> Result<Ensured, BusError> {
+        let (mut bytes, mut window) = (spec.initial(), Some(spec.duplicate_window));
+        loop {
+            let config = spec.config(bytes, window);
+            match self.ask::<RawInfo>(&spec.name, "STREAM.CREATE", &config).await? {
+                Ok(info) => return Ok(Found::of(&spec.name, info)?.ensured(true)),
+                Err(error) => match error.err_code {
+                    // The server's own window is within its limits. What is sent twice is applied once all the same.
+                    INVALID if window.is_some() && error.description.contains("duplicates window") => window = None,
+                    BYTES_REQUIRED if bytes.is_none() => bytes = Some(spec.required),
+                    // Somebody else has made it meanwhile.
+                    EXISTS => match self.found(&spec.name).await? {
+                        Some(found) => return self.taken(spec, found).await,
+                        None => return Err(refused("create stream", spec, bytes, &error)),
+                    },
+                    _ => return Err(refused("create stream", spec, bytes, &error)),
+                },
+            }
+        }
+    }
+
+    /// Gives a stream of ours twice the bytes that it has, or as many as it may grow to; None: it is as large as that, or somebody
+    /// else has said how large it is.
+    pub async fn grow_stream(&self, spec: &StreamSpec) -> Result<Option<Ensured>, BusError> {
+        let found = self.found(&spec.name).await?.filter(|found| is_ours(&found.config));
+        let Some(found) = found else { return Ok(None) };
+        let Some(grown) = spec.grown(found.ensured(false).max_bytes) else { return Ok(None) };
+        self.update(spec, found, vec![("max_bytes", grown.into())]).await.map(Some)
+    }
+
+    /// Whether Highwater has made this stream; false also where there is none.
+    pub async fn is_our_stream(&self, name: &str) -> Result<bool, BusError> {
+        Ok(self.found(name).await?.is_some_and(|found| is_ours(&found.config)))
+    }
+
+    /// Deletes a stream that Highwater has made, and empties one that was made beforehand; one that does not exist is fine.
     pub async fn delete_stream(&self, name: &str) -> Result<(), BusError> {
-        match self.js().delete_stream(name).await {
-            Ok(_) => Ok(()),
-            Err(_) if matches!(self.stream_state(name).await, Err(BusError::NoStream(_))) => Ok(()),
-            Err(e) => Err(BusError::other("delete stream", e)),
+        match self.found(name).await? {
+            None => Ok(()),
+            Some(found) if !is_ours(&found.config) => {
+                tracing::info!(stream = name, "the stream was made beforehand: it is emptied, and stays");
+                // It may hold messages of its owner, too.
+                self.purge(name, "hw.>", None).await
+            }
+            Some(_) => match self.js().delete_stream(name).await {
+                Ok(_) => Ok(()),
+                Err(_) if matches!(self.stream_state(name).await, Err(BusError::NoStream(_))) => Ok(()),
+                Err(e) => Err(BusError::other("delete stream", e)),
+            },
         }
     }
 

@@ -11,8 +11,8 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The first wait, and the longest.
-const FIRST: Duration = Duration::from_millis(50);
+/// The first wait, and the longest: nothing that fails is tried more often than five times a second.
+const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(2);
 /// What ends sooner is nobody's trouble: a restart of NATS, a full topic.
 const LASTING: Duration = Duration::from_secs(1);
@@ -156,7 +156,12 @@ impl Retry {
         if lasts >= LASTING && !std::mem::replace(said, true) {
             tracing::warn!(what = self.what, %error, "fails: trying again until it succeeds");
         }
-        (lasts / 2).clamp(FIRST.min(self.longest), self.longest)
+        (lasts / 2).clamp(FIRST, self.longest.max(FIRST))
+    }
+
+    /// The last attempt failed.
+    pub fn is_failing(&self) -> bool {
+        self.failing.is_some()
     }
 
     /// An attempt failed; waits until the next one is due.

@@ -5,6 +5,7 @@ use crate::{
     expr::{self, Expr, Path},
     language::Language,
     names,
+    prefix::Prefix,
     readable::RESERVED,
     subjects,
 };
@@ -24,13 +25,39 @@ pub const MAX_VBUCKETS: usize = 64;
 #[serde(deny_unknown_fields)]
 pub struct SourceStream {
     pub name: String,
-    /// Subjects begin with this; the docid is the rest.
+    /// Subjects begin with this; the docid is the rest. A token `*` stands for any token, which is kept at the beginning of the
+    /// docid.
     #[serde(default)]
     pub strip_prefix: String,
 }
 
-/// Where a bucket's documents come from: exactly one of the two.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+impl SourceStream {
+    pub fn prefix(&self) -> Prefix {
+        Prefix::new(&self.strip_prefix)
+    }
+}
+
+/// How clients encode docids in subjects, as the codecs for keys of NATS key-value buckets do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DocidCodec {
+    /// Each token is base64 with the alphabet of URLs, without padding.
+    Base64,
+    /// `/a/b` is written `_root_.a.b`, and `a/b` is written `a.b`.
+    Path,
+}
+
+impl DocidCodec {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Base64 => "base64",
+            Self::Path => "path",
+        }
+    }
+}
+
+/// Where a bucket's documents come from: exactly one of `kv` and `streams`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// A NATS key-value bucket.
@@ -39,6 +66,13 @@ pub struct Source {
     /// Keyed JetStream streams, one vbucket each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<Vec<SourceStream>>,
+    /// What the subjects in the stream of the key-value bucket begin with, where that is not `$KV.<bucket>.`: a mirror holds those
+    /// of its origin. Highwater looks when the bucket is declared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_prefix: Option<String>,
+    /// How docids are encoded in subjects; None: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docid_codec: Option<DocidCodec>,
 }
 
 /// A declared bucket.
@@ -52,14 +86,25 @@ pub struct BucketDefinition {
 impl BucketDefinition {
     /// The declaration of a NATS key-value bucket under its own name.
     pub fn kv(name: &str) -> Self {
-        Self { name: name.into(), source: Source { kv: Some(name.into()), streams: None } }
+        Self { name: name.into(), source: Source { kv: Some(name.into()), ..Source::default() } }
     }
 
     pub fn check(&self) -> Result<(), ApiError> {
-        names::check("bucket", &self.name)?;
+        names::check_bucket("bucket", &self.name)?;
         let refuse = |m: &str| Err(ApiError::new(ErrorCode::BadDefinition, m));
         match (&self.source.kv, &self.source.streams) {
-            (Some(kv), None) => names::check("key-value bucket", kv),
+            (Some(kv), None) => {
+                names::check_bucket("key-value bucket", kv)?;
+                let prefix = self.source.kv_prefix.as_deref().unwrap_or_default();
+                if !names::is_subject_part(prefix) || prefix.split('.').any(|token| matches!(token, "*" | ">")) {
+                    return refuse(&format!(
+                        "source.kv_prefix {:?} is not the beginning of a subject",
+                        beginning(prefix)
+                    ));
+                }
+                Ok(())
+            }
+            (None, Some(_)) if self.source.kv_prefix.is_some() => refuse("source.kv_prefix goes with source.kv"),
             (None, Some(streams)) => {
                 if streams.is_empty() || streams.len() > MAX_VBUCKETS {
                     return refuse(&format!("source.streams must name 1 to {MAX_VBUCKETS} streams"));
@@ -74,6 +119,12 @@ impl BucketDefinition {
                         let most = names::MAX_STREAM_NAME;
                         return refuse(&format!(
                             "source.streams[{i}].strip_prefix {prefix:?} is not the beginning of a subject: at most {most} bytes, without blanks and control characters"
+                        ));
+                    }
+                    if s.strip_prefix.split('.').any(|token| token == ">") {
+                        let prefix = beginning(&s.strip_prefix);
+                        return refuse(&format!(
+                            "source.streams[{i}].strip_prefix {prefix:?}: > is no beginning of a subject; * stands for a token"
                         ));
                     }
                     if s.name.starts_with("HW_") {
@@ -92,6 +143,13 @@ impl BucketDefinition {
         }
     }
 
+    /// Whether somebody who declares `wanted` means this bucket: what Highwater has found out need not be said.
+    pub fn is_meant_by(&self, wanted: &Self) -> bool {
+        let mut wanted = wanted.clone();
+        wanted.source.kv_prefix = wanted.source.kv_prefix.or_else(|| self.source.kv_prefix.clone());
+        *self == wanted
+    }
+
     /// True for a NATS key-value bucket, whose operations travel in a header.
     pub fn is_kv(&self) -> bool {
         self.source.kv.is_some()
@@ -101,7 +159,8 @@ impl BucketDefinition {
     pub fn vbuckets(&self) -> Vec<SourceStream> {
         match (&self.source.kv, &self.source.streams) {
             (Some(kv), _) => {
-                vec![SourceStream { name: subjects::kv_stream(kv), strip_prefix: subjects::kv_prefix(kv) }]
+                let prefix = self.source.kv_prefix.clone().unwrap_or_else(|| subjects::kv_prefix(kv));
+                vec![SourceStream { name: subjects::kv_stream(kv), strip_prefix: prefix }]
             }
             (None, Some(streams)) => streams.clone(),
             (None, None) => Vec::new(),
@@ -191,7 +250,7 @@ fn beginning(name: &str) -> String {
 impl IndexDefinition {
     /// Checks every field and parses the expressions, by the rules of a version of the language.
     pub fn compile(&self, language: Language) -> Result<CompiledIndex, ApiError> {
-        names::check("bucket", &self.bucket)?;
+        names::check_bucket("bucket", &self.bucket)?;
         names::check("index", &self.name)?;
         let refuse = |m: String| Err(ApiError::new(ErrorCode::BadDefinition, m));
         if self.keys.len() > MAX_KEYS {
@@ -240,7 +299,7 @@ mod tests {
     fn streams_and_prefixes_that_nats_cannot_have_are_refused() {
         let check = |name: &str, prefix: &str| {
             let streams = Some(vec![SourceStream { name: name.into(), strip_prefix: prefix.into() }]);
-            BucketDefinition { name: "b".into(), source: Source { kv: None, streams } }.check()
+            BucketDefinition { name: "b".into(), source: Source { streams, ..Source::default() } }.check()
         };
         assert_eq!(check(&"s".repeat(255), &"p".repeat(255)), Ok(()));
         for (name, prefix, says) in [
@@ -254,11 +313,31 @@ mod tests {
             ("S", &"p".repeat(256), "streams[0].strip_prefix"),
             ("S", "a b.", "streams[0].strip_prefix"),
             ("S", "a.\r\nb", "streams[0].strip_prefix"),
+            ("S", "a.>", "streams[0].strip_prefix"),
         ] {
             let error = check(name, prefix).unwrap_err();
             assert_eq!(error.code, ErrorCode::BadDefinition, "{error}");
             assert!(error.message.contains(says) && error.message.len() < 300, "{error}");
         }
+    }
+
+    #[test]
+    fn a_declaration_means_the_bucket_whose_prefix_was_found_out() {
+        let declared = BucketDefinition::kv("copy");
+        let mut known = declared.clone();
+        known.source.kv_prefix = Some("$KV.origin.".into());
+        assert!(known.is_meant_by(&declared) && known.is_meant_by(&known) && !declared.is_meant_by(&known));
+        assert_eq!(known.vbuckets()[0].strip_prefix, "$KV.origin.");
+        let mut encoded = declared.clone();
+        encoded.source.docid_codec = Some(DocidCodec::Path);
+        assert!(!known.is_meant_by(&encoded));
+        known.source.kv_prefix = Some("$KV.*.".into());
+        assert_eq!(known.check().unwrap_err().code, ErrorCode::BadDefinition);
+        let text =
+            r#"{"name":"o","source":{"streams":[{"name":"O","strip_prefix":"o.*.items."}],"docid_codec":"base64"}}"#;
+        let definition: BucketDefinition = serde_json::from_str(text).unwrap();
+        assert_eq!((definition.check(), definition.source.docid_codec), (Ok(()), Some(DocidCodec::Base64)));
+        assert_eq!(serde_json::to_string(&definition).unwrap(), text);
     }
 
     #[test]

@@ -27,7 +27,7 @@ macro_rules! codes {
 codes! {
     MalformedRequest = "malformed_request", 400, false, "The request is not JSON of the documented shape; the message names the field.";
     UnknownField = "unknown_field", 400, false, "The request has a field that does not exist; the message names it.";
-    BadName = "bad_name", 400, false, "A name is not 1 to 64 characters of A-Z a-z 0-9 _ -.";
+    BadName = "bad_name", 400, false, "A name is not 1 to 64 characters of A-Z a-z 0-9 _ -; a bucket's may have 252.";
     BadExpression = "bad_expression", 400, false, "An expression does not parse; the message gives the position.";
     BadDefinition = "bad_definition", 400, false, "The index or bucket definition cannot be used; the message says why.";
     SpanInverted = "span_inverted", 400, false, "A span's low bound is above its high bound.";

@@ -1,7 +1,8 @@
 //! Every message, subject name, timestamp type and the key encoding of Highwater: the one thing that all services share.
 //!
 //! # Layout
-//! - [`names`], [`subjects`]: what things are called on the bus
+//! - [`names`], [`subjects`]: what things are called on the bus; [`pattern`], [`prefix`]: subjects with wildcards, and
+//!   what those of documents begin with
 //! - [`error`]: the coded errors of the public face
 //! - [`timestamp`]: positions, timestamps and stability timestamps
 //! - [`definition`]: buckets and indexes as users declare them, and their compiled form
@@ -22,6 +23,8 @@ pub mod expr;
 pub mod lane;
 pub mod language;
 pub mod names;
+pub mod pattern;
+pub mod prefix;
 pub mod readable;
 pub mod report;
 pub mod state;

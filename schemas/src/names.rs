@@ -1,25 +1,37 @@
-//! Names of buckets, indexes and nodes: `[A-Za-z0-9_-]{1,64}`, refused at the door otherwise; and what NATS calls its streams.
+//! Names of buckets, indexes and nodes: `[A-Za-z0-9_-]{1,64}`, of a bucket up to 252, refused at the door otherwise; and what
+//! NATS calls its streams.
 
 use crate::error::{ApiError, ErrorCode};
 
 /// The longest name, in bytes.
 pub const MAX_NAME: usize = 64;
+/// The longest name of a bucket, in bytes: that of a NATS key-value bucket, whose stream is called `KV_` and its name.
+pub const MAX_BUCKET: usize = MAX_STREAM_NAME - 3;
 
 /// The longest name of a stream that NATS takes, and the longest beginning of its subjects that is taken here, bytes.
 pub const MAX_STREAM_NAME: usize = 255;
 
-/// Checks a name of `what` (used in the message).
+/// Checks a name of `what` (used in the message) that is no bucket.
 pub fn check(what: &str, name: &str) -> Result<(), ApiError> {
+    check_within(what, name, MAX_NAME)
+}
+
+/// Checks a name of a bucket, Highwater's or one of NATS.
+pub fn check_bucket(what: &str, name: &str) -> Result<(), ApiError> {
+    check_within(what, name, MAX_BUCKET)
+}
+
+fn check_within(what: &str, name: &str, most: usize) -> Result<(), ApiError> {
     let good = !name.is_empty()
-        && name.len() <= MAX_NAME
+        && name.len() <= most
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if good {
         return Ok(());
     }
-    let shown: String = name.chars().take(MAX_NAME + 1).collect();
+    let shown: String = name.chars().take(most + 1).collect();
     Err(ApiError::new(
         ErrorCode::BadName,
-        format!("{what} name {shown:?} is not 1 to {MAX_NAME} characters of A-Z a-z 0-9 _ -"),
+        format!("{what} name {shown:?} is not 1 to {most} characters of A-Z a-z 0-9 _ -"),
     ))
 }
 
@@ -57,6 +69,10 @@ mod tests {
         }
         for bad in ["", "a.b", "a b", "é", "*", ">", &"x".repeat(65)] {
             assert_eq!(check("index", bad).unwrap_err().code, ErrorCode::BadName, "{bad}");
+        }
+        assert!(check_bucket("bucket", &"x".repeat(252)).is_ok());
+        for bad in ["", "a.b", &"x".repeat(253)] {
+            assert_eq!(check_bucket("bucket", bad).unwrap_err().code, ErrorCode::BadName, "{bad}");
         }
     }
 }

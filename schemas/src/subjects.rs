@@ -1,5 +1,8 @@
 //! Subject and stream names. All subjects start with `hw.`.
 
+use crate::names::MAX_STREAM_NAME;
+use xxhash_rust::xxh3::xxh3_128;
+
 pub const ADMIN_SERVICE: &str = "highwater-admin";
 pub const QUERY_SERVICE: &str = "highwater-query";
 /// The stream of the replicated log; its one subject is [`STATE_SUBJECT`].
@@ -50,8 +53,19 @@ pub fn stability(bucket: &str) -> String {
 pub fn missed(bucket: &str) -> String {
     format!("hw.missed.{bucket}")
 }
+/// The name of a stream of ours. NATS takes 255 bytes: of a longer one the end is a hash, behind a character that names of buckets
+/// and topics have not.
+fn stream(name: String) -> String {
+    const HASH: usize = 33;
+    if name.len() <= MAX_STREAM_NAME {
+        return name;
+    }
+    let kept: String = name.chars().take(MAX_STREAM_NAME - HASH).collect();
+    format!("{kept}~{:032x}", xxh3_128(name.as_bytes()))
+}
+
 pub fn mutation_stream(bucket: &str) -> String {
-    format!("HW_MUTATION_{bucket}")
+    stream(format!("HW_MUTATION_{bucket}"))
 }
 pub fn mutation(bucket: &str, node: &str) -> String {
     format!("hw.mutation.{bucket}.{node}")
@@ -59,13 +73,13 @@ pub fn mutation(bucket: &str, node: &str) -> String {
 /// The stream of a topic that people made.
 pub fn topic_stream(bucket: &str, topic: &str) -> String {
     // Neither name has a dot, and a stream's name may not have one: the length tells where the bucket's ends.
-    format!("HW_TOPIC_{}_{bucket}_{topic}", bucket.len())
+    stream(format!("HW_TOPIC_{}_{bucket}_{topic}", bucket.len()))
 }
 pub fn topic(bucket: &str, topic: &str, subscriber: &str) -> String {
     format!("hw.topic.{bucket}.{topic}.{subscriber}")
 }
 pub fn catchup_stream(bucket: &str) -> String {
-    format!("HW_CATCHUP_{bucket}")
+    stream(format!("HW_CATCHUP_{bucket}"))
 }
 pub fn catchup(bucket: &str, session: u64) -> String {
     format!("hw.catchup.{bucket}.{session}")
@@ -81,4 +95,28 @@ pub fn kv_stream(bucket: &str) -> String {
 /// The subject prefix of a NATS key-value bucket's keys.
 pub fn kv_prefix(bucket: &str) -> String {
     format!("$KV.{bucket}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::{MAX_BUCKET, MAX_NAME, is_stream};
+
+    #[test]
+    fn streams_of_long_buckets_have_names_that_nats_takes_and_no_two_the_same() {
+        let buckets = ["b".repeat(MAX_BUCKET), format!("{}c", "b".repeat(MAX_BUCKET - 1)), "b".repeat(200), "b".into()];
+        let topics = ["t".repeat(MAX_NAME), format!("{}u", "t".repeat(MAX_NAME - 1))];
+        let mut all = Vec::new();
+        for bucket in &buckets {
+            all.extend([mutation_stream(bucket), catchup_stream(bucket), kv_stream(bucket)]);
+            all.extend(topics.iter().map(|topic| topic_stream(bucket, topic)));
+        }
+        assert!(all.iter().all(|name| is_stream(name)), "{all:?}");
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        assert_eq!(mutation_stream("people"), "HW_MUTATION_people");
+        assert_eq!(mutation_stream(&"b".repeat(243)), format!("HW_MUTATION_{}", "b".repeat(243)));
+    }
 }

@@ -30,6 +30,18 @@ pub struct Trouble {
     pub error: String,
 }
 
+impl Trouble {
+    /// Whether it is about a bucket with these streams, those of its source and of its topics: one of them is named, or the bucket.
+    pub fn is_of(&self, bucket: &str, streams: &[String]) -> bool {
+        let apart = |c: char| c.is_whitespace() || matches!(c, '.' | ':' | ';' | ',' | '"');
+        [&self.what, &self.error].into_iter().any(|text| {
+            let words: Vec<&str> = text.split(apart).filter(|word| !word.is_empty()).collect();
+            words.iter().any(|word| streams.iter().any(|stream| stream == word))
+                || words.windows(2).any(|pair| pair == ["bucket", bucket])
+        })
+    }
+}
+
 /// How far a projector has read a source stream for a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionReading {
@@ -51,8 +63,8 @@ pub struct Reads {
     pub catchup: u64,
     /// For comparisons: of what indexes hold with the present documents, and of the source with what was read of it before.
     pub compared: u64,
-    /// Messages of the live chain that are no documents: their subject does not have the bucket's prefix, or they ask the server
-    /// to publish another one later (`Nats-Schedule`).
+    /// Messages that are no documents: their subject does not have the bucket's prefix, or they ask the server to publish another one
+    /// later (`Nats-Schedule`). Those of the live chain, and of those before it as many as one build, catchup or comparison has met.
     #[serde(default)]
     pub passed_over: u64,
     /// Documents that vanished from the source without a message, and that the projector knew to have: they were removed without a
@@ -156,4 +168,23 @@ pub struct BucketStatus {
     /// The rollback under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackSummary>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_of_the_bucket_that_it_names() {
+        let is_of = |what: &str, error: &str, bucket: &str| {
+            let trouble = Trouble { what: what.into(), since: 0, times: 1, error: error.into() };
+            trouble.is_of(bucket, &[format!("KV_{bucket}"), format!("HW_MUTATION_{bucket}")])
+        };
+        assert!(is_of("reading source stream KV_users", "no", "users"));
+        assert!(is_of("publishing key versions of bucket users", "full", "users"));
+        assert!(is_of("making the streams of topics", "bucket users: HW_CATCHUP_users: no room", "users"));
+        assert!(is_of("answers of NATS", "denied: \"$JS.API.CONSUMER.CREATE.KV_users.x\"", "users"));
+        assert!(!is_of("reading source stream KV_users2", "bucket users2: no", "users"));
+        assert!(!is_of("connection to NATS", "users", "users"));
+    }
 }

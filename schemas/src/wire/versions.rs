@@ -37,6 +37,8 @@ pub enum Unindexable {
     EntryTooLarge = 8,
     /// The subject is not UTF-8, so that it cannot be a docid.
     IdNotText = 9,
+    /// The subject is not what the bucket's codec makes of a docid.
+    IdNotDecoded = 10,
 }
 
 impl Unindexable {
@@ -51,6 +53,7 @@ impl Unindexable {
             7 => Self::BadValue,
             8 => Self::EntryTooLarge,
             9 => Self::IdNotText,
+            10 => Self::IdNotDecoded,
             _ => return None,
         })
     }
@@ -66,6 +69,7 @@ impl Unindexable {
             Self::BadValue => "bad_value",
             Self::EntryTooLarge => "entry_too_large",
             Self::IdNotText => "id_not_text",
+            Self::IdNotDecoded => "id_not_decoded",
         }
     }
 }

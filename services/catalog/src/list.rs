@@ -10,7 +10,10 @@ use futures_util::future::join_all;
 
 use highwater_schemas::{
     ApiError, ErrorCode,
-    api::{self, DescribeReply, IndexStats, ListReply, NodeStatus, NodeStatusRequest, UnindexedDoc, page},
+    api::{
+        self, ClusterStatus, ClusterStatusRequest, DescribeReply, IndexStats, ListReply, NodeStatus, NodeStatusRequest,
+        Trouble, UnindexedDoc, page,
+    },
     names,
     state::{Index, IndexState},
     subjects,
@@ -24,6 +27,9 @@ use std::{
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Pages of members that are looked through for what fails.
+const MOST_PAGES: usize = 16;
+
 /// Maximum number of indexes in one reply: their hosts are asked for each.
 const MOST_LISTED: usize = 1_000;
 
@@ -35,7 +41,7 @@ pub async fn list(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiError> 
     let wanted: Option<String> = fields.take("bucket", "a bucket's name")?;
     let after: Option<(String, String)> = fields.take("after", "a bucket's name and an index's name")?;
     if let Some(bucket) = &wanted {
-        names::check("bucket", bucket)?;
+        names::check_bucket("bucket", bucket)?;
     }
     let mut known: Known = {
         let core = shared.core();
@@ -68,7 +74,7 @@ pub async fn describe(shared: &Shared, payload: &[u8]) -> Result<Vec<u8>, ApiErr
     let mut fields = Fields::read(payload, &["bucket", "index"])?;
     let bucket: String = fields.need("bucket", "the bucket's name")?;
     let index: String = fields.need("index", "the index's name")?;
-    names::check("bucket", &bucket)?;
+    names::check_bucket("bucket", &bucket)?;
     names::check("index", &index)?;
     let (found, streams) = {
         let core = shared.core();
@@ -138,20 +144,57 @@ async fn gather(shared: &Shared, bucket: Option<String>, known: Known) -> Vec<In
         let messages = shared.bus.stream_state(&stream).await.ok().map(|state| state.messages);
         (stream, messages)
     };
-    let (reports, messages) = tokio::join!(
+    let fails = async { if unread.is_empty() { Vec::new() } else { troubles(shared).await } };
+    let (reports, messages, troubles) = tokio::join!(
         join_all(hosts.into_iter().cloned().map(status)),
-        join_all(unread.into_iter().cloned().map(messages)),
+        join_all(unread.iter().map(|stream| messages((*stream).clone()))),
+        fails,
     );
     let reports: Reports = reports.into_iter().map(|(host, status)| (host, status.map(by_slice))).collect();
     let messages: HashMap<String, Option<u64>> = messages.into_iter().collect();
     let count = |streams: &[String]| streams.iter().map(|s| messages.get(s).copied().flatten()).sum::<Option<u64>>();
-    let mut indexes: Vec<IndexStats> =
-        known.iter().map(|(index, streams)| index_stats(index, &reports, count(streams))).collect();
+    let stats = |(index, streams): &(Index, Vec<String>)| {
+        let mut stats = index_stats(index, &reports, count(streams));
+        if stats.error.is_none() && index.state == IndexState::Building {
+            stats.error = holding_up(&stats.bucket, streams, &troubles);
+        }
+        stats
+    };
+    let mut indexes: Vec<IndexStats> = known.iter().map(stats).collect();
     let mut highest = shared.highest();
     for stats in &mut indexes {
         highest.raise(stats);
     }
     indexes
+}
+
+/// What fails at the nodes, the oldest of each first; nothing where nobody tells.
+async fn troubles(shared: &Shared) -> Vec<(String, Trouble)> {
+    let (mut all, mut request) = (Vec::new(), ClusterStatusRequest::default());
+    for _ in 0..MOST_PAGES {
+        let asked = serde_json::to_vec(&request).unwrap_or_default();
+        let reply = shared.bus.request(subjects::CLUSTER_MEMBERS, asked, STATUS_TIMEOUT).await;
+        let Ok(Ok(page)) = reply.map(|reply| serde_json::from_slice::<ClusterStatus>(&reply.payload)) else { break };
+        request.members_after = page.members.last().map(|member| (member.kind, member.node.clone()));
+        let of = |member: api::MemberStatus| {
+            let node = member.node;
+            member.troubles.into_iter().map(move |trouble| (node.clone(), trouble))
+        };
+        let is_last = !page.more_members || page.members.is_empty();
+        all.extend(page.members.into_iter().flat_map(of));
+        if is_last {
+            break;
+        }
+    }
+    all
+}
+
+/// What keeps the indexes of a bucket from being built, if a node says so.
+fn holding_up(bucket: &str, sources: &[String], troubles: &[(String, Trouble)]) -> Option<String> {
+    let topics = [subjects::mutation_stream(bucket), subjects::catchup_stream(bucket)];
+    let streams = [sources, &topics].concat();
+    let (node, trouble) = troubles.iter().find(|(_, trouble)| trouble.is_of(bucket, &streams))?;
+    Some(format!("{node}: {}: {}", trouble.what, trouble.error))
 }
 
 /// What the index's slices could not take, as far as their hosts answer.

@@ -111,7 +111,7 @@ impl Query {
                 .map_or(deadlines.unsaid, Duration::from_millis),
             page_token: fields.take("page_token", "the text that a reply had as page_token")?,
         };
-        names::check("bucket", &query.bucket)?;
+        names::check_bucket("bucket", &query.bucket)?;
         names::check("index", &query.index)?;
         if query.page_size == Some(0) {
             return Err(malformed("page_size must be at least 1".into()));

@@ -1,5 +1,6 @@
 //! Settings of a cluster manager.
 
+use highwater_bus::StreamSettings;
 use std::{ops::RangeInclusive, time::Duration};
 
 /// What the settings may be.
@@ -26,8 +27,8 @@ pub struct Config {
     pub misses: u32,
     /// How long the active one may be silent before another takes over.
     pub lease: Duration,
-    /// Copies of the bucket that holds the lease.
-    pub replicas: usize,
+    /// Of the bucket that holds the lease.
+    pub streams: StreamSettings,
 }
 
 impl Config {
@@ -38,7 +39,7 @@ impl Config {
             heartbeat: Duration::from_millis(500),
             misses: 3,
             lease: Duration::from_secs(3),
-            replicas: 1,
+            streams: StreamSettings::default(),
         }
     }
 
@@ -51,10 +52,12 @@ impl Config {
         within("heartbeat, milliseconds:", self.heartbeat.as_millis() as u64, allowed::HEARTBEAT_MS)?;
         within("misses:", u64::from(self.misses), allowed::MISSES)?;
         within("lease, milliseconds:", self.lease.as_millis() as u64, allowed::LEASE_MS)?;
-        if !allowed::REPLICAS.contains(&self.replicas) {
-            return Err(format!("stream replicas: {} is not 1, 3 or 5", self.replicas));
+        match self.streams.replicas {
+            Some(replicas) if !allowed::REPLICAS.contains(&replicas) => {
+                Err(format!("stream replicas: {replicas} is not 1, 3 or 5"))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     pub(crate) fn heartbeat_ms(&self) -> u64 {

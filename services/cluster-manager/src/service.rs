@@ -76,7 +76,7 @@ async fn make(bus: &Bus, bucket: &ClusterBucket) -> Result<(), BusError> {
                 retry.over();
                 return Ok(());
             }
-            Err(error @ BusError::Other { .. }) if Instant::now() < deadline => {
+            Err(error) if !matches!(error, BusError::StreamDiffers { .. }) && Instant::now() < deadline => {
                 retry.wait(&error).await;
             }
             Err(error) => return Err(error),
@@ -92,7 +92,7 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ClusterManagerError> {
     config.check().map_err(ClusterManagerError::Config)?;
-    let bucket = ClusterBucket::new(bus.clone(), config.replicas);
+    let bucket = ClusterBucket::new(bus.clone(), config.streams);
     tokio::select! {
         made = make(&bus, &bucket) => made?,
         _ = stop.changed() => return Ok(()),
@@ -304,7 +304,7 @@ impl Shell {
                         Ok(true) => Some(Event::BucketMade),
                         Ok(false) => None,
                         Err(error) => {
-                            tracing::warn!(%error, "cannot make the bucket of the lease");
+                            bus.happened("making the bucket of the lease", &error);
                             None
                         }
                     }

@@ -1,11 +1,9 @@
 //! What administrators ask of index managers.
 
-use crate::core::{Ddl, Probe};
-use highwater_bus::{Bus, BusError};
+use crate::core::Ddl;
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{self, StateHistory},
-    definition::BucketDefinition,
 };
 
 /// What administrators may ask.
@@ -64,33 +62,6 @@ pub(crate) fn parse(noun_verb: &str, payload: &[u8]) -> Result<Admin, ApiError> 
             ));
         }
     }))
-}
-
-/// Looks at the source streams of a bucket that is to be declared.
-pub(crate) async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
-    definition.check()?;
-    let mut last = Vec::new();
-    for stream in definition.vbuckets() {
-        let state = match bus.stream_state(&stream.name).await {
-            Ok(state) => state,
-            Err(BusError::NoStream(name)) => {
-                return Err(ApiError::new(ErrorCode::SourceNotFound, format!("there is no stream {name}")));
-            }
-            Err(error) => return Err(ApiError::new(ErrorCode::Internal, error.to_string())),
-        };
-        let covered = state
-            .subjects
-            .iter()
-            .any(|s| s.starts_with(&stream.strip_prefix) || s.starts_with('>') || s.starts_with('*'));
-        if !covered {
-            return Err(ApiError::new(
-                ErrorCode::BadSource,
-                format!("no subject of stream {} begins with {:?}", stream.name, stream.strip_prefix),
-            ));
-        }
-        last.push(state.last_seq);
-    }
-    Ok(last)
 }
 
 /// Records as a reply shows them.

@@ -1,5 +1,6 @@
 //! Settings of an index manager.
 
+use highwater_bus::StreamSettings;
 use std::{ops::RangeInclusive, time::Duration};
 
 /// Settings with their defaults.
@@ -22,8 +23,8 @@ pub struct Config {
     pub topic_check: Duration,
     /// Records in the log from which on it is compacted.
     pub compact_above: usize,
-    /// Replicas of the streams that Highwater makes: 1, 3 or 5.
-    pub stream_replicas: usize,
+    /// Of the streams that Highwater makes.
+    pub streams: StreamSettings,
 }
 
 /// What [`Config::reconcile_interval`] may be, seconds.
@@ -46,7 +47,7 @@ impl Config {
             misses: 3,
             topic_check: Duration::from_secs(5),
             compact_above: 2_000,
-            stream_replicas: 1,
+            streams: StreamSettings::default(),
         }
     }
 

@@ -7,7 +7,7 @@
 //! - `service`: the only async part: one task that turns messages into events and actions into messages
 //! - `copy`: the durable copy of the log, `keeper`: writes it beside the loop
 //! - `topics`: the streams behind the topics, `turns`: in which order they are made and deleted
-//! - `admin`: requests of administrators; `room`: limits of what messages fill
+//! - `admin`: requests of administrators; `source`: whether a bucket's streams can be followed; `room`: limits of what messages fill
 //! - [`Config`]: settings with limits
 //!
 //! Both state machines are `(now, event) -> actions` without I/O, clock or randomness; they are public for the simulation.
@@ -36,6 +36,7 @@ mod keeper;
 pub mod manager;
 mod room;
 mod service;
+mod source;
 mod topics;
 mod turns;
 

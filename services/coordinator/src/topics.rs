@@ -2,65 +2,109 @@
 
 use crate::core::{Found, Wanted};
 use futures_util::{StreamExt, stream};
-use highwater_bus::{Bus, BusError, StreamSpec, is_literal};
+use highwater_bus::{Bus, BusError, Ensured, StreamSettings, StreamSpec, is_literal};
 use highwater_schemas::subjects;
+use std::collections::BTreeSet;
 
 /// Streams that are looked at at once.
 const AT_ONCE: usize = 16;
 /// Subjects of no session whose messages are removed at a time.
 const MOST_REMOVED: usize = 256;
 
-fn specs(bucket: &str, topic: Option<&str>, replicas: usize) -> Vec<StreamSpec> {
+/// A stream that must exist.
+struct Needed {
+    /// Whose it is, for a message.
+    what: String,
+    spec: StreamSpec,
+    /// It is too small if it is full.
+    grows: bool,
+}
+
+fn specs(bucket: &str, topic: Option<&str>, settings: &StreamSettings) -> Vec<StreamSpec> {
     match topic {
-        None => vec![StreamSpec::mutation(bucket, replicas), StreamSpec::catchup(bucket, replicas)],
-        Some(topic) => vec![StreamSpec::topic(bucket, topic, replicas)],
+        None => vec![StreamSpec::mutation(bucket, settings), StreamSpec::catchup(bucket, settings)],
+        Some(topic) => vec![StreamSpec::topic(bucket, topic, settings)],
     }
 }
 
 /// The streams of a new bucket, or that of a topic that people make.
 pub(crate) fn names(bucket: &str, topic: Option<&str>) -> Vec<String> {
-    specs(bucket, topic, 1).into_iter().map(|spec| spec.name).collect()
+    specs(bucket, topic, &StreamSettings::default()).into_iter().map(|spec| spec.name).collect()
 }
 
-/// Makes them where they are missing.
-pub(crate) async fn ensure(bus: &Bus, bucket: &str, topic: Option<&str>, replicas: usize) -> Result<(), String> {
-    let specs = specs(bucket, topic, replicas).into_iter();
-    each(specs.map(|spec| make(bus.clone(), String::new(), spec))).await.into_iter().collect()
+/// Makes them where they are missing: all or none, as one that nobody can use takes room.
+pub(crate) async fn ensure(
+    bus: &Bus,
+    bucket: &str,
+    topic: Option<&str>,
+    settings: &StreamSettings,
+) -> Result<(), String> {
+    let mut made = Vec::new();
+    // One after the other: a server may let two at once reserve what it has room for once.
+    for spec in specs(bucket, topic, settings) {
+        match bus.ensure_stream(&spec).await {
+            Ok(there) if there.made => made.push(spec.name),
+            Ok(_) => {}
+            Err(error) => {
+                delete(bus, made).await;
+                return Err(error.to_string());
+            }
+        }
+    }
+    Ok(())
 }
 
-async fn make(bus: Bus, what: String, spec: StreamSpec) -> Result<(), String> {
-    bus.ensure_stream(&spec).await.map(|_| ()).map_err(|error| format!("{what}{error}"))
+async fn make(bus: Bus, Needed { what, spec, grows }: Needed) -> Result<(), String> {
+    let there = bus.ensure_stream(&spec).await.map_err(|error| format!("{what}{error}"))?;
+    if grows && is_full(there) {
+        // It serves as it is, and is looked at again.
+        if let Err(error) = bus.grow_stream(&spec).await {
+            bus.happened(&format!("growing stream {}", spec.name), &error);
+        }
+    }
+    Ok(())
+}
+
+/// The next large batches have no room, or have taken that of others.
+fn is_full(Ensured { bytes, max_bytes, .. }: Ensured) -> bool {
+    max_bytes > 0 && bytes >= max_bytes / 4 * 3
 }
 
 /// Makes the topics that must exist, whatever becomes of the others; what could not be made is named.
-pub(crate) async fn check(bus: &Bus, buckets: &[Wanted], replicas: usize) -> Result<(), String> {
-    let all = buckets.iter().flat_map(|Wanted { bucket, topics }| {
-        let builtin = specs(bucket, None, replicas).into_iter().map(move |s| (format!("bucket {bucket}: "), s));
+pub(crate) async fn check(bus: &Bus, buckets: &[Wanted], settings: &StreamSettings) -> Result<(), String> {
+    let all = buckets.iter().flat_map(|Wanted { bucket, topics, sessions, recoveries }| {
+        let what = format!("bucket {bucket}: ");
+        let grows = [*recoveries, *sessions];
+        let builtin = specs(bucket, None, settings).into_iter().zip(grows);
+        let builtin = builtin.map(move |(spec, grows)| Needed { what: what.clone(), spec, grows });
         let made = topics.iter().flat_map(move |topic| {
             let what = format!("topic {topic} of bucket {bucket}: ");
-            specs(bucket, Some(topic), replicas).into_iter().map(move |spec| (what.clone(), spec))
+            let specs = specs(bucket, Some(topic), settings).into_iter();
+            specs.map(move |spec| Needed { what: what.clone(), spec, grows: false })
         });
         builtin.chain(made)
     });
-    let all: Vec<(String, StreamSpec)> = all.collect();
-    let made = each(all.into_iter().map(|(what, spec)| make(bus.clone(), what, spec))).await;
+    let all: Vec<Needed> = all.collect();
+    let made = each(all.into_iter().map(|needed| make(bus.clone(), needed))).await;
     let mut failed: Vec<String> = made.into_iter().filter_map(Result::err).collect();
     // As people compare it with what it was before.
     failed.sort();
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
-/// What there is of topics and sessions: a crash may have left some that nobody needs.
+/// What there is of topics and sessions: a crash may have left some that nobody needs. Streams that were made beforehand wait for
+/// a bucket.
 pub(crate) async fn found(bus: &Bus, buckets: &[Wanted]) -> Result<Found, BusError> {
-    let names: Vec<String> = buckets.iter().map(|wanted| wanted.bucket.clone()).collect();
-    let sessions = names.into_iter().map(|bucket| {
+    let all: Vec<String> = buckets.iter().map(|wanted| wanted.bucket.clone()).collect();
+    let sessions = all.into_iter().map(|bucket| {
         let bus = bus.clone();
         async move {
             let (mut sessions, mut foreign) = (Vec::new(), Vec::new());
             for subject in bus.stream_subjects(&subjects::catchup_stream(&bucket)).await? {
                 match session(&bucket, &subject) {
                     Some(session) => sessions.push((bucket.clone(), session)),
-                    None if is_literal(&subject) => foreign.push(subject),
+                    // Others are of whoever made the stream.
+                    None if is_literal(&subject) && subject.starts_with("hw.") => foreign.push(subject),
                     None => {}
                 }
             }
@@ -69,8 +113,17 @@ pub(crate) async fn found(bus: &Bus, buckets: &[Wanted]) -> Result<Found, BusErr
         }
     });
     let sessions: Result<Vec<_>, BusError> = each(sessions).await.into_iter().collect();
-    let ours = |stream: &String| ["HW_MUTATION_", "HW_CATCHUP_", "HW_TOPIC_"].iter().any(|p| stream.starts_with(p));
-    let streams = bus.stream_names().await?.into_iter().filter(ours).collect();
+    let named = |stream: &String| ["HW_MUTATION_", "HW_CATCHUP_", "HW_TOPIC_"].iter().any(|p| stream.starts_with(p));
+    let all = buckets.iter().flat_map(|Wanted { bucket, topics, .. }| {
+        names(bucket, None).into_iter().chain(topics.iter().flat_map(|topic| names(bucket, Some(topic))))
+    });
+    let needed: BTreeSet<String> = all.collect();
+    let others = bus.stream_names().await?.into_iter().filter(named).filter(|stream| !needed.contains(stream));
+    let ours = others.map(|stream| {
+        let bus = bus.clone();
+        async move { bus.is_our_stream(&stream).await.unwrap_or(false).then_some(stream) }
+    });
+    let streams = each(ours).await.into_iter().flatten().collect();
     Ok(Found { streams, sessions: sessions?.concat() })
 }
 
@@ -125,6 +178,12 @@ mod tests {
         for foreign in ["hw.catchup.b.x", "hw.catchup.b.017", "hw.catchup.b.+17", "hw.catchup.c.17", "hw.catchup.b."] {
             assert_eq!(session("b", foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn a_topic_is_full_at_three_quarters_of_its_limit() {
+        let there = |bytes, max_bytes| Ensured { made: false, bytes, max_bytes };
+        assert!(is_full(there(75, 100)) && !is_full(there(74, 100)) && !is_full(there(1_000, 0)));
     }
 
     #[tokio::test]

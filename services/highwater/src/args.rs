@@ -5,6 +5,7 @@ use crate::generate::{Completions, ManPages};
 use crate::limits::{CatalogLimits, ClusterLimits, CoordinatorLimits, IndexerLimits, Limits};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
+use highwater_schemas::definition::DocidCodec;
 use std::path::PathBuf;
 
 /// Secondary indexes and consistent scans for JSON documents in NATS.
@@ -194,6 +195,9 @@ pub(crate) enum Bucket {
         /// A source stream as STREAM or STREAM=SUBJECT_PREFIX; once per vbucket.
         #[arg(long)]
         stream: Vec<String>,
+        /// How clients encode docids in subjects, where they do: base64 or path.
+        #[arg(long, value_name = "CODEC", value_parser = docid_codec)]
+        docid_codec: Option<DocidCodec>,
         #[command(flatten)]
         client: Client,
     },
@@ -389,6 +393,11 @@ pub(crate) enum State {
     },
 }
 
+fn docid_codec(text: &str) -> Result<DocidCodec, String> {
+    let all = [DocidCodec::Base64, DocidCodec::Path];
+    all.into_iter().find(|codec| codec.as_str() == text).ok_or_else(|| "it must be base64 or path".into())
+}
+
 /// Of a running node a bucket and an index, or the directory of a node that does not run.
 #[derive(ClapArgs)]
 pub(crate) struct Dump {
@@ -480,7 +489,7 @@ pub(crate) struct Ping {
     /// The node to ask.
     #[arg(required_unless_present = "only_nats")]
     pub(crate) node: Option<String>,
-    /// Ask no node: only whether NATS takes connections and has JetStream.
+    /// Ask no node: only whether NATS takes connections, and has JetStream as Highwater needs it.
     #[arg(long = "nats", conflicts_with = "node")]
     pub(crate) only_nats: bool,
     #[command(flatten)]

@@ -2,6 +2,10 @@
 //! a usage error.
 
 use clap::{Args as ClapArgs, value_parser};
+use highwater_bus::{
+    StreamSettings,
+    allowed::{CLUSTER_BYTES, STATE_BYTES, TOPIC_BYTES},
+};
 use highwater_catalog::{Deadlines, MAX_IN_FLIGHT, PAGE_BYTES, TIMEOUT_MS};
 use highwater_cluster_manager as cluster;
 use highwater_coordinator::RECONCILE_INTERVAL_S;
@@ -92,14 +96,14 @@ pub(crate) struct ClusterLimits {
     #[arg(long, env = "HIGHWATER_LEASE_MS", value_name = "MS", default_value_t = 3_000, value_parser = value_parser!(u64).range(cluster::allowed::LEASE_MS))]
     lease_ms: u64,
     #[command(flatten)]
-    pub(crate) replicas: Replicas,
+    pub(crate) streams: Streams,
 }
 
 /// What can be set of an index manager.
 #[derive(ClapArgs, Clone, Default)]
 pub(crate) struct CoordinatorLimits {
     #[command(flatten)]
-    pub(crate) replicas: Replicas,
+    pub(crate) streams: Streams,
     #[command(flatten)]
     pub(crate) reconciles: Reconciles,
 }
@@ -113,13 +117,34 @@ pub(crate) struct Reconciles {
     reconcile_interval_s: u64,
 }
 
-/// How safe the streams are that hold state.
-#[derive(ClapArgs, Clone)]
+/// Highwater's own streams. What is not set is left as it is where a stream was made beforehand.
+#[derive(ClapArgs, Clone, Default)]
 #[command(next_help_heading = "Streams")]
-pub(crate) struct Replicas {
-    /// Copies that NATS keeps of Highwater's own state; more than one needs a cluster of NATS servers.
-    #[arg(long, env = "HIGHWATER_STREAM_REPLICAS", value_name = "COPIES", default_value = "1", value_parser = copies())]
-    stream_replicas: u64,
+pub(crate) struct Streams {
+    /// Copies that NATS keeps of Highwater's own streams, 1 if nothing is set; more than one needs a cluster of NATS servers.
+    #[arg(long, env = "HIGHWATER_STREAM_REPLICAS", value_name = "COPIES", value_parser = copies())]
+    stream_replicas: Option<usize>,
+    /// Bytes that the state log holds at most, without a limit if nothing is set: 64MiB where the account demands one.
+    #[arg(long, env = "HIGHWATER_STATE_BYTES", value_name = "SIZE", value_parser = size(STATE_BYTES))]
+    state_bytes: Option<u64>,
+    /// The same of the cluster managers' bucket: 1MiB where the account demands a limit.
+    #[arg(long, env = "HIGHWATER_CLUSTER_BYTES", value_name = "SIZE", value_parser = size(CLUSTER_BYTES))]
+    cluster_bytes: Option<u64>,
+    /// Bytes of each bucket's mutation topic, 64MiB if nothing is set.
+    #[arg(long, env = "HIGHWATER_MUTATION_BYTES", value_name = "SIZE", value_parser = size(TOPIC_BYTES))]
+    mutation_bytes: Option<u64>,
+    /// Bytes up to which it grows when it drops what indexers have not read, 1GiB if nothing is set.
+    #[arg(long, env = "HIGHWATER_MUTATION_BYTES_MOST", value_name = "SIZE", value_parser = size(TOPIC_BYTES))]
+    mutation_bytes_most: Option<u64>,
+    /// Bytes of each bucket's catchup topic, 64MiB if nothing is set.
+    #[arg(long, env = "HIGHWATER_CATCHUP_BYTES", value_name = "SIZE", value_parser = size(TOPIC_BYTES))]
+    catchup_bytes: Option<u64>,
+    /// Bytes up to which it grows when it is full, 256MiB if nothing is set.
+    #[arg(long, env = "HIGHWATER_CATCHUP_BYTES_MOST", value_name = "SIZE", value_parser = size(TOPIC_BYTES))]
+    catchup_bytes_most: Option<u64>,
+    /// Bytes of each topic that someone creates, 64MiB if nothing is set.
+    #[arg(long, env = "HIGHWATER_TOPIC_BYTES", value_name = "SIZE", value_parser = size(TOPIC_BYTES))]
+    topic_bytes: Option<u64>,
 }
 
 impl From<ClusterLimits> for Limits {
@@ -129,8 +154,8 @@ impl From<ClusterLimits> for Limits {
 }
 
 impl From<CoordinatorLimits> for Limits {
-    fn from(CoordinatorLimits { replicas, reconciles }: CoordinatorLimits) -> Self {
-        let cluster = ClusterLimits { replicas, ..ClusterLimits::default() };
+    fn from(CoordinatorLimits { streams, reconciles }: CoordinatorLimits) -> Self {
+        let cluster = ClusterLimits { streams, ..ClusterLimits::default() };
         Self { cluster, reconciles, ..Self::default() }
     }
 }
@@ -152,7 +177,7 @@ impl ClusterLimits {
         config.heartbeat = Duration::from_millis(self.heartbeat_ms);
         config.misses = self.misses as u32;
         config.lease = Duration::from_millis(self.lease_ms);
-        config.replicas = self.replicas.get();
+        config.streams = self.streams.settings();
     }
 }
 
@@ -163,7 +188,7 @@ impl Default for ClusterLimits {
             heartbeat_ms: config.heartbeat.as_millis() as u64,
             misses: u64::from(config.misses),
             lease_ms: config.lease.as_millis() as u64,
-            replicas: Replicas::default(),
+            streams: Streams::default(),
         }
     }
 }
@@ -180,15 +205,18 @@ impl Default for Reconciles {
     }
 }
 
-impl Replicas {
-    pub(crate) fn get(&self) -> usize {
-        self.stream_replicas as usize
-    }
-}
-
-impl Default for Replicas {
-    fn default() -> Self {
-        Self { stream_replicas: 1 }
+impl Streams {
+    pub(crate) fn settings(&self) -> StreamSettings {
+        StreamSettings {
+            replicas: self.stream_replicas,
+            state: self.state_bytes,
+            cluster: self.cluster_bytes,
+            mutation: self.mutation_bytes,
+            catchup: self.catchup_bytes,
+            topic: self.topic_bytes,
+            mutation_most: self.mutation_bytes_most,
+            catchup_most: self.catchup_bytes_most,
+        }
     }
 }
 
@@ -257,10 +285,10 @@ impl Default for CatalogLimits {
 }
 
 /// Reads a number of replicas.
-fn copies() -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
+fn copies() -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync + 'static {
     |text| {
         let copies = text.parse().ok().filter(|copies| cluster::allowed::REPLICAS.contains(copies));
-        copies.map(|copies| copies as u64).ok_or_else(|| "it must be 1, 3 or 5".into())
+        copies.ok_or_else(|| "it must be 1, 3 or 5".into())
     }
 }
 
@@ -358,6 +386,13 @@ mod tests {
             ("--misses", "1"),
             ("--lease-ms", "999"),
             ("--stream-replicas", "2"),
+            ("--state-bytes", "10"),
+            ("--cluster-bytes", "none"),
+            ("--mutation-bytes", "1MiB"),
+            ("--mutation-bytes-most", "0"),
+            ("--catchup-bytes", "3MiB"),
+            ("--catchup-bytes-most", "100TiB"),
+            ("--topic-bytes", "4095"),
             ("--reconcile-interval-s", "0"),
         ] {
             let error = parsed(&[flag, value]).err().expect(flag).to_string();
@@ -367,5 +402,8 @@ mod tests {
             parsed(&["--memory-quota", "1GiB", "--kept-for-s", "60", "--max-scan-timeout-ms", "900"]).expect("good");
         assert_eq!((limits.indexer.memory_quota, limits.indexer.kept_for_s), (1 << 30, 60));
         assert!(limits.catalog.check().unwrap_err().contains("--max-scan-timeout-ms 900"));
+        let streams = parsed(&["--mutation-bytes", "8MiB", "--stream-replicas", "3"]).expect("good").cluster.streams;
+        let set = StreamSettings { replicas: Some(3), mutation: Some(8 << 20), ..StreamSettings::default() };
+        assert_eq!(streams.settings(), set);
     }
 }

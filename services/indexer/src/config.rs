@@ -30,6 +30,8 @@ pub struct Config {
 pub const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Batches of sessions that may be in memory, bytes.
 pub const SESSION_BYTES: usize = 16 * 1024 * 1024;
+/// What a session brings at most before a slice of it is made durable, bytes of batches.
+pub const SESSION_DURABLE: usize = 128 * 1024 * 1024;
 /// Scans that may be taken up, waiting ones included; more are refused.
 pub const MOST_SCANS: usize = 1_024;
 /// Address space that all maps of a node share, bytes: a quarter of what a process has on x86-64.

@@ -1,7 +1,7 @@
 //! The tasks that feed a bucket's worker: mutation topic, sessions, stability broadcasts; and the one that speaks its HWT.
 
 use crate::{
-    config::{QUEUE_BYTES, SESSION_BYTES},
+    config::{QUEUE_BYTES, SESSION_BYTES, SESSION_DURABLE},
     core::Batch,
     payload::Payload,
     worker::Event,
@@ -14,7 +14,7 @@ use highwater_schemas::{
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -27,12 +27,37 @@ use tokio::{
 const TAKE: usize = 64;
 /// A topic that cannot be read is tried at least this often.
 const LONGEST: Duration = Duration::from_secs(1);
+/// One that is not what it was is read from its beginning after this.
+const AGAIN: Duration = Duration::from_millis(200);
 /// HWT on progress, no faster than this.
 const HWT_SPACING: Duration = Duration::from_millis(5);
 /// HWT of an idle bucket is repeated this often: broadcasts are lossy.
 const HWT_REPEAT: Duration = Duration::from_millis(500);
 /// A damaged source of messages is logged once; then only counted.
 pub(crate) type Refused = Arc<AtomicU64>;
+
+/// Bytes of batches that a session may bring before a slice is made durable, so that its topic gets room: half of what the topic
+/// holds.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionShare(Arc<AtomicUsize>);
+
+impl Default for SessionShare {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(SESSION_DURABLE)))
+    }
+}
+
+impl SessionShare {
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The topic holds so many bytes; 0: no limit.
+    fn of_topic(&self, max_bytes: i64) {
+        let half = usize::try_from(max_bytes / 2).ok().filter(|half| *half > 0);
+        self.0.store(half.map_or(SESSION_DURABLE, |half| half.min(SESSION_DURABLE)), Ordering::Relaxed);
+    }
+}
 
 /// What every feed of a bucket has in common.
 #[derive(Clone)]
@@ -41,6 +66,7 @@ pub(crate) struct Feed {
     pub(crate) bucket: String,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) refused: Refused,
+    pub(crate) share: SessionShare,
 }
 
 impl Feed {
@@ -101,6 +127,9 @@ impl Feed {
         let share = Arc::new(Semaphore::new(SESSION_BYTES));
         let mut retry = self.bus.retry(format!("reading session {session} of stream {stream}")).within(LONGEST);
         loop {
+            if let Ok(state) = self.bus.stream_state(&stream).await {
+                self.share.of_topic(state.config.max_bytes);
+            }
             match StreamReader::open(&self.bus, &stream, from.clone()).await {
                 Ok(reader) => {
                     retry.over();
@@ -133,6 +162,7 @@ impl Feed {
                 Ok(()) => retry.over(),
                 Err(error @ BusError::StreamChanged { .. }) => {
                     tracing::warn!(bucket = self.bucket, %error, "reading the topic from its beginning");
+                    tokio::time::sleep(AGAIN).await;
                     return Ok(());
                 }
                 Err(error) => retry.wait(&error).await,
@@ -225,6 +255,22 @@ pub(crate) async fn speak(
             if let Err(error) = bus.publish(&subject, wire::encode(&hwt)).await {
                 tracing::debug!(%error, "cannot publish HWT");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_become_durable_at_half_of_their_topic() {
+        let share = SessionShare::default();
+        for (max_bytes, bytes) in
+            [(-1, SESSION_DURABLE), (1 << 20, 1 << 19), (i64::MAX, SESSION_DURABLE), (0, SESSION_DURABLE)]
+        {
+            share.of_topic(max_bytes);
+            assert_eq!(share.bytes(), bytes, "{max_bytes}");
         }
     }
 }

@@ -15,7 +15,7 @@ mod workers;
 use crate::{
     config::{Config, MOST_SCANS},
     core::BucketView,
-    feeds::{self, Feed, QUESTIONS, Refused},
+    feeds::{self, Feed, QUESTIONS, Refused, SessionShare},
     files::SliceFiles,
     held::Held,
     jobs::Jobs,
@@ -377,7 +377,7 @@ impl Shell {
         let (watermark, watermarks) = watch::channel(None);
         let (missed, questions) = mpsc::channel(QUESTIONS);
         let (report, watched) = watch::channel(BucketReport::default());
-        let (latest, gate) = (Latest::default(), Arc::<Gate>::default());
+        let (latest, gate, share) = (Latest::default(), Arc::<Gate>::default(), SessionShare::default());
         let outside = Outside {
             node: self.config.node.clone(),
             incarnation: self.config.incarnation,
@@ -396,6 +396,7 @@ impl Shell {
             report,
             missed,
             purges: self.purges.clone(),
+            share: share.clone(),
             incidents: self.bus.incidents(),
         };
         let feed = Feed {
@@ -403,6 +404,7 @@ impl Shell {
             bucket: name.to_owned(),
             events: events.clone(),
             refused: Arc::clone(&self.refused),
+            share,
         };
         let (report_of, feed_of) = (watched.clone(), feed.clone());
         let running = Running {

@@ -11,7 +11,7 @@
 //! - [`evaluate`]: one document → its entries in every index
 //! - `vbucket`: one task per vbucket and generation, and per vbucket of a session: reads, evaluates, hands to its lane
 //! - [`pump`]: the task under it that takes messages off the stream; public for the test that no list lacks a document
-//! - `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read; `panics`: how long what follows from a
+//! - `plans`: what the log says of a vbucket; `service`: follows the replicated log, starts and stops vbucket tasks, reports; `reads`: how much they read; `panics`: how long what follows from a
 //!   panic waits where they repeat themselves
 //!
 //! What is pure of `batches`, `contradiction`, `cover`, `recent`, `removals`, `vanished` and `verify` is public for the simulation.
@@ -34,6 +34,7 @@ mod docid;
 pub mod evaluate;
 pub mod expiries;
 mod panics;
+mod plans;
 pub mod pump;
 mod reads;
 pub mod recent;

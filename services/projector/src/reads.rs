@@ -74,30 +74,36 @@ impl Purpose {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Totals(BTreeMap<(String, u16), Total>);
 
-/// Of a vbucket, and of its live chain the newest messages whose `KV-Operation` is not known.
+/// Of a vbucket.
 #[derive(Debug, Clone, Default)]
 struct Total {
     reads: Reads,
+    /// Messages below the live chain that are no documents: the most that one session has met.
+    passed_before: u64,
+    /// Of the live chain the newest messages whose `KV-Operation` is not known.
     unknown: Vec<UnknownOperation>,
 }
 
 impl Totals {
     pub(crate) fn add(&mut self, (bucket, vb): (&str, u16), purpose: Purpose, reading: &Reading) {
-        let Total { reads, unknown } = self.0.entry((bucket.to_owned(), vb)).or_default();
+        let Total { reads, passed_before, unknown } = self.0.entry((bucket.to_owned(), vb)).or_default();
         let of = match purpose {
             Purpose::Live => &mut reads.live,
             Purpose::Catchup => &mut reads.catchup,
             Purpose::Comparison => &mut reads.compared,
         };
         *of += reading.messages.load(Ordering::Relaxed);
+        let passed_over = reading.passed_over.load(Ordering::Relaxed);
         if purpose == Purpose::Live {
-            reads.passed_over += reading.passed_over.load(Ordering::Relaxed);
+            reads.passed_over += passed_over;
             reads.unknown_operations += reading.unknown_operations.load(Ordering::Relaxed);
             // Another generation reads some of them again.
             let again = reading.newest_unknown();
             unknown.retain(|one| !again.contains(one));
             unknown.extend(again);
             keep_newest(unknown);
+        } else {
+            *passed_before = (*passed_before).max(passed_over);
         }
         reads.compared += reading.before.load(Ordering::Relaxed);
         reads.contradicted += reading.contradicted.load(Ordering::Relaxed);
@@ -105,7 +111,9 @@ impl Totals {
     }
 
     pub(crate) fn of(&self, bucket: &str, vb: u16) -> VbReads {
-        let Total { reads, unknown } = self.0.get(&(bucket.to_owned(), vb)).cloned().unwrap_or_default();
+        let Total { mut reads, passed_before, unknown } =
+            self.0.get(&(bucket.to_owned(), vb)).cloned().unwrap_or_default();
+        reads.passed_over += passed_before;
         VbReads { bucket: bucket.to_owned(), vb, reads, unknown_operations: unknown }
     }
 
@@ -118,6 +126,23 @@ impl Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_passed_over_is_counted_once() {
+        let mut totals = Totals::default();
+        let reading = |passed_over| Reading { passed_over: AtomicU64::new(passed_over), ..Reading::default() };
+        for (purpose, passed_over) in [
+            (Purpose::Live, 2),
+            (Purpose::Catchup, 100),
+            (Purpose::Comparison, 100),
+            (Purpose::Live, 3),
+            (Purpose::Catchup, 7),
+        ] {
+            totals.add(("orders", 0), purpose, &reading(passed_over));
+        }
+        assert_eq!(totals.of("orders", 0).reads.passed_over, 105);
+        assert_eq!(totals.of("orders", 1).reads.passed_over, 0);
+    }
 
     #[test]
     fn of_unknown_operations_the_newest_of_the_live_chain_are_listed() {

@@ -4,20 +4,21 @@ mod report;
 
 use crate::{
     config::Config,
+    docid::Docids,
     panics::Panics,
+    plans::{known, live_plan, session_plan},
     reads::{Purpose, Reading, Totals},
     recent::Recent,
-    removals::Staged,
     vbucket::{self, Assignment, Durable, End, HINTS, Hint, Inbox, KnownToAll, Plan, WANTS, purge},
-    verify::{Known, Suspected},
+    verify::Suspected,
 };
 use highwater_bus::{Bus, BusError, Ending, Endpoints, Heart, Incoming, ServiceSpec, StateView, TaskSet, fault};
 use highwater_schemas::{
     Position,
     api::{self, Suspicion},
-    lane::{LEAST_PAYLOAD, LaneTarget, OpenLane, Routes},
+    lane::{LEAST_PAYLOAD, LaneTarget, OpenLane},
     report::Reporter,
-    state::{Bucket, Concerns, Session, SessionKind, StateContext},
+    state::{Concerns, SessionKind, StateContext},
     subjects,
     timestamp::Asked,
     wire,
@@ -328,12 +329,13 @@ impl Shell {
             Some((_, running)) => Arc::clone(&running.known_to_all),
             None => Arc::new(KnownToAll::new(EXPIRIES / vbuckets.max(1))),
         };
+        let docids = Docids::new(&stream, bucket.definition.source.docid_codec);
         let source = stream.name;
         let (reading, durable) = (Arc::<Reading>::default(), Durable::default());
         let assignment = Assignment {
             bucket: key.bucket.clone(),
             stream: source.clone(),
-            prefix: stream.strip_prefix,
+            docids,
             kv: bucket.definition.is_kv(),
             vb: key.vb,
             vbuuid,
@@ -348,6 +350,7 @@ impl Shell {
             known_to_all: Arc::clone(&known_to_all),
             durable: Arc::clone(&durable),
             reading: Arc::clone(&reading),
+            counts_upto: if session.is_some() { vbucket.restart } else { u64::MAX },
             max_document: self.config.max_document,
             remembers: Recent::share(vbuckets),
         };
@@ -420,45 +423,4 @@ impl Shell {
             }
         }
     }
-}
-
-/// What the source of a vbucket is compared with.
-fn known(bucket: &Bucket, vb: usize) -> Known {
-    let vbucket = &bucket.vbuckets[vb];
-    let durable = bucket.history.last().and_then(|st| st.vbs.get(vb)).filter(|st| st.vbuuid == vbucket.vbuuid());
-    let x = vbucket.start_of(vbucket.generation).map_or(0, |x| x.seqno);
-    Known {
-        created: durable.map_or(0, |st| st.created),
-        first_seq: 0,
-        position: x.max(vbucket.restart),
-        held: vbucket.held,
-        bookmarks: vbucket.bookmarks.clone(),
-        doubt: None,
-    }
-}
-
-fn live_plan(bucket: &Bucket, vb: usize) -> Arc<Plan> {
-    Arc::new(Plan {
-        routes: Arc::new(bucket.routes(vb)),
-        indexes: bucket.live_indexes().map(|(n, i)| (n, i.compiled.clone())).collect(),
-        // Every session needs a place in the live chain to merge at.
-        anchor: bucket.sessions.values().filter(|s| s.kind != SessionKind::Reconcile).map(|s| s.id).max().unwrap_or(0),
-        newest_reconcile: bucket.newest_reconcile(),
-        newest_named: bucket.newest_named,
-        staged: bucket.in_chains().map(|(id, named)| Staged { id, named }),
-    })
-}
-
-/// A session sees the slices it was opened for, on their one node.
-fn session_plan(bucket: &Bucket, session: &Session) -> Arc<Plan> {
-    let mut routes = Routes { topology: session.topology, ..Routes::default() };
-    let mut indexes: BTreeMap<u32, _> = BTreeMap::new();
-    for slice in &session.slices {
-        if let Some(index) = bucket.indexes.get(&slice.index) {
-            let partitions = index.placed.hosts.len() as u32;
-            routes.nodes.entry(session.node.clone()).or_default().push((slice.index, slice.partition, partitions));
-            indexes.insert(slice.index, index.compiled.clone());
-        }
-    }
-    Arc::new(Plan { routes: Arc::new(routes), indexes: indexes.into_iter().collect(), ..Plan::default() })
 }

@@ -16,7 +16,7 @@ mod vanished;
 
 use crate::{
     cover::Cover,
-    docid::{Docid, docid},
+    docid::Docid,
     evaluate::Evaluator,
     pump::{self, Pumped},
     recent::{self, Recent},
@@ -400,16 +400,16 @@ impl Task {
     }
 
     fn evaluate(&mut self, message: &StreamMessage, versions: &mut KeyVersions) {
-        let Some(docid) = docid(message.subject(), &self.assignment.prefix) else {
-            self.assignment.reading.passed_over.fetch_add(1, Ordering::Relaxed);
+        let Some(docid) = self.assignment.docids.of(message.subject()) else {
+            self.pass_over(message.seq);
             return;
         };
         let Meaning { operation, schedule, .. } = message.meaning;
         if schedule {
-            self.assignment.reading.passed_over.fetch_add(1, Ordering::Relaxed);
+            self.pass_over(message.seq);
         } else if self.assignment.kv && operation == Operation::Other {
             self.unknown_operation |= self.live();
-            self.assignment.reading.unknown_operation(message.seq, &docid.text());
+            self.assignment.reading.unknown_operation(message.seq, docid.text());
         }
         if let Docid::Text(text) = &docid {
             self.vanished.read(text, message.seq);
@@ -419,17 +419,25 @@ impl Task {
             self.explain(1);
         }
         let empty = message.payload().is_empty() && !message.is_oversized();
-        let no_document = is_no_document(message.meaning, empty, self.assignment.kv);
-        if no_document && !schedule {
-            self.assignment.known_to_all.marker_lives(message.meaning.lives);
+        if is_no_document(message.meaning, empty, self.assignment.kv) {
+            self.evaluator.delete(message.seq, docid.text(), versions);
+            if !schedule {
+                self.assignment.known_to_all.marker_lives(message.meaning.lives);
+            }
+            return;
         }
         let mut unindexable = |docid: &str, reason| versions.push_doc(message.seq, docid, DocOp::Unindexable(reason));
         match docid {
-            _ if no_document => self.evaluator.delete(message.seq, &docid.text(), versions),
-            Docid::NotText(listed) => unindexable(&listed, Unindexable::IdNotText),
-            Docid::Text(text) if message.is_oversized() => unindexable(text, Unindexable::TooLarge),
-            Docid::Text(text) => self.evaluator.evaluate(message.seq, text, message.payload(), versions),
+            Docid::Unusable { listed, why } => unindexable(&listed, why),
+            Docid::Text(text) if message.is_oversized() => unindexable(&text, Unindexable::TooLarge),
+            Docid::Text(text) => self.evaluator.evaluate(message.seq, &text, message.payload(), versions),
         }
+    }
+
+    /// Counts a message that is no document.
+    fn pass_over(&self, seqno: u64) {
+        let counts = seqno <= self.assignment.counts_upto;
+        self.assignment.reading.passed_over.fetch_add(u64::from(counts), Ordering::Relaxed);
     }
 
     fn state_unknown_operation(&mut self) {

@@ -256,7 +256,7 @@ impl World {
                 let probe = match (ddl.probes(), answer) {
                     (Some(definition), Some(_)) => {
                         let last = |vb| *self.sources.entry((definition.name.clone(), vb)).or_insert(3);
-                        Ok((0..definition.vbuckets().len()).map(last).collect())
+                        Ok((0..definition.vbuckets().len()).map(last).collect::<Vec<u64>>().into())
                     }
                     _ => Err(ApiError::new(ErrorCode::Internal, late())),
                 };

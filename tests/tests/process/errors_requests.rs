@@ -195,7 +195,7 @@ async fn unknown_and_bad_names_are_said() -> Result<()> {
 async fn bad_definitions_say_where() -> Result<()> {
     on_people(async |client| {
         let source = |source: Value| json!({"name": "new", "source": source}).to_string();
-        let streams = |name: &str| source(json!({"streams": [{"name": name, "strip_prefix": ""}]}));
+        let streams = |name: &str| source(json!({"streams": [{"name": name, "strip_prefix": "other."}]}));
         let mirror = json!({"name": "MIRROR", "storage": "memory", "mirror": {"name": "KV_people"}});
         let made: Value = client.js.request("STREAM.CREATE.MIRROR".to_owned(), &mirror).await.context("no stream")?;
         ensure!(made["error"].is_null(), "{made}");
@@ -239,7 +239,7 @@ async fn bad_definitions_say_where() -> Result<()> {
                     &["KV_nowhere"],
                 ),
                 raw("hw.admin.bucket.add", streams("NOWHERE"), "source_not_found", "404", &["NOWHERE"]),
-                raw("hw.admin.bucket.add", streams("MIRROR"), "bad_source", "400", &["MIRROR"]),
+                raw("hw.admin.bucket.add", streams("MIRROR"), "bad_source", "400", &["MIRROR", "$KV.people.>"]),
                 raw("hw.admin.bucket.add", streams(&"s".repeat(256)), "bad_definition", "400", &["streams[0].name"]),
                 raw("hw.admin.bucket.add", streams("a\tb"), "bad_definition", "400", &["streams[0].name"]),
                 raw("hw.admin.bucket.add", streams("HW_STATE"), "bad_definition", "400", &["HW_STATE"]),

@@ -1,6 +1,7 @@
 //! Every test that runs processes, in one program: it is linked once, and its tests are run side by side.
 
 mod abandoned_branch;
+mod account_limits;
 mod atomic_batches;
 mod atomic_batches_gone;
 mod atomic_batches_inside;
@@ -57,6 +58,8 @@ mod rollback_hard;
 mod rollback_phases;
 mod rollback_restore;
 mod routine_restarts;
+mod source_kinds;
+mod streams_made_beforehand;
 mod tight_limits;
 mod topics;
 mod topics_lost;

@@ -34,7 +34,7 @@ fn bucket(streams: &[&str]) -> Bucket {
     let failover = [(2, 50), (1, 0)].map(|(vbuuid, start)| Failover { vbuuid, start, ..Failover::default() }).to_vec();
     let vbucket = Vbucket { generation: 1, ..Vbucket::new(failover, 0) };
     let vbuckets = vec![vbucket; streams.len()];
-    let source = Source { kv: None, streams: Some(streams) };
+    let source = Source { streams: Some(streams), ..Source::default() };
     Bucket::new(BucketDefinition { name: "users".into(), source }, vbuckets, 1)
 }
 

@@ -53,8 +53,23 @@ impl Ddl {
     }
 }
 
-/// What the shell found out about the source streams: the last sequence of each, or why the bucket cannot be followed.
-pub type Probe = Result<Vec<u64>, ApiError>;
+/// What the shell found out about the source streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Probed {
+    /// The last sequence of each.
+    pub starts: Vec<u64>,
+    /// As in [`highwater_schemas::definition::Source`].
+    pub kv_prefix: Option<String>,
+}
+
+impl From<Vec<u64>> for Probed {
+    fn from(starts: Vec<u64>) -> Self {
+        Self { starts, kv_prefix: None }
+    }
+}
+
+/// The same, or why the bucket cannot be followed.
+pub type Probe = Result<Probed, ApiError>;
 
 /// The probe of a request that needed none when it came.
 pub fn unprobed() -> Probe {
@@ -112,7 +127,7 @@ impl Core {
     ) -> Result<(), ApiError> {
         definition.check()?;
         match self.context.buckets.get(&definition.name) {
-            Some(known) if known.definition == definition => {
+            Some(known) if known.definition.is_meant_by(&definition) => {
                 out.push(Action::Reply { token, answer: Ok(json(&Empty {})) });
             }
             Some(_) => return Err(other_source(&definition.name)),
@@ -162,14 +177,14 @@ impl Core {
             self.prepare(token, definition, random, out);
             return Ok(());
         }
-        let starts = probe.clone().map_err(|e| match e.code {
+        let probed = probe.clone().map_err(|e| match e.code {
             ErrorCode::SourceNotFound => ApiError::new(
                 ErrorCode::BucketNotFound,
                 format!("there is no bucket {0}: neither declared, nor a NATS key-value bucket", definition.bucket),
             ),
             _ => e,
         })?;
-        self.declare(token, BucketDefinition::kv(&definition.bucket), starts, Some(definition), out)
+        self.declare(token, BucketDefinition::kv(&definition.bucket), probed, Some(definition), out)
     }
 
     fn check_new(&self, definition: &IndexDefinition) -> Result<(), ApiError> {
@@ -259,7 +274,7 @@ impl Core {
     }
 
     pub(super) fn bucket(&self, name: &str) -> Result<&Bucket, ApiError> {
-        names::check("bucket", name)?;
+        names::check_bucket("bucket", name)?;
         self.context.buckets.get(name).ok_or_else(|| no_bucket(name))
     }
 }

@@ -1,7 +1,7 @@
 //! DDL that takes several steps. Each step is in the log before the next one begins, so that whoever coordinates next can go on:
 //! an index is *preparing* until every host has said that it can take it, and is given up when one cannot.
 
-use super::{Action, Core, Token, ddl, streams_of};
+use super::{Action, Core, Probed, Token, ddl, streams_of};
 use highwater_schemas::{
     ApiError, ErrorCode,
     api::{Empty, TopicRequest},
@@ -21,7 +21,7 @@ pub type Job = u64;
 /// What a job waits for.
 enum Stage {
     /// The topics of a bucket that is to be declared.
-    Streams { definition: BucketDefinition, starts: Vec<u64>, then: Option<IndexDefinition> },
+    Streams { definition: Box<BucketDefinition>, starts: Vec<u64>, then: Option<IndexDefinition> },
     /// The stream of a topic that is to be created.
     Topic(TopicRequest),
     /// Streams that are being deleted.
@@ -51,9 +51,7 @@ impl Jobs {
     /// The streams that are being made.
     pub(super) fn makes(&self) -> impl Iterator<Item = String> {
         self.open.values().flat_map(|under| match &under.stage {
-            Stage::Streams { definition: BucketDefinition { name, .. }, .. } => {
-                streams_of(name, [].iter()).collect::<Vec<_>>()
-            }
+            Stage::Streams { definition, .. } => streams_of(&definition.name, [].iter()).collect::<Vec<_>>(),
             Stage::Topic(TopicRequest { bucket, topic }) => vec![subjects::topic_stream(bucket, topic)],
             Stage::Deletion | Stage::Hosts { .. } => Vec::new(),
         })
@@ -89,17 +87,19 @@ impl Core {
     pub(super) fn declare(
         &mut self,
         token: Token,
-        definition: BucketDefinition,
-        starts: Vec<u64>,
+        mut definition: BucketDefinition,
+        probed: Probed,
         then: Option<IndexDefinition>,
         out: &mut Vec<Action>,
     ) -> Result<(), ApiError> {
+        let Probed { starts, kv_prefix } = probed;
+        definition.source.kv_prefix = kv_prefix;
         if starts.len() != definition.vbuckets().len() {
             let message = format!("bucket {}: {} source streams were looked at", definition.name, starts.len());
             return Err(ApiError::new(ErrorCode::Internal, message));
         }
         let bucket = definition.name.clone();
-        let job = self.jobs.begin(Some(token), Stage::Streams { definition, starts, then });
+        let job = self.jobs.begin(Some(token), Stage::Streams { definition: Box::new(definition), starts, then });
         out.push(Action::EnsureStreams { job, bucket, topic: None });
         Ok(())
     }
@@ -159,7 +159,7 @@ impl Core {
     ) {
         let (token, definition, starts, then) = match self.jobs.open.remove(&job) {
             Some(Under { token: Some(token), stage: Stage::Streams { definition, starts, then } }) => {
-                (token, definition, starts, then)
+                (token, *definition, starts, then)
             }
             Some(Under { token: Some(token), stage: Stage::Topic(request) }) => {
                 let answer = self.topic_made(&request, outcome, out);
@@ -175,7 +175,7 @@ impl Core {
         }
         match self.context.buckets.get(&definition.name) {
             // Someone else declared it meanwhile.
-            Some(known) if known.definition != definition => {
+            Some(known) if !known.definition.is_meant_by(&definition) => {
                 let answer = Err(ddl::other_source(&definition.name));
                 out.push(Action::Reply { token, answer });
                 return;

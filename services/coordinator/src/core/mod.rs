@@ -24,7 +24,7 @@ mod tests;
 mod topics;
 
 pub use bootstrap::Bootstrapping;
-pub use ddl::{Ddl, Probe, no_bucket, unprobed};
+pub use ddl::{Ddl, Probe, Probed, no_bucket, unprobed};
 pub use jobs::Job;
 
 use crate::config::Config;
@@ -32,7 +32,7 @@ use highwater_schemas::{
     ApiError,
     api::{ClusterEvent, Join, NodeKind, heartbeat},
     report::ReportPart,
-    state::{Change, MUTATION, Offered, SliceName, StateContext, StateError},
+    state::{Change, MUTATION, Offered, SessionKind, SliceName, StateContext, StateError},
     subjects,
     wire::{HighWatermark, Missed, Stability, Sync},
 };
@@ -157,6 +157,9 @@ pub struct Wanted {
     pub bucket: String,
     /// Topics that people made.
     pub topics: Vec<String>,
+    /// A topic that is full now is too small: sessions wait for room, or bring what the mutation topic has dropped.
+    pub sessions: bool,
+    pub recoveries: bool,
 }
 
 /// Topics and sessions that there are.
@@ -190,6 +193,8 @@ pub struct Core {
     /// When the topics are looked at next; `None`: it is under way.
     topics_due: Option<u64>,
     topics_checked: bool,
+    /// Buckets in which a recovery began since then.
+    recovering: BTreeSet<String>,
     /// What could not be made.
     topics_failed: Option<String>,
     /// When what nobody needs is looked for next.
@@ -213,6 +218,7 @@ impl Core {
             urgent: true,
             topics_due: Some(now),
             topics_checked: false,
+            recovering: BTreeSet::new(),
             topics_failed: None,
             sweep_due: now,
         }
@@ -322,9 +328,13 @@ impl Core {
     fn check_topics(&mut self, now: u64, out: &mut Vec<Action>) {
         if self.topics_due.is_some_and(|due| due <= now) {
             self.topics_due = None;
+            let began = std::mem::take(&mut self.recovering);
             let wanted = self.context.buckets.iter().map(|(name, b)| Wanted {
                 bucket: name.clone(),
                 topics: b.topics.keys().filter(|t| *t != MUTATION).cloned().collect(),
+                sessions: !b.sessions.is_empty(),
+                recoveries: began.contains(name)
+                    || b.sessions.values().any(|session| session.kind == SessionKind::Recovery),
             });
             let (term, buckets, sweep) = (self.context.term, wanted.collect(), now >= self.sweep_due);
             out.push(Action::CheckTopics { term, buckets, sweep });

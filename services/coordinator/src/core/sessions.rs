@@ -12,6 +12,7 @@ impl Core {
     ///
     /// `next`: the newest number of a session.
     pub(super) fn check_sessions(&mut self, next: &mut u64, out: &mut Vec<Action>) {
+        let mut recovering = Vec::new();
         for (name, bucket) in &self.context.buckets {
             // One that needs none may have merged before the session was opened for it: it never takes that one up.
             let done = |session: &Session, slice: &SliceName| {
@@ -38,6 +39,9 @@ impl Core {
             }
             for (node, kind, incarnation, needing) in self.needing(name, bucket) {
                 *next += 1;
+                if kind == SessionKind::Recovery {
+                    recovering.push(name.clone());
+                }
                 let from = |vb: usize| match kind {
                     SessionKind::Comparison => 0,
                     _ => needing.iter().map(|s| s.resume.get(vb).copied().unwrap_or(0)).min().unwrap_or(0),
@@ -67,6 +71,7 @@ impl Core {
         let members = &self.members;
         self.interrupted
             .retain(|(bucket, node, slice)| members.report(node, bucket, *slice).is_some_and(needs_session));
+        self.recovering.extend(recovering);
     }
 
     fn session_vbs(&self, name: &str, bucket: &Bucket, from: impl Fn(usize) -> u64) -> Vec<SessionVb> {

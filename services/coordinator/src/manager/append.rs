@@ -4,7 +4,7 @@ use super::{Action, chain::Linked};
 use highwater_schemas::state::{Record, is_record, unpack};
 
 /// Milliseconds until a failed read or a refused append is tried again: twice as long each time, so often.
-const RETRY: u64 = 100;
+const RETRY: u64 = 200;
 const MOST_DOUBLED: u32 = 4;
 /// Times that the log is found to be at another place, with nothing at ours, before it is taken to be another log.
 const MOST_MOVED: u32 = 3;

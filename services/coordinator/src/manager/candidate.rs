@@ -17,7 +17,7 @@ use highwater_schemas::{
 use std::collections::BTreeSet;
 
 /// Milliseconds until the log is read again after it could not be: twice as long each time, so often.
-const RETRY: u64 = 100;
+const RETRY: u64 = 200;
 const MOST_DOUBLED: u32 = 4;
 
 /// A nomination that is not a term yet.

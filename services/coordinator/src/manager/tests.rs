@@ -102,7 +102,7 @@ fn two_indexes_that_are_created_at_once_are_two() {
     let create = |token, name: &str| {
         let definition = serde_json::json!({"bucket": "b", "name": name, "keys": ["a"]});
         let ddl = core::Ddl::IndexCreate(serde_json::from_value(definition).unwrap());
-        Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(vec![0]), random: token })
+        Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(vec![0].into()), random: token })
     };
     // Jobs are numbered by term.
     let ensured = |job| Event::Lead(core::Event::StreamsEnsured { job: (1 << 32) + job, outcome: Ok(()), random: job });
@@ -218,7 +218,7 @@ fn who_waits_for_a_change_that_does_not_fit_hears_of_it() {
     let create = |token, name: &str| {
         let definition = serde_json::json!({"bucket": "b", "name": name, "keys": ["a"], "where": format!("a > '{}'", "x".repeat(1_000))});
         let ddl = core::Ddl::IndexCreate(serde_json::from_value(definition).unwrap());
-        Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(vec![0]), random: token })
+        Event::Lead(core::Event::Ddl { token, ddl, probe: Ok(vec![0].into()), random: token })
     };
     feed(&mut m, 61, create(1, "x"));
     let ensured = core::Event::StreamsEnsured { job: (1 << 32) + 1, outcome: Ok(()), random: 1 };

@@ -98,7 +98,7 @@ pub async fn run(
     bus.flush().await?;
     let mut shell = Shell {
         manager: Manager::new(config.clone(), context, chain, term, max_record),
-        log: StateLog::new(&bus, config.stream_replicas),
+        log: StateLog::new(&bus, config.streams),
         keeper: Keeper::new(copy, bus.incidents()),
         follower: bus.follow_state(),
         started: Instant::now(),
@@ -397,7 +397,7 @@ impl Shell {
     }
 
     async fn lead(&mut self, action: core::Action) -> Result<(), CoordinatorError> {
-        let (bus, replicas) = (self.bus.clone(), self.config.stream_replicas);
+        let (bus, settings) = (self.bus.clone(), self.config.streams);
         match action {
             // The manager appends.
             core::Action::Append(_) => {}
@@ -428,7 +428,7 @@ impl Shell {
                 };
                 self.spawn("making streams", failed, async move {
                     turn.come().await;
-                    let outcome = topics::ensure(&bus, &bucket, topic.as_deref(), replicas).await;
+                    let outcome = topics::ensure(&bus, &bucket, topic.as_deref(), &settings).await;
                     Event::Lead(core::Event::StreamsEnsured { job, outcome, random: random() })
                 });
             }
@@ -449,7 +449,7 @@ impl Shell {
                     Event::Lead(core::Event::TopicsChecked { term, made, found: None })
                 };
                 self.spawn("checking topics", failed, async move {
-                    let made = topics::check(&bus, &buckets, replicas).await;
+                    let made = topics::check(&bus, &buckets, &settings).await;
                     let found = if sweep && made.is_ok() { topics::found(&bus, &buckets).await.ok() } else { None };
                     Event::Lead(core::Event::TopicsChecked { term, made, found })
                 });

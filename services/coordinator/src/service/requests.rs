@@ -6,6 +6,7 @@ use crate::{
     admin::{self, Admin},
     core,
     manager::Event,
+    source,
 };
 use highwater_bus::{
     Bus, BusError, Endpoints, ServiceRequest, ServiceSpec, fault,
@@ -137,7 +138,7 @@ impl Shell {
                 Event::Lead(core::Event::Ddl { token, ddl: asked, probe, random: random() })
             };
             self.spawn("looking at a source", failed, async move {
-                let probe = admin::probe(&bus, &definition).await;
+                let probe = source::probe(&bus, &definition).await;
                 Event::Lead(core::Event::Ddl { token, ddl, probe, random: random() })
             });
             return Ok(());

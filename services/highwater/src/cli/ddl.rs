@@ -20,12 +20,16 @@ const POLL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn bucket(command: Bucket) -> Result<()> {
     match command {
-        Bucket::Add { name, kv, stream, client } => {
+        Bucket::Add { name, kv, stream, docid_codec, client } => {
             let session = Session::open(&client).await?;
             let source = if stream.is_empty() {
-                Source { kv: Some(kv.unwrap_or_else(|| name.clone())), streams: None }
+                Source { kv: Some(kv.unwrap_or_else(|| name.clone())), docid_codec, ..Source::default() }
             } else {
-                Source { kv: None, streams: Some(stream.iter().map(|s| source_stream(s)).collect()) }
+                Source {
+                    streams: Some(stream.iter().map(|s| source_stream(s)).collect()),
+                    docid_codec,
+                    ..Source::default()
+                }
             };
             let reply =
                 session.ask(&subjects::admin("bucket.add"), &BucketDefinition { name: name.clone(), source }).await?;
@@ -48,7 +52,11 @@ pub(crate) async fn bucket(command: Bucket) -> Result<()> {
                         }
                         (None, None) => String::new(),
                     };
-                    vec![b.name.clone(), source, b.indexes.to_string()]
+                    let codec = b
+                        .source
+                        .docid_codec
+                        .map_or_else(String::new, |codec| format!(", docids in {}", codec.as_str()));
+                    vec![b.name.clone(), source + &codec, b.indexes.to_string()]
                 });
                 show::table(&["BUCKET", "SOURCE", "INDEXES"], &[2], rows)
             });
@@ -271,6 +279,7 @@ fn describe(reply: &DescribeReply) -> String {
 async fn wait(session: &Session, bucket: String, names: &[String], within: Duration) -> Result<()> {
     let until = Instant::now() + within;
     let live = !session.json && std::io::stderr().is_terminal();
+    let mut said = None;
     loop {
         let (reply, all) = list(session, Some(bucket.clone())).await?;
         if let Some(unknown) = names.iter().find(|n| !all.iter().any(|i| i.name == **n)) {
@@ -295,8 +304,14 @@ async fn wait(session: &Session, bucket: String, names: &[String], within: Durat
             print(session.json, &reply, || indexes(&wanted));
             return Ok(());
         }
+        let fails = wanted.iter().find_map(|i| Some(format!("index {}: {}", i.name, i.error.as_ref()?)));
         if Instant::now() > until {
-            bail!("not active within {} s", within.as_secs());
+            let why = fails.map_or_else(String::new, |why| format!("; {why}"));
+            bail!("not active within {} s{why}", within.as_secs());
+        }
+        if fails.is_some() && fails != said {
+            eprintln!("{}", fails.as_deref().unwrap_or_default());
+            said = fails;
         }
         tokio::time::sleep(POLL).await;
     }

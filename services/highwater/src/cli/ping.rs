@@ -1,7 +1,7 @@
 //! `highwater ping`: whether a node serves, or NATS does; what supervisors run as a health check.
 
 use crate::args::Ping;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail};
 use highwater_bus::Bus;
 use highwater_schemas::{api, names, subjects};
 use std::time::{Duration, Instant};
@@ -13,20 +13,23 @@ pub(crate) async fn ping(args: Ping) -> Result<()> {
     let since = Instant::now();
     let within = Duration::from_millis(args.timeout_ms);
     let who = args.node.as_deref().unwrap_or("NATS");
+    let mut connected = None;
     // Over the whole: connecting to a server that is not there has a patience of its own.
-    tokio::time::timeout(within, answer(&args, within))
-        .await
-        .with_context(|| format!("{who} did not answer within {} ms", args.timeout_ms))??;
+    match tokio::time::timeout(within, answer(&args, within, &mut connected)).await {
+        Ok(answered) => answered?,
+        Err(_) => {
+            let troubles = connected.map(|bus: Bus| bus.troubles()).unwrap_or_default();
+            let why: String = troubles.iter().map(|trouble| format!("; {}: {}", trouble.what, trouble.error)).collect();
+            bail!("{who} did not answer within {} ms{why}", args.timeout_ms);
+        }
+    }
     println!("{who} answers ({:.1} ms)", since.elapsed().as_secs_f64() * 1e3);
     Ok(())
 }
 
-async fn answer(args: &Ping, within: Duration) -> Result<()> {
-    let bus = Bus::connect(&args.nats.settings("highwater ping")).await?;
-    let Some(node) = &args.node else {
-        ensure!(bus.jetstream_answers().await?, "NATS takes connections, but JetStream does not answer");
-        return Ok(());
-    };
+async fn answer(args: &Ping, within: Duration, connected: &mut Option<Bus>) -> Result<()> {
+    let bus = connected.insert(Bus::connect(&args.nats.settings("highwater ping")).await?);
+    let Some(node) = &args.node else { return Ok(bus.check_nats().await?) };
     let reply = bus.request(&subjects::node(node, "ping"), b"{}".to_vec(), within).await?;
     api::reply(&reply.payload)?;
     Ok(())

@@ -100,7 +100,7 @@ pub(crate) async fn start(
         }
         Kind::Coordinator => {
             let mut config = highwater_coordinator::Config::new(node, incarnation);
-            config.stream_replicas = place.limits.cluster.replicas.get();
+            config.streams = place.limits.cluster.streams.settings();
             config.reconcile_interval = place.limits.reconciles.interval();
             kept(lock, async move { Ok(highwater_coordinator::run(config, &dir, bus, ready, stop).await?) })
         }

@@ -101,7 +101,7 @@ impl Shell {
 
     /// The slices of this node that a request is about.
     fn targets(&self, bucket: &str, index: Option<&str>, partition: Option<u32>) -> Result<Vec<Target>, ApiError> {
-        names::check("bucket", bucket)?;
+        names::check_bucket("bucket", bucket)?;
         let unknown = || ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {bucket}"));
         let known = self.state.context().buckets.get(bucket).ok_or_else(unknown)?;
         if let Some(index) = index {

@@ -12,8 +12,6 @@ use highwater_bus::supervise::Unfinished;
 use highwater_schemas::state::SliceName;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What a session brings before a slice of it is made durable, bytes of batches: half of what the topic holds.
-const SESSION_DURABLE: usize = 128 * 1024 * 1024;
 /// A session that brings nothing for so long may wait for room in the topic.
 const SESSION_RESTS: Duration = Duration::from_millis(500);
 /// After what was to be made durable out of turn, and failed.
@@ -213,7 +211,8 @@ impl Worker {
     /// when nothing more comes, since the topic may be full.
     pub(super) fn check_sessions(&mut self) {
         let now = Instant::now();
-        let much = |o: &Open| o.collected > SESSION_DURABLE || (o.collected > 0 && now > o.brought + SESSION_RESTS);
+        let share = self.outside.share.bytes();
+        let much = |o: &Open| o.collected > share || (o.collected > 0 && now > o.brought + SESSION_RESTS);
         let due = |o: &Open| !o.rests(now) && much(o);
         let due: Vec<SliceName> = self.open.iter().filter(|(_, o)| due(o)).map(|(name, _)| *name).collect();
         for slice in due {

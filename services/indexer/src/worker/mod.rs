@@ -11,6 +11,7 @@ mod walks;
 
 use crate::{
     core::{Action, Batch, BucketCore, BucketView},
+    feeds::SessionShare,
     files::SliceFiles,
     held::Held,
     jobs::Jobs,
@@ -176,6 +177,7 @@ pub(crate) struct Outside {
     pub(crate) report: watch::Sender<BucketReport>,
     pub(crate) missed: mpsc::Sender<Missed>,
     pub(crate) purges: mpsc::Sender<(String, u64, u64)>,
+    pub(crate) share: SessionShare,
     pub(crate) incidents: Incidents,
 }
 

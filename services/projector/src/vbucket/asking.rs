@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long a leader may lag behind what was read before the source is compared.
 const LAGS: Duration = Duration::from_millis(500);
+/// A question that failed is asked again after this.
+const AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) struct Asking {
     pub(super) question: Question,
@@ -103,7 +105,7 @@ impl Task {
         if since.elapsed() >= LAGS {
             return self.contradicted("the source's leader has less than was read").await;
         }
-        tokio::time::sleep(LAGS / 10).await;
+        tokio::time::sleep(LAGS / 2).await;
         self.ask();
         Ok(())
     }
@@ -114,7 +116,7 @@ impl Task {
             // Asked again at the next occasion; the wants are kept. Another leader may answer then.
             self.lags_since = None;
             asking.wants.into_iter().for_each(|want| self.want(want));
-            tokio::time::sleep(SILENCE).await;
+            tokio::time::sleep(AGAIN).await;
             return Ok(());
         };
         let source = verify::source(&self.bus, &state);

@@ -2,6 +2,7 @@
 
 use super::{Hint, KnownToAll};
 use crate::{
+    docid::Docids,
     reads::Reading,
     removals::Staged,
     verify::{Known, Suspected},
@@ -43,7 +44,7 @@ pub(crate) struct Plan {
 pub(crate) struct Assignment {
     pub(crate) bucket: String,
     pub(crate) stream: String,
-    pub(crate) prefix: String,
+    pub(crate) docids: Docids,
     pub(crate) kv: bool,
     pub(crate) vb: u16,
     pub(crate) vbuuid: u64,
@@ -63,6 +64,8 @@ pub(crate) struct Assignment {
     pub(crate) known_to_all: Arc<KnownToAll>,
     pub(crate) durable: Durable,
     pub(crate) reading: Arc<Reading>,
+    /// Messages that are no documents count up to here: above it the live chain counts them.
+    pub(crate) counts_upto: u64,
     pub(crate) max_document: usize,
     /// Number of the stream's newest messages that the task remembers.
     pub(crate) remembers: usize,

@@ -3,7 +3,7 @@
 
 use super::{Task, removed::ServerClock};
 use crate::{
-    docid::{Docid, docid},
+    docid::Docid,
     vanished::{Cause, Last},
 };
 use highwater_bus::{Bus, BusError, Looked, Meaning, StreamState, fault, is_literal, supervise};
@@ -94,8 +94,8 @@ impl Task {
         let done = Instant::now() + CARRIED_OUT;
         match hint {
             Hint::Purge(subject) if is_literal(&subject) => {
-                match docid(subject.as_bytes(), &self.assignment.prefix) {
-                    Some(Docid::Text(docid)) => self.vanished.suspect(docid, Cause::Purged, Instant::now()),
+                match self.assignment.docids.of(subject.as_bytes()) {
+                    Some(Docid::Text(docid)) => self.vanished.suspect(&docid, Cause::Purged, Instant::now()),
                     // It is no document of the bucket.
                     _ => self.explain(1),
                 }
@@ -150,7 +150,7 @@ impl Task {
             (expiries.due(second, EXPIRED), expiries.is_incomplete(second))
         };
         for (docid, seqno) in due {
-            if is_literal(&docid) {
+            if self.assignment.docids.subject(&docid).is_some_and(|subject| is_literal(&subject)) {
                 self.vanished.suspect(&docid, Cause::Expired(seqno), now);
             } else {
                 self.compare_soon(now + CARRIED_OUT);
@@ -182,8 +182,8 @@ impl Task {
 
     fn look_up(&mut self, docids: Vec<(String, Cause)>) {
         let (bus, stream) = (self.bus.clone(), self.assignment.stream.clone());
-        let subjects: Vec<String> =
-            docids.iter().map(|(docid, _)| format!("{}{docid}", self.assignment.prefix)).collect();
+        let subject = |(docid, _): &(String, Cause)| self.assignment.docids.subject(docid).unwrap_or_default();
+        let subjects: Vec<String> = docids.iter().map(subject).collect();
         let causes: Vec<Cause> = docids.iter().map(|(_, cause)| *cause).collect();
         let what = format!("looking up documents in source stream {stream}");
         let answer = supervise::task(&self.bus.incidents(), what, async move {

@@ -73,7 +73,7 @@ impl Coordinator {
     }
 
     fn ddl(&mut self, env: &mut Env, ddl: Ddl) {
-        let probe = Ok(env.sources.iter().map(|s| s.last_seq).collect());
+        let probe = Ok(env.sources.iter().map(|s| s.last_seq).collect::<Vec<u64>>().into());
         let random = env.rng.next();
         self.event(env, Event::Ddl { token: 1, ddl, probe, random });
     }

@@ -18,7 +18,7 @@ fn many() -> Driver {
         let stream = |s: usize| SourceStream { name: format!("{}{s}", "s".repeat(60)), strip_prefix: String::new() };
         let streams = (0..MAX_VBUCKETS).map(stream).collect();
         let name = format!("{}{n}", "n".repeat(60));
-        let definition = BucketDefinition { name, source: Source { kv: None, streams: Some(streams) } };
+        let definition = BucketDefinition { name, source: Source { streams: Some(streams), ..Source::default() } };
         let vbuuids = (0..MAX_VBUCKETS as u64).map(|vb| vb + 1).collect();
         d.append(Change::BucketAdded { definition, vbuuids, starts: Vec::new() });
     }

@@ -162,7 +162,7 @@ impl Driver {
 
     fn create(&mut self, definition: &str) -> Result<Value, ApiError> {
         let definition: IndexDefinition = serde_json::from_str(definition).unwrap();
-        self.event(Event::Ddl { token: 1, ddl: Ddl::IndexCreate(definition), probe: Ok(vec![4]), random: 3 });
+        self.event(Event::Ddl { token: 1, ddl: Ddl::IndexCreate(definition), probe: Ok(vec![4].into()), random: 3 });
         self.replies.pop().unwrap()
     }
 
@@ -449,7 +449,7 @@ fn vbuckets_are_spread_over_the_projectors_that_join() {
         r#"{"name":"m","source":{"streams":[{"name":"M0"},{"name":"M1"},{"name":"M2"},{"name":"M3"}]}}"#,
     )
     .unwrap();
-    d.event(Event::Ddl { token: 9, ddl: Ddl::BucketAdd(definition), probe: Ok(vec![0; 4]), random: 3 });
+    d.event(Event::Ddl { token: 9, ddl: Ddl::BucketAdd(definition), probe: Ok(vec![0; 4].into()), random: 3 });
     let owners = |d: &Driver| {
         let all = d.core.context().buckets.values().flat_map(|b| &b.vbuckets);
         all.filter(|v| v.projector == "q").count()

@@ -8,7 +8,7 @@ fn read() -> Driver {
     let mut d = Driver::with_index();
     let definition = r#"{"name":"m","source":{"streams":[{"name":"M0"},{"name":"M1"},{"name":"M2"},{"name":"M3"}]}}"#;
     let add = Ddl::BucketAdd(serde_json::from_str(definition).unwrap());
-    d.event(Event::Ddl { token: 9, ddl: add, probe: Ok(vec![0; 4]), random: 3 });
+    d.event(Event::Ddl { token: 9, ddl: add, probe: Ok(vec![0; 4].into()), random: 3 });
     d.tick(50);
     for vb in 0..3u16 {
         let vbucket = &d.core.context().buckets["m"].vbuckets[usize::from(vb)];

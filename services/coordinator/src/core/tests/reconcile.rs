@@ -31,7 +31,7 @@ fn tell(d: &mut Driver, report: SliceReport) {
 
 fn ask(d: &mut Driver) -> u64 {
     let ddl = Ddl::BucketReconcile(BucketReconcile { name: "b".into() });
-    d.event(Event::Ddl { token: 2, ddl, probe: Ok(vec![]), random: 3 });
+    d.event(Event::Ddl { token: 2, ddl, probe: Ok(vec![].into()), random: 3 });
     let after = d.replies.pop().unwrap().unwrap()["after"].as_u64().unwrap();
     d.tick(1);
     after

@@ -24,7 +24,7 @@ fn answered(actions: &[Action]) -> bool {
 /// A bucket without indexes, with a topic.
 fn with_bucket() -> Driver {
     let mut d = Driver::new();
-    d.event(ddl(Ddl::BucketAdd(BucketDefinition::kv("b")), Ok(vec![4])));
+    d.event(ddl(Ddl::BucketAdd(BucketDefinition::kv("b")), Ok(vec![4].into())));
     let topic = TopicRequest { bucket: "b".into(), topic: "t".into() };
     d.event(ddl(Ddl::TopicCreate(topic), unprobed()));
     assert!(d.replies.drain(..).all(|reply| reply.is_ok()));
@@ -35,7 +35,7 @@ fn with_bucket() -> Driver {
 fn no_bucket_is_declared_whose_streams_were_not_looked_at() {
     let mut d = Driver::with_index();
     for (probe, code, retry) in
-        [(unprobed(), ErrorCode::BucketNotFound, true), (Ok(Vec::new()), ErrorCode::Internal, true)]
+        [(unprobed(), ErrorCode::BucketNotFound, true), (Ok(Probed::default()), ErrorCode::Internal, true)]
     {
         let index: IndexDefinition = serde_json::from_str(r#"{"bucket":"n","name":"y","keys":["a"]}"#).unwrap();
         for request in [Ddl::BucketAdd(BucketDefinition::kv("n")), Ddl::IndexCreate(index)] {
@@ -69,7 +69,7 @@ fn what_removes_streams_is_answered_when_they_are_gone() {
 fn streams_that_nobody_needs_are_swept_once() {
     let mut d = with_bucket();
     let new: BucketDefinition = BucketDefinition::kv("new");
-    d.core.handle(d.now, ddl(Ddl::BucketAdd(new), Ok(vec![0])));
+    d.core.handle(d.now, ddl(Ddl::BucketAdd(new), Ok(vec![0].into())));
     let kept = ["HW_MUTATION_b", "HW_CATCHUP_b", "HW_MUTATION_new", "HW_CATCHUP_new"].map(str::to_owned);
     let mut streams = vec!["HW_MUTATION_gone".to_owned(), subjects::topic_stream("b", "u")];
     streams.extend(kept);
