@@ -1,23 +1,26 @@
 //! A connection, checked, and the core of the bus: publish, request, subscribe.
 
 use crate::{
+    api_prefix::ApiPrefix,
     attempts::Attempts,
     codes::unavailable,
-    error::{BusError, without_credentials},
+    error::BusError,
     faults::fault,
-    frames::{Dial, Link, credentials::Credentials},
+    frames::{Dial, Link},
     pulls::Pulling,
+    refusals::{Refusal, Refusals},
+    session::{Opener, Session},
+    settings::{ConnectSettings, Target},
     supervise::{self, Task},
     troubles::Troubles,
 };
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, Event, HeaderMap,
+    Client, HeaderMap,
     client::RequestErrorKind,
-    jetstream::{self, Context, response::Response},
+    jetstream::{Context, response::Response},
 };
 use bytes::Bytes;
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -27,37 +30,12 @@ use tokio::sync::{mpsc, watch};
 pub const CLIENT_LOG_OFF: &str = "async_nats=off";
 /// The oldest server that Highwater supports.
 const OLDEST_SERVER: &str = "2.11";
-/// Answers that may wait in the client library before it drops them.
-const SUBSCRIPTION_CAPACITY: usize = 65_536;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that is silent is given up after two of these: a network that was cut off and came back is found again soon.
-const PING: Duration = Duration::from_secs(5);
-const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server takes lines of 4,096 bytes if nothing else is configured: with the command, a subject for the answer and two numbers.
 const LONGEST_SUBJECT: usize = 3_900;
-/// A connection that was lost is opened again after this, and then at least this often.
-const SOON: Duration = Duration::from_millis(20);
-const LATER: Duration = Duration::from_millis(500);
 /// After a connection could not be opened, it is tried again after this.
 const AGAIN: Duration = Duration::from_millis(200);
 /// JetStream is given this long to say that it is there.
 const CHECKED_WITHIN: Duration = Duration::from_secs(2);
-
-/// How to reach NATS.
-#[derive(Debug, Clone, Default)]
-pub struct ConnectSettings {
-    /// One or more URLs, comma separated; may carry user and password.
-    pub url: String,
-    pub user: Option<String>,
-    pub password: Option<String>,
-    pub token: Option<String>,
-    /// A credentials file.
-    pub creds: Option<PathBuf>,
-    /// An nkey seed.
-    pub nkey: Option<String>,
-    /// Shown in the server's connection list.
-    pub name: String,
-}
 
 /// Connections to NATS with JetStream: the client library's, for what we send and the answers to it, and one of our own
 /// ([`crate::frames`]) for what any client may have sent.
@@ -69,25 +47,16 @@ pub struct Bus {
 
 #[derive(Debug)]
 struct Inner {
-    /// URLs of the servers, without credentials.
-    url: String,
+    target: Arc<Target>,
     session: RwLock<Session>,
     link: Link,
     dial: Arc<Dial>,
+    refusals: Refusals,
     /// Rises when the client library's connection is lost.
     lost: watch::Sender<u64>,
     keeper: Mutex<Option<Task>>,
     attempts: Attempts,
     pulling: Pulling,
-}
-
-/// The client library's connection.
-#[derive(Debug, Clone)]
-struct Session {
-    client: Client,
-    js: Context,
-    /// How often earlier sessions and their connections were lost.
-    lost_before: u64,
 }
 
 /// The answer to a request.
@@ -96,63 +65,6 @@ pub struct Reply {
     pub payload: Bytes,
     /// Code and number from the service error headers.
     pub error: Option<(String, u16)>,
-}
-
-/// Opens sessions of the client library, one after the other.
-struct Opener {
-    servers: Vec<String>,
-    name: String,
-    credentials: Credentials,
-    troubles: Troubles,
-    lost: watch::Sender<u64>,
-    /// Told when the library's task for a session has ended.
-    ended: mpsc::Sender<()>,
-}
-
-/// Is dropped with the library's task for a session, however that ends.
-struct Ending(mpsc::Sender<()>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        // One that waits already tells as much.
-        let _ = self.0.try_send(());
-    }
-}
-
-impl Opener {
-    async fn open(&self) -> Result<Session, ConnectError> {
-        let (troubles, lost, ending) = (self.troubles.clone(), self.lost.clone(), Ending(self.ended.clone()));
-        let mut options = async_nats::ConnectOptions::new()
-            .name(&self.name)
-            .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .connection_timeout(CONNECT_TIMEOUT)
-            .ping_interval(PING)
-            .reconnect_delay_callback(
-                |attempts| if attempts < 2 { SOON } else { LATER.min(AGAIN * attempts as u32 / 2) },
-            )
-            .event_callback(move |event| {
-                let _lives_as_long = &ending;
-                note(&troubles, &event);
-                if matches!(event, Event::Disconnected) {
-                    lost.send_modify(|losses| *losses += 1);
-                }
-                std::future::ready(())
-            });
-        options = match &self.credentials {
-            Credentials::None => options,
-            Credentials::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
-            Credentials::Token(token) => options.token(token.clone()),
-            Credentials::Nkey(seed) => options.nkey(seed.clone()),
-            // It was read before.
-            Credentials::File { text, .. } => {
-                options.credentials(text).map_err(|e| ConnectError::with_source(ConnectErrorKind::Authentication, e))?
-            }
-        };
-        let lost_before = *self.lost.borrow();
-        let client = options.connect(self.servers.as_slice()).await?;
-        let js = jetstream::context::ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
-        Ok(Session { client, js, lost_before })
-    }
 }
 
 /// Opens a new session when the library's task has ended: by a panic, as nothing else ends it while it is used.
@@ -182,42 +94,32 @@ async fn keep_open(bus: &Weak<Inner>, opener: Opener, mut ended: mpsc::Receiver<
 impl Bus {
     /// Connects and checks the version. Later losses of the connections are healed, also when the client library's own task ends.
     pub async fn connect(settings: &ConnectSettings) -> Result<Self, BusError> {
-        let url = without_credentials(&settings.url);
-        let credentials = Credentials::of(settings)?;
-        let troubles = Troubles::default();
-        let lost = watch::Sender::new(0);
-        let (ending, ended) = mpsc::channel(1);
-        let dial = Dial::new(&settings.url, credentials.clone(), &settings.name)
-            .map_err(|_| BusError::Settings(format!("{url} is not a NATS URL")))?;
-        let opener = Opener {
-            // The library logs them.
-            servers: settings.url.split(',').map(|url| without_credentials(url.trim())).collect(),
-            name: settings.name.clone(),
-            credentials,
-            troubles: troubles.clone(),
-            lost: lost.clone(),
-            ended: ending,
-        };
-        let session = opener.open().await.map_err(|e| match e.kind() {
-            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                BusError::Credentials { url: url.clone() }
-            }
-            ConnectErrorKind::ServerParse => BusError::Settings(format!("{url} is not a NATS URL")),
-            _ => BusError::Unreachable { url: url.clone(), why: e.to_string() },
-        })?;
-        let version = session.client.server_info().version;
+        let target = Arc::new(Target::of(settings)?);
+        let (troubles, refusals) = (Troubles::default(), Refusals::new(target.api.clone()));
+        let dial = Arc::new(Dial::new(Arc::clone(&target), troubles.clone()));
+        // A file that cannot be used is said before anybody is asked.
+        dial.check().await.map_err(BusError::Settings)?;
+        let link = Link::connect(Arc::clone(&dial), troubles.clone(), refusals.clone(), "").await?;
+        let version = link.server_version();
         if !new_enough(&version) {
             return Err(BusError::OldServer { found: version, needed: OLDEST_SERVER });
         }
-        let dial = Arc::new(dial);
-        let link = Link::connect(Arc::clone(&dial), troubles.clone(), "")
-            .await
-            .map_err(|why| BusError::Unreachable { url: url.clone(), why })?;
+        let lost = watch::Sender::new(0);
+        let (ending, ended) = mpsc::channel(1);
+        let opener = Opener {
+            target: Arc::clone(&target),
+            troubles: troubles.clone(),
+            refusals: refusals.clone(),
+            lost: lost.clone(),
+            ended: ending,
+        };
+        let session = opener.open().await.map_err(|e| opener.refused(&e))?;
         let inner = Arc::new(Inner {
-            url,
+            target,
             session: RwLock::new(session),
             link,
             dial,
+            refusals,
             lost,
             keeper: Mutex::default(),
             attempts: Attempts::default(),
@@ -256,8 +158,46 @@ impl Bus {
 
     /// A connection of its own, for who reads so much that others would wait.
     pub(crate) async fn another_link(&self) -> Result<Link, BusError> {
-        let link = Link::connect(Arc::clone(&self.inner.dial), self.troubles.clone(), "apart").await;
-        link.map_err(|why| BusError::other("connect", why))
+        let inner = &self.inner;
+        Link::connect(Arc::clone(&inner.dial), self.troubles.clone(), inner.refusals.clone(), "apart").await
+    }
+
+    /// Under which subject JetStream is asked.
+    pub(crate) fn api(&self) -> &ApiPrefix {
+        &self.inner.target.api
+    }
+
+    /// What NATS does not permit this user.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.inner.refusals
+    }
+
+    /// What keeps an answer away that has been waited for since refusal number `since`.
+    pub(crate) fn refused(&self, since: u64, published: impl Fn(&str) -> bool) -> Option<Refusal> {
+        self.inner.refusals.found(since, published, &self.inner.target.inbox_prefix)
+    }
+
+    /// Waits for an answer to what is published to such subjects: who may not publish there, or not hear the answer, gets none.
+    ///
+    /// # Errors
+    /// [`BusError::NotPermitted`].
+    pub(crate) async fn permitted<F: Future>(
+        &self,
+        published: impl Fn(&str) -> bool,
+        answer: F,
+    ) -> Result<F::Output, BusError> {
+        let since = self.inner.refusals.last();
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            refusal = self.inner.refusals.wait(since, published, &self.inner.target.inbox_prefix) => Err(refusal.into()),
+        }
+    }
+
+    /// The same for requests to JetStream about a stream.
+    pub(crate) async fn permitted_about<F: Future>(&self, stream: &str, answer: F) -> Result<F::Output, BusError> {
+        let about = |subject: &str| self.api().covers(subject) && subject.split('.').any(|word| word == stream);
+        self.permitted(about, answer).await
     }
 
     /// Failures that the next reader of a stream takes into account.
@@ -275,24 +215,31 @@ impl Bus {
         usize::try_from(self.inner.pulling.load(Ordering::Relaxed)).unwrap_or(usize::MAX).max(1)
     }
 
+    /// A subject for answers that no other call and no other process gets.
+    pub(crate) fn new_inbox(&self) -> String {
+        self.client().new_inbox()
+    }
+
     /// A text that no other call and no other process gets.
     pub(crate) fn unique_id(&self) -> String {
-        let inbox = self.client().new_inbox();
+        let inbox = self.new_inbox();
         inbox.rsplit('.').next().unwrap_or(&inbox).to_owned()
     }
 
     /// Whether JetStream answers now. When servers have no leader among them, or change it, it does later.
     ///
     /// # Errors
-    /// There is none for this account.
+    /// There is none for this account; [`BusError::NotPermitted`]: this user may not ask.
     pub async fn jetstream_answers(&self) -> Result<bool, BusError> {
         Ok(self.jetstream_info().await?.is_some())
     }
 
     /// What JetStream says of the account; None: it does not answer now.
     pub(crate) async fn jetstream_info(&self) -> Result<Option<serde_json::Value>, BusError> {
+        let subject = self.api().of("INFO");
         let request = async_nats::Request::new().timeout(Some(CHECKED_WITHIN));
-        match self.client().send_request("$JS.API.INFO", request).await {
+        let client = self.client();
+        match self.permitted(|refused| refused == subject, client.send_request(subject.clone(), request)).await? {
             Ok(reply) => match serde_json::from_slice::<Response<serde_json::Value>>(&reply.payload) {
                 Ok(Response::Ok(info)) => Ok(Some(info)),
                 Ok(Response::Err { error }) if unavailable(&error) => Ok(None),
@@ -300,16 +247,16 @@ impl Bus {
                 Err(error) => Err(BusError::other("JetStream", error)),
             },
             Err(e) if e.kind() == RequestErrorKind::NoResponders => {
-                Err(BusError::NoJetStream { url: self.inner.url.clone() })
+                Err(BusError::NoJetStream { url: self.inner.target.servers.shown.clone(), subject })
             }
             Err(e) if e.kind() == RequestErrorKind::TimedOut => Ok(None),
             Err(e) => Err(BusError::other("JetStream", e)),
         }
     }
 
-    /// The largest message that the server takes, bytes.
+    /// The largest message that the server takes of this user, bytes. The client library knows the limit of the server alone.
     pub fn max_payload(&self) -> usize {
-        self.client().max_payload()
+        self.client().max_payload().min(self.link().max_payload())
     }
 
     /// Changes when the connection on which answers come moved to another server, or its server restarted.
@@ -369,7 +316,9 @@ impl Bus {
     pub async fn request(&self, subject: &str, payload: Vec<u8>, timeout: Duration) -> Result<Reply, BusError> {
         sendable(subject)?;
         let request = async_nats::Request::new().payload(payload.into()).timeout(Some(timeout));
-        let message = self.client().send_request(subject.to_owned(), request).await.map_err(|e| match e.kind() {
+        let client = self.client();
+        let answer = client.send_request(subject.to_owned(), request);
+        let message = self.permitted(|refused| refused == subject, answer).await?.map_err(|e| match e.kind() {
             RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.into() },
             RequestErrorKind::TimedOut => BusError::Timeout { subject: subject.into() },
             _ => BusError::other("request", e),
@@ -392,20 +341,6 @@ pub(crate) fn sendable(subject: &str) -> Result<(), BusError> {
         return Err(BusError::other("publish", format!("{subject:?} is no subject")));
     }
     Ok(())
-}
-
-/// What happens to the connection is stated for a while.
-fn note(troubles: &Troubles, event: &Event) {
-    let now = Instant::now();
-    match event {
-        Event::Disconnected => troubles.happened("connection to NATS", &"it was lost", now),
-        Event::SlowConsumer(_) => {
-            let what = "messages come faster than they are taken: some were dropped (slow consumer)";
-            troubles.happened("subscription", &what, now);
-        }
-        Event::ServerError(error) => troubles.happened("answers of NATS", error, now),
-        _ => {}
-    }
 }
 
 fn error_headers(headers: &HeaderMap) -> Option<(String, u16)> {

@@ -37,7 +37,7 @@ pub(crate) async fn consumer(
     let js = bus.js();
     for _ in 0..MOST_PLACED {
         let made = js.create_consumer_on_stream(config.clone(), stream);
-        let consumer = match bus.unless_lost(made).await {
+        let consumer = match bus.permitted_about(stream, bus.unless_lost(made)).await? {
             Some(made) => made.map_err(|e| refused(&e))?,
             None => return Err(refused(&"the connection was lost")),
         };
@@ -55,5 +55,5 @@ pub(crate) async fn consumer(
 /// Best effort: the server also removes one that is inactive.
 pub(crate) async fn remove_consumer(bus: &Bus, stream: &str, name: &str) {
     let js = bus.js();
-    let _ = bus.unless_lost(js.delete_consumer_from_stream(name, stream)).await;
+    let _ = bus.permitted_about(stream, bus.unless_lost(js.delete_consumer_from_stream(name, stream))).await;
 }

@@ -1,5 +1,7 @@
 //! What can go wrong on the bus.
 
+use crate::refusals::Action;
+
 /// An error of the bus; each displays as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
@@ -11,8 +13,12 @@ pub enum BusError {
     Settings(String),
     #[error("nats-server {found} is too old: {needed} or newer is needed")]
     OldServer { found: String, needed: &'static str },
-    #[error("JetStream is not enabled on nats-server at {url}: start it with -js, or enable it for this account")]
-    NoJetStream { url: String },
+    #[error(
+        "JetStream is not enabled on nats-server at {url}: start it with -js, or enable it for this account (nobody answers {subject})"
+    )]
+    NoJetStream { url: String, subject: String },
+    #[error("NATS does not permit this user to {action} to {subject}")]
+    NotPermitted { action: Action, subject: String },
     #[error("no one answers on {subject}")]
     NoResponders { subject: String },
     #[error("no answer on {subject} in time")]
@@ -33,14 +39,15 @@ impl BusError {
     }
 }
 
-/// URLs of servers, separated by commas, as they may be shown: user, password and token are left out.
+/// URLs of servers, separated by commas, as they may be shown: user, password and token are left out, and what stands in the place
+/// of a port and is none.
 pub fn without_credentials(urls: &str) -> String {
     let mut shown: Vec<String> = Vec::new();
     let mut secret = false;
     for url in urls.split(',').rev() {
         // What ends with credentials and has no beginning is the end of a password with a comma.
         if !secret || url.contains('@') {
-            shown.push(url.rsplit_once('@').map_or_else(|| url.trim().to_owned(), |(_, host)| host.to_owned()));
+            shown.push(url.rsplit_once('@').map_or(url, |(_, host)| host).trim().to_owned());
         }
         if let Some((scheme, _)) = url.split_once("://").filter(|_| secret || url.contains('@'))
             && let Some(last) = shown.last_mut()
@@ -50,7 +57,18 @@ pub fn without_credentials(urls: &str) -> String {
         secret = (secret || url.contains('@')) && !url.contains("://");
     }
     shown.reverse();
-    shown.join(",")
+    shown.iter().map(|url| without_odd_port(url)).collect::<Vec<_>>().join(",")
+}
+
+/// Who forgets the host behind user and password has the password where a port would be.
+fn without_odd_port(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |scheme| scheme + 3);
+    // The colons of an IPv6 address are in brackets.
+    let address = url.get(host..).filter(|rest| rest.starts_with('[')).and_then(|rest| rest.find(']'));
+    let host = host + address.unwrap_or_default();
+    let Some(colon) = url.get(host..).and_then(|rest| rest.find(':')) else { return url };
+    let (before, port) = url.split_at(host + colon);
+    if port.len() == 1 || port[1..].parse::<u16>().is_ok() { url } else { before }
 }
 
 #[cfg(test)]
@@ -67,6 +85,10 @@ mod tests {
             ("nats://u:p/://@host", "nats://host"),
             ("nats://me:12,34@host, nats://b", "nats://host,nats://b"),
             ("nats://a,nats://me:s3,cr,et@host", "nats://a,nats://host"),
+            ("nats://me:s3cret", "nats://me"),
+            ("nats://me:s3]cret", "nats://me"),
+            ("me:s3cret, nats://[::1]:4222", "me,nats://[::1]:4222"),
+            ("nats://[::1]", "nats://[::1]"),
             ("tls://a,b,c", "tls://a,b,c"),
             ("host", "host"),
             ("", ""),

@@ -51,7 +51,7 @@ pub struct Heart {
 impl Heart {
     /// One that beats `every` so often until a cluster manager says otherwise; the first beat is due at once.
     pub async fn new(bus: &Bus, every: Duration) -> Result<Self, BusError> {
-        let inbox = format!("_INBOX.{}", bus.unique_id());
+        let inbox = bus.new_inbox();
         let (told, every) = watch::channel(every);
         let replies = listen(bus, &inbox, told.clone()).await?;
         Ok(Self {

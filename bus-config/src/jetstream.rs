@@ -205,12 +205,13 @@ impl Bus {
         what: &'static str,
         question: &Value,
     ) -> Result<Result<T, ServerError>, BusError> {
-        let subject = format!("$JS.API.{what}.{stream}");
+        let subject = self.api().of(&format!("{what}.{stream}"));
         sendable(&subject)?;
         let payload = if question.is_null() { Bytes::new() } else { question.to_string().into() };
         let client = self.client();
         let request = Request::new().payload(payload).timeout(Some(ANSWERED_WITHIN));
-        let reply = match self.unless_lost(client.send_request(subject.clone(), request)).await {
+        let answer = self.unless_lost(client.send_request(subject.clone(), request));
+        let reply = match self.permitted(|refused| refused == subject, answer).await? {
             Some(Ok(reply)) => reply,
             Some(Err(e)) if e.kind() == RequestErrorKind::TimedOut => return Err(BusError::Timeout { subject }),
             Some(Err(e)) => return Err(BusError::other("JetStream", format!("{stream}: {e}"))),

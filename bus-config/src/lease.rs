@@ -74,8 +74,10 @@ impl ClusterBucket {
         headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string().as_str());
         // Whole seconds, and never less than the holder counts on; with every renewal, else it would last for ever.
         headers.insert(header::NATS_MESSAGE_TTL, format!("{}s", lease.lease_ms.div_ceil(1_000)).as_str());
+        let subject = self.bus.api().key_value(CLUSTER_LEASE);
+        let refusals = self.bus.refusals().last();
         let write = async {
-            match self.bus.js().publish_with_headers(CLUSTER_LEASE, headers, value.into()).await {
+            match self.bus.js().publish_with_headers(subject.to_string(), headers, value.into()).await {
                 Ok(acknowledged) => acknowledged.await,
                 Err(e) => Err(e),
             }
@@ -85,7 +87,10 @@ impl ClusterBucket {
             Ok(Ok(_)) => None,
             Ok(Err(e)) if wrong_sequence(e) => None,
             Ok(Err(e)) => Some(e.source().map_or_else(|| e.to_string(), ToString::to_string)),
-            Err(_) => Some("no acknowledgement in time".into()),
+            Err(_) => Some(match self.bus.refused(refusals, |refused| refused == subject) {
+                Some(refusal) => BusError::from(refusal).to_string(),
+                None => "no acknowledgement in time".into(),
+            }),
         };
         let mut retry = self.retry.lock().unwrap_or_else(PoisonError::into_inner);
         match failed {
@@ -105,7 +110,8 @@ impl ClusterBucket {
     /// Removes the lease of this revision, so that nobody need wait for its end; one that is gone is fine.
     pub async fn release(&self, revision: u64) -> Result<(), BusError> {
         let stream = self.stream().await?;
-        let deleted = timeout(API_TIMEOUT, stream.delete_message(revision)).await;
+        let deleted = timeout(API_TIMEOUT, stream.delete_message(revision));
+        let deleted = self.bus.permitted_about(CLUSTER_STREAM, deleted).await?;
         match deleted {
             Ok(done) => done.map(|_| ()).map_err(|e| BusError::other("release the lease", e)),
             Err(_) => Err(BusError::Timeout { subject: CLUSTER_LEASE.into() }),
@@ -115,8 +121,10 @@ impl ClusterBucket {
     /// Remembers an index manager.
     pub async fn register(&self, node: &str) -> Result<(), BusError> {
         let subject = subjects::cluster_registered(node);
-        let write = async { self.bus.js().publish(subject.clone(), "{}".into()).await?.await };
-        match timeout(API_TIMEOUT, write).await {
+        let written = self.bus.api().key_value(&subject).into_owned();
+        let write = async { self.bus.js().publish(written.clone(), "{}".into()).await?.await };
+        let write = self.bus.permitted(|refused| refused == written, timeout(API_TIMEOUT, write));
+        match write.await? {
             Ok(done) => done.map(|_| ()).map_err(|e| BusError::other("register", e)),
             Err(_) => Err(BusError::Timeout { subject }),
         }
@@ -127,7 +135,8 @@ impl ClusterBucket {
         let prefix = subjects::cluster_registered("");
         let failed = |e: &dyn std::fmt::Display| BusError::other("registered index managers", e);
         let stream = self.stream().await?;
-        let listed = timeout(API_TIMEOUT, stream.info_with_subjects(format!("{prefix}>"))).await;
+        let listed = timeout(API_TIMEOUT, stream.info_with_subjects(format!("{prefix}>")));
+        let listed = self.bus.permitted_about(CLUSTER_STREAM, listed).await?;
         let mut listed = match listed {
             Ok(listed) => listed.map_err(|e| failed(&e))?,
             Err(_) => return Err(BusError::Timeout { subject: prefix }),

@@ -1,7 +1,8 @@
 //! Everything Highwater says to NATS: the only crate that uses the NATS client.
 //!
 //! # Layout
-//! - [`Bus`], [`ConnectSettings`]: a connection, checked for JetStream and its version; core publish, request, subscribe
+//! - [`ConnectSettings`]: where NATS is and who we are there, filled up from a context of the nats CLI
+//! - [`Bus`]: a connection, checked for JetStream and its version; core publish, request, subscribe
 //! - [`StreamSpec`]: our streams as data, made or taken as they are; [`StreamConfig`]: what is read of a stream's configuration
 //! - [`StreamReader`]: gap-checked, re-opening reader of one stream, `AckPolicy::None`
 //! - [`Publisher`]: acknowledged publishing
@@ -16,10 +17,12 @@
 //! Invariant: services see these handles and never the client, so that a simulated bus can stand in.
 
 mod account;
+mod api_prefix;
 mod attempts;
 mod codes;
 mod connect;
 mod consumers;
+mod context;
 mod error;
 mod faults;
 mod forward;
@@ -30,10 +33,14 @@ mod lease;
 mod listing;
 mod message;
 mod parts;
+mod paths;
 mod publisher;
 mod pulls;
 mod reader;
+mod refusals;
 mod service;
+mod session;
+mod settings;
 mod state_log;
 mod state_view;
 mod stream_config;
@@ -43,7 +50,7 @@ mod subscription;
 pub mod supervise;
 mod troubles;
 
-pub use connect::{Bus, CLIENT_LOG_OFF, ConnectSettings, Reply};
+pub use connect::{Bus, CLIENT_LOG_OFF, Reply};
 pub use error::{BusError, without_credentials};
 pub use faults::fault;
 pub use heart::{Heart, bounded as bounded_heartbeat, leave};
@@ -53,7 +60,9 @@ pub use listing::is_literal;
 pub use message::{AtomicBatch, Meaning, Operation, StreamMessage};
 pub use publisher::{Ack, PublishFailure, Publisher};
 pub use reader::{List, ReadFrom, StreamReader};
+pub use refusals::Action;
 pub use service::{Endpoints, ServiceRequest, ServiceSpec};
+pub use settings::ConnectSettings;
 pub use state_log::{Appended, Followed, LogContents, StateFollower, StateLog};
 pub use state_view::{StateTail, StateView};
 pub use stream_config::{StreamConfig, Transform, Upstream};

@@ -44,7 +44,7 @@ impl Publisher {
     pub async fn send(&self, subject: &str, id: &str, payload: Bytes) -> Result<AckFuture, BusError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, id);
-        let losses = self.bus.losses();
+        let (losses, refusals) = (self.bus.losses(), self.bus.refusals().last());
         let sent = self.bus.js().publish_with_headers(subject.to_owned(), headers, payload).await;
         let future = match sent {
             Ok(future) => future,
@@ -56,11 +56,16 @@ impl Publisher {
                 return Ok(Box::pin(async move { Err(failure) }));
             }
         };
-        let bus = self.bus.clone();
+        let (bus, subject) = (self.bus.clone(), subject.to_owned());
         Ok(Box::pin(async move {
             match bus.unless_lost_since(losses, future.into_future()).await {
                 Some(Ok(ack)) => Ok(Ack { seq: ack.sequence, duplicate: ack.duplicate }),
-                Some(Err(e)) => Err(classify(&e)),
+                Some(Err(e)) => Err(match (classify(&e), bus.refused(refusals, |refused| refused == subject)) {
+                    (PublishFailure::TimedOut, Some(refusal)) => {
+                        PublishFailure::Other(BusError::from(refusal).to_string())
+                    }
+                    (failure, _) => failure,
+                }),
                 None => Err(PublishFailure::TimedOut),
             }
         }))

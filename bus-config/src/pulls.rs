@@ -23,6 +23,7 @@ mod asked;
 
 use crate::{
     connect::Bus,
+    error::BusError,
     frames::{Interest, Link, codec::Message, headers::Headers, inbox::Arrived},
 };
 use asked::{Asked, Counted};
@@ -50,13 +51,17 @@ const MOST_NUDGES: u32 = 1_000;
 
 /// Pulls from a consumer.
 pub(crate) struct Pulls {
+    bus: Bus,
     interest: Interest,
     /// Where to ask, for the answers to go to the inbox.
     next: String,
     inbox: String,
     asked: Asked,
-    /// How often the connection had been lost when it began.
+    /// How often the connection had been lost when it began, and the last of NATS's refusals then.
     losses: u64,
+    refusals: u64,
+    /// NATS does not permit this user to pull, or to get what is pulled.
+    refused: bool,
     /// Arrived and not handed out.
     ready: VecDeque<Message>,
     /// When the server last said something.
@@ -77,19 +82,22 @@ impl Pulls {
         wanted: u64,
         list: Option<ListPulls>,
     ) -> Result<Self, String> {
-        let inbox = format!("_INBOX.{}", bus.unique_id());
-        let losses = link.losses();
+        let inbox = bus.new_inbox();
+        let (losses, refusals) = (link.losses(), bus.refusals().last());
         let mut interest = link.interest();
         interest.add(&inbox, None).await;
         if list.is_some() {
             interest.add(&format!("{inbox}{NUDGE}"), None).await;
         }
         let mut pulls = Self {
+            bus: bus.clone(),
             interest,
-            next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            next: bus.api().of(&format!("CONSUMER.MSG.NEXT.{stream}.{consumer}")),
             inbox,
             asked: Asked::new(bus.max_payload() as u64, wanted, list),
             losses,
+            refusals,
+            refused: false,
             ready: VecDeque::new(),
             heard: Instant::now(),
             nudges: 0,
@@ -122,6 +130,11 @@ impl Pulls {
     /// A list ended because a message had no room or time.
     pub(crate) fn fell_short(&self) -> bool {
         self.asked.fell_short
+    }
+
+    /// They ended because NATS does not permit them.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused
     }
 
     /// The list is complete: what comes now is read on.
@@ -186,7 +199,15 @@ impl Pulls {
     async fn wait(&mut self) -> Result<(), String> {
         let silence = SILENCE.saturating_sub(self.heard.elapsed());
         let patience = if self.asked.list.is_some() { silence.min(NUDGED_EVERY) } else { silence };
-        match tokio::time::timeout(patience, self.interest.inbox().arrived(0)).await {
+        let arrived = tokio::select! {
+            biased;
+            arrived = tokio::time::timeout(patience, self.interest.inbox().arrived(0)) => arrived,
+            refusal = self.bus.refusals().wait_on(self.refusals, &self.next, &self.inbox) => {
+                self.refused = true;
+                return Err(BusError::from(refusal).to_string());
+            }
+        };
+        match arrived {
             Err(_) if patience < silence => self.nudge(),
             Ok(Arrived::Messages) => {
                 self.heard = Instant::now();

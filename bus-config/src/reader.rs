@@ -270,6 +270,7 @@ impl StreamReader {
 
     /// The pulls count as open once the stream was checked after it.
     async fn subscribe(&mut self) -> Result<Pulls, BusError> {
+        self.remove_unused();
         let listing = self.is_listing();
         let mut config = starting_at(self.place.after + 1, self.inactive);
         // Where each message is the last of its subject, all are asked for: the server need not look which are.
@@ -293,6 +294,16 @@ impl StreamReader {
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
         Ok(pulls)
+    }
+
+    /// Has the server remove the consumer, without waiting for it: an account or a stream may have room for a few only.
+    fn remove_unused(&mut self) {
+        let consumer = std::mem::take(&mut self.consumer);
+        if !consumer.is_empty() {
+            let request = self.bus.api().of(&format!("CONSUMER.DELETE.{}.{consumer}", self.stream));
+            // A connection of the reader's own may end with it. The server removes the consumer by itself if this is not sent.
+            let _ = self.bus.link().publish(&request, "", b"");
+        }
     }
 
     /// Opens again where it stood, as long as it takes; ends only when the stream contradicts what was read.
@@ -414,6 +425,8 @@ impl StreamReader {
             }
             if let Some(Err(why)) = taken {
                 if out.is_empty() {
+                    // A list of which nothing has come is no other one when it is begun again.
+                    self.pulls = self.pulls.take().filter(|pulls| !pulls.is_refused());
                     self.reopen(&why).await?;
                 } else {
                     // What was taken is good; the next call opens again.
@@ -427,7 +440,8 @@ impl StreamReader {
     /// Ends it, so that the server need not find out that nobody reads any more.
     pub async fn close(mut self) {
         self.pulls = None;
-        remove_consumer(&self.bus, &self.stream, &self.consumer).await;
+        let consumer = std::mem::take(&mut self.consumer);
+        remove_consumer(&self.bus, &self.stream, &consumer).await;
     }
 
     /// How often the connection on which answers come had been lost, at least, when the server sent what was handed out last.
@@ -438,6 +452,12 @@ impl StreamReader {
     /// Times that the reader was opened again on another server, or on one that had restarted.
     pub fn restarts(&self) -> u64 {
         self.restarts
+    }
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        self.remove_unused();
     }
 }
 

@@ -151,7 +151,7 @@ impl Endpoints {
         Some(ServiceRequest {
             subject: std::str::from_utf8(message.subject()).ok()?.to_owned(),
             payload: Bytes::copy_from_slice(message.payload()),
-            reply: subscription::reply(message),
+            reply: subscription::reply(self.bus.api(), message),
             endpoint,
             came: Instant::now(),
             discovery: self.discovery.statistics(),

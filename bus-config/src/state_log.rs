@@ -96,8 +96,11 @@ impl StateLog {
             }
         };
         // An acknowledgement that got lost with the connection is not waited for, nor one that may be lost with the log's leader.
-        let Some(Ok(outcome)) = self.bus.unless_lost(timeout(ANSWERED_WITHIN, sent)).await else {
-            return Appended::Unknown;
+        let answered = self.bus.unless_lost(timeout(ANSWERED_WITHIN, sent));
+        let outcome = match self.bus.permitted(|subject| subject == STATE_SUBJECT, answered).await {
+            Ok(Some(Ok(outcome))) => outcome,
+            Ok(_) => return Appended::Unknown,
+            Err(refusal) => return Appended::Refused(refusal.to_string()),
         };
         match outcome {
             Ok(ack) => Appended::Acked(ack.sequence),

@@ -217,11 +217,14 @@ impl Bus {
                 // It may hold messages of its owner, too.
                 self.purge(name, "hw.>", None).await
             }
-            Some(_) => match self.js().delete_stream(name).await {
-                Ok(_) => Ok(()),
-                Err(_) if matches!(self.stream_state(name).await, Err(BusError::NoStream(_))) => Ok(()),
-                Err(e) => Err(BusError::other("delete stream", e)),
-            },
+            Some(_) => {
+                let js = self.js();
+                match self.permitted_about(name, js.delete_stream(name)).await? {
+                    Ok(_) => Ok(()),
+                    Err(_) if matches!(self.stream_state(name).await, Err(BusError::NoStream(_))) => Ok(()),
+                    Err(e) => Err(BusError::other("delete stream", e)),
+                }
+            }
         }
     }
 
@@ -229,11 +232,13 @@ impl Bus {
     pub async fn purge(&self, stream: &str, subject: &str, below: Option<u64>) -> Result<(), BusError> {
         let handle = self.js().get_stream_no_info(stream).await.map_err(|e| BusError::other("purge", e))?;
         let purge = handle.purge().filter(subject);
-        let done = match below {
-            Some(seq) => purge.sequence(seq).await,
-            None => purge.await,
+        let done = async {
+            match below {
+                Some(seq) => purge.sequence(seq).await,
+                None => purge.await,
+            }
         };
-        done.map(|_| ()).map_err(|e| BusError::other("purge", e))
+        self.permitted_about(stream, done).await?.map(|_| ()).map_err(|e| BusError::other("purge", e))
     }
 
     /// The last sequences of these subjects, several asked for at once; of one that has no message None.
@@ -267,7 +272,8 @@ impl Bus {
     pub async fn stream_subjects(&self, name: &str) -> Result<Vec<String>, BusError> {
         let other = |e: String| BusError::other("stream subjects", format!("{name}: {e}"));
         let stream = self.js().get_stream_no_info(name).await.map_err(|e| other(e.to_string()))?;
-        let mut subjects = stream.info_with_subjects(">").await.map_err(|e| other(e.to_string()))?;
+        let listed = self.permitted_about(name, stream.info_with_subjects(">")).await?;
+        let mut subjects = listed.map_err(|e| other(e.to_string()))?;
         let mut found = Vec::new();
         while let Some(subject) = subjects.next().await {
             found.push(subject.map_err(|e| other(e.to_string()))?.0);
@@ -279,7 +285,8 @@ impl Bus {
     pub async fn stream_names(&self) -> Result<Vec<String>, BusError> {
         let mut names = self.js().stream_names();
         let mut found = Vec::new();
-        while let Some(name) = names.next().await {
+        let subject = self.api().of("STREAM.NAMES");
+        while let Some(name) = self.permitted(|refused| refused == subject, names.next()).await? {
             found.push(name.map_err(|e| BusError::other("stream names", e))?);
         }
         Ok(found)

@@ -1,6 +1,7 @@
 //! A core subscription: broadcasts that any client may have sent.
 
 use crate::{
+    api_prefix::ApiPrefix,
     connect::Bus,
     error::BusError,
     frames::{Interest, codec::Message, inbox::Arrived},
@@ -19,6 +20,7 @@ pub struct Incoming {
 /// A core subscription.
 pub struct Subscription {
     interest: Interest,
+    api: ApiPrefix,
     /// Losses of the connection that were passed over.
     losses: u64,
 }
@@ -38,7 +40,7 @@ impl Subscription {
             // Our subjects are text; one that is not differs in what a wildcard stands for, and names nothing that we know.
             subject: String::from_utf8_lossy(message.subject()).into_owned(),
             payload: Bytes::copy_from_slice(message.payload()),
-            reply: reply(&message),
+            reply: reply(&self.api, &message),
         })
     }
 }
@@ -46,10 +48,21 @@ impl Subscription {
 impl Bus {
     /// Takes messages of a subject from now on, as the server has confirmed unless it is away.
     pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
+        Ok(self.subscribe_all(&[subject.to_owned()]).await)
+    }
+
+    /// Takes what anybody asks JetStream's API for from now on, such as `STREAM.PURGE.*`.
+    pub async fn subscribe_api(&self, request: &str) -> Result<Subscription, BusError> {
+        Ok(self.subscribe_all(&self.api().heard(request)).await)
+    }
+
+    async fn subscribe_all(&self, subjects: &[String]) -> Subscription {
         let mut interest = self.link().interest();
-        interest.add(subject, None).await;
+        for subject in subjects {
+            interest.add(subject, None).await;
+        }
         interest.confirmed().await;
-        Ok(Subscription { interest, losses: 0 })
+        Subscription { interest, api: self.api().clone(), losses: 0 }
     }
 }
 
@@ -69,28 +82,37 @@ pub(crate) async fn next(interest: &Interest, losses: &mut u64) -> Option<Messag
 
 /// The subject for an answer, if it is text and not one of NATS or Highwater. A service publishes with its own rights, which most
 /// clients do not have: by a reply subject they could have it write into a bucket, the state log, or the API of JetStream.
-pub(crate) fn reply(message: &Message) -> Option<String> {
+pub(crate) fn reply(api: &ApiPrefix, message: &Message) -> Option<String> {
     let reply = std::str::from_utf8(message.reply()).ok()?;
-    is_answerable(reply).then(|| reply.to_owned())
+    is_answerable(api, reply).then(|| reply.to_owned())
 }
 
-fn is_answerable(reply: &str) -> bool {
-    !reply.is_empty() && !reply.starts_with('$') && reply.split('.').next() != Some("hw")
+fn is_answerable(api: &ApiPrefix, reply: &str) -> bool {
+    !reply.is_empty() && !reply.starts_with('$') && reply.split('.').next() != Some("hw") && !api.covers(reply)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_answerable;
+    use super::*;
 
     #[test]
     fn no_answer_goes_where_only_services_publish() {
-        for reply in ["_INBOX.abc.1", "replies.of.mine", "hwx.y", "a.$KV"] {
-            assert!(is_answerable(reply), "{reply}");
+        let api = ApiPrefix::new(None, Some("js.hub")).unwrap();
+        for reply in ["_INBOX.abc.1", "replies.of.mine", "hwx.y", "a.$KV", "js.other.STREAM"] {
+            assert!(is_answerable(&api, reply), "{reply}");
         }
-        let refused =
-            ["", "$KV.people.ada", "$JS.API.STREAM.PURGE.KV_people", "$SYS.x", "hw", "hw.state.log", "hw.query.scan"];
+        let refused = [
+            "",
+            "$KV.people.ada",
+            "$JS.API.STREAM.PURGE.KV_people",
+            "$SYS.x",
+            "hw",
+            "hw.state.log",
+            "hw.query.scan",
+            "js.hub.STREAM.PURGE.KV_people",
+        ];
         for reply in refused {
-            assert!(!is_answerable(reply), "{reply}");
+            assert!(!is_answerable(&api, reply), "{reply}");
         }
     }
 }

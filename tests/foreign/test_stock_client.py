@@ -53,6 +53,7 @@ class Fleet:
         log = open(os.path.join(self.directory, f"{name}.log"), "wb")
         # A developer's own NATS settings are not meant for this server.
         env = {k: v for k, v in os.environ.items() if not k.startswith("NATS_")}
+        env["XDG_CONFIG_HOME"] = os.devnull
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=env, start_new_session=True)
         out.close(), log.close()
         self.children.append((name, child))

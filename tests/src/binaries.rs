@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::{
     env,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// Names the `highwater` binary.
@@ -25,6 +26,19 @@ pub fn highwater() -> Result<PathBuf> {
             "there is no highwater binary: set {HIGHWATER}, or run `cargo build -p highwater` in the same profile"
         ),
     }
+}
+
+/// A run of `highwater`: the developer's own settings and contexts of the nats CLI are not meant for what is tested.
+pub fn command() -> Result<Command> {
+    let mut command = Command::new(highwater()?);
+    for (variable, _) in env::vars_os() {
+        let text = variable.to_string_lossy();
+        if text.starts_with("NATS_") || text == "HIGHWATER_DATA_DIR" || text == "NOTIFY_SOCKET" {
+            command.env_remove(&variable);
+        }
+    }
+    command.env("XDG_CONFIG_HOME", "/dev/null");
+    Ok(command)
 }
 
 /// The nats-server: from the environment, else from PATH.

@@ -87,8 +87,8 @@ impl Branches {
     }
 
     /// What the command line shows agrees: every branch, and every past rollback with its streams.
-    pub fn check_shown(&self, url: &str, source: &Source) -> Result<()> {
-        let arguments = ["bucket", "history", &source.bucket, "--nats-url", url];
+    pub fn check_shown(&self, reach: &[&str], source: &Source) -> Result<()> {
+        let arguments = [&["bucket", "history", &source.bucket][..], reach].concat();
         let shown: BucketHistoryReply = serde_json::from_value(cli::json_of(&arguments, 0)?)?;
         // Meanwhile it may be compared with its source, or no more.
         let same = (&shown.streams, &shown.rollbacks) == (&self.0.streams, &self.0.rollbacks);

@@ -31,14 +31,6 @@ impl Child {
         let stdout = File::create(&out).with_context(|| format!("cannot write {}", out.display()))?;
         let stderr = File::options().create(true).append(true).open(&log);
         let stderr = stderr.with_context(|| format!("cannot write {}", log.display()))?;
-        // A developer's own settings are not meant for what is tested.
-        let given: Vec<_> = command.get_envs().map(|(variable, _)| variable.to_owned()).collect();
-        for (variable, _) in std::env::vars_os().filter(|(variable, _)| !given.contains(variable)) {
-            let text = variable.to_string_lossy();
-            if text.starts_with("NATS_") || text == "HIGHWATER_DATA_DIR" || text == "NOTIFY_SOCKET" {
-                command.env_remove(&variable);
-            }
-        }
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         let inner = command.spawn().with_context(|| format!("{name} does not start"))?;
         Ok(Self { name: name.to_owned(), inner, out, log })

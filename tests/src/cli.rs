@@ -3,11 +3,10 @@
 use crate::binaries;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::process::Command;
 
 /// Runs `highwater`: its exit code, what it printed, and what it complained of.
 pub fn highwater(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
-    let output = Command::new(binaries::highwater()?).args(arguments).output().context("highwater does not run")?;
+    let output = binaries::command()?.args(arguments).output().context("highwater does not run")?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
 }

@@ -45,6 +45,8 @@ pub struct Cluster {
     /// By node, where it finds NATS if not at the server itself.
     detours: BTreeMap<String, String>,
     trusted: Option<PathBuf>,
+    /// By which every node and command is let in.
+    access: Vec<String>,
     /// How the tests' own clients connect.
     options: ConnectOptions,
     directory: TempDir,
@@ -94,9 +96,15 @@ impl Cluster {
 
     /// Only a nats-server, with a configuration that enables JetStream.
     pub fn configured(configuration: &str) -> Result<Self> {
+        Self::configured_by(|_| Ok(configuration.to_owned()))
+    }
+
+    /// The same, with files that the configuration names in this directory.
+    pub fn configured_by(configuration: impl FnOnce(&Path) -> Result<String>) -> Result<Self> {
         let directory = temporary()?;
         let file = directory.path().join(CONFIGURATION);
-        fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(&file, configuration(directory.path())?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
         let nats = NatsServer::start_with(&directory.path().join("nats"), &["-c", &file.to_string_lossy()])?;
         Ok(Self::new(vec![nats], directory))
     }
@@ -124,6 +132,16 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Only a leaf node and its hub, in this order; nodes and clients are at the leaf node and use the hub's JetStream.
+    pub fn leaf() -> Result<Self> {
+        let directory = temporary()?;
+        let (hub, leaf) = NatsServer::start_leaf(directory.path())?;
+        let url = leaf.url().to_owned();
+        let mut cluster = Self::new(vec![leaf, hub], directory);
+        cluster.url = url;
+        Ok(cluster.with_access(vec!["--js-domain".into(), "hub".into()]))
+    }
+
     fn new(servers: Vec<NatsServer>, directory: TempDir) -> Self {
         let urls: Vec<&str> = servers.iter().map(NatsServer::url).collect();
         let url = urls.join(",");
@@ -134,6 +152,7 @@ impl Cluster {
             arguments: BTreeMap::new(),
             detours: BTreeMap::new(),
             trusted: None,
+            access: Vec::new(),
             options: ConnectOptions::new(),
             directory,
         }
@@ -152,6 +171,18 @@ impl Cluster {
     pub fn trusting(mut self, certificates: &Path) -> Self {
         self.trusted = Some(certificates.to_path_buf());
         self
+    }
+
+    /// Every node gets these arguments, and every command that is to reach NATS.
+    #[must_use]
+    pub fn with_access(mut self, arguments: Vec<String>) -> Self {
+        self.access = arguments;
+        self
+    }
+
+    /// The arguments by which a command reaches NATS.
+    pub fn reach(&self) -> Vec<&str> {
+        ["--nats-url", self.url()].into_iter().chain(self.access.iter().map(String::as_str)).collect()
     }
 
     /// The tests' own clients connect like that.
@@ -214,9 +245,9 @@ impl Cluster {
         let service = service_of(node);
         let data = self.data_dir(node);
         fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
-        let mut command = Command::new(binaries::highwater()?);
+        let mut command = binaries::command()?;
         let url = self.detours.get(node).map_or(self.url(), String::as_str);
-        command.args([service, "--node-id", node, "--nats-url", url, "--data-dir"]).arg(data);
+        command.args([service, "--node-id", node, "--nats-url", url, "--data-dir"]).arg(data).args(&self.access);
         command.args(self.arguments.get(service).into_iter().flatten());
         if let Some(certificates) = &self.trusted {
             command.env("SSL_CERT_FILE", certificates);

@@ -8,6 +8,7 @@
 //! - [`child`]: a child process with its output in files
 //! - [`nats`]: a nats-server on a free port, or a cluster of them
 //! - [`cluster`]: the services as processes of their own, to be killed and restarted
+//! - [`made`]: keys, JWTs and certificates; [`secured`]: a server that demands them
 //! - [`leaders`]: which server leads a replicated stream
 //! - [`cli`]: the command line, run to its end
 //! - [`backup`]: a stream's backup, through the JetStream API or as a copy of its files
@@ -47,6 +48,7 @@ pub mod history;
 pub mod leaders;
 pub mod load;
 pub mod log;
+pub mod made;
 pub mod memory;
 pub mod nats;
 pub mod oracle;
@@ -55,6 +57,7 @@ pub mod proxy;
 pub mod raw;
 pub mod rng;
 pub mod scenarios;
+pub mod secured;
 pub mod sessions;
 pub mod source;
 pub mod stated;

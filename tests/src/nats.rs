@@ -70,6 +70,35 @@ impl NatsServer {
         Ok(servers)
     }
 
+    /// Starts a hub, and a leaf node of it. Each has a JetStream of its own, in a domain of that name.
+    pub fn start_leaf(directory: &Path) -> Result<(Self, Self)> {
+        let mut outcome = Err(anyhow::anyhow!("no attempt was made"));
+        for _ in 0..ATTEMPTS {
+            outcome = Self::try_leaf(directory);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn try_leaf(directory: &Path) -> Result<(Self, Self)> {
+        let port = free_ports(1)?.first().copied().context("no port")?;
+        let start = |name: &str, leafnodes: &str| -> Result<Self> {
+            let file = directory.join(format!("{name}.conf"));
+            let configuration =
+                format!("server_name: {name}\njetstream {{ domain: {name} }}\nleafnodes {{ {leafnodes} }}\n");
+            fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+            let arguments = vec!["-c".to_owned(), file.to_string_lossy().into_owned()];
+            let mut server = Self::spawn(name, &directory.join(name), "-1", arguments)?;
+            server.url = server.ready()?;
+            Ok(server)
+        };
+        let hub = start("hub", &format!("listen: \"127.0.0.1:{port}\""))?;
+        let remote = format!("remotes: [ {{ url: \"nats-leaf://127.0.0.1:{port}\" }} ], reconnect: \"200ms\"");
+        Ok((hub, start("leaf", &remote)?))
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

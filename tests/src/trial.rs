@@ -86,7 +86,7 @@ impl Trial {
     async fn start(cluster: &mut Cluster, documents: u64, rng: &mut Rng) -> Result<Self> {
         let client = cluster.client().await?;
         let replicas = cluster.servers().len();
-        let watch = Watch::start(cluster.url()).await?;
+        let watch = Watch::start(cluster.client().await?).await?;
         let source = Source::key_value_replicated(&client, BUCKET, replicas).await?;
         let source = if replicas > 1 { source.patient(SETTLED_WITHIN) } else { source };
         load::write(&source, documents, rng).await?;

@@ -1,6 +1,7 @@
 //! Listens to what is told to everyone: stability timestamps and the membership.
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::client::Client;
+use anyhow::{Result, bail, ensure};
 use futures_util::StreamExt;
 use highwater_schemas::{
     api::ClusterEvent,
@@ -32,10 +33,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Over a connection of its own.
-    pub async fn start(url: &str) -> Result<Self> {
-        let servers: Vec<&str> = url.split(',').collect();
-        let client = async_nats::connect(&servers[..]).await.with_context(|| format!("cannot connect to {url}"))?;
+    /// Over this connection.
+    pub async fn start(client: Client) -> Result<Self> {
+        let client = client.nats;
         let mut issued = client.subscribe(subjects::stability("*")).await?;
         let mut events = client.subscribe(subjects::CLUSTER_EVENT).await?;
         client.flush().await?;

@@ -6,7 +6,9 @@ use super::{
     inbox::Inbox,
 };
 use crate::{
+    error::BusError,
     faults::fault,
+    refusals::Refusals,
     supervise::{self, Task},
     troubles::Troubles,
 };
@@ -69,6 +71,7 @@ struct Shared {
     /// Times that the connection was lost.
     losses: AtomicU64,
     troubles: Troubles,
+    refusals: Refusals,
     /// Names the connection for tests that break it.
     label: &'static str,
 }
@@ -110,8 +113,13 @@ impl Link {
     /// Connects; losses are healed until the last handle is gone.
     ///
     /// `label`: by which tests tell it from the process's other connections.
-    pub(crate) async fn connect(dial: Arc<Dial>, troubles: Troubles, label: &'static str) -> Result<Self, String> {
-        let dialled = dial.connect(0).await?;
+    pub(crate) async fn connect(
+        dial: Arc<Dial>,
+        troubles: Troubles,
+        refusals: Refusals,
+        label: &'static str,
+    ) -> Result<Self, BusError> {
+        let dialled = dial.connect(0).await.map_err(|e| dial.failed(&e))?;
         let shared = Arc::new(Shared {
             subscriptions: Mutex::default(),
             next: AtomicU64::new(1),
@@ -122,6 +130,7 @@ impl Link {
             server: watch::Sender::new(dialled.info.clone()),
             losses: AtomicU64::new(0),
             troubles,
+            refusals,
             label,
         });
         let (commands, waiting) = mpsc::channel(COMMANDS);
@@ -138,6 +147,16 @@ impl Link {
     /// The name of that server, as streams name their leaders.
     pub(crate) fn server_name(&self) -> String {
         self.shared.server.borrow().server_name.clone()
+    }
+
+    /// The largest message that this server takes of this user, bytes: it says the user's limit once it knows the user.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.shared.server.borrow().max_payload
+    }
+
+    /// That server's version.
+    pub(crate) fn server_version(&self) -> String {
+        self.shared.server.borrow().version.clone()
     }
 
     /// How often the connection was lost.
@@ -335,7 +354,7 @@ fn control(shared: &Shared, frame: Frame) {
                 let _ = waiting.send(());
             }
         }
-        Frame::Error(error) => shared.troubles.happened("answers of NATS", &error, Instant::now()),
+        Frame::Error(words) => shared.refusals.said(&words, &shared.troubles),
         Frame::Info(info) => {
             if let Ok(info) = serde_json::from_slice(&info) {
                 shared.server.send_replace(info);

@@ -9,7 +9,9 @@
 //! - [`codec`]: bytes of the connection → frames; pure
 //! - [`headers`]: what we look up in a header block, leniently; pure
 //! - [`inbox`]: what arrived for a subscriber and was not taken yet, bounded
+//! - [`servers`]: a list of URLs, read; pure
 //! - [`credentials`]: what a connection proves itself with
+//! - [`tls`]: by what it is encrypted
 //! - [`dial`]: from a list of servers to a connection that has answered
 //! - [`link`]: the task of a connection: reads, writes, connects again
 //!
@@ -23,6 +25,8 @@ mod dial;
 pub mod headers;
 pub(crate) mod inbox;
 mod link;
+pub(crate) mod servers;
+pub(crate) mod tls;
 
 pub(crate) use dial::Dial;
 pub(crate) use link::{Interest, Link};

@@ -139,7 +139,9 @@ async fn answer(bus: Bus, about: About, statistics: Arc<Statistics>, interest: I
     let mut losses = 0;
     while let Some(message) = subscription::next(&interest, &mut losses).await {
         fault("discovery", &about.name);
-        let (Some(verb), Some(reply)) = (verbs.get(&message.sid), subscription::reply(&message)) else { continue };
+        let (Some(verb), Some(reply)) = (verbs.get(&message.sid), subscription::reply(bus.api(), &message)) else {
+            continue;
+        };
         let answer = match verb {
             Verb::Ping => about.said("ping", json!({ "metadata": {} })),
             Verb::Info => about.info(),

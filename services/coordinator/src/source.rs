@@ -28,10 +28,18 @@ pub(crate) async fn probe(bus: &Bus, definition: &BucketDefinition) -> Probe {
                 let message = format!("stream {} cannot be looked at: {error}", stream.name);
                 return Err(ApiError::new(ErrorCode::Timeout, message));
             }
+            Err(error @ BusError::NotPermitted { .. }) => {
+                return Err(bad(format!("stream {} cannot be looked at: {error}", stream.name)));
+            }
             Err(error) => return Err(ApiError::new(ErrorCode::Internal, error.to_string())),
         };
         can_be_followed(&stream.name, &state.config)?;
         let origins = origins(bus, &state.config).await;
+        for (mirror, origin) in std::iter::once(&state.config).chain(&origins).zip(&origins) {
+            // A mirror has the messages of its origin, and not its settings.
+            let name = mirror.mirror.as_ref().map_or(&stream.name, |upstream| &upstream.name);
+            has_no_counters(name, origin)?;
+        }
         if definition.is_kv() && definition.source.kv_prefix.is_none() {
             let prefix = kv_prefix(&stream, &state.config, &origins)?;
             definition.source.kv_prefix = (prefix != stream.strip_prefix).then_some(prefix);
@@ -62,6 +70,15 @@ fn can_be_followed(name: &str, config: &StreamConfig) -> Result<(), ApiError> {
         }
         _ => {}
     }
+    if name.starts_with("OBJ_") {
+        return Err(bad(format!(
+            "stream {name} is an object store: its messages are parts of objects, and no documents"
+        )));
+    }
+    has_no_counters(name, config)
+}
+
+fn has_no_counters(name: &str, config: &StreamConfig) -> Result<(), ApiError> {
     if config.allow_msg_counter {
         return Err(bad(format!(
             "stream {name} has counters (allow_msg_counter): its messages are numbers that are added up, and no documents"
@@ -213,6 +230,7 @@ mod tests {
             assert!(error.code == ErrorCode::BadSource && error.message.contains(says), "{error}");
         }
         assert_eq!(can_be_followed("S", &config(r#"{"retention":"limits"}"#)), Ok(()));
+        assert!(can_be_followed("OBJ_files", &config("{}")).unwrap_err().message.contains("object store"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The command line.
 
 use crate::bound::Bound;
+use crate::connection::{JoinedNats, Nats};
 use crate::generate::{Completions, ManPages};
 use crate::limits::{CatalogLimits, ClusterLimits, CoordinatorLimits, IndexerLimits, Limits};
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use highwater_bus::{CLIENT_LOG_OFF, ConnectSettings};
+use highwater_bus::CLIENT_LOG_OFF;
 use highwater_schemas::definition::DocidCodec;
 use std::path::PathBuf;
 
@@ -18,7 +19,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run all services in one process; without --nats-url beside a nats-server of its own.
+    /// Run all services in one process; without --nats-url or --context beside a nats-server of its own.
     Dev(Dev),
     /// Run a cluster manager: who is there, and which index manager coordinates.
     ClusterManager(With<ClusterLimits>),
@@ -86,53 +87,6 @@ impl Command {
     }
 }
 
-/// How to reach NATS, as the nats CLI does.
-#[derive(ClapArgs, Clone)]
-pub(crate) struct Nats {
-    /// URL of nats-server; several separated by commas.
-    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", hide_env_values = true)]
-    pub(crate) nats_url: String,
-    #[command(flatten)]
-    pub(crate) credentials: Credentials,
-}
-
-/// Who we are for NATS.
-#[derive(ClapArgs, Clone)]
-pub(crate) struct Credentials {
-    #[arg(long = "nats-user", env = "NATS_USER")]
-    pub(crate) user: Option<String>,
-    #[arg(long = "nats-password", env = "NATS_PASSWORD", hide_env_values = true)]
-    pub(crate) password: Option<String>,
-    #[arg(long = "nats-token", env = "NATS_TOKEN", hide_env_values = true)]
-    pub(crate) token: Option<String>,
-    /// A credentials file.
-    #[arg(long = "nats-creds", env = "NATS_CREDS")]
-    pub(crate) creds: Option<PathBuf>,
-    /// An nkey seed.
-    #[arg(long = "nats-nkey", env = "NATS_NKEY", hide_env_values = true)]
-    pub(crate) nkey: Option<String>,
-}
-
-impl Nats {
-    pub(crate) fn settings(&self, name: &str) -> ConnectSettings {
-        self.credentials.settings(&self.nats_url, name)
-    }
-}
-
-impl Credentials {
-    pub(crate) fn settings(&self, url: &str, name: &str) -> ConnectSettings {
-        ConnectSettings {
-            url: url.into(),
-            user: self.user.clone(),
-            password: self.password.clone(),
-            token: self.token.clone(),
-            creds: self.creds.clone(),
-            nkey: self.nkey.clone(),
-            name: name.into(),
-        }
-    }
-}
-
 #[derive(ClapArgs)]
 pub(crate) struct Service {
     /// Name of this node: 1 to 64 characters of A-Z a-z 0-9 _ -.
@@ -159,14 +113,11 @@ pub(crate) struct Dev {
     /// Where NATS and the services keep their files.
     #[arg(long, env = "HIGHWATER_DATA_DIR", default_value = "highwater-data")]
     pub(crate) data_dir: PathBuf,
-    /// Use this nats-server instead of starting one.
-    #[arg(long, conflicts_with = "nats_port")]
-    pub(crate) nats_url: Option<String>,
     /// Port of the nats-server to start.
     #[arg(long, default_value_t = 4222)]
     pub(crate) nats_port: u16,
     #[command(flatten)]
-    pub(crate) credentials: Credentials,
+    pub(crate) nats: JoinedNats,
     #[command(flatten)]
     pub(crate) limits: Limits,
 }

@@ -3,14 +3,17 @@
 //! Exit codes: 0 ok, 1 refused or failed, 2 usage.
 
 mod args;
+mod arguments;
 mod bound;
 mod cli;
+mod connection;
 mod generate;
 mod limits;
 mod serve;
 
 use args::{Args, Command, With};
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
+use connection::JoinedNats;
 use highwater_bus::{Incidents, supervise};
 use limits::Limits;
 use serve::{Kind, one};
@@ -18,8 +21,9 @@ use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Err(message) = args.command.check() {
+    let matches = Args::command().get_matches_from(arguments::given());
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Err(message) = args.command.check().and_then(|()| JoinedNats::check(&matches)) {
         Args::command().error(ErrorKind::ValueValidation, message).exit();
     }
     let filter =

@@ -40,9 +40,6 @@ use tokio::{
 const ANEW: Duration = Duration::from_millis(250);
 /// Bytes that a process remembers of when documents expire.
 const EXPIRIES: usize = 16 * 1024 * 1024;
-/// Whoever asks JetStream to remove messages asks by these subjects, and everybody may listen.
-const PURGES: &str = "$JS.API.STREAM.PURGE.";
-const DELETES: &str = "$JS.API.STREAM.MSG.DELETE.";
 
 /// Why the projector ended.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +131,8 @@ pub async fn run(
         return Err(ProjectorError::SmallPayload(bus.max_payload()));
     }
     let mut wants = bus.subscribe("hw.want.*").await?;
-    let mut purges = bus.subscribe(&format!("{PURGES}*")).await?;
-    let mut deletes = bus.subscribe(&format!("{DELETES}*")).await?;
+    let mut purges = bus.subscribe_api("STREAM.PURGE.*").await?;
+    let mut deletes = bus.subscribe_api("STREAM.MSG.DELETE.*").await?;
     let mut requests = endpoints(&bus, &config).await?;
     let mut heart = Heart::new(&bus, config.heartbeat).await?;
     let mut shell = Shell {
@@ -172,13 +169,13 @@ pub async fn run(
             },
             asked = purges.next() => match asked {
                 Some(Incoming { subject, payload, .. }) => {
-                    shell.hint(subject.strip_prefix(PURGES).unwrap_or_default(), || purge(&payload));
+                    shell.hint(stream_of(&subject), || purge(&payload));
                 }
                 None => return Err(ProjectorError::Disconnected),
             },
             asked = deletes.next() => match asked {
                 Some(Incoming { subject, .. }) => {
-                    shell.hint(subject.strip_prefix(DELETES).unwrap_or_default(), || Hint::Message);
+                    shell.hint(stream_of(&subject), || Hint::Message);
                 }
                 None => return Err(ProjectorError::Disconnected),
             },
@@ -423,4 +420,9 @@ impl Shell {
             }
         }
     }
+}
+
+/// The stream that a request of JetStream's API is about.
+fn stream_of(subject: &str) -> &str {
+    subject.rsplit('.').next().unwrap_or_default()
 }

@@ -1,22 +1,19 @@
 //! Every way to be known to NATS serves both connections of every service, the client library's and our own, also when the server
 //! was away; what NATS refuses is said at once, and is not tried without pause.
 
-mod made;
-
 use async_nats::ConnectOptions;
 use highwater_tests::{
     binaries,
     child::Child,
     cluster::{SERVICES, service_of},
     load,
+    made::{Authority, Operator, key},
     prelude::*,
 };
-use made::{Authority, Operator, key};
 use nkeys::KeyPairType;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 const BUCKET: &str = "people";
@@ -27,9 +24,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// Of each connection, while it is refused.
 const ATTEMPTS: u64 = 20;
 /// So many attempts take longer; a loop without a pause makes them in a few milliseconds. The client library waits 20 ms, 40 ms
-/// and so on, up to 500 ms. Our own link waits 50 ms, then half of the time for which it has failed, up to 500 ms, and from one
-/// connection to the next 200 ms at least.
-const AT_LEAST: Duration = Duration::from_secs(2);
+/// and so on, up to 500 ms. Our own link waits 200 ms, then half of the time for which it has failed, up to 500 ms.
+const AT_LEAST: Duration = Duration::from_millis(3_500);
 
 /// How a service reaches a server.
 #[derive(Clone, Default)]
@@ -78,6 +74,12 @@ fn secrets() -> Result<Vec<String>> {
 fn access(before: &'static str, arguments: &[&str]) -> Access {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Access { before, arguments, trusts: None }
+}
+
+fn by_flags(first: &[&str], more: &[String]) -> Access {
+    let mut access = access(PLAIN, first);
+    access.arguments.extend_from_slice(more);
+    access
 }
 
 fn by_password() -> ConnectOptions {
@@ -160,6 +162,38 @@ fn rows(directory: &Path) -> Result<Vec<Row>> {
             wrong: trusting(&unknown),
             client: by_password().add_root_certificates(authority.file.clone()),
             said: "certificate",
+        },
+        Row {
+            name: "TLS by an authority that is named",
+            server: format!("{WITH_PASSWORD}{}", authority.configuration("")),
+            right: by_flags(&USER_AND_PASSWORD, &authority.flags()[..2]),
+            wrong: by_flags(&USER_AND_PASSWORD, &unknown.flags()[..2]),
+            client: by_password().add_root_certificates(authority.file.clone()),
+            said: "certificate",
+        },
+        Row {
+            name: "TLS before a word is said",
+            server: authority.configuration(", handshake_first: true"),
+            right: by_flags(&["--tlsfirst"], &authority.flags()[..2]),
+            wrong: by_flags(&["--tlsfirst"], &unknown.flags()[..2]),
+            client: ConnectOptions::new().tls_first().add_root_certificates(authority.file.clone()),
+            said: "certificate",
+        },
+        Row {
+            name: "certificates of clients",
+            server: authority.mutual(),
+            right: by_flags(&[], &authority.flags()),
+            wrong: by_flags(&[], &authority.flags()[..2]),
+            client: authority.options(ConnectOptions::new()),
+            said: "cannot reach",
+        },
+        Row {
+            name: "nkey in a file",
+            server: format!("authorization {{ users: [ {{ nkey: {} }} ], timeout: 30 }}\n", user.public_key()),
+            right: access(PLAIN, &["--nkey", &file("good.nk", &seed)?]),
+            wrong: access(PLAIN, &["--nkey", &file("bad.nk", &other_seed)?]),
+            client: ConnectOptions::with_nkey(seed.clone()),
+            said: REFUSED,
         },
     ])
 }
@@ -259,7 +293,7 @@ async fn with_every_kind_of_credentials_documents_come_and_requests_are_answered
 /// Runs a service that is refused to its end: what it says, and how often it has connected.
 async fn refused(cluster: &mut Cluster, kind: &str, access: &Access) -> Result<(String, u64)> {
     let before = cluster.nats().counted("total_connections")?;
-    let mut command = Command::new(binaries::highwater()?);
+    let mut command = binaries::command()?;
     let (url, data) = (url(cluster, access)?, cluster.data_dir("stranger"));
     command.args([kind, "--node-id", "stranger", "--nats-url", &url, "--data-dir"]).arg(data).args(&access.arguments);
     if let Some(authority) = &access.trusts {
@@ -278,20 +312,7 @@ async fn refused(cluster: &mut Cluster, kind: &str, access: &Access) -> Result<(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_credentials_are_said_at_once_by_every_service() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let mut all = rows(directory.path())?;
-    // There is no setting for a certificate of a client: a server that asks for one takes nobody, and that is said too.
-    let authority = Authority::new(directory.path(), "asking")?;
-    let asks = format!(", ca_file: \"{}\", verify: true", authority.file.display());
-    let nobody = Access { trusts: Some(authority.file.clone()), ..access(PLAIN, &[]) };
-    all.push(Row {
-        name: "certificates of clients",
-        server: authority.configuration(&asks),
-        right: Access::default(),
-        wrong: nobody,
-        client: ConnectOptions::new(),
-        said: "CertificateRequired",
-    });
-    for row in all {
+    for row in rows(directory.path())? {
         let mut cluster = server(&row)?;
         for node in SERVICES {
             let (error, attempts) = refused(&mut cluster, service_of(node), &row.wrong)
@@ -350,7 +371,7 @@ async fn who_is_not_known_any_more_tries_now_and_then_and_goes_on_once_known_aga
 async fn all_in_one_process_takes_credentials_for_a_server_of_others() -> Result<()> {
     let row = password();
     let cluster = server(&row)?;
-    let mut command = Command::new(binaries::highwater()?);
+    let mut command = binaries::command()?;
     command.args(["dev", "--nats-url", cluster.url(), "--data-dir"]).arg(cluster.data_dir("dev"));
     command.args(&row.right.arguments);
     let mut dev = Child::start("dev", command, cluster.path())?;

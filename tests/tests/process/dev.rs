@@ -12,7 +12,7 @@ struct Dev<'a> {
 
 impl<'a> Dev<'a> {
     async fn start(directory: &'a Path, port: u16) -> Result<Self> {
-        let mut command = Command::new(binaries::highwater()?);
+        let mut command = binaries::command()?;
         command.args(["dev", "--nats-port", &port.to_string(), "--data-dir"]).arg(directory.join("data"));
         command.env(binaries::NATS_SERVER, binaries::nats_server()?);
         let child = Child::start("dev", command, directory)?;

@@ -8,7 +8,6 @@ use highwater_tests::{
     load,
     prelude::*,
 };
-use std::process::Command;
 use tokio::{net::TcpListener, time::timeout};
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -83,7 +82,7 @@ async fn processes_end_while_they_wait_for_a_server_to_answer() -> Result<()> {
     let url = format!("nats://{}", silent.local_addr()?);
     for node in SERVICES.into_iter().chain(["dev"]) {
         let kind = service_of(node);
-        let mut command = Command::new(binaries::highwater()?);
+        let mut command = binaries::command()?;
         command.args([kind, "--nats-url", &url, "--data-dir"]).arg(directory.path().join("data"));
         if kind != node {
             command.args(["--node-id", node]);

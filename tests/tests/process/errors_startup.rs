@@ -17,7 +17,7 @@ fn directory() -> Result<tempfile::TempDir> {
 }
 
 fn highwater(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(binaries::highwater()?);
+    let mut command = binaries::command()?;
     command.args(arguments).env_remove("HIGHWATER_NATS_SERVER").env_remove("HIGHWATER_LOG");
     Ok(command)
 }

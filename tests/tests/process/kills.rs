@@ -35,19 +35,29 @@ const AWAY_MS: u64 = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_is_killed_every_scan_keeps_its_promise() -> Result<()> {
-    let mut rng = Rng::seeded("kills");
-    Cluster::without_services()?
+    killed(Cluster::without_services()?, rounds(20, 100), "kills").await
+}
+
+/// Each in its turn, where connections are encrypted and inboxes are elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_killed_every_scan_keeps_its_promise_on_a_secured_server() -> Result<()> {
+    killed(Cluster::secured()?, rounds(KILLED.len() as u64, 100), "kills on a secured server").await
+}
+
+async fn killed(cluster: Cluster, rounds: u64, name: &str) -> Result<()> {
+    let mut rng = Rng::seeded(name);
+    cluster
         .deploy(&NODES)
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let watch = Watch::start(cluster.url()).await?;
+            let watch = Watch::start(cluster.client().await?).await?;
             let source = Source::keyed_streams(&client, "orders", STREAMS).await?.patient(WITHIN);
             load::write(&source, FIRST, &mut rng).await?;
             let indexes = documents::indexes(3);
             client.create_indexes("orders", &indexes, WITHIN).await?;
             let (mut history, mut longest) = (History::default(), Duration::ZERO);
-            for round in 0..rounds(20, 100) {
+            for round in 0..rounds {
                 let component = KILLED[round as usize % KILLED.len()];
                 let node = whom(&client, component, &mut rng).await?;
                 let what = || format!("round {round}: {node}");

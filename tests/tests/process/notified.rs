@@ -1,7 +1,7 @@
 //! What a service manager is told (`Type=notify`): `READY=1` when a service serves, `STOPPING=1` when it was asked to end.
 
 use highwater_tests::{binaries, child::Child, cluster::SERVICES, prelude::*};
-use std::{path::Path, process::Command};
+use std::path::Path;
 use tokio::{net::UnixDatagram, time::timeout};
 
 const VARIABLE: &str = "NOTIFY_SOCKET";
@@ -96,7 +96,7 @@ async fn all_services_in_one_process_tell_it_once() -> Result<()> {
         .run(async |cluster| {
             let path = cluster.path().join("dev.notify");
             let manager = Manager::listen(&path)?;
-            let mut command = Command::new(binaries::highwater()?);
+            let mut command = binaries::command()?;
             command.args(["dev", "--nats-url", cluster.url(), "--data-dir"]).arg(cluster.path().join("dev"));
             command.env(VARIABLE, &path);
             let mut dev = Child::start("dev", command, cluster.path())?;

@@ -1,11 +1,11 @@
 //! `highwater ping`, which supervisors run as a health check.
 
 use highwater_tests::{binaries, prelude::*};
-use std::{net::TcpListener, process::Command};
+use std::net::TcpListener;
 
 /// The exit code, and what was said on stdout or stderr.
 fn ping(arguments: &[&str], url: &str) -> Result<(Option<i32>, String)> {
-    let mut command = Command::new(binaries::highwater()?);
+    let mut command = binaries::command()?;
     let output = command.arg("ping").args(arguments).env("NATS_URL", url).output().context("highwater does not run")?;
     let said = [output.stdout, output.stderr].concat();
     Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))

@@ -3,6 +3,7 @@
 
 use highwater_tests::{
     branches::Branches,
+    cluster::SERVICES,
     files,
     load::{self, Writer},
     prelude::*,
@@ -28,21 +29,27 @@ enum Fate {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_with_older_files_is_followed_back() -> Result<()> {
-    taken_back(Fate::OldFiles, &mut Rng::seeded("older files")).await
+    taken_back(Fate::OldFiles, Cluster::without_services()?, &mut Rng::seeded("older files")).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_with_older_files_is_followed_back_on_a_secured_server() -> Result<()> {
+    taken_back(Fate::OldFiles, Cluster::secured()?, &mut Rng::seeded("older files on a secured server")).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_lost_its_tail_is_followed_back() -> Result<()> {
-    taken_back(Fate::Cut, &mut Rng::seeded("lost tail")).await
+    taken_back(Fate::Cut, Cluster::without_services()?, &mut Rng::seeded("lost tail")).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_was_made_anew_is_indexed_anew() -> Result<()> {
-    taken_back(Fate::Recreated, &mut Rng::seeded("made anew")).await
+    taken_back(Fate::Recreated, Cluster::without_services()?, &mut Rng::seeded("made anew")).await
 }
 
-async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
-    Cluster::start()
+async fn taken_back(fate: Fate, cluster: Cluster, rng: &mut Rng) -> Result<()> {
+    cluster
+        .with_nodes(&SERVICES)
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
@@ -70,7 +77,7 @@ async fn taken_back(fate: Fate, rng: &mut Rng) -> Result<()> {
                     let gone = Instant::now();
                     let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
                     println!("{fate:?} {round}: back after {:?}", gone.elapsed());
-                    now.check_shown(cluster.url(), &source)
+                    now.check_shown(&cluster.reach(), &source)
                 };
                 checker.through(BACK_WITHIN, back).await?;
                 for index in &indexes {

@@ -117,7 +117,7 @@ async fn lost(
         lose(&directory, &stale, loss, index, rng)?;
         cluster.nats().start_again()?;
         backup::there(client, STREAM).await?;
-        followed(cluster.url(), client, source, indexes, &before, rng).await?;
+        followed(&cluster.reach(), client, source, indexes, &before, rng).await?;
         checker.answered(2, BACK_WITHIN).await.context("when all is mended")
     };
     checker.through(BACK_WITHIN, mended).await?;
@@ -130,7 +130,7 @@ async fn lost(
 
 /// Waits until the bucket has followed its source, which was changed.
 async fn followed(
-    url: &str,
+    reach: &[&str],
     client: &Client,
     source: &Source,
     indexes: &[Index],
@@ -153,7 +153,7 @@ async fn followed(
     println!("{last:?} then {last_left:?}, changed {changed}, asked at once {at_once}");
     if changed || last != last_left {
         // Broken, or only unproven where what was written since lies over the bookmarks.
-        before.back(client, BUCKET, &[0], BACK_WITHIN).await?.check_shown(url, source)?;
+        before.back(client, BUCKET, &[0], BACK_WITHIN).await?.check_shown(reach, source)?;
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ async fn a_source_from_before_every_kept_snapshot_is_followed_back() -> Result<(
                 load::write(&source, rng.below(200), &mut rng).await?;
                 let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
                 ensure!(now.common(0, &before) <= old.last_seq(), "not before {}: {now:?}", old.last_seq());
-                now.check_shown(cluster.url(), &source)?;
+                now.check_shown(&cluster.reach(), &source)?;
                 all_active(&client, &indexes).await
             };
             checker.through(BACK_WITHIN, restored).await?;
@@ -73,7 +73,7 @@ async fn a_source_from_before_every_kept_snapshot_is_followed_back() -> Result<(
                 cluster.start_node("projector-1").await?;
                 let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
                 ensure!(now.common(0, &before) == 0 && now.broken(), "not from the beginning: {now:?}");
-                now.check_shown(cluster.url(), &source)?;
+                now.check_shown(&cluster.reach(), &source)?;
                 all_active(&client, &indexes).await
             };
             checker.through(BACK_WITHIN, made_anew).await?;
@@ -131,7 +131,7 @@ async fn a_source_that_goes_back_during_the_first_build_is_built_as_it_is() -> R
                     load::write(&source, rng.below(300), &mut rng).await?;
                     let now = before.back(&client, BUCKET, &[0], BACK_WITHIN).await?;
                     ensure!(now.common(0, &before) <= backup.last_seq(), "not before {}: {now:?}", backup.last_seq());
-                    now.check_shown(cluster.url(), &source)
+                    now.check_shown(&cluster.reach(), &source)
                 };
                 checker.through(BACK_WITHIN, back).await?;
                 in_order(&client, &source, &indexes, &mut rng).await?;
@@ -234,7 +234,7 @@ async fn back(
     cluster.start_node("indexer-2").await?;
     let now = before.back(client, BUCKET, &[0], BACK_WITHIN).await?;
     ensure!(now.common(0, before) <= left, "not before {left}: {now:?}");
-    now.check_shown(cluster.url(), source)?;
+    now.check_shown(&cluster.reach(), source)?;
     Ok((looks, first))
 }
 

@@ -211,7 +211,7 @@ impl Bench {
         // What went back twice may have been found a second time only now.
         let now = Branches::at_rest(client, BUCKET, BACK_WITHIN).await?;
         if surely {
-            now.check_shown(cluster.url(), source)?;
+            now.check_shown(&cluster.reach(), source)?;
         }
         Ok(now)
     }

@@ -131,5 +131,5 @@ async fn back(
     let now = before.back(client, BUCKET, &[stream], BACK_WITHIN).await?;
     println!("stream {stream}, {how:?}: {lost} lost, back after {:?}", gone.elapsed());
     ensure!(now.common(stream, &before) <= backup.last_seq(), "not before {}: {now:?}", backup.last_seq());
-    now.check_shown(cluster.url(), source)
+    now.check_shown(&cluster.reach(), source)
 }

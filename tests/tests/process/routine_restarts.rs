@@ -174,7 +174,7 @@ async fn another_leader_of_the_stream_costs_nothing() -> Result<()> {
         .await?
         .run(async |cluster| {
             let client = cluster.client().await?;
-            let watch = Watch::start(cluster.url()).await?;
+            let watch = Watch::start(cluster.client().await?).await?;
             let (source, indexes) = replicated(&client, &mut rng).await?;
             for round in 0..4 {
                 let hot = round % 2 == 1;

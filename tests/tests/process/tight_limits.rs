@@ -2,7 +2,7 @@
 //! and maps grow, while documents are written and the process is killed. Every index is right all the same.
 
 use highwater_tests::{binaries, files, prelude::*};
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf};
 
 const NODES: [&str; 3] = ["coordinator-1", "projector-1", "catalog-1"];
 /// The least that the indexer takes.
@@ -86,8 +86,7 @@ async fn an_indexer_with_the_least_of_everything_is_right() -> Result<()> {
             }
             let url = cluster.url().to_owned();
             let verify = ["index", "verify", "tight", "--nats-url", &url, "--timeout-ms", "60000"];
-            let output =
-                Command::new(binaries::highwater()?).args(verify).output().context("highwater does not run")?;
+            let output = binaries::command()?.args(verify).output().context("highwater does not run")?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
             Ok(())
         })

@@ -115,10 +115,11 @@ impl Fleet {
         let data = self.data_dir(&name);
         std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
         let mut command = Command::new(binary);
-        // A developer's own NATS settings are not meant for this server.
+        // A developer's own NATS settings and contexts are not meant for this server.
         for (variable, _) in std::env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
             command.env_remove(variable);
         }
+        command.env("XDG_CONFIG_HOME", "/dev/null");
         command
             .arg(kind)
             .args(["--node-id", &name, "--nats-url", self.nats.url(), "--data-dir"])

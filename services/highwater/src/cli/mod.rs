@@ -34,7 +34,7 @@ struct Session {
 
 impl Session {
     async fn open(client: &Client) -> Result<Self> {
-        let bus = Bus::connect(&client.nats.settings("highwater cli")).await?;
+        let bus = Bus::connect(&client.nats.settings("highwater cli")?).await?;
         Ok(Self { bus, json: client.json, timeout: Duration::from_millis(client.timeout_ms) })
     }
 

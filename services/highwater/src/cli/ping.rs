@@ -15,20 +15,20 @@ pub(crate) async fn ping(args: Ping) -> Result<()> {
     let who = args.node.as_deref().unwrap_or("NATS");
     let mut connected = None;
     // Over the whole: connecting to a server that is not there has a patience of its own.
-    match tokio::time::timeout(within, answer(&args, within, &mut connected)).await {
-        Ok(answered) => answered?,
-        Err(_) => {
-            let troubles = connected.map(|bus: Bus| bus.troubles()).unwrap_or_default();
-            let why: String = troubles.iter().map(|trouble| format!("; {}: {}", trouble.what, trouble.error)).collect();
-            bail!("{who} did not answer within {} ms{why}", args.timeout_ms);
-        }
+    if let Ok(answered) = tokio::time::timeout(within, answer(&args, within, &mut connected)).await {
+        answered?;
+    } else {
+        let mut why = vec![format!("{who} did not answer within {} ms", args.timeout_ms)];
+        let troubles = connected.map(|bus: Bus| bus.troubles()).unwrap_or_default();
+        why.extend(troubles.iter().map(|trouble| format!("{}: {}", trouble.what, trouble.error)));
+        bail!(why.join("; "));
     }
     println!("{who} answers ({:.1} ms)", since.elapsed().as_secs_f64() * 1e3);
     Ok(())
 }
 
 async fn answer(args: &Ping, within: Duration, connected: &mut Option<Bus>) -> Result<()> {
-    let bus = connected.insert(Bus::connect(&args.nats.settings("highwater ping")).await?);
+    let bus = connected.insert(Bus::connect(&args.nats.settings("highwater ping")?).await?);
     let Some(node) = &args.node else { return Ok(bus.check_nats().await?) };
     let reply = bus.request(&subjects::node(node, "ping"), b"{}".to_vec(), within).await?;
     api::reply(&reply.payload)?;

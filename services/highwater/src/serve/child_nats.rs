@@ -1,5 +1,6 @@
 //! The nats-server that `highwater dev` starts for itself.
 
+use crate::arguments::GIVEN;
 use anyhow::{Context, Result, anyhow, bail};
 use std::{
     env,
@@ -37,6 +38,7 @@ impl ChildNats {
             .arg(dir)
             .arg("-P")
             .arg(&pid_file)
+            .env_remove(GIVEN)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::args::Dev;
 use anyhow::{Result, anyhow, bail};
-use highwater_bus::{Bus, ConnectSettings, Ending, Incidents, TaskSet, without_credentials};
+use highwater_bus::{Bus, ConnectSettings, Ending, Incidents, TaskSet};
 use highwater_schemas::{
     api::{self, NodeKind},
     subjects,
@@ -19,6 +19,8 @@ use tokio::{
 };
 
 const KINDS: [Kind; 5] = [Kind::ClusterManager, Kind::Coordinator, Kind::Projector, Kind::Indexer, Kind::Catalog];
+/// In the server's list of connections.
+const NAME: &str = "highwater dev";
 const POLL: Duration = Duration::from_millis(20);
 const SERVES_WITHIN: Duration = Duration::from_secs(60);
 /// How long the whole may take to end: the services, and their nats-server after them.
@@ -29,9 +31,13 @@ type Services = TaskSet<&'static str, Result<()>>;
 
 pub(crate) async fn dev(args: Dev) -> Result<()> {
     let _lock = lock(&args.data_dir)?;
-    let mut nats = match &args.nats_url {
-        Some(_) => None,
-        None => Some(ChildNats::start(&args.data_dir.join("nats"), args.nats_port).await?),
+    let (settings, mut nats) = if let Some(settings) = args.nats.settings(NAME)? {
+        (settings, None)
+    } else {
+        let nats = ChildNats::start(&args.data_dir.join("nats"), args.nats_port).await?;
+        // It asks for no credentials, and has its JetStream for itself.
+        let settings = ConnectSettings { url: nats.url.clone(), name: NAME.into(), ..ConnectSettings::default() };
+        (settings, Some(nats))
     };
     let server = nats.as_ref().and_then(ChildNats::id);
     let stop = ending::on_signal(ENDS_WITHIN, move || {
@@ -44,7 +50,7 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
     let mut running: Services = TaskSet::new(Incidents::default());
     let mut asked = stop.clone();
     let outcome = tokio::select! {
-        outcome = serve(&args, &mut nats, &mut running, told) => outcome,
+        outcome = serve(&args, &settings, &mut nats, &mut running, told) => outcome,
         () = ending::asked(&mut asked) => Ok(()),
     };
     stopper.send_replace(true);
@@ -69,27 +75,21 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
 /// Starts everything, and waits for what ends by itself; that is an error.
 async fn serve(
     args: &Dev,
+    settings: &ConnectSettings,
     nats: &mut Option<ChildNats>,
     running: &mut Services,
     told: watch::Receiver<bool>,
 ) -> Result<()> {
-    let url = args.nats_url.clone().or_else(|| nats.as_ref().map(|n| n.url.clone())).unwrap_or_default();
-    // Our own nats-server asks for no credentials.
-    let settings = if nats.is_none() {
-        args.credentials.settings(&url, "highwater dev")
-    } else {
-        ConnectSettings { url: url.clone(), name: "highwater dev".into(), ..ConnectSettings::default() }
-    };
     let mut serving = Vec::new();
     for kind in KINDS {
         let (ready, is_ready) = oneshot::channel();
         let node = format!("dev-{}", kind.as_str());
         let place = Place { node: &node, data_dir: &args.data_dir, limits: &args.limits };
-        let service: Running = start(kind, &place, &settings, ready, told.clone()).await?;
+        let service: Running = start(kind, &place, settings, ready, told.clone()).await?;
         running.spawn(kind.as_str(), service);
         serving.push(is_ready);
     }
-    let bus = Bus::connect(&settings).await?;
+    let bus = Bus::connect(settings).await?;
     let up = async {
         for is_ready in serving {
             is_ready.await.map_err(|_| anyhow!("a service ended before it served"))?;
@@ -102,7 +102,7 @@ async fn serve(
         ended = running.join_next() => return Err(ended_early(ended)),
         up = up => up?,
     }
-    notify::ready(&format!("highwater ready {}", without_credentials(&url)));
+    notify::ready(&format!("highwater ready {}", settings.shown_url()));
     tokio::select! {
         ended = running.join_next() => Err(ended_early(ended)),
         why = child_ended(nats) => Err(anyhow!(why)),

@@ -3,7 +3,7 @@
 use super::{ending, notify};
 use crate::{args::Service, limits::Limits};
 use anyhow::{Context, Result, bail, ensure};
-use highwater_bus::{Bus, ConnectSettings};
+use highwater_bus::{Action, Bus, BusError, ConnectSettings};
 use highwater_schemas::{lane, names};
 use std::{
     fs::{File, TryLockError},
@@ -47,7 +47,7 @@ pub(crate) async fn one(kind: Kind, args: Service, limits: Limits) -> Result<()>
     names::check("node", &args.node_id)?;
     let (ready, serving) = oneshot::channel();
     let mut stop = ending::on_signal(ending::WITHIN, || ())?;
-    let settings = args.nats.settings(&format!("highwater {} {}", kind.as_str(), args.node_id));
+    let settings = args.nats.settings(&format!("highwater {} {}", kind.as_str(), args.node_id))?;
     let place = Place { node: &args.node_id, data_dir: &args.data_dir, limits: &limits };
     let starting = start(kind, &place, &settings, ready, stop.clone());
     let mut running = tokio::select! {
@@ -86,9 +86,15 @@ pub(crate) async fn start(
     let dir = place.data_dir.join(kind.as_str());
     let lock = if kind.keeps_files() { Some(lock(&dir)?) } else { None };
     let bus = Bus::connect(settings).await?;
-    if !bus.jetstream_answers().await? {
+    match bus.jetstream_answers().await {
+        Ok(true) => {}
         // Whoever needs it tries until it does.
-        tracing::warn!("JetStream does not answer yet; or this user may not ask $JS.API.INFO");
+        Ok(false) => tracing::warn!("JetStream does not answer yet"),
+        // That is all for which we would have asked.
+        Err(error @ BusError::NotPermitted { action: Action::Publish, .. }) => {
+            tracing::warn!(%error, "whether JetStream answers cannot be told");
+        }
+        Err(error) => return Err(error.into()),
     }
     let incarnation = uuid::Uuid::new_v4().as_u64_pair().0;
     let node = place.node.to_owned();

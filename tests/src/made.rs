@@ -1,6 +1,7 @@
 //! Keys, JWTs and certificates for servers of tests.
 
 use anyhow::Result;
+use async_nats::ConnectOptions;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::{KeyPair, KeyPairType};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyUsagePurpose};
@@ -16,13 +17,16 @@ pub fn key(kind: KeyPairType, number: u8) -> Result<KeyPair> {
 }
 
 /// What NATS takes for a JWT: about `subject`, signed by `issuer`.
-fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, claims: &Value) -> Result<String> {
+fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, end: Option<u64>, claims: &Value) -> Result<String> {
     let encoded = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = json!({"typ": "JWT", "alg": "ed25519-nkey"});
-    let body = json!({
+    let mut body = json!({
         "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": name, "sub": subject.public_key(),
         "nats": claims,
     });
+    if let Some(end) = end {
+        body["exp"] = json!(end);
+    }
     let signed = format!("{}.{}", encoded(&header), encoded(&body));
     let signature = issuer.sign(signed.as_bytes())?;
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
@@ -41,7 +45,7 @@ impl Operator {
         let operator = key(KeyPairType::Operator, 1)?;
         let (account, system) = (key(KeyPairType::Account, 2)?, key(KeyPairType::Account, 3)?);
         let file = directory.join("operator.jwt");
-        fs::write(&file, jwt(&operator, &operator, "operator", &json!({"type": "operator", "version": 2}))?)?;
+        fs::write(&file, jwt(&operator, &operator, "operator", None, &json!({"type": "operator", "version": 2}))?)?;
         // The system's account may have no JetStream.
         let limits = json!({
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
@@ -51,8 +55,8 @@ impl Operator {
             with_jetstream[limit] = json!(-1);
         }
         let claims = |limits: &Value| json!({"limits": limits, "type": "account", "version": 2});
-        let tested = jwt(&operator, &account, "tested", &claims(&with_jetstream))?;
-        let of_system = jwt(&operator, &system, "system", &claims(&limits))?;
+        let tested = jwt(&operator, &account, "tested", None, &claims(&with_jetstream))?;
+        let of_system = jwt(&operator, &system, "system", None, &claims(&limits))?;
         let (account_id, system_id) = (account.public_key(), system.public_key());
         let configuration = format!(
             "operator: \"{}\"\nsystem_account: {system_id}\nresolver: MEMORY\n\
@@ -64,8 +68,20 @@ impl Operator {
 
     /// The text of a credentials file: a user of the account, who proves himself with this seed.
     pub fn credentials(&self, user: &KeyPair, seed: &str) -> Result<String> {
-        let claims = json!({"pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2});
-        let jwt = jwt(&self.account, user, "user", &claims)?;
+        self.credentials_until(user, seed, None)
+    }
+
+    /// The same, of a user that is none any more after that second since the epoch.
+    pub fn credentials_until(&self, user: &KeyPair, seed: &str, end: Option<u64>) -> Result<String> {
+        let jwt = jwt(
+            &self.account,
+            user,
+            "user",
+            end,
+            &json!({
+                "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2,
+            }),
+        )?;
         Ok(format!(
             "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
              -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
@@ -73,29 +89,61 @@ impl Operator {
     }
 }
 
-/// An authority of one's own, and what it has signed for a server on this machine.
+/// An authority of one's own, and what it has signed: for a server on this machine, and for a client.
 pub struct Authority {
     /// Its certificate, for those who trust it.
     pub file: PathBuf,
     pub certificate: PathBuf,
     pub key: PathBuf,
+    pub client_certificate: PathBuf,
+    pub client_key: PathBuf,
 }
 
 impl Authority {
-    /// In files of this directory that begin with its name.
+    /// In files of this directory that begin with its name; another one of that name takes its place.
     pub fn new(directory: &Path, name: &str) -> Result<Self> {
         let mut of_itself = params(name, Vec::new())?;
         of_itself.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         of_itself.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let authority = CertifiedIssuer::self_signed(of_itself, rcgen::KeyPair::generate()?)?;
-        let key = rcgen::KeyPair::generate()?;
-        let server = params("a server", vec!["127.0.0.1".to_owned()])?.signed_by(&key, &*authority)?;
         let file = |what: &str| directory.join(format!("{name}-{what}.pem"));
-        let made = Self { file: file("authority"), certificate: file("certificate"), key: file("key") };
+        let made = Self {
+            file: file("authority"),
+            certificate: file("certificate"),
+            key: file("key"),
+            client_certificate: file("client-certificate"),
+            client_key: file("client-key"),
+        };
         fs::write(&made.file, authority.pem())?;
-        fs::write(&made.certificate, server.pem())?;
-        fs::write(&made.key, key.serialize_pem())?;
+        for (whose, at, certificate, key) in [
+            ("a server", vec!["127.0.0.1".to_owned()], &made.certificate, &made.key),
+            ("a client", Vec::new(), &made.client_certificate, &made.client_key),
+        ] {
+            let pair = rcgen::KeyPair::generate()?;
+            fs::write(certificate, params(whose, at)?.signed_by(&pair, &*authority)?.pem())?;
+            fs::write(key, pair.serialize_pem())?;
+        }
         Ok(made)
+    }
+
+    /// What the configuration of a server says that also asks clients for a certificate of this authority.
+    pub fn mutual(&self) -> String {
+        self.configuration(&format!(", ca_file: \"{}\", verify: true", self.file.display()))
+    }
+
+    /// The flags of a client that trusts this authority and has a certificate of it.
+    pub fn flags(&self) -> Vec<String> {
+        let flag = |name: &str, file: &Path| [name.to_owned(), file.to_string_lossy().into_owned()];
+        [flag("--tlsca", &self.file), flag("--tlscert", &self.client_certificate), flag("--tlskey", &self.client_key)]
+            .concat()
+    }
+
+    /// A test's own connection of that kind.
+    pub fn options(&self, options: ConnectOptions) -> ConnectOptions {
+        options
+            .require_tls(true)
+            .add_root_certificates(self.file.clone())
+            .add_client_certificate(self.client_certificate.clone(), self.client_key.clone())
     }
 
     /// What the configuration of that server says of TLS.
