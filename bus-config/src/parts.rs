@@ -201,7 +201,7 @@ impl Reader {
     /// Reads from one consumer, until the share is complete or what was read was not taken for long; answers how far.
     async fn read(&self, consumer: &str, share: Range<u64>) -> Result<u64, String> {
         let wanted = share.end - share.start;
-        let mut pulls = Pulls::start(&self.bus, &self.link, &self.stream, consumer, wanted, None).await?;
+        let mut pulls = Pulls::start(&self.bus, &self.link, &self.stream, consumer, wanted, None, false).await?;
         let mut place = Place::new(share.start);
         while place.after < share.end {
             let mut messages = Vec::with_capacity(CHUNK);

@@ -31,6 +31,7 @@ use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
+use tokio::time::sleep;
 
 pub(crate) use asked::{ListPulls, Pulling};
 
@@ -48,6 +49,31 @@ const NUDGE_EXPIRES: Duration = Duration::from_millis(20);
 const NUDGE: &str = ".nudge";
 /// A list that is nudged in vain so often is begun again: too much of this one was removed.
 const MOST_NUDGES: u32 = 1_000;
+/// A reader that is paced rests so many times as long as it was served.
+const RESTS: u32 = 2;
+const LONGEST_REST: Duration = Duration::from_millis(20);
+
+/// Has a reader rest twice as long as the server served it: writers find the server and its stream free for most of the time.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the pull that is under way was sent.
+    asked: Option<Instant>,
+    rests_until: Option<Instant>,
+}
+
+impl Pace {
+    /// All has come that was asked for.
+    fn served(&mut self, now: Instant) {
+        if let Some(asked) = self.asked.take() {
+            self.rests_until = Some(now + (now.saturating_duration_since(asked) * RESTS).min(LONGEST_REST));
+        }
+    }
+
+    /// How long it still rests; None: it does not.
+    fn rests(&self, now: Instant) -> Option<Duration> {
+        self.rests_until.and_then(|until| until.checked_duration_since(now)).filter(|rest| !rest.is_zero())
+    }
+}
 
 /// Pulls from a consumer.
 pub(crate) struct Pulls {
@@ -68,6 +94,8 @@ pub(crate) struct Pulls {
     heard: Instant,
     /// How often a list was nudged since a message came.
     nudges: u32,
+    /// How it leaves the server time for others; None: it does not.
+    pace: Option<Pace>,
     counted: Counted,
 }
 
@@ -81,6 +109,7 @@ impl Pulls {
         consumer: &str,
         wanted: u64,
         list: Option<ListPulls>,
+        paced: bool,
     ) -> Result<Self, String> {
         let inbox = bus.new_inbox();
         let (losses, refusals) = (link.losses(), bus.refusals().last());
@@ -94,13 +123,14 @@ impl Pulls {
             interest,
             next: bus.api().of(&format!("CONSUMER.MSG.NEXT.{stream}.{consumer}")),
             inbox,
-            asked: Asked::new(bus.max_payload() as u64, wanted, list),
+            asked: Asked::new(bus.max_payload() as u64, wanted, list, paced),
             losses,
             refusals,
             refused: false,
             ready: VecDeque::new(),
             heard: Instant::now(),
             nudges: 0,
+            pace: paced.then(Pace::default),
             counted: Counted::new(bus.pulling()),
         };
         pulls.ask()?;
@@ -108,6 +138,16 @@ impl Pulls {
     }
 
     fn ask(&mut self) -> Result<(), String> {
+        if let Some(pace) = &mut self.pace {
+            let now = Instant::now();
+            if self.asked.is_served() {
+                pace.served(now);
+            }
+            if pace.rests(now).is_some() {
+                return Ok(());
+            }
+            pace.asked.get_or_insert(now);
+        }
         while let Some(batch) = self.asked.next_pull(self.counted.share()) {
             self.pull(batch)?;
         }
@@ -197,6 +237,12 @@ impl Pulls {
     }
 
     async fn wait(&mut self) -> Result<(), String> {
+        if let Some(rest) = self.pace.as_ref().and_then(|pace| pace.rests(Instant::now())) {
+            // What the server says meanwhile waits.
+            sleep(rest).await;
+            self.heard = Instant::now();
+            return Ok(());
+        }
         let silence = SILENCE.saturating_sub(self.heard.elapsed());
         let patience = if self.asked.list.is_some() { silence.min(NUDGED_EVERY) } else { silence };
         let arrived = tokio::select! {

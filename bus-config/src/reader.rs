@@ -45,6 +45,8 @@ pub struct ReadFrom {
     /// Over connections of its own: for who reads so much that other readers of this process would wait. A long stretch is
     /// read in parts.
     pub apart: bool,
+    /// Slowly, so that writers hardly notice; never in parts.
+    pub paced: bool,
 }
 
 /// The messages that a reader begins with when it lists.
@@ -62,6 +64,7 @@ pub struct StreamReader {
     /// The connection that it reads over, its own or the one of the bus.
     link: Link,
     apart: bool,
+    paced: bool,
     stream: String,
     filter: Option<String>,
     place: Place,
@@ -121,6 +124,7 @@ impl StreamReader {
             server_id: bus.server_id(),
             link,
             apart: from.apart,
+            paced: from.paced,
             pulls: None,
             parts: None,
             consumer: String::new(),
@@ -149,7 +153,7 @@ impl StreamReader {
     async fn begin_in_parts(&mut self, state: &StreamState) -> bool {
         // All messages are the last ones of their subjects, or all are asked for.
         let all = self.list.is_none() || state.max_messages_per_subject == 1;
-        if !self.apart || self.filter.is_some() || !all {
+        if !self.apart || self.paced || self.filter.is_some() || !all {
             return false;
         }
         let Some(stretch) = Stretch::of(state, self.place.after) else { return false };
@@ -290,7 +294,7 @@ impl StreamReader {
         }
         let list =
             self.average.filter(|_| listing).map(|average| self.bus.attempts().list_pulls(&self.stream, average));
-        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX, list).await;
+        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX, list, self.paced).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
         Ok(pulls)

@@ -9,6 +9,8 @@ use std::sync::{
 
 /// Messages that one pull asks for.
 const BATCH: u64 = 8_192;
+/// The same of a reader that leaves the server time for others.
+const PACED_BATCH: u64 = 256;
 /// Bytes of the subject and the reply subject of a message, at most.
 const BESIDES: u64 = 64 * 1024;
 /// Bytes that one pull asks for, of servers whose messages may not be larger.
@@ -70,6 +72,8 @@ pub(super) struct Asked {
     pub(super) pull: u64,
     /// Messages that are wanted and have not come.
     wanted: u64,
+    /// One pull at a time, of few messages.
+    paced: bool,
     /// A pull of a list had no room or time for a message.
     pub(super) fell_short: bool,
     /// A message came since the last pull.
@@ -77,13 +81,14 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn new(max_payload: u64, wanted: u64, list: Option<ListPulls>) -> Self {
+    pub(super) fn new(max_payload: u64, wanted: u64, list: Option<ListPulls>, paced: bool) -> Self {
         let full = max_payload.saturating_add(BESIDES).clamp(BYTES, MOST_BYTES);
         Self {
             list,
             messages: 0,
             bytes: 0,
-            batch: BATCH,
+            batch: if paced { PACED_BATCH } else { BATCH },
+            paced,
             full,
             needed: 0,
             pull: 0,
@@ -129,6 +134,7 @@ impl Asked {
         let left = if self.needed > share { 0 } else { pull / 2 };
         let due = batch > 0
             && match self.list {
+                _ if self.paced => self.messages == 0 || self.list.is_none() && self.bytes <= left,
                 // It has room for its messages: bytes need not be looked at. One is always still to come, if two of the largest fit.
                 Some(_) => self.messages <= (whole / 2).max(u64::from(self.full <= share / 2)),
                 None => self.messages <= whole / 2 && self.needed <= share || self.bytes <= left,
@@ -140,6 +146,11 @@ impl Asked {
             self.delivered = false;
             batch
         })
+    }
+
+    /// Nothing that was asked for is still to come.
+    pub(super) fn is_served(&self) -> bool {
+        self.messages == 0
     }
 
     pub(super) fn came(&mut self, size: usize) {
@@ -200,7 +211,7 @@ mod tests {
     use super::*;
 
     fn asked() -> Asked {
-        let mut asked = Asked::new(1024 * 1024, u64::MAX, None);
+        let mut asked = Asked::new(1024 * 1024, u64::MAX, None, false);
         assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(BATCH), None));
         asked
     }
@@ -218,6 +229,23 @@ mod tests {
         large.came(2);
         assert_eq!((large.next_pull(TOGETHER), large.next_pull(TOGETHER)), (Some(BATCH), None));
         assert!(large.bytes <= large.full * 3 / 2, "no more is under way than one and a half pulls");
+    }
+
+    #[test]
+    fn who_is_paced_asks_for_few_messages_and_again_when_all_have_come() {
+        for list in [None, Some(ListPulls::Room { size: 100, times: 2 })] {
+            let mut paced = Asked::new(1024 * 1024, u64::MAX, list, true);
+            assert_eq!((paced.next_pull(TOGETHER), paced.next_pull(TOGETHER)), (Some(PACED_BATCH), None));
+            (1..PACED_BATCH).for_each(|_| paced.came(10));
+            assert!(!paced.is_served() && paced.next_pull(TOGETHER).is_none());
+            paced.came(10);
+            assert!(paced.is_served());
+            assert_eq!(paced.next_pull(TOGETHER), Some(PACED_BATCH));
+        }
+        let mut large = Asked::new(1024 * 1024, u64::MAX, None, true);
+        assert_eq!(large.next_pull(TOGETHER), Some(PACED_BATCH));
+        large.came(large.full as usize);
+        assert_eq!(large.next_pull(TOGETHER), Some(PACED_BATCH), "its bytes are used up");
     }
 
     #[test]
@@ -256,7 +284,7 @@ mod tests {
             let counted: Vec<Counted> = (0..readers).map(|_| Counted::new(&pulling)).collect();
             let mut together = 0;
             for one in &counted {
-                let mut asked = Asked::new(1024 * 1024, u64::MAX, None);
+                let mut asked = Asked::new(1024 * 1024, u64::MAX, None, false);
                 while asked.next_pull(one.share()).is_some() {}
                 asked.came((asked.bytes - asked.pull / 2) as usize);
                 while asked.next_pull(one.share()).is_some() {}
@@ -275,7 +303,7 @@ mod tests {
                 "NATS/1.0 409 Message Size Exceeds MaxBytes\r\nNats-Pending-Messages: {BATCH}\r\nNats-Pending-Bytes: {left}\r\n\r\n"
             )
         };
-        let mut asked = Asked::new(1024 * 1024, u64::MAX, None);
+        let mut asked = Asked::new(1024 * 1024, u64::MAX, None, false);
         assert_eq!(asked.next_pull(SHARE), Some(BATCH));
         for bytes in [SHARE, 2 * SHARE] {
             assert_eq!(asked.bytes, bytes);
@@ -299,7 +327,7 @@ mod tests {
     }
 
     fn list(pulls: ListPulls) -> Asked {
-        Asked::new(1024 * 1024, u64::MAX, Some(pulls))
+        Asked::new(1024 * 1024, u64::MAX, Some(pulls), false)
     }
 
     #[test]
@@ -351,7 +379,7 @@ mod tests {
 
     #[test]
     fn no_more_is_asked_for_than_is_wanted() {
-        let mut asked = Asked::new(1024 * 1024, BATCH + 10, None);
+        let mut asked = Asked::new(1024 * 1024, BATCH + 10, None, false);
         assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(BATCH), None));
         (0..BATCH).for_each(|_| asked.came(10));
         assert_eq!((asked.next_pull(TOGETHER), asked.next_pull(TOGETHER)), (Some(10), None));

@@ -75,7 +75,8 @@ pub(crate) async fn run(bus: Bus, assignment: Assignment, inbox: Inbox, lanes: m
     }
     let before = if live { recent::BEFORE } else { 0 };
     let after = assignment.from.seqno.saturating_sub(before);
-    let from = ReadFrom { after, lists: assignment.lists, apart: !live, ..ReadFrom::default() };
+    let from =
+        ReadFrom { after, lists: assignment.lists, apart: !live, paced: assignment.ends_listed, ..ReadFrom::default() };
     let mut pump = pump::Running::start(&bus, &assignment.stream, from);
     let created = match pump.pumped.recv().await {
         Some(Pumped::Opened { created }) => created,
