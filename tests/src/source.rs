@@ -108,6 +108,13 @@ impl Source {
         Ok(Self::new(client, &bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]))
     }
 
+    /// A key-value bucket that is there, with what it holds.
+    pub async fn existing(client: &Client, bucket: &str) -> Result<Self> {
+        let source = Self::new(client, bucket, true, vec![(format!("KV_{bucket}"), format!("$KV.{bucket}."))]);
+        source.reread().await?;
+        Ok(source)
+    }
+
     /// One stream made with this configuration, declared as a bucket; its name and subjects are filled in.
     pub async fn configured(client: &Client, bucket: &str, config: Config) -> Result<Self> {
         let (name, prefix) = (format!("{bucket}_0"), format!("{bucket}.0."));

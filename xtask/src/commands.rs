@@ -22,5 +22,8 @@ pub const BENCH: Tool =
 pub const SCHEMAS: Tool =
     Tool { name: "schemas", about: "Writes the JSON Schemas and docs/errors.md from the types; --check only compares" };
 
+pub const FIXTURES: Tool =
+    Tool { name: "fixtures", about: "Packs what this version leaves on disk, for the upgrade test of later versions" };
+
 /// All of them, in the order in which they are listed.
-pub const TOOLS: [Tool; 5] = [DEMO, COMPOSE_TEST, COMPOSE_IMAGES, BENCH, SCHEMAS];
+pub const TOOLS: [Tool; 6] = [DEMO, COMPOSE_TEST, COMPOSE_IMAGES, BENCH, SCHEMAS, FIXTURES];

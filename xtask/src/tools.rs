@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 use xtask::{
-    commands::{BENCH, DEMO, SCHEMAS},
+    commands::{BENCH, DEMO, FIXTURES, SCHEMAS},
     nats_server,
     term::{bold, step},
     workspace::{self, BINARY, HIGHWATER, Profile, compiled_within},
@@ -30,7 +30,7 @@ struct Needs {
 impl Needs {
     fn of(tool: &str, arguments: &[OsString]) -> Self {
         let given = |option: &str| arguments.iter().any(|argument| argument == option);
-        let (demo, bench) = (tool == DEMO.name, tool == BENCH.name);
+        let (demo, bench) = (tool == DEMO.name || tool == FIXTURES.name, tool == BENCH.name);
         let profile = if bench || demo && given("--release") { Profile::Release } else { Profile::Dev };
         let runs = (demo || bench) && !given("--help") && !given("-h");
         let store = given("--store-only");

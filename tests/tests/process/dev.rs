@@ -4,14 +4,14 @@ use highwater_tests::{binaries, child::Child, prelude::*};
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
 /// `highwater dev` with the nats-server that it starts.
-struct Dev<'a> {
+pub(crate) struct Dev<'a> {
     child: Child,
     directory: &'a Path,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl<'a> Dev<'a> {
-    async fn start(directory: &'a Path, port: u16) -> Result<Self> {
+    pub(crate) async fn start(directory: &'a Path, port: u16) -> Result<Self> {
         let mut command = binaries::command()?;
         command.args(["dev", "--nats-port", &port.to_string(), "--data-dir"]).arg(directory.join("data"));
         command.env(binaries::NATS_SERVER, binaries::nats_server()?);
@@ -56,7 +56,7 @@ fn servers(directory: &Path) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

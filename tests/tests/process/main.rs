@@ -70,6 +70,7 @@ mod tight_limits;
 mod topics;
 mod topics_lost;
 mod two_connections;
+mod upgrade;
 mod values;
 mod values_where;
 mod vanished;

@@ -1,7 +1,7 @@
 //! The tools behind `cargo xtask`: what needs a NATS client, or Highwater's own crates. `cargo xtask` builds and starts them.
 //!
 //! # Layout
-//! - [`demo`], [`bench`], [`compose`], [`schemas`]: the commands
+//! - [`demo`], [`bench`], [`compose`], [`schemas`], [`fixtures`]: the commands
 //! - [`fleet`]: a nats-server ([`nats_process`]) and services as processes ([`child`]) in one directory
 //! - [`client`], [`writer`]: a client that shares no code with the services
 //! - [`shell`]: commands that run to their end
@@ -11,6 +11,7 @@ mod child;
 mod client;
 mod compose;
 mod demo;
+mod fixtures;
 mod fleet;
 mod nats_process;
 mod schemas;
@@ -45,6 +46,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    #[command(about = commands::FIXTURES.about)]
+    Fixtures(fixtures::Options),
     /// Echoes requests; `bench` starts it
     #[command(hide = true)]
     Echo { url: String },
@@ -66,6 +69,7 @@ fn run(command: Command) -> Result<()> {
         Command::ComposeTest(options) => until_interrupted(compose::test(options)),
         Command::ComposeImages => until_interrupted(compose::images()),
         Command::Bench(options) => until_interrupted(bench::run(options)),
+        Command::Fixtures(options) => until_interrupted(fixtures::make(options)),
         Command::Echo { url } => until_interrupted(bench::echo(&url)),
         Command::Schemas { check: true } => schemas::check(),
         Command::Schemas { check: false } => schemas::write(),
