@@ -45,7 +45,8 @@ pub struct ReadFrom {
     /// Over connections of its own: for who reads so much that other readers of this process would wait. A long stretch is
     /// read in parts.
     pub apart: bool,
-    /// Slowly, so that writers hardly notice; never in parts.
+    /// Slowly, so that writers hardly notice; never in parts. Where only the last message of each subject is listed, the server must
+    /// always have a pull, so that is read at full speed.
     pub paced: bool,
 }
 
@@ -294,7 +295,9 @@ impl StreamReader {
         }
         let list =
             self.average.filter(|_| listing).map(|average| self.bus.attempts().list_pulls(&self.stream, average));
-        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX, list, self.paced).await;
+        // Of a list the server forgets a message when no pull waits for it: it is never left without one.
+        let paced = self.paced && list.is_none();
+        let pulls = Pulls::start(&self.bus, &self.link, &self.stream, &self.consumer, u64::MAX, list, paced).await;
         let pulls = pulls.map_err(|e| BusError::other("pull", format!("{}: {e}", self.stream)))?;
         self.place.consumer_seq = 0;
         Ok(pulls)

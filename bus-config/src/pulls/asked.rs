@@ -72,7 +72,7 @@ pub(super) struct Asked {
     pub(super) pull: u64,
     /// Messages that are wanted and have not come.
     wanted: u64,
-    /// One pull at a time, of few messages.
+    /// One pull at a time, of few messages; not for lists, of which one is always to come.
     paced: bool,
     /// A pull of a list had no room or time for a message.
     pub(super) fell_short: bool,
@@ -134,9 +134,9 @@ impl Asked {
         let left = if self.needed > share { 0 } else { pull / 2 };
         let due = batch > 0
             && match self.list {
-                _ if self.paced => self.messages == 0 || self.list.is_none() && self.bytes <= left,
                 // It has room for its messages: bytes need not be looked at. One is always still to come, if two of the largest fit.
                 Some(_) => self.messages <= (whole / 2).max(u64::from(self.full <= share / 2)),
+                None if self.paced => self.messages == 0 || self.bytes <= left,
                 None => self.messages <= whole / 2 && self.needed <= share || self.bytes <= left,
             };
         due.then(|| {
@@ -233,15 +233,13 @@ mod tests {
 
     #[test]
     fn who_is_paced_asks_for_few_messages_and_again_when_all_have_come() {
-        for list in [None, Some(ListPulls::Room { size: 100, times: 2 })] {
-            let mut paced = Asked::new(1024 * 1024, u64::MAX, list, true);
-            assert_eq!((paced.next_pull(TOGETHER), paced.next_pull(TOGETHER)), (Some(PACED_BATCH), None));
-            (1..PACED_BATCH).for_each(|_| paced.came(10));
-            assert!(!paced.is_served() && paced.next_pull(TOGETHER).is_none());
-            paced.came(10);
-            assert!(paced.is_served());
-            assert_eq!(paced.next_pull(TOGETHER), Some(PACED_BATCH));
-        }
+        let mut paced = Asked::new(1024 * 1024, u64::MAX, None, true);
+        assert_eq!((paced.next_pull(TOGETHER), paced.next_pull(TOGETHER)), (Some(PACED_BATCH), None));
+        (1..PACED_BATCH).for_each(|_| paced.came(10));
+        assert!(!paced.is_served() && paced.next_pull(TOGETHER).is_none());
+        paced.came(10);
+        assert!(paced.is_served());
+        assert_eq!(paced.next_pull(TOGETHER), Some(PACED_BATCH));
         let mut large = Asked::new(1024 * 1024, u64::MAX, None, true);
         assert_eq!(large.next_pull(TOGETHER), Some(PACED_BATCH));
         large.came(large.full as usize);

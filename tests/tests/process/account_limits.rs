@@ -155,14 +155,14 @@ async fn a_source_without_room_for_a_consumer_is_named_by_the_index_that_waits_f
             let client = cluster.client().await?;
             let config =
                 Config { max_consumers: 1, max_messages_per_subject: 1, allow_rollup: true, ..Config::default() };
+            // Somebody else has the only one.
+            let (name, subjects) = ("people_0".to_owned(), vec!["people.0.>".to_owned()]);
+            let stream = client.js.create_stream(Config { name, subjects, ..config.clone() }).await?;
+            let taken = pull::Config { durable_name: Some("taken".into()), ..pull::Config::default() };
+            stream.create_consumer(taken).await?;
             let source = Source::configured(&client, BUCKET, config).await?;
             let mut rng = Rng::seeded("consumers");
             load::write(&source, 500, &mut rng).await?;
-            // Somebody else has the only one.
-            let stream = client.js.get_stream("people_0").await?;
-            let taken =
-                stream.create_consumer(pull::Config { durable_name: Some("taken".into()), ..pull::Config::default() });
-            taken.await?;
             let indexes = &documents::indexes(1)[..1];
             client.create_index(&indexes[0].definition(BUCKET)).await?;
             let named = |stated: &stated::Stated| {
