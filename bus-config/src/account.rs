@@ -16,13 +16,13 @@ use std::collections::BTreeMap;
 const STREAMS: i64 = 2;
 const OF_A_BUCKET: i64 = 2;
 
-/// What JetStream says of the account.
+/// The account, as JetStream describes it.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Account {
     streams: i64,
     limits: Limits,
-    /// By the number of copies, such as `R3`: accounts that have tiers have their limits here, those of hosted NATS for example.
+    /// Limits by the number of copies, such as `R3`, of accounts that have tiers, as those of hosted NATS do.
     tiers: BTreeMap<String, Tier>,
 }
 
@@ -45,18 +45,18 @@ impl Account {
     ///
     /// `there`: how many of these are.
     fn has_no_room(&self, there: i64) -> Option<String> {
-        let tiers = self.tiers.values().map(|Tier { streams, limits }| (*streams, limits.max_streams));
-        let all = tiers.chain((self.tiers.is_empty()).then_some((self.streams, self.limits.max_streams)));
+        let mut all: Vec<(i64, i64)> =
+            self.tiers.values().map(|tier| (tier.streams, tier.limits.max_streams)).collect();
+        if all.is_empty() {
+            all.push((self.streams, self.limits.max_streams));
+        }
         let needed = STREAMS + OF_A_BUCKET - there;
-        // Which of several tiers counts depends on the copies that are asked for later.
         let full = |(streams, most): &(i64, i64)| *most > 0 && streams.saturating_add(needed) > *most;
-        let all: Vec<(i64, i64)> = all.collect();
-        let (streams, max_streams) = all.iter().copied().find(full).filter(|_| all.iter().all(full))?;
-        Some({
-            format!(
-                "the account has {streams} streams of {max_streams} that it may have (max_streams), and Highwater needs {needed} with the first bucket"
-            )
-        })
+        // Replicas are chosen later, and with them the tier: one with room is enough.
+        let (streams, max_streams) = all.first().filter(|_| all.iter().all(full))?;
+        Some(format!(
+            "the account has {streams} streams of {max_streams} that it may have (max_streams), and Highwater needs {needed} with the first bucket"
+        ))
     }
 }
 
@@ -65,7 +65,7 @@ impl Bus {
     /// the state log of one that is there be read.
     ///
     /// # Errors
-    /// What is wrong, in one line.
+    /// Says in one line what is wrong.
     pub async fn check_nats(&self) -> Result<(), BusError> {
         let wrong = |why: String| Err(BusError::Settings(why));
         let Some(info) = self.jetstream_info().await? else {

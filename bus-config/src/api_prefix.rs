@@ -22,7 +22,7 @@ impl ApiPrefix {
     /// A domain counts more than a prefix, as with other clients of NATS.
     ///
     /// # Errors
-    /// One of them cannot be part of a subject.
+    /// The domain or the prefix cannot be part of a subject.
     pub(crate) fn new(domain: Option<&str>, prefix: Option<&str>) -> Result<Self, BusError> {
         match (domain, prefix) {
             (Some(domain), _) if domain.contains('.') || !is_subject(domain) => {
@@ -47,7 +47,7 @@ impl ApiPrefix {
         format!("{}.{request}", self.0)
     }
 
-    /// Where to write what has a subject of a key-value bucket: servers pass no `$KV.>` from one domain to another.
+    /// Returns the subject by which a key of a key-value bucket is written: servers pass no `$KV.>` from one domain to another.
     pub(crate) fn key_value<'a>(&self, subject: &'a str) -> Cow<'a, str> {
         if self.0 == OWN { subject.into() } else { self.of(subject).into() }
     }

@@ -52,6 +52,12 @@ pub(crate) async fn consumer(
     Err(refused(&"no consumer was placed on the stream's leader"))
 }
 
+/// Asks the server to remove a consumer, and waits for nothing: where that gets lost the server removes it once it is inactive.
+pub(crate) fn forget_consumer(bus: &Bus, stream: &str, name: &str) {
+    let request = bus.api().of(&format!("CONSUMER.DELETE.{stream}.{name}"));
+    let _ = bus.link().publish(&request, "", b"");
+}
+
 /// Best effort: the server also removes one that is inactive.
 pub(crate) async fn remove_consumer(bus: &Bus, stream: &str, name: &str) {
     let js = bus.js();

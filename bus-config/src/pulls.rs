@@ -305,6 +305,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_is_paced_rests_twice_as_long_as_it_was_served_within_limits() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.served(now);
+        assert_eq!(pace.rests(now), None, "nothing was asked for");
+        for (served, rest) in [(3, 6), (9, 18), (500, 20)] {
+            let served = now + Duration::from_millis(served);
+            pace.asked = Some(now);
+            pace.served(served);
+            assert_eq!(pace.rests(served), Some(Duration::from_millis(rest)));
+            assert_eq!(pace.rests(served + LONGEST_REST), None);
+        }
+    }
+
+    #[test]
     fn reply_subjects_of_both_forms_are_read_and_others_refused() {
         let told_is = Told { stream_seq: 17, consumer_seq: 4, time: 1_700_000_000_000_000_000, pending: 9 };
         assert_eq!(told(b"$JS.ACK.KV_users.c1.1.17.4.1700000000000000000.9"), Some(told_is));

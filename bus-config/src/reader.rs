@@ -7,7 +7,7 @@
 
 use crate::{
     connect::Bus,
-    consumers::{consumer, kept_for, remove_consumer, starting_at},
+    consumers::{consumer, forget_consumer, kept_for, remove_consumer, starting_at},
     error::BusError,
     frames::{Link, codec::Message},
     jetstream::StreamState,
@@ -307,9 +307,7 @@ impl StreamReader {
     fn remove_unused(&mut self) {
         let consumer = std::mem::take(&mut self.consumer);
         if !consumer.is_empty() {
-            let request = self.bus.api().of(&format!("CONSUMER.DELETE.{}.{consumer}", self.stream));
-            // A connection of the reader's own may end with it. The server removes the consumer by itself if this is not sent.
-            let _ = self.bus.link().publish(&request, "", b"");
+            forget_consumer(&self.bus, &self.stream, &consumer);
         }
     }
 

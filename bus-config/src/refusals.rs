@@ -150,9 +150,13 @@ impl Refusals {
 
     /// Waits for such a refusal.
     pub(crate) async fn wait_on(&self, since: u64, asked: &str, answers: &str) -> Refusal {
+        self.until(|| self.found_on(since, asked, answers)).await
+    }
+
+    async fn until(&self, found: impl Fn() -> Option<Refusal>) -> Refusal {
         let mut last = self.0.last.subscribe();
         loop {
-            if let Some(refusal) = self.found_on(since, asked, answers) {
+            if let Some(refusal) = found() {
                 return refusal;
             }
             // The sender is ours.
@@ -167,14 +171,7 @@ impl Refusals {
 
     /// Waits for such a refusal.
     pub(crate) async fn wait(&self, since: u64, published: impl Fn(&str) -> bool, inbox_prefix: &str) -> Refusal {
-        let mut last = self.0.last.subscribe();
-        loop {
-            if let Some(refusal) = self.found(since, &published, inbox_prefix) {
-                return refusal;
-            }
-            // The sender is ours.
-            let _ = last.changed().await;
-        }
+        self.until(|| self.found(since, &published, inbox_prefix)).await
     }
 }
 
